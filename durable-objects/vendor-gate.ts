@@ -1,0 +1,85 @@
+// One object per vendor, named "vultr" or "runpod", in the provisioner: everything that all its consumers share about a
+// vendor. Calls take a permit here, so that together they stay inside the vendor's rate; machines that are waited for
+// are watched through one list that all consumers read. The rate's state is in storage (an idle object is evicted after
+// about ten seconds and a minute's window must outlive it); the list is in memory, since a lost one costs one call.
+import { DurableObject } from "cloudflare:workers";
+import { provisionerConfig } from "../src/config.ts";
+import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
+import type { Machine, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
+import { createVultr } from "../src/provisioner/vendors/vultr.ts";
+
+/** `take` as it is stored: a token bucket that refills steadily, and a time before which the vendor wants no calls. */
+type Bucket = { tokens: number; at: number; closedUntil: number };
+
+export type Snapshot = { machines: Machine[]; readAt: number };
+export type SnapshotAnswer =
+  | { ok: true; snapshot: Snapshot }
+  | { ok: false; message: string; retryAfterSeconds: number };
+
+const VULTR_REQUESTS_PER_MINUTE = 1_200;
+const BURST_SECONDS = 10;
+
+export class VendorGate extends DurableObject<object> {
+  #snapshot: Snapshot | undefined;
+  #reading: Promise<Snapshot> | undefined;
+
+  /** Takes one permit. 0: go; otherwise the seconds after which to ask again. */
+  take(now: number): number {
+    const { perSecond, burst } = this.#rate();
+    const known = this.ctx.storage.kv.get<Bucket>("bucket");
+    const bucket = known ?? { tokens: burst, at: now, closedUntil: 0 };
+    if (bucket.closedUntil > now) return Math.ceil((bucket.closedUntil - now) / 1_000);
+    const tokens = Math.min(burst, bucket.tokens + (Math.max(0, now - bucket.at) / 1_000) * perSecond);
+    if (tokens < 1) return Math.max(1, Math.ceil((1 - tokens) / perSecond));
+    this.ctx.storage.kv.put("bucket", { tokens: tokens - 1, at: now, closedUntil: 0 } satisfies Bucket);
+    return 0;
+  }
+
+  /** The vendor said to stay away: no permits until then. */
+  close(now: number, seconds: number): void {
+    const { burst } = this.#rate();
+    const known = this.ctx.storage.kv.get<Bucket>("bucket") ?? { tokens: burst, at: now, closedUntil: 0 };
+    const closedUntil = Math.max(known.closedUntil, now + seconds * 1_000);
+    this.ctx.storage.kv.put("bucket", { ...known, closedUntil } satisfies Bucket);
+  }
+
+  /** All machines, from one list that was begun at or after `notBefore` (unix ms); concurrent callers share it. */
+  async machines(now: number, notBefore: number): Promise<SnapshotAnswer> {
+    if (this.#snapshot !== undefined && this.#snapshot.readAt >= notBefore)
+      return { ok: true, snapshot: this.#snapshot };
+    if (this.#reading === undefined) {
+      const wait = this.take(now);
+      if (wait > 0) return { ok: false, message: "the vendor's rate is used up", retryAfterSeconds: wait };
+      this.#reading = this.#vendor()
+        .list()
+        .then((machines) => ({ machines, readAt: now }))
+        .finally(() => {
+          this.#reading = undefined;
+        });
+    }
+    try {
+      this.#snapshot = await this.#reading;
+      return { ok: true, snapshot: this.#snapshot };
+    } catch (error) {
+      const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
+      if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
+      return { ok: false, message: error instanceof Error ? error.message : "list failed", retryAfterSeconds };
+    }
+  }
+
+  #name(): VendorName {
+    return this.ctx.id.name === "runpod" ? "runpod" : "vultr";
+  }
+
+  #vendor(): Vendor {
+    const config = provisionerConfig(this.env);
+    return this.#name() === "runpod" ? createRunpod(config) : createVultr(config);
+  }
+
+  #rate(): { perSecond: number; burst: number } {
+    const perMinute =
+      this.#name() === "runpod" ? provisionerConfig(this.env).RUNPOD_REQUESTS_PER_MINUTE : VULTR_REQUESTS_PER_MINUTE;
+    const perSecond = perMinute / 60;
+    return { perSecond, burst: Math.max(1, perSecond * BURST_SECONDS) };
+  }
+}

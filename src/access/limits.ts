@@ -1,0 +1,88 @@
+// Who may call how often: the one table of limits, and the middleware that asks the address's guard.
+import type { MiddlewareHandler } from "hono";
+import type { Limit } from "../../durable-objects/ip-guard.ts";
+import type { App } from "../app.ts";
+import { AppError } from "../errors.ts";
+import { log } from "../log.ts";
+
+const MINUTE = 60;
+const HOUR = 3_600;
+
+/** Requests per span and address; reference, "Rate limits". `/health` has none. */
+export const LIMITS = {
+  tiers: { requests: 100, windowSeconds: MINUTE },
+  credentials: { requests: 30, windowSeconds: HOUR },
+  vms: { requests: 30, windowSeconds: MINUTE },
+  status: { requests: 100, windowSeconds: MINUTE },
+  documents: { requests: 100, windowSeconds: MINUTE },
+  unknown: { requests: 60, windowSeconds: MINUTE },
+} as const satisfies Record<string, Limit>;
+
+export type LimitedRoute = keyof typeof LIMITS;
+
+const BAN_CACHE_MS = 10_000;
+// Known bans, so that a banned address costs no call: what the isolate remembers, and for how long.
+const bans = new Map<string, { until: number; forgetAt: number }>();
+
+/** Counts the request, sets the `X-RateLimit-*` headers, refuses above the limit (429) and while banned (403). */
+export const limited =
+  (route: LimitedRoute): MiddlewareHandler<App> =>
+  async (c, next) => {
+    const { IP_GUARD, RATE_LIMITS } = c.get("config");
+    const address = clientAddress(c.req.header("cf-connecting-ip"));
+    const now = Date.now();
+    const known = bans.get(address);
+    if (known !== undefined && known.forgetAt > now) throw banned(known.until, now);
+    bans.delete(address);
+    const limit = overrides(RATE_LIMITS)[route] ?? LIMITS[route];
+    const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limit, now);
+    if (verdict.kind === "banned") {
+      bans.set(address, { until: verdict.until, forgetAt: Math.min(verdict.until, now + BAN_CACHE_MS) });
+      log("security", "ip_refused", { requestId: c.get("requestId"), address, route });
+      throw banned(verdict.until, now);
+    }
+    c.header("X-RateLimit-Limit", String(verdict.limit));
+    c.header("X-RateLimit-Remaining", String(verdict.remaining));
+    c.header("X-RateLimit-Reset", String(verdict.resetAt));
+    if (verdict.kind === "limited") {
+      log("security", "rate_limited", { requestId: c.get("requestId"), address, route });
+      const retryAfterSeconds = Math.max(1, verdict.resetAt - Math.floor(now / 1_000));
+      throw new AppError("rate_limited", `Too many requests; try again in ${retryAfterSeconds} seconds.`, {
+        retryAfterSeconds,
+      });
+    }
+    await next();
+  };
+
+/**
+ * The address that counts: Cloudflare's header alone, never one that a client can set; an IPv6 client counts as its /64,
+ * the smallest block that is handed out.
+ */
+export function clientAddress(header: string | undefined): string {
+  if (header === undefined || header === "") return "unknown";
+  if (!header.includes(":")) return header;
+  const [head = "", tail] = header.toLowerCase().split("::");
+  const left = head === "" ? [] : head.split(":");
+  const right = tail === undefined || tail === "" ? [] : tail.split(":");
+  const zeros =
+    tail === undefined ? [] : Array.from({ length: Math.max(0, 8 - left.length - right.length) }, () => "0");
+  const groups = [...left, ...zeros, ...right].slice(0, 4).map((group) => Number.parseInt(group, 16).toString(16));
+  return `${groups.join(":")}::/64`;
+}
+
+function overrides(setting: string): Partial<Record<string, Limit>> {
+  const entries = [...setting.matchAll(/(\w+)=(\d+)\/(\d+)/g)];
+  return Object.fromEntries(
+    entries.map(([, route = "", requests, windowSeconds]) => [
+      route,
+      { requests: Number(requests), windowSeconds: Number(windowSeconds) },
+    ]),
+  );
+}
+
+const banned = (until: number, now: number): AppError => {
+  const retryAfterSeconds = Math.max(1, Math.ceil((until - now) / 1_000));
+  return new AppError("ip_banned", "This address is banned for a while after too many refused requests.", {
+    retryAfterSeconds,
+  });
+};

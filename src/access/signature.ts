@@ -1,0 +1,124 @@
+// Wallet signatures. The fixed form is the reference's: EIP-191 over `ClawCloud Access Request: {tokenId}`. The fresh form
+// signs the same first line and then EIP-4361's fields, so that it names site, chain, contract and moment, and works once.
+import { type Address, isHex, recoverMessageAddress } from "viem";
+import type { EdgeConfig } from "../config.ts";
+import { AppError } from "../errors.ts";
+
+export const FRESH_SECONDS = 300;
+const CLOCK_SKEW_SECONDS = 60;
+const MAX_MESSAGE_BYTES = 2_048;
+const SIGNATURE_HEX = 2 + 65 * 2;
+const NONCE = /^[A-Za-z0-9_-]{8,64}$/;
+
+export type Action = "credentials" | "ack";
+
+/** Who signed. `fresh` carries the nonce that the caller has to use up, once it knows that the signer may act. */
+export type Signed = { signer: Address; fresh: { nonce: string; expiresAt: number } | null };
+
+export type SignatureInput = {
+  authorization: string | undefined;
+  accessMessage: string | undefined;
+  tokenId: number;
+  action: Action;
+  config: Pick<EdgeConfig, "CHAIN_ID" | "CONTRACT_ADDRESS" | "PUBLIC_URLS">;
+  /** Unix milliseconds. */
+  now: number;
+};
+
+/** The line that both forms begin with. */
+export const accessRequest = (tokenId: number): string => `ClawCloud Access Request: ${tokenId}`;
+
+/** The path that a fresh message's URI names: it says what the signature is for (hard case 25). */
+export const actionPath = (tokenId: number, action: Action): string =>
+  action === "ack" ? `/credentials/${tokenId}/ack` : `/credentials/${tokenId}`;
+
+/** Recovers the signer of either form. Throws 401 `AppError` with a sentence that says what is wrong. */
+export async function readSignature(input: SignatureInput): Promise<Signed> {
+  const signature = readBearer(input.authorization);
+  if (input.accessMessage === undefined) {
+    return { signer: await recover(accessRequest(input.tokenId), signature), fresh: null };
+  }
+  const message = decodeMessage(input.accessMessage);
+  const fresh = checkFresh(message, input);
+  return { signer: await recover(message, signature), fresh };
+}
+
+function readBearer(header: string | undefined): `0x${string}` {
+  if (header === undefined || header.trim() === "") {
+    throw new AppError("signature_missing", "Send the wallet signature as `Authorization: Bearer 0x…`.");
+  }
+  const token = /^Bearer\s+(\S+)$/i.exec(header.trim())?.[1];
+  if (token === undefined || !isHex(token, { strict: true }) || token.length !== SIGNATURE_HEX) {
+    throw new AppError("signature_invalid", "The bearer token must be a 65-byte EIP-191 signature in hex.");
+  }
+  return token;
+}
+
+async function recover(message: string, signature: `0x${string}`): Promise<Address> {
+  try {
+    return await recoverMessageAddress({ message, signature });
+  } catch (cause) {
+    throw new AppError("signature_invalid", "No signer can be recovered from the signature.", { cause });
+  }
+}
+
+function decodeMessage(header: string): string {
+  try {
+    const bytes = Buffer.from(header, "base64");
+    if (!/^[A-Za-z0-9+/_-]+={0,2}$/.test(header) || bytes.length === 0 || bytes.length > MAX_MESSAGE_BYTES)
+      throw new Error();
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: false }).decode(bytes);
+  } catch {
+    throw new AppError("signature_invalid", "X-Access-Message must be the signed message in base64.");
+  }
+}
+
+function checkFresh(message: string, { tokenId, action, config, now }: SignatureInput): NonNullable<Signed["fresh"]> {
+  const [first = "", ...rest] = message.split("\n").map((line) => line.trim());
+  const refuse = (sentence: string) => new AppError("signature_invalid", sentence);
+  if (first !== accessRequest(tokenId)) throw refuse(`The signed message must begin with "${accessRequest(tokenId)}".`);
+  const fields = new Map<string, string>();
+  for (const line of rest.filter((one) => one !== "")) {
+    const [, name, value] = /^([A-Za-z ]+): (.+)$/.exec(line) ?? [];
+    if (name === undefined || value === undefined || fields.has(name))
+      throw refuse(`The signed message has a line that is no field.`);
+    fields.set(name, value);
+  }
+  const field = (name: string): string => {
+    const value = fields.get(name);
+    if (value === undefined) throw refuse(`The signed message lacks "${name}".`);
+    return value;
+  };
+  const origin = config.PUBLIC_URLS.map((url) => new URL(url)).find((url) => url.host === field("Domain"));
+  if (origin === undefined) throw refuse("The signed message's Domain is not this service.");
+  if (!isUri(field("URI"), origin, actionPath(tokenId, action))) {
+    throw refuse(`The signed message's URI must be ${origin.origin}${actionPath(tokenId, action)}.`);
+  }
+  if (field("Chain ID") !== String(config.CHAIN_ID))
+    throw refuse(`The signed message's Chain ID must be ${config.CHAIN_ID}.`);
+  if (field("Contract").toLowerCase() !== config.CONTRACT_ADDRESS.toLowerCase()) {
+    throw refuse(`The signed message's Contract must be ${config.CONTRACT_ADDRESS}.`);
+  }
+  if (!NONCE.test(field("Nonce"))) throw refuse("The signed message's Nonce must be 8 to 64 letters, digits, - or _.");
+  const issuedAt = Date.parse(field("Issued At"));
+  if (!Number.isFinite(issuedAt)) throw refuse("The signed message's Issued At must be an ISO 8601 time.");
+  const age = (now - issuedAt) / 1_000;
+  if (age > FRESH_SECONDS || age < -CLOCK_SKEW_SECONDS) {
+    throw new AppError("signature_expired", `A fresh signature is good for ${FRESH_SECONDS} seconds: sign a new one.`);
+  }
+  // Kept past its time by the skew that we allow, so that it can't come back once its row is gone.
+  return { nonce: field("Nonce"), expiresAt: issuedAt + (FRESH_SECONDS + CLOCK_SKEW_SECONDS) * 1_000 };
+}
+
+function isUri(value: string, origin: URL, path: string): boolean {
+  try {
+    const uri = new URL(value);
+    return (
+      uri.origin === origin.origin &&
+      uri.pathname === `${origin.pathname.replace(/\/$/, "")}${path}` &&
+      uri.search === ""
+    );
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,209 @@
+// Reads of the chain over several nodes, none of which is believed further than it must be.
+import {
+  type Address,
+  BaseError,
+  type Block,
+  createPublicClient,
+  decodeFunctionResult,
+  defineChain,
+  encodeFunctionData,
+  type Hex,
+  HttpRequestError,
+  http,
+  multicall3Abi,
+  type PublicClient,
+  RpcRequestError,
+  TimeoutError,
+  type TransactionReceipt,
+  TransactionReceiptNotFoundError,
+} from "viem";
+import type { ChainConfig } from "../config.ts";
+import { AppError } from "../errors.ts";
+import { errorFields, log } from "../log.ts";
+import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
+
+export type Node = { name: string; client: PublicClient };
+export type Chain = { nodes: readonly Node[]; contract: Address; timeoutMs: number };
+
+/** A token as one node saw it at one block: ownership, validity, block number and time come from a single call. */
+export type TokenView = {
+  /** Checksummed; null when the contract knows no such token. */
+  owner: Address | null;
+  valid: boolean;
+  blockNumber: number;
+  /** Unix seconds. */
+  blockTimestamp: number;
+};
+
+/** No node gave an answer. */
+export class ChainUnavailable extends AppError {
+  constructor(options?: ErrorOptions) {
+    super("chain_unavailable", "The chain can't be asked right now; try again in a few seconds.", {
+      ...options,
+      retryAfterSeconds: 3,
+    });
+  }
+}
+
+/** One viem client per node: failover is ours, since who answered matters. */
+export function connectChain(config: ChainConfig): Chain {
+  const chain = defineChain({
+    id: config.CHAIN_ID,
+    name: "Base",
+    nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
+    rpcUrls: { default: { http: config.RPC_URLS } },
+  });
+  const nodes = config.RPC_URLS.map((url, index) => ({
+    name: `rpc-${index}`,
+    client: createPublicClient({
+      chain,
+      cacheTime: 0,
+      transport: http(url, { retryCount: 0, timeout: config.RPC_TIMEOUT_MS }),
+    }) as PublicClient,
+  }));
+  return { nodes, contract: config.CONTRACT_ADDRESS, timeoutMs: config.RPC_TIMEOUT_MS };
+}
+
+/** Asks the nodes in turn until one answers. Throws `ChainUnavailable` when none does. */
+export async function askFirst<T>(
+  chain: Chain,
+  ask: (node: Node) => Promise<T>,
+  accept: (answer: T) => boolean = () => true,
+): Promise<T> {
+  let cause: unknown;
+  for (const node of chain.nodes) {
+    try {
+      const answer = await ask(node);
+      if (accept(answer)) return answer;
+    } catch (error) {
+      cause = error;
+      log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
+    }
+  }
+  throw new ChainUnavailable({ cause });
+}
+
+/**
+ * Asks all nodes and returns the first answer that two of them give alike (`key` says what has to be alike). With a
+ * single node configured its answer stands. Throws `ChainUnavailable` when no two agree.
+ */
+export async function askTwo<T extends object>(
+  chain: Chain,
+  ask: (node: Node) => Promise<T>,
+  key: (answer: T) => string,
+): Promise<T> {
+  if (chain.nodes.length === 1) return askFirst(chain, ask);
+  const seen = new Set<string>();
+  let cause: unknown;
+  // Settles as soon as any two agree, so that a node that hangs costs nothing.
+  const agreed = await new Promise<T | null>((resolve) => {
+    let pending = chain.nodes.length;
+    for (const node of chain.nodes) {
+      ask(node)
+        .then((answer) => {
+          if (seen.has(key(answer))) resolve(answer);
+          seen.add(key(answer));
+        })
+        .catch((error: unknown) => {
+          cause = error;
+          log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
+        })
+        .finally(() => {
+          pending -= 1;
+          if (pending === 0) resolve(null);
+        });
+    }
+  });
+  if (agreed !== null) return agreed;
+  if (seen.size > 1) log("security", "rpc_sources_disagree", { answers: seen.size });
+  throw new ChainUnavailable({ cause });
+}
+
+/** Owner, validity, block number and block time of a token in one call (hard case 7). */
+export async function readToken(
+  chain: Chain,
+  node: Node,
+  tokenId: bigint,
+  blockTag: "latest" | "finalized" = "latest",
+): Promise<TokenView> {
+  const calls = [
+    encodeFunctionData({ abi: contractAbi, functionName: "ownerOf", args: [tokenId] }),
+    encodeFunctionData({ abi: contractAbi, functionName: "isTokenValid", args: [tokenId] }),
+    encodeFunctionData({ abi: multicallAbi, functionName: "getBlockNumber" }),
+    encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
+  ];
+  const results = await node.client.readContract({
+    address: MULTICALL3,
+    abi: multicall3Abi,
+    functionName: "aggregate3",
+    blockTag,
+    args: [
+      calls.map((callData, i) => ({ target: i < 2 ? chain.contract : MULTICALL3, allowFailure: i < 2, callData })),
+    ],
+  });
+  const [owner, valid, number, timestamp] = results;
+  if (owner === undefined || valid === undefined || number === undefined || timestamp === undefined) {
+    throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
+  }
+  return {
+    owner: owner.success
+      ? decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: owner.returnData })
+      : null,
+    valid:
+      valid.success && decodeFunctionResult({ abi: contractAbi, functionName: "isTokenValid", data: valid.returnData }),
+    blockNumber: Number(BigInt(number.returnData)),
+    blockTimestamp: Number(BigInt(timestamp.returnData)),
+  };
+}
+
+/** Price per day in 10^-6 USDC, activity and name of a tier, at a block or now. */
+export async function readTier(chain: Chain, node: Node, tier: number, blockNumber?: bigint) {
+  const [pricePerDay, active, name] = await node.client.readContract({
+    address: chain.contract,
+    abi: contractAbi,
+    functionName: "getTierConfig",
+    args: [tier],
+    ...(blockNumber === undefined ? {} : { blockNumber }),
+  });
+  return { pricePerDay, active, name };
+}
+
+/** A transaction's receipt as two nodes know it; null where both know none. */
+export async function readReceipt(chain: Chain, hash: Hex): Promise<TransactionReceipt | null> {
+  const read = async (node: Node) => {
+    try {
+      return { receipt: await node.client.getTransactionReceipt({ hash }) };
+    } catch (error) {
+      if (error instanceof TransactionReceiptNotFoundError) return { receipt: null };
+      throw error;
+    }
+  };
+  return (await askTwo(chain, read, ({ receipt }) => receipt?.blockHash ?? "none")).receipt;
+}
+
+/** A token at the finalized block, as two nodes see it. */
+export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
+  askTwo(
+    chain,
+    (node) => readToken(chain, node, BigInt(tokenId), "finalized"),
+    (view) => `${view.owner}/${view.valid}`,
+  );
+
+export type Head = { number: number; hash: Hex; timestamp: number };
+
+const toHead = (block: Block): Head => {
+  if (block.number === null || block.hash === null) {
+    throw new AppError("chain_answered_nonsense", "An RPC node answered with a pending block.");
+  }
+  return { number: Number(block.number), hash: block.hash, timestamp: Number(block.timestamp) };
+};
+
+/** The latest block, or the one with that number. */
+export const readHead = async (node: Node, blockNumber?: number): Promise<Head> =>
+  toHead(await node.client.getBlock(blockNumber === undefined ? {} : { blockNumber: BigInt(blockNumber) }));
+
+/** Whether the node itself did not answer, as against answering that the request is wrong or too large. */
+export const nodeIsDown = (error: unknown): boolean =>
+  error instanceof BaseError &&
+  error.walk((e) => e instanceof HttpRequestError || e instanceof TimeoutError) !== null &&
+  error.walk((e) => e instanceof RpcRequestError) === null;

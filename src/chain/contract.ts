@@ -1,0 +1,45 @@
+// The contract's interface: the only place that knows it.
+import { type AbiEvent, type Address, type Hex, parseAbi, toEventSelector } from "viem";
+
+export const MULTICALL3 = "0xcA11bde05977b3631167028862bE2a173976CA11" satisfies Address;
+
+export const contractAbi = parseAbi([
+  "function isTokenValid(uint256 tokenId) view returns (bool)",
+  "function ownerOf(uint256 tokenId) view returns (address)",
+  "function getTierConfig(uint8 tier) view returns (uint256 pricePerDay, bool active, string name)",
+]);
+
+export const multicallAbi = parseAbi([
+  "function getBlockNumber() view returns (uint256)",
+  "function getCurrentBlockTimestamp() view returns (uint256)",
+]);
+
+export const eventAbi = parseAbi([
+  "event Transfer(address indexed from, address indexed to, uint256 indexed tokenId)",
+  "event VMRenewed(uint256 indexed tokenId, uint16 additionalDays, uint256 newExpiry, uint256 totalCost)",
+  "event VMTerminated(uint256 indexed tokenId)",
+]);
+
+export const SECONDS_PER_DAY = 86_400;
+
+/**
+ * The layouts in which a purchase event may arrive, by how many topics it has. The reference does not say which fields
+ * are indexed; the first topic is the same in all, so the number of topics tells: none, tokenId, tokenId and buyer.
+ */
+export function purchaseLayouts(event: AbiEvent): ReadonlyMap<number, AbiEvent> {
+  const withIndexed = (names: readonly string[]): AbiEvent => ({
+    ...event,
+    inputs: event.inputs.map(({ indexed: _, ...input }) =>
+      names.includes(input.name ?? "") ? { ...input, indexed: true } : input,
+    ),
+  });
+  return new Map([
+    [1, withIndexed([])],
+    [2, withIndexed(["tokenId"])],
+    [3, withIndexed(["tokenId", "buyer"])],
+  ]);
+}
+
+/** First topics of everything the scan follows. */
+export const followedTopics = (purchaseEvent: AbiEvent): Hex[] =>
+  [purchaseEvent, ...eventAbi].map((event) => toEventSelector(event));

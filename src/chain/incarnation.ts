@@ -1,0 +1,34 @@
+import type { Address, Hex } from "viem";
+
+/** What tells one purchase from any other, across reorgs and deployments (hard case 5). */
+export type Incarnation = {
+  deploymentId: string;
+  contract: Address;
+  tokenId: number;
+  txHash: Hex;
+  ordinal: number;
+};
+
+/** `<deployment>/<contract>/<token id>/<tx hash>/<ordinal>`, lower case: the key of every row of a purchase. */
+export const incarnationKey = (of: Incarnation): string =>
+  [of.deploymentId, of.contract, of.tokenId, of.txHash, of.ordinal].join("/").toLowerCase();
+
+/** Reads a key back. Throws on anything that `incarnationKey` did not make. */
+export function parseIncarnation(key: string): Incarnation {
+  const match = /^([a-z0-9-]{1,16})\/(0x[0-9a-f]{40})\/(\d+)\/(0x[0-9a-f]{64})\/(\d+)$/.exec(key);
+  if (match === null) throw new Error(`"${key}" names no incarnation`);
+  const [, deploymentId = "", contract, tokenId, txHash, ordinal] = match;
+  return {
+    deploymentId,
+    contract: contract as Address,
+    tokenId: Number(tokenId),
+    txHash: txHash as Hex,
+    ordinal: Number(ordinal),
+  };
+}
+
+/** A machine's name at the vendor: `clawcloud-<deployment>-<token id>-<tx8>-<ordinal>-<attempt>`. */
+export function machineLabel(key: string, attempt: number): string {
+  const { deploymentId, tokenId, txHash, ordinal } = parseIncarnation(key);
+  return `clawcloud-${deploymentId}-${tokenId}-${txHash.slice(2, 10)}-${ordinal}-${attempt}`;
+}

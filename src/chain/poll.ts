@@ -1,0 +1,52 @@
+// The cron fires once a minute; a purchase must be seen within seconds. So one invocation keeps polling until the next
+// one takes over. Waiting costs no CPU, and a lease in the database keeps two of them apart.
+import type { EdgeConfig } from "../config.ts";
+import { openDatabase } from "../db/client.ts";
+import { claimTurn, releaseScanLease, takeScanLease } from "../db/scan.ts";
+import { errorFields, log } from "../log.ts";
+import { enqueue, sweep } from "../vms/sweep.ts";
+import { connectChain } from "./client.ts";
+import { scanPass, startCursor } from "./scan.ts";
+
+// Longer than one pass may take with every node timing out.
+const LEASE_MS = 40_000;
+const LEASE_RETRY_MS = 500;
+
+const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+
+/** Scans and sweeps for `SCAN_RUN_SECONDS`. A failed pass is logged and the next one tries again. */
+export async function pollChain(config: EdgeConfig): Promise<void> {
+  const db = openDatabase(config.DB);
+  const chain = connectChain(config);
+  const holder = crypto.randomUUID();
+  const until = Date.now() + config.SCAN_RUN_SECONDS * 1_000;
+  let heldUntil = 0;
+  while (Date.now() < until) {
+    const now = Date.now();
+    const fence = { holder, leaseUntil: now + LEASE_MS };
+    let pause = config.SCAN_INTERVAL_MS;
+    try {
+      await startCursor({ db, chain, config, now });
+      if (heldUntil - now < LEASE_MS / 2) {
+        if (!(await takeScanLease(db, fence, now))) {
+          await wait(LEASE_RETRY_MS);
+          continue;
+        }
+        heldUntil = fence.leaseUntil;
+      }
+      const context = { db, chain, config, fence, now };
+      const result = await scanPass(context);
+      await enqueue(config.JOBS, result.queued);
+      if (result.outcome === "advanced" || result.outcome === "rolled_back") heldUntil = fence.leaseUntil;
+      if (!result.caughtUp) pause = 0;
+      if (result.queued.length > 0) log("info", "purchases_seen", { count: result.queued.length });
+      if (await claimTurn(db, "sweptAt", now, config.SWEEP_INTERVAL_SECONDS * 1_000)) await sweep(context);
+    } catch (error) {
+      // The lease may be another's by now: take it again before the next write.
+      heldUntil = 0;
+      log("error", "scan_pass_failed", errorFields(error));
+    }
+    await wait(pause);
+  }
+  await releaseScanLease(db, holder);
+}

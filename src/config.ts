@@ -1,0 +1,158 @@
+// Both Workers' environments, parsed once per isolate, bindings included. A bad one names the variable and nothing runs.
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { hexToBytes } from "@noble/hashes/utils.js";
+import { type AbiEvent, getAddress, isAddress, parseAbiItem } from "viem";
+import { z } from "zod";
+import type { IpGuard } from "../durable-objects/ip-guard.ts";
+import type { VendorGate } from "../durable-objects/vendor-gate.ts";
+import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
+import { ConfigError } from "./errors.ts";
+import type { Job } from "./provisioner/jobs.ts";
+
+/** Of the public API. */
+export const VERSION = "1.3.0";
+const DEFAULT_PURCHASE_EVENT =
+  "VMPurchased(uint256 tokenId, address buyer, uint8 tier, uint16 durationDays, uint256 purchaseDate, uint256 totalCost)";
+
+const integer = (min: number, max = Number.MAX_SAFE_INTEGER) => z.coerce.number().int().min(min).max(max);
+const binding = <T>(method: string) =>
+  z.custom<T>(
+    (value) => typeof (value as Record<string, unknown> | undefined)?.[method] === "function",
+    "is not bound to this Worker",
+  );
+const address = z
+  .string()
+  .refine((value) => isAddress(value), "is no address")
+  .transform((value) => getAddress(value));
+const list = z
+  .string()
+  .transform((value) => value.split(",").map((item) => item.trim().replace(/\/+$/, "")))
+  .pipe(z.array(z.url({ protocol: /^https?$/ })).min(1));
+
+const chainFields = {
+  DB: binding<D1Database>("prepare"),
+  /** Keeps deployments that share a vendor account apart; part of every machine's label. */
+  DEPLOYMENT_ID: z.string().regex(/^[a-z0-9-]{1,16}$/, "must match [a-z0-9-]{1,16}"),
+  CHAIN_ID: integer(1).default(8453),
+  CONTRACT_ADDRESS: address.default("0xF708741D37C420518852c6A15aB658066951c852"),
+  /** Comma-separated; of different providers in production, since two of them have to agree. */
+  RPC_URLS: list,
+  RPC_TIMEOUT_MS: integer(100).default(4_000),
+  PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
+  EXPIRY_GRACE_SECONDS: integer(0).default(0),
+};
+
+const edgeSchema = z.object({
+  ...chainFields,
+  JOBS: binding<Queue<Job>>("send"),
+  IP_GUARD: binding<DurableObjectNamespace<IpGuard>>("idFromName"),
+  START_BLOCK: integer(0),
+  CONFIRMATIONS: integer(0, 1_000).default(1),
+  SCAN_INTERVAL_MS: integer(100).default(1_500),
+  SCAN_RUN_SECONDS: integer(1, 600).default(60),
+  SCAN_MAX_RANGE: integer(1).default(2_000),
+  SWEEP_INTERVAL_SECONDS: integer(1).default(30),
+  /** Machines that one sweep may end, or 5 % of those running if that is more; beyond it stops and pages. */
+  SWEEP_MAX_ENDS: integer(1).default(3),
+  CATALOG_SECONDS: integer(1).default(120),
+  DATA_PRIVATE_KEY: z
+    .string()
+    .refine(isPrivateKey, "must be 64 hex digits, a secp256k1 private key")
+    .transform((value) => hexToBytes(value.replace(/^0x/, ""))),
+  PUBLIC_URLS: list,
+  KEY_GRACE_SECONDS: integer(0).default(86_400),
+  CHAIN_MAX_AGE_SECONDS: integer(1).default(20),
+  PROVISION_DEADLINE_SECONDS: integer(1).default(3_600),
+  /** `route=requests/seconds`, comma-separated, over the table in access/limits.ts. */
+  RATE_LIMITS: z.string().default(""),
+});
+
+const provisionerSchema = z.object({
+  ...chainFields,
+  JOBS: binding<Queue<Job>>("send"),
+  VENDOR_GATE: binding<DurableObjectNamespace<VendorGate>>("idFromName"),
+  DATA_PUBLIC_KEY: z
+    .string()
+    .refine(isPublicKey, "must be a secp256k1 public key, 33 or 65 bytes of hex")
+    .transform((value) => hexToBytes(value.replace(/^0x/, ""))),
+  SSH_KEY_ALGORITHM: z.enum(SSH_KEY_ALGORITHMS).default("rsa-4096"),
+  VULTR_API_KEY: z.string().min(1),
+  VULTR_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.vultr.com/v2"),
+  VULTR_SSH_PORT: integer(1, 65_535).default(22),
+  VULTR_OS: z.string().default("Ubuntu 24.04 LTS x64"),
+  RUNPOD_API_KEY: z.string().min(1),
+  RUNPOD_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.runpod.io"),
+  RUNPOD_IMAGE: z.string().default("runpod/pytorch:2.1.0-py3.10-cuda11.8.0-devel-ubuntu22.04"),
+  RUNPOD_MIN_CUDA: z
+    .string()
+    .regex(/^\d+\.\d+$/)
+    .default("11.8"),
+  RUNPOD_DISK_GB: integer(1).default(40),
+  RUNPOD_REQUESTS_PER_MINUTE: integer(1).default(60),
+  VENDOR_TIMEOUT_MS: integer(100).default(30_000),
+  /** How long a machine may exist at the vendor before a complete list shows it. */
+  LISTING_LAG_MS: integer(0).default(30_000),
+  POLL_SECONDS: integer(0, 3_600).default(3),
+  BOOT_TIMEOUT_SECONDS: integer(1).default(600),
+});
+
+export type EdgeBindings = z.input<typeof edgeSchema>;
+export type ProvisionerBindings = z.input<typeof provisionerSchema>;
+export type EdgeConfig = z.output<typeof edgeSchema>;
+export type ProvisionerConfig = z.output<typeof provisionerSchema>;
+/** What both Workers need to read the chain. */
+export type ChainConfig = Pick<EdgeConfig, keyof typeof chainFields>;
+
+/** The edge's configuration. Throws `ConfigError` naming every variable that is missing or wrong. */
+export const edgeConfig = parser("edge", edgeSchema);
+/** The provisioner's configuration. Throws `ConfigError` naming every variable that is missing or wrong. */
+export const provisionerConfig = parser("provisioner", provisionerSchema);
+
+function parser<Schema extends z.ZodType>(worker: string, schema: Schema) {
+  const parsed = new WeakMap<object, z.output<Schema>>();
+  return (env: object): z.output<Schema> => {
+    const known = parsed.get(env);
+    if (known !== undefined) return known;
+    const result = schema.safeParse(env);
+    if (!result.success) {
+      // Messages name what is expected; zod never quotes the value it was given in these.
+      throw new ConfigError(
+        worker,
+        result.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`),
+      );
+    }
+    parsed.set(env, result.data);
+    return result.data;
+  };
+}
+
+function purchaseEvent(signature: string, context: z.RefinementCtx): AbiEvent {
+  try {
+    const item = parseAbiItem(`event ${signature.replace(/^event\s+/, "")}`) as AbiEvent;
+    const names = item.inputs.map((input) => input.name);
+    for (const name of ["tokenId", "buyer", "tier", "durationDays", "purchaseDate", "totalCost"]) {
+      if (!names.includes(name)) throw new Error(name);
+    }
+    return item;
+  } catch {
+    context.addIssue("must be an event signature with tokenId, buyer, tier, durationDays, purchaseDate and totalCost");
+    return z.NEVER;
+  }
+}
+
+function isPrivateKey(value: string): boolean {
+  return /^(0x)?[0-9a-f]{64}$/i.test(value) && secp256k1.utils.isValidSecretKey(hexToBytes(value.replace(/^0x/, "")));
+}
+
+function isPublicKey(value: string): boolean {
+  return /^(0x)?([0-9a-f]{66}|[0-9a-f]{130})$/i.test(value) && isPoint(value.replace(/^0x/, ""));
+}
+
+function isPoint(hex: string): boolean {
+  try {
+    secp256k1.Point.fromHex(hex);
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,102 @@
+// ECIES over secp256k1 in the layout of the public reference, with the parameters of eciesjs 0.5:
+// HKDF-SHA256 (no salt, no info) over ephemeral key || shared point, both uncompressed; AES-256-GCM, 16-byte nonce.
+// Joined as key | iv | tag | ciphertext, the parts are exactly what `eciesjs.decrypt` takes.
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { hkdf } from "@noble/hashes/hkdf.js";
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex, concatBytes, hexToBytes, randomBytes, utf8ToBytes } from "@noble/hashes/utils.js";
+import { AppError } from "../errors.ts";
+
+const PREFIX = "ecc:";
+const KEY_BYTES = 65;
+const IV_BYTES = 16;
+const TAG_BYTES = 16;
+const CONTEXT_VERSION = 1;
+const CONTEXT_END = 0x0a;
+
+/**
+ * What a stored secret belongs to. It travels inside the plaintext, so a ciphertext copied into another row does not
+ * open there: whoever can write the database still can't make the edge read one owner's key to another (hard case 6).
+ */
+export type SecretContext = {
+  kind: "ssh" | "wallet" | "legacy";
+  /** The incarnation of the token, or the agent id for a wallet. */
+  subject: string;
+  attempt: number;
+};
+
+/** Encrypts bytes to a secp256k1 public key (33 or 65 bytes). Returns `ecc:<key>:<iv>:<tag>:<ciphertext>`, lower-case hex. */
+export async function encrypt(publicKey: Uint8Array, plaintext: Uint8Array): Promise<string> {
+  const ephemeral = secp256k1.utils.randomSecretKey();
+  const ephemeralPublic = secp256k1.getPublicKey(ephemeral, false);
+  const iv = randomBytes(IV_BYTES);
+  const key = await aesKey(ephemeralPublic, secp256k1.getSharedSecret(ephemeral, publicKey, false), "encrypt");
+  const sealed = new Uint8Array(await crypto.subtle.encrypt({ name: "AES-GCM", iv }, key, copy(plaintext)));
+  const ciphertext = sealed.subarray(0, sealed.length - TAG_BYTES);
+  const tag = sealed.subarray(sealed.length - TAG_BYTES);
+  return PREFIX + [ephemeralPublic, iv, tag, ciphertext].map(bytesToHex).join(":");
+}
+
+/** Opens what `encrypt` made. Throws `SecretUnreadable` when the value is malformed or was made for another key. */
+export async function decrypt(privateKey: Uint8Array, value: string): Promise<Uint8Array> {
+  try {
+    const parts = value.slice(PREFIX.length).split(":").map(hexToBytes);
+    const [ephemeralPublic, iv, tag, ciphertext] = parts;
+    if (!isEncrypted(value) || parts.length !== 4) throw new Error("not four parts behind ecc:");
+    if (ephemeralPublic?.length !== KEY_BYTES || iv?.length !== IV_BYTES || tag?.length !== TAG_BYTES) {
+      throw new Error("a part has the wrong length");
+    }
+    const shared = secp256k1.getSharedSecret(privateKey, ephemeralPublic, false);
+    const key = await aesKey(ephemeralPublic, shared, "decrypt");
+    const sealed = concatBytes(ciphertext ?? new Uint8Array(), tag);
+    return new Uint8Array(await crypto.subtle.decrypt({ name: "AES-GCM", iv: copy(iv) }, key, copy(sealed)));
+  } catch (cause) {
+    throw new SecretUnreadable("it does not open with this data key", { cause });
+  }
+}
+
+/** Encrypts a stored secret together with what it belongs to. */
+export function sealSecret(publicKey: Uint8Array, context: SecretContext, secret: Uint8Array): Promise<string> {
+  const header = utf8ToBytes(`${JSON.stringify({ v: CONTEXT_VERSION, ...context })}\n`);
+  return encrypt(publicKey, concatBytes(header, secret));
+}
+
+/**
+ * Opens a stored secret and refuses one that belongs elsewhere. A value without the `ecc:` prefix is a plaintext of
+ * the time before encryption: it is returned as it is, with `legacy: true`, for the caller to encrypt on the spot.
+ */
+export async function openSecret(
+  privateKey: Uint8Array,
+  context: SecretContext,
+  stored: string,
+): Promise<{ secret: Uint8Array; legacy: boolean }> {
+  if (!isEncrypted(stored)) return { secret: utf8ToBytes(stored), legacy: true };
+  const plaintext = await decrypt(privateKey, stored);
+  const end = plaintext.indexOf(CONTEXT_END);
+  const header = new TextDecoder().decode(plaintext.subarray(0, Math.max(end, 0)));
+  const wanted = (kind: string) => JSON.stringify({ v: CONTEXT_VERSION, ...context, kind });
+  if (header !== wanted(context.kind) && header !== wanted("legacy")) {
+    throw new SecretUnreadable("it was sealed for another row");
+  }
+  return { secret: plaintext.subarray(end + 1), legacy: false };
+}
+
+export const isEncrypted = (stored: string): boolean => stored.startsWith(PREFIX);
+
+/** A short public name for a data key, kept beside each ciphertext so that a change of keys can be followed. */
+export const dataKeyId = (publicKey: Uint8Array): string =>
+  bytesToHex(sha256(secp256k1.Point.fromBytes(publicKey).toBytes(true))).slice(0, 16);
+
+export class SecretUnreadable extends AppError {
+  constructor(reason: string, options?: ErrorOptions) {
+    super("internal_error", `A stored secret can't be used: ${reason}.`, options);
+  }
+}
+
+function aesKey(ephemeralPublic: Uint8Array, shared: Uint8Array, usage: "encrypt" | "decrypt"): Promise<CryptoKey> {
+  const material = hkdf(sha256, concatBytes(ephemeralPublic, shared), undefined, undefined, 32);
+  return crypto.subtle.importKey("raw", copy(material), "AES-GCM", false, [usage]);
+}
+
+// WebCrypto's types want bytes over a plain ArrayBuffer.
+const copy = (bytes: Uint8Array): Uint8Array<ArrayBuffer> => new Uint8Array(bytes);

@@ -1,0 +1,297 @@
+// Writes of the scan. Rows and cursor go in one batch, fenced by the lease: the first statement sets the lease to NULL
+// when it is somebody else's, the NOT NULL constraint fails, and D1 rolls the whole batch back (hard case 9).
+import { and, asc, desc, eq, inArray, lt, lte, or, sql } from "drizzle-orm";
+import type { Checkpoint } from "../chain/checkpoints.ts";
+import type { Head } from "../chain/client.ts";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import type { ChainEvents, Purchase } from "../chain/events.ts";
+import { incarnationKey } from "../chain/incarnation.ts";
+import type { ChainConfig } from "../config.ts";
+import { provisioningDeadline } from "../vms/states.ts";
+import { TIERS } from "../vms/tiers.ts";
+import { type Database, runBatch, type Statement } from "./client.ts";
+import { cursors, gaps, purchases, vms } from "./schema.ts";
+
+const CURSOR_ID = 1;
+const ROWS_PER_STATEMENT = 500;
+const ZERO_ADDRESS = "0x0000000000000000000000000000000000000000";
+/** How long the sweep leaves a row alone that was just queued. */
+export const WAKE_AFTER_MS = 60_000;
+
+export type Cursor = typeof cursors.$inferSelect;
+export type QueuedVm = { incarnation: string; generation: number };
+export type Fence = { holder: string; leaseUntil: number };
+
+export const loadCursor = async (db: Database): Promise<Cursor | null> =>
+  (await db.select().from(cursors).where(eq(cursors.id, CURSOR_ID)).get()) ?? null;
+
+export async function createCursor(db: Database, head: Head, range: number, now: number): Promise<void> {
+  await db
+    .insert(cursors)
+    .values({
+      id: CURSOR_ID,
+      blockNumber: head.number,
+      blockHash: head.hash,
+      blockTimestamp: head.timestamp,
+      checkpoints: [[head.number, head.hash]],
+      range,
+      scannedAt: now,
+    })
+    .onConflictDoNothing();
+}
+
+/** Takes or renews the scan's lease; false while another invocation holds it. */
+export async function takeScanLease(db: Database, fence: Fence, now: number): Promise<boolean> {
+  const result = await db
+    .update(cursors)
+    .set({ lease: fence.holder, leaseUntil: fence.leaseUntil })
+    .where(
+      and(
+        eq(cursors.id, CURSOR_ID),
+        or(eq(cursors.lease, ""), eq(cursors.lease, fence.holder), lt(cursors.leaseUntil, now)),
+      ),
+    );
+  return result.meta.changes === 1;
+}
+
+export const releaseScanLease = (db: Database, holder: string) =>
+  db
+    .update(cursors)
+    .set({ lease: "", leaseUntil: 0 })
+    .where(and(eq(cursors.id, CURSOR_ID), eq(cursors.lease, holder)));
+
+export const setScanRange = (db: Database, range: number) =>
+  db.update(cursors).set({ range }).where(eq(cursors.id, CURSOR_ID));
+
+/** Marks a sweep or a catalog request as done, if it is due; one caller in each interval gets true. */
+export async function claimTurn(
+  db: Database,
+  turn: "sweptAt" | "catalogAskedAt",
+  now: number,
+  intervalMs: number,
+): Promise<boolean> {
+  const column = cursors[turn];
+  const due = lte(column, now - intervalMs);
+  const result = await db
+    .update(cursors)
+    .set({ [turn]: now })
+    .where(and(eq(cursors.id, CURSOR_ID), due));
+  return result.meta.changes === 1;
+}
+
+type CursorMove = { head: Head; checkpoints: Checkpoint[]; range: number; now: number };
+
+const moveCursor = (db: Database, fence: Fence, to: CursorMove) =>
+  db
+    .update(cursors)
+    .set({
+      blockNumber: to.head.number,
+      blockHash: to.head.hash,
+      blockTimestamp: to.head.timestamp,
+      checkpoints: to.checkpoints,
+      range: to.range,
+      scannedAt: to.now,
+      lease: sql`CASE WHEN ${cursors.lease} = ${fence.holder} THEN ${cursors.lease} END`,
+      leaseUntil: fence.leaseUntil,
+    })
+    .where(eq(cursors.id, CURSOR_ID));
+
+type Settings = ChainConfig & { PROVISION_DEADLINE_SECONDS: number };
+
+/** Stores what a range held and moves the cursor, all or nothing. Returns the machines that now wait to be made. */
+export async function applyEvents(
+  db: Database,
+  settings: Settings,
+  events: ChainEvents,
+  chainTime: number,
+  now: number,
+  cursor?: { fence: Fence; move: CursorMove },
+): Promise<QueuedVm[]> {
+  const rows = latestPerToken(events.purchases).map((p) => vmRow(settings, p, chainTime));
+  const retired = rows.map((row) => ({ tokenId: row.tokenId, incarnation: row.incarnation }));
+  const touched = [...new Set([...events.transfers, ...events.purchases].map((event) => event.tokenId))];
+  const inserts = chunks(rows).map((part) => upsertVms(part, now));
+  const retirements = chunks(retired).map((part) => retireOthers(part, now));
+  const statements: Statement[] = [
+    ...(cursor === undefined ? [] : [moveCursor(db, cursor.fence, cursor.move)]),
+    ...chunks(events.purchases.map((p) => purchaseRow(settings, p, now))).map((part) => upsertPurchases(part)),
+    ...chunks(events.transfers.map(transferRow)).map((part) => upsertTransfers(part)),
+    ...retirements,
+    ...inserts,
+    ...chunks(touched).map((part) => refreshOwners(part)),
+    ...chunks(events.renewals).map((part) => extendExpiry(part, settings.EXPIRY_GRACE_SECONDS)),
+    ...chunks(events.terminations).map((part) => checkNow(part)),
+  ];
+  if (statements.length === 0) return [];
+  const results = await runBatch(db, statements);
+  const returning = new Set<Statement>([...retirements, ...inserts]);
+  return statements.flatMap((statement, i) => (returning.has(statement) ? (results[i] as QueuedVm[]) : []));
+}
+
+/** Takes everything above the ancestor back, in one batch with the cursor. */
+export async function rollBack(db: Database, fence: Fence, ancestor: CursorMove): Promise<void> {
+  const above = ancestor.head.number;
+  const touched = await db.all<{ token_id: number }>(
+    sql`SELECT DISTINCT token_id FROM transfers WHERE block_number > ${above}`,
+  );
+  await runBatch(db, [
+    moveCursor(db, fence, ancestor),
+    sql`DELETE FROM transfers WHERE block_number > ${above}`,
+    sql`UPDATE purchases SET orphaned = 1 WHERE block_number > ${above} AND orphaned = 0`,
+    refreshOwners(touched.map((row) => row.token_id)),
+  ]);
+}
+
+/** The nearest known purchase below a token id. */
+export const purchaseBelow = async (db: Database, tokenId: number) =>
+  (await db
+    .select({ tokenId: purchases.tokenId, blockNumber: purchases.blockNumber })
+    .from(purchases)
+    .where(lt(purchases.tokenId, tokenId))
+    .orderBy(desc(purchases.tokenId))
+    .limit(1)
+    .get()) ?? null;
+
+export async function recordGaps(db: Database, rows: (typeof gaps.$inferInsert)[]): Promise<void> {
+  for (const part of chunks(rows)) {
+    await db.run(sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
+      SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(part)}) WHERE true
+      ON CONFLICT (token_id) DO NOTHING`);
+  }
+}
+
+export const dueGaps = (db: Database, now: number, limit: number) =>
+  db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(asc(gaps.nextTryAt)).limit(limit).all();
+
+export const postponeGap = (db: Database, tokenId: number, nextTryAt: number) =>
+  db
+    .update(gaps)
+    .set({ tries: sql`${gaps.tries} + 1`, nextTryAt })
+    .where(eq(gaps.tokenId, tokenId));
+
+export const closeGaps = (db: Database, tokenIds: number[]) => db.delete(gaps).where(inArray(gaps.tokenId, tokenIds));
+
+/** Which of these token ids have a machine row. */
+export async function knownTokens(db: Database, tokenIds: readonly number[]): Promise<Set<number>> {
+  const rows = await db.all<{ token_id: number }>(
+    sql`SELECT token_id FROM vms WHERE current = 1 AND token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`,
+  );
+  return new Set(rows.map((row) => row.token_id));
+}
+
+function purchaseRow(settings: Settings, p: Purchase, now: number) {
+  return {
+    ...p,
+    incarnation: keyOf(settings, p),
+    buyer: p.buyer.toLowerCase(),
+    totalCost: p.totalCost.toString(),
+    seenAt: now,
+  };
+}
+
+function vmRow(settings: Settings, p: Purchase, chainTime: number) {
+  const expiresAt = p.purchaseDate + p.durationDays * SECONDS_PER_DAY;
+  return {
+    incarnation: keyOf(settings, p),
+    tokenId: p.tokenId,
+    owner: p.buyer.toLowerCase(),
+    tier: p.tier,
+    // A tier that we don't sell is refused by the provisioner, with a record; the row needs some type until then.
+    vmType: TIERS[p.tier]?.type ?? "vm",
+    txHash: p.txHash,
+    blockNumber: p.blockNumber,
+    deadline: provisioningDeadline(chainTime, p.durationDays, settings.PROVISION_DEADLINE_SECONDS),
+    createdAt: p.purchaseDate,
+    expiresAt,
+    checkAt: expiresAt + settings.EXPIRY_GRACE_SECONDS,
+  };
+}
+
+const transferRow = (t: ChainEvents["transfers"][number]) => ({
+  ...t,
+  sender: t.sender.toLowerCase(),
+  recipient: t.recipient === ZERO_ADDRESS ? "" : t.recipient.toLowerCase(),
+});
+
+const keyOf = (settings: Settings, p: Purchase): string =>
+  incarnationKey({
+    deploymentId: settings.DEPLOYMENT_ID,
+    contract: settings.CONTRACT_ADDRESS,
+    tokenId: p.tokenId,
+    txHash: p.txHash,
+    ordinal: p.ordinal,
+  });
+
+// Should one range hold two purchases of one id (a burn and a new sale), the later one holds the token.
+const latestPerToken = (list: readonly Purchase[]): Purchase[] => [
+  ...new Map(list.map((p) => [p.tokenId, p])).values(),
+];
+
+const upsertPurchases = (rows: object[]) =>
+  sql`INSERT INTO purchases (incarnation, token_id, tx_hash, ordinal, block_number, block_hash, log_index, buyer, tier, duration_days, purchase_date, total_cost, seen_at)
+    SELECT value->>'incarnation', value->>'tokenId', value->>'txHash', value->>'ordinal', value->>'blockNumber', value->>'blockHash', value->>'logIndex', value->>'buyer', value->>'tier', value->>'durationDays', value->>'purchaseDate', value->>'totalCost', value->>'seenAt'
+    FROM json_each(${JSON.stringify(rows)}) WHERE true
+    ON CONFLICT (incarnation) DO UPDATE SET block_number = excluded.block_number, block_hash = excluded.block_hash, log_index = excluded.log_index, purchase_date = excluded.purchase_date, orphaned = 0
+    WHERE orphaned = 1 OR block_hash <> excluded.block_hash`;
+
+const upsertTransfers = (rows: object[]) =>
+  sql`INSERT INTO transfers (block_number, log_index, block_hash, token_id, sender, recipient)
+    SELECT value->>'blockNumber', value->>'logIndex', value->>'blockHash', value->>'tokenId', value->>'sender', value->>'recipient'
+    FROM json_each(${JSON.stringify(rows)}) WHERE true
+    ON CONFLICT (block_number, log_index) DO UPDATE SET block_hash = excluded.block_hash, token_id = excluded.token_id, sender = excluded.sender, recipient = excluded.recipient
+    WHERE block_hash <> excluded.block_hash`;
+
+/** Another incarnation has the token now: the one that had it ends its machine and keeps its rows (hard case 5). */
+const retireOthers = (rows: object[], now: number) =>
+  sql`UPDATE vms SET current = 0, step = 'retire', generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}, check_at = NULL
+    WHERE current = 1 AND token_id IN (SELECT value->>'tokenId' FROM json_each(${JSON.stringify(rows)}))
+      AND incarnation NOT IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
+    RETURNING incarnation, generation`;
+
+/** New rows start at the first step; an incarnation that a reorg brings back starts over, with new keys. */
+const upsertVms = (rows: object[], now: number) =>
+  sql`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
+    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'verify', ${now + WAKE_AFTER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
+    FROM json_each(${JSON.stringify(rows)}) WHERE true
+    ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'verify', generation = generation + 1,
+      wake_at = excluded.wake_at, deadline = excluded.deadline, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
+      ssh_host = NULL, ssh_port = NULL, ssh_public_key = NULL, ssh_private_key = NULL, host_public_key = NULL, running_at = NULL,
+      delivered_at = NULL, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
+    WHERE current = 0
+    RETURNING incarnation, generation`;
+
+const refreshOwners = (tokenIds: number[]) =>
+  sql`UPDATE vms SET owner = latest.recipient FROM (
+      SELECT ids.value AS token_id, COALESCE(
+          (SELECT recipient FROM transfers WHERE token_id = ids.value ORDER BY block_number DESC, log_index DESC LIMIT 1),
+          (SELECT buyer FROM purchases WHERE token_id = ids.value AND orphaned = 0 ORDER BY block_number DESC LIMIT 1), '') AS recipient
+      FROM json_each(${JSON.stringify(tokenIds)}) AS ids) AS latest
+    WHERE vms.current = 1 AND vms.token_id = latest.token_id AND vms.owner <> latest.recipient`;
+
+const extendExpiry = (rows: object[], graceSeconds: number) =>
+  sql`UPDATE vms SET expires_at = renewed.expiry, check_at = CASE WHEN check_at IS NULL THEN NULL ELSE renewed.expiry + ${graceSeconds} END
+    FROM (SELECT value->>'tokenId' AS token_id, MAX(value->>'newExpiry') AS expiry FROM json_each(${JSON.stringify(rows)}) GROUP BY 1) AS renewed
+    WHERE vms.current = 1 AND vms.token_id = renewed.token_id AND vms.expires_at < renewed.expiry`;
+
+/** The owner gave the token up: the next sweep has the end proved on chain and the machine ended. */
+const checkNow = (rows: object[]) =>
+  sql`UPDATE vms SET check_at = 0 WHERE current = 1 AND check_at > 0 AND token_id IN (SELECT value->>'tokenId' FROM json_each(${JSON.stringify(rows)}))`;
+
+function chunks<T>(rows: readonly T[]): T[][] {
+  const parts: T[][] = [];
+  for (let i = 0; i < rows.length; i += ROWS_PER_STATEMENT) parts.push(rows.slice(i, i + ROWS_PER_STATEMENT));
+  return parts;
+}
+
+/** Rows whose time to be sent again has come: their generation rises and makes older messages stale. */
+export const wakeStalled = (db: Database, now: number, limit: number) =>
+  db
+    .update(vms)
+    .set({ generation: sql`${vms.generation} + 1`, wakeAt: now + WAKE_AFTER_MS })
+    .where(
+      inArray(
+        vms.incarnation,
+        db.select({ id: vms.incarnation }).from(vms).where(lte(vms.wakeAt, now)).orderBy(asc(vms.wakeAt)).limit(limit),
+      ),
+    )
+    .returning({ incarnation: vms.incarnation, generation: vms.generation });

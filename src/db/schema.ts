@@ -1,0 +1,235 @@
+// The tables. Times in `_at` are unix milliseconds of our clock unless the comment says chain time (unix seconds).
+// uint256 amounts are TEXT: SQLite's integers end at 2^63 and D1 rounds above 2^53.
+import { sql } from "drizzle-orm";
+import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
+import { STATUSES, STEPS } from "../vms/states.ts";
+
+/** What the chain said, one row per incarnation of a token: deployment, contract, token id, transaction, ordinal. */
+export const purchases = sqliteTable(
+  "purchases",
+  {
+    incarnation: text().primaryKey(),
+    tokenId: integer("token_id").notNull(),
+    txHash: text("tx_hash").notNull(),
+    /** Position among the purchase events of its transaction; the log index changes across a reorg, this does not. */
+    ordinal: integer().notNull(),
+    blockNumber: integer("block_number").notNull(),
+    blockHash: text("block_hash").notNull(),
+    logIndex: integer("log_index").notNull(),
+    buyer: text().notNull(),
+    tier: integer().notNull(),
+    durationDays: integer("duration_days").notNull(),
+    /** Chain time. */
+    purchaseDate: integer("purchase_date").notNull(),
+    /** 10^-6 USDC. */
+    totalCost: text("total_cost").notNull(),
+    /** True while a reorg has taken the block away and no new block has brought the transaction back. */
+    orphaned: integer({ mode: "boolean" }).notNull().default(false),
+    seenAt: integer("seen_at").notNull(),
+  },
+  (table) => [index("purchases_by_block").on(table.blockNumber), index("purchases_by_token").on(table.tokenId)],
+);
+
+/** The machine behind an incarnation. */
+export const vms = sqliteTable(
+  "vms",
+  {
+    incarnation: text().primaryKey(),
+    tokenId: integer("token_id").notNull(),
+    /** True for the one incarnation that holds the token in the chain as we know it. */
+    current: integer({ mode: "boolean" }).notNull().default(true),
+    /** Lower-case address by the latest Transfer; the zero address once burned, empty while a reorg leaves none. */
+    owner: text().notNull(),
+    tier: integer().notNull(),
+    vmType: text("vm_type", { enum: ["vm", "gpu"] }).notNull(),
+    txHash: text("tx_hash").notNull(),
+    blockNumber: integer("block_number").notNull(),
+    status: text({ enum: STATUSES }).notNull(),
+    step: text({ enum: STEPS }).notNull(),
+    /** Rises with every change of state; a queue message with another one is stale. */
+    generation: integer().notNull().default(1),
+    /** Empty when free. NOT NULL on purpose: a fenced write sets it to NULL, and so fails, when it is not the writer's. */
+    lease: text().notNull().default(""),
+    leaseUntil: integer("lease_until").notNull().default(0),
+    /** When the sweep sends the row again; NULL when nothing is left to do. */
+    wakeAt: integer("wake_at"),
+    /** Chain time by which it must run. */
+    deadline: integer().notNull(),
+    /** Chain time. */
+    createdAt: integer("created_at").notNull(),
+    /** Chain time. */
+    expiresAt: integer("expires_at").notNull(),
+    /** Chain time at which the sweep looks whether the machine has to end; NULL once it has. */
+    checkAt: integer("check_at"),
+    attempt: integer().notNull().default(0),
+    provider: text({ enum: ["vultr", "runpod"] }),
+    region: text(),
+    plan: text(),
+    instanceId: text("instance_id"),
+    sshHost: text("ssh_host"),
+    sshPort: integer("ssh_port"),
+    sshPublicKey: text("ssh_public_key"),
+    /** Sealed private key (`ecc:`), NULL once erased. */
+    sshPrivateKey: text("ssh_private_key"),
+    keyId: text("key_id"),
+    hostPublicKey: text("host_public_key"),
+    runningAt: integer("running_at"),
+    deliveredAt: integer("delivered_at"),
+    acknowledgedAt: integer("acknowledged_at"),
+    /** The address that has used the fresh form of signature here, and from then on gets keys only by it. */
+    freshOwner: text("fresh_owner"),
+    /** Why it failed: a code that `failed_provisionings` explains. */
+    failure: text(),
+  },
+  (table) => [
+    uniqueIndex("vms_current_token").on(table.tokenId).where(sql`current = 1`),
+    uniqueIndex("vms_instance").on(table.provider, table.instanceId).where(sql`instance_id IS NOT NULL`),
+    index("vms_by_owner").on(table.owner, table.tokenId).where(sql`current = 1`),
+    index("vms_to_wake").on(table.wakeAt).where(sql`wake_at IS NOT NULL`),
+    index("vms_to_check").on(table.checkAt).where(sql`check_at IS NOT NULL`),
+    index("vms_pending").on(table.createdAt).where(sql`current = 1 AND status = 'provisioning'`),
+    index("vms_delivered").on(table.deliveredAt).where(sql`ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL`),
+  ],
+);
+
+/** Each try to get a machine, with the keys it carries. */
+export const attempts = sqliteTable(
+  "attempts",
+  {
+    incarnation: text().notNull(),
+    number: integer().notNull(),
+    provider: text({ enum: ["vultr", "runpod"] }).notNull(),
+    region: text().notNull(),
+    plan: text().notNull(),
+    /** The machine's name at the vendor. */
+    label: text().notNull(),
+    /** Random; the machine shows it in its SSH banner once it is ready. */
+    mark: text().notNull(),
+    publicKey: text("public_key").notNull(),
+    privateKey: text("private_key"),
+    keyId: text("key_id").notNull(),
+    hostPublicKey: text("host_public_key").notNull(),
+    /** Written before the request leaves: from here on a machine may exist. */
+    createSentAt: integer("create_sent_at").notNull(),
+    instanceId: text("instance_id"),
+    bootDeadlineAt: integer("boot_deadline_at"),
+    startedAt: integer("started_at").notNull(),
+    endedAt: integer("ended_at"),
+    outcome: text(),
+    /** For operators: the vendor's status and words, secrets removed. */
+    detail: text(),
+    /** When the vendor no longer knew the machine. */
+    goneAt: integer("gone_at"),
+  },
+  (table) => [primaryKey({ columns: [table.incarnation, table.number] })],
+);
+
+/** Every purchase that ended without a machine, and why; an operator works from here. */
+export const failedProvisionings = sqliteTable(
+  "failed_provisionings",
+  {
+    id: integer().primaryKey({ autoIncrement: true }),
+    incarnation: text().notNull(),
+    tokenId: integer("token_id").notNull(),
+    tier: integer().notNull(),
+    cause: text().notNull(),
+    detail: text().notNull(),
+    attempts: integer().notNull(),
+    createdAt: integer("created_at").notNull(),
+    resolvedAt: integer("resolved_at"),
+  },
+  (table) => [index("failed_provisionings_open").on(table.createdAt).where(sql`resolved_at IS NULL`)],
+);
+
+/** ERC-721 transfers by block, so that a reorg can take them back. */
+export const transfers = sqliteTable(
+  "transfers",
+  {
+    blockNumber: integer("block_number").notNull(),
+    logIndex: integer("log_index").notNull(),
+    blockHash: text("block_hash").notNull(),
+    tokenId: integer("token_id").notNull(),
+    sender: text().notNull(),
+    recipient: text().notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.blockNumber, table.logIndex] }),
+    index("transfers_by_token").on(table.tokenId, table.blockNumber, table.logIndex),
+  ],
+);
+
+/** Where the scan stands. One row. */
+export const cursors = sqliteTable("cursors", {
+  id: integer().primaryKey(),
+  blockNumber: integer("block_number").notNull(),
+  blockHash: text("block_hash").notNull(),
+  /** Chain time of that block: expiry and deadlines go by it (hard case 26). */
+  blockTimestamp: integer("block_timestamp").notNull(),
+  /** [number, hash] of earlier cursors, ever sparser with age: where a reorg looks for the common ancestor. */
+  checkpoints: text({ mode: "json" }).$type<[number, string][]>().notNull(),
+  range: integer().notNull(),
+  /** NOT NULL on purpose, as in vms. */
+  lease: text().notNull().default(""),
+  leaseUntil: integer("lease_until").notNull().default(0),
+  scannedAt: integer("scanned_at").notNull(),
+  sweptAt: integer("swept_at").notNull().default(0),
+  catalogAskedAt: integer("catalog_asked_at").notNull().default(0),
+});
+
+/** Token ids that the chain must have given out and no log has shown. */
+export const gaps = sqliteTable(
+  "gaps",
+  {
+    tokenId: integer("token_id").primaryKey(),
+    fromBlock: integer("from_block").notNull(),
+    toBlock: integer("to_block").notNull(),
+    tries: integer().notNull().default(0),
+    nextTryAt: integer("next_try_at").notNull(),
+  },
+  (table) => [index("gaps_due").on(table.nextTryAt)],
+);
+
+/** Prices from the contract and stock from the vendors, as last read. One row. */
+export const catalogs = sqliteTable("catalogs", {
+  id: integer().primaryKey(),
+  tiers: text({ mode: "json" }).$type<{ tier: number; pricePerDayUsdc6: string; active: boolean; name: string }[]>(),
+  tiersAt: integer("tiers_at"),
+  stock: text({ mode: "json" }).$type<StockByVendor>(),
+});
+
+export type Offer = { region: string; plan: string; stock: "high" | "low" | "none" };
+export type StockByVendor = Partial<Record<"vultr" | "runpod", { readAt: number; offers: Offer[] }>>;
+
+/** Signed nonces that were used. A row is the use: the insert fails for the second. */
+export const nonces = sqliteTable(
+  "nonces",
+  {
+    address: text().notNull(),
+    nonce: text().notNull(),
+    expiresAt: integer("expires_at").notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.address, table.nonce] }), index("nonces_expired").on(table.expiresAt)],
+);
+
+/** Wallets made for agents, keys sealed. */
+export const agentWallets = sqliteTable("agent_wallets", {
+  agentId: text("agent_id").primaryKey(),
+  address: text().notNull(),
+  privateKey: text("private_key").notNull(),
+  keyId: text("key_id"),
+  /** The caller's key that the answer was sealed to, so that the same caller gets the same answer again. */
+  recipientPublicKey: text("recipient_public_key"),
+  createdAt: integer("created_at").notNull(),
+});
+
+/** Kept by triggers on vms, in the same transaction as the change they count. */
+export const counters = sqliteTable("counters", {
+  name: text({ enum: ["pending", "published"] }).primaryKey(),
+  value: integer().notNull(),
+});
+
+/** Tokens per owner, kept by triggers on vms. */
+export const ownerCounts = sqliteTable("owner_counts", {
+  owner: text().primaryKey(),
+  count: integer().notNull(),
+});

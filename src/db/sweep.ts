@@ -1,0 +1,83 @@
+// What the sweep reads and writes, once per interval.
+import { and, asc, count, eq, inArray, isNotNull, lt, lte, sql } from "drizzle-orm";
+import type { Database } from "./client.ts";
+import { WAKE_AFTER_MS } from "./scan.ts";
+import { catalogs, counters, nonces, purchases, vms } from "./schema.ts";
+
+const CATALOG_ID = 1;
+
+/** How many published machines there are, and how many of them are past their time by the chain's clock. */
+export async function countDue(db: Database, chainTime: number): Promise<{ published: number; due: number }> {
+  const [published, due] = await db.batch([
+    db.select({ value: counters.value }).from(counters).where(eq(counters.name, "published")),
+    db.select({ value: count() }).from(vms).where(isDue(chainTime)),
+  ]);
+  return { published: published[0]?.value ?? 0, due: due[0]?.value ?? 0 };
+}
+
+/** Marks machines past their time as expired; the provisioner proves it on chain before it ends them. */
+export const expireDue = (db: Database, chainTime: number, now: number, limit: number) =>
+  db
+    .update(vms)
+    .set({
+      status: "expired",
+      step: "prove",
+      checkAt: null,
+      generation: sql`${vms.generation} + 1`,
+      wakeAt: now + WAKE_AFTER_MS,
+    })
+    .where(
+      inArray(
+        vms.incarnation,
+        db.select({ id: vms.incarnation }).from(vms).where(isDue(chainTime)).orderBy(asc(vms.checkAt)).limit(limit),
+      ),
+    )
+    .returning({ incarnation: vms.incarnation, generation: vms.generation });
+
+/** Purchases that a reorg took and no block brought back: their machines go, once the provisioner has proved it. */
+export const retireVanished = (db: Database, belowBlock: number, now: number) =>
+  db
+    .update(vms)
+    .set({ step: "retire", generation: sql`${vms.generation} + 1`, wakeAt: now + WAKE_AFTER_MS, checkAt: null })
+    .where(
+      and(
+        eq(vms.current, true),
+        inArray(vms.step, ["verify", "create", "find", "boot", "clear", "idle"]),
+        inArray(vms.status, ["provisioning", "running"]),
+        inArray(
+          vms.incarnation,
+          db
+            .select({ id: purchases.incarnation })
+            .from(purchases)
+            .where(and(eq(purchases.orphaned, true), lt(purchases.blockNumber, belowBlock))),
+        ),
+      ),
+    )
+    .returning({ incarnation: vms.incarnation, generation: vms.generation });
+
+/** Erases keys whose grace has ended. */
+export const eraseDeliveredKeys = (db: Database, deliveredBefore: number) =>
+  db
+    .update(vms)
+    .set({ sshPrivateKey: null })
+    .where(and(isNotNull(vms.sshPrivateKey), isNotNull(vms.deliveredAt), lte(vms.deliveredAt, deliveredBefore)));
+
+export const deleteOldNonces = (db: Database, now: number) => db.delete(nonces).where(lt(nonces.expiresAt, now));
+
+export type StoredTiers = NonNullable<(typeof catalogs.$inferSelect)["tiers"]>;
+
+export const saveTiers = (db: Database, tiers: StoredTiers, now: number) =>
+  db
+    .insert(catalogs)
+    .values({ id: CATALOG_ID, tiers, tiersAt: now })
+    .onConflictDoUpdate({ target: catalogs.id, set: { tiers, tiersAt: now } });
+
+export const loadCatalog = (db: Database) => db.select().from(catalogs).where(eq(catalogs.id, CATALOG_ID)).get();
+
+/** Replaces one vendor's offers, leaving the other's as they were last read. */
+export const saveStock = (db: Database, vendor: "vultr" | "runpod", read: object) =>
+  db.run(sql`INSERT INTO catalogs (id, stock) VALUES (${CATALOG_ID}, json_object(${vendor}, json(${JSON.stringify(read)})))
+    ON CONFLICT (id) DO UPDATE SET stock = json_set(COALESCE(stock, '{}'), ${`$.${vendor}`}, json(${JSON.stringify(read)}))`);
+
+const isDue = (chainTime: number) =>
+  and(lte(vms.checkAt, chainTime), isNotNull(vms.checkAt), eq(vms.current, true), eq(vms.status, "running"));

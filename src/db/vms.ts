@@ -1,0 +1,322 @@
+// Machines and their attempts, as the provisioner moves them. Every write names the lease or the generation it acts
+// under; a write that finds neither changes nothing, and the caller drops its message.
+import { and, asc, eq, isNotNull, isNull, lt, ne, or, sql } from "drizzle-orm";
+import type { Status, Step } from "../vms/states.ts";
+import type { Database } from "./client.ts";
+import { attempts, cursors, failedProvisionings, purchases, vms } from "./schema.ts";
+
+export type Vm = typeof vms.$inferSelect;
+export type Attempt = typeof attempts.$inferSelect;
+export type PurchaseRow = typeof purchases.$inferSelect;
+
+export const loadVm = async (db: Database, incarnation: string): Promise<Vm | null> =>
+  (await db.select().from(vms).where(eq(vms.incarnation, incarnation)).get()) ?? null;
+
+export const loadPurchase = async (db: Database, incarnation: string): Promise<PurchaseRow | null> =>
+  (await db.select().from(purchases).where(eq(purchases.incarnation, incarnation)).get()) ?? null;
+
+export const loadAttempts = (db: Database, incarnation: string): Promise<Attempt[]> =>
+  db.select().from(attempts).where(eq(attempts.incarnation, incarnation)).orderBy(asc(attempts.number)).all();
+
+/** The scanned head's time: unix seconds of the chain, 0 before the first scan. */
+export const chainTime = async (db: Database): Promise<number> =>
+  (await db.select({ at: cursors.blockTimestamp }).from(cursors).get())?.at ?? 0;
+
+/** Whether a machine at a vendor already belongs to some attempt. */
+export async function isClaimed(db: Database, provider: "vultr" | "runpod", instanceId: string): Promise<boolean> {
+  const vm = await db
+    .select({ id: vms.incarnation })
+    .from(vms)
+    .where(and(eq(vms.provider, provider), eq(vms.instanceId, instanceId), isNotNull(vms.instanceId)))
+    .get();
+  return vm !== undefined;
+}
+
+/** Compare-and-set of the lease; false when another consumer works on the row or it has moved on. */
+export async function takeLease(db: Database, vm: Vm, lease: string, until: number, now: number): Promise<boolean> {
+  const result = await db
+    .update(vms)
+    .set({ lease, leaseUntil: until, wakeAt: until })
+    .where(
+      and(
+        eq(vms.incarnation, vm.incarnation),
+        eq(vms.generation, vm.generation),
+        or(eq(vms.lease, ""), lt(vms.leaseUntil, now)),
+      ),
+    );
+  return result.meta.changes > 0;
+}
+
+export type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<
+  Pick<
+    Vm,
+    | "attempt"
+    | "provider"
+    | "region"
+    | "plan"
+    | "instanceId"
+    | "sshHost"
+    | "sshPort"
+    | "sshPublicKey"
+    | "hostPublicKey"
+    | "keyId"
+    | "runningAt"
+    | "failure"
+    | "checkAt"
+    | "expiresAt"
+    | "current"
+  >
+>;
+
+/** Moves a row on from the generation it was read at; the new generation, or null where it had moved already. */
+export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number | null> {
+  const row = await db
+    .update(vms)
+    .set({ ...move, generation: vm.generation + 1, lease: "", leaseUntil: 0 })
+    .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.generation, vm.generation)))
+    .returning({ generation: vms.generation })
+    .get();
+  return row?.generation ?? null;
+}
+
+// First in a batch: fails, and with it the whole batch, when the lease is not the writer's (see schema, `lease`).
+const fenceByLease = (db: Database, vm: Vm, lease: string) =>
+  db
+    .update(vms)
+    .set({
+      lease: sql`CASE WHEN ${vms.lease} = ${lease} AND ${vms.generation} = ${vm.generation} THEN ${vms.lease} END`,
+    })
+    .where(eq(vms.incarnation, vm.incarnation));
+
+const fenceByGeneration = (db: Database, vm: Vm) =>
+  db
+    .update(vms)
+    .set({ lease: sql`CASE WHEN ${vms.generation} = ${vm.generation} THEN ${vms.lease} END` })
+    .where(eq(vms.incarnation, vm.incarnation));
+
+/** True for the failure of a batch whose fence did not hold. */
+export const isFenced = (error: unknown): boolean => {
+  const text = error instanceof Error ? `${error.message} ${String((error.cause as Error | undefined)?.message)}` : "";
+  return /NOT NULL constraint failed: (vms|cursors)\.lease/.test(text);
+};
+
+/** Writes the intent before the request leaves: from here on a machine may exist under this attempt's label. */
+export const openAttempt = (db: Database, vm: Vm, lease: string, attempt: typeof attempts.$inferInsert) =>
+  db.batch([
+    fenceByLease(db, vm, lease),
+    db.insert(attempts).values(attempt),
+    db.update(vms).set({ step: "find", attempt: attempt.number }).where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+
+/** The vendor refused: nothing was made. The attempt is closed and its key forgotten; the lease is kept. */
+export const closeRefused = (
+  db: Database,
+  vm: Vm,
+  lease: string,
+  number: number,
+  outcome: string,
+  detail: string,
+  now: number,
+) =>
+  db.batch([
+    fenceByLease(db, vm, lease),
+    db
+      .update(attempts)
+      .set({ outcome, detail, endedAt: now, goneAt: now, privateKey: null })
+      .where(isAttempt(vm, number)),
+    db.update(vms).set({ step: "create" }).where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+
+/** The vendor made it (or it was found): the row waits for the boot under a new generation. */
+export async function recordMachine(
+  db: Database,
+  vm: Vm,
+  attempt: Pick<Attempt, "number" | "provider" | "region" | "plan">,
+  instanceId: string,
+  times: { bootDeadlineAt: number; wakeAt: number },
+): Promise<number | null> {
+  const { provider, region, plan } = attempt;
+  await db.batch([
+    fenceByGeneration(db, vm),
+    db.update(attempts).set({ instanceId, bootDeadlineAt: times.bootDeadlineAt }).where(isAttempt(vm, attempt.number)),
+    db
+      .update(vms)
+      .set({
+        step: "boot",
+        provider,
+        region,
+        plan,
+        instanceId,
+        wakeAt: times.wakeAt,
+        generation: vm.generation + 1,
+        lease: "",
+        leaseUntil: 0,
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+  return vm.generation + 1;
+}
+
+/** Closes an attempt and moves the row, in one batch. `gone` says that the vendor no longer knows a machine of it. */
+export async function closeAttempt(
+  db: Database,
+  vm: Vm,
+  number: number,
+  end: { outcome: string; detail: string; now: number; gone: boolean },
+  move: VmMove,
+): Promise<number | null> {
+  const { outcome, detail, now, gone } = end;
+  await db.batch([
+    fenceByGeneration(db, vm),
+    db
+      .update(attempts)
+      .set({ outcome, detail, endedAt: now, privateKey: null, ...(gone ? { goneAt: now } : {}) })
+      .where(and(isAttempt(vm, number), isNull(attempts.endedAt))),
+    db
+      .update(vms)
+      .set({ ...move, generation: vm.generation + 1, lease: "", leaseUntil: 0 })
+      .where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+  return vm.generation + 1;
+}
+
+export const markGone = (db: Database, vm: Vm, number: number, now: number) =>
+  db.batch([
+    db.update(attempts).set({ goneAt: now, privateKey: null }).where(isAttempt(vm, number)),
+    db
+      .update(vms)
+      .set({ instanceId: null })
+      .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.attempt, number))),
+  ]);
+
+/** Publishes the machine with the keys stored for its attempt; the attempt keeps no copy. */
+export async function publish(
+  db: Database,
+  vm: Vm,
+  attempt: Attempt,
+  at: { host: string; port: number; now: number },
+): Promise<void> {
+  await db.batch([
+    fenceByGeneration(db, vm),
+    db
+      .update(vms)
+      .set({
+        status: "running",
+        step: "idle",
+        generation: vm.generation + 1,
+        lease: "",
+        leaseUntil: 0,
+        wakeAt: null,
+        sshHost: at.host,
+        sshPort: at.port,
+        sshPublicKey: attempt.publicKey,
+        sshPrivateKey: attempt.privateKey,
+        keyId: attempt.keyId,
+        hostPublicKey: attempt.hostPublicKey,
+        runningAt: at.now,
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+    db
+      .update(attempts)
+      .set({ outcome: "running", endedAt: at.now, privateKey: null })
+      .where(isAttempt(vm, attempt.number)),
+  ]);
+}
+
+/** Ends a purchase without a machine, with a row that says why. `step` is clear while one is still to be ended. */
+export async function failVm(
+  db: Database,
+  vm: Vm,
+  failure: { cause: string; detail: string; now: number; step: "clear" | "idle"; wakeAt: number | null },
+): Promise<number | null> {
+  const { cause, detail, now, step, wakeAt } = failure;
+  await db.batch([
+    fenceByGeneration(db, vm),
+    db.insert(failedProvisionings).values({
+      incarnation: vm.incarnation,
+      tokenId: vm.tokenId,
+      tier: vm.tier,
+      cause,
+      detail,
+      attempts: vm.attempt,
+      createdAt: now,
+    }),
+    db
+      .update(vms)
+      .set({
+        status: "failed",
+        step,
+        failure: cause,
+        wakeAt,
+        checkAt: null,
+        generation: vm.generation + 1,
+        lease: "",
+        leaseUntil: 0,
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+  return vm.generation + 1;
+}
+
+/** An event that only one node told of had taken the token: the true incarnation gets it back. */
+export const reinstate = (db: Database, vm: Vm, now: number) =>
+  db.batch([
+    fenceByGeneration(db, vm),
+    db
+      .update(vms)
+      .set({
+        current: false,
+        status: "failed",
+        step: "idle",
+        failure: "purchase_invented",
+        wakeAt: null,
+        checkAt: null,
+      })
+      .where(and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation))),
+    db
+      .update(vms)
+      .set({
+        current: true,
+        step: vm.status === "running" ? "idle" : "verify",
+        wakeAt: vm.status === "running" ? null : now,
+        checkAt: vm.expiresAt,
+        generation: vm.generation + 1,
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+
+/** The row that holds a token now. */
+export const currentVm = async (db: Database, tokenId: number): Promise<Vm | null> =>
+  (await db
+    .select()
+    .from(vms)
+    .where(and(eq(vms.tokenId, tokenId), eq(vms.current, true)))
+    .get()) ?? null;
+
+/** Brings a row's next turn forward, for the sweep to send. */
+export const wakeAt = (db: Database, incarnation: string, at: number) =>
+  db
+    .update(vms)
+    .set({ wakeAt: at })
+    .where(and(eq(vms.incarnation, incarnation), isNotNull(vms.wakeAt)));
+
+const isAttempt = (vm: Vm, number: number) =>
+  and(eq(attempts.incarnation, vm.incarnation), eq(attempts.number, number));
+
+/** The machine is gone: nothing more to do, and no key to keep. A replaced purchase gives its token up as well. */
+export const terminate = (db: Database, vm: Vm, failure?: "reorged") =>
+  db.batch([
+    fenceByGeneration(db, vm),
+    db
+      .update(vms)
+      .set({
+        status: "terminated",
+        step: "idle",
+        wakeAt: null,
+        checkAt: null,
+        sshPrivateKey: null,
+        generation: vm.generation + 1,
+        ...(failure === undefined ? {} : { failure, current: false }),
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+  ]);

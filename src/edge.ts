@@ -1,0 +1,39 @@
+// The edge Worker's switchboard: requests to the application, the cron to the scan.
+import type { Hono } from "hono";
+import { createApp, createRefusal, type Router } from "./app.ts";
+import { pollChain } from "./chain/poll.ts";
+import { type EdgeBindings, edgeConfig } from "./config.ts";
+import { AppError } from "./errors.ts";
+import { errorFields, log } from "./log.ts";
+
+export { IpGuard } from "../durable-objects/ip-guard.ts";
+
+const apps = new WeakMap<object, Router | Hono>();
+
+export default {
+  async fetch(request, env, ctx) {
+    return (apps.get(env) ?? build(env)).fetch(request, env, ctx);
+  },
+
+  async scheduled(_event, env) {
+    try {
+      await pollChain(edgeConfig(env));
+    } catch (error) {
+      log("page", "cron_failed", errorFields(error));
+      throw error;
+    }
+  },
+} satisfies ExportedHandler<EdgeBindings>;
+
+/** One application per isolate, or the refusal to run that a wrong environment deserves. */
+function build(env: EdgeBindings): Router | Hono {
+  try {
+    const app = createApp(edgeConfig(env));
+    apps.set(env, app);
+    return app;
+  } catch (error) {
+    if (!(error instanceof AppError)) throw error;
+    log("page", "misconfigured", errorFields(error));
+    return createRefusal(error);
+  }
+}

@@ -1,0 +1,79 @@
+// Two families. `AppError` is what a client reads: a code, its HTTP status, one sentence. `Retry` and `GiveUp` are what
+// background work throws: come back later, or stop and leave the row for a person.
+
+export const STATUS_OF = {
+  invalid_request: 400,
+  signature_missing: 401,
+  signature_invalid: 401,
+  signature_expired: 401,
+  nonce_used: 401,
+  fresh_signature_required: 401,
+  not_owner: 403,
+  token_expired: 403,
+  ip_banned: 403,
+  not_found: 404,
+  token_not_found: 404,
+  vm_failed: 404,
+  vm_terminated: 404,
+  method_not_allowed: 405,
+  not_delivered: 409,
+  body_too_large: 413,
+  unsupported_media_type: 415,
+  rate_limited: 429,
+  internal_error: 500,
+  misconfigured: 500,
+  chain_answered_nonsense: 502,
+  chain_unavailable: 503,
+  ownership_settling: 503,
+  tiers_unavailable: 503,
+} as const;
+
+export type ErrorCode = keyof typeof STATUS_OF;
+
+/** An answer that is an error: `code` decides the status, `message` is the sentence the client reads. */
+export class AppError extends Error {
+  override readonly name: string = "AppError";
+  readonly code: ErrorCode;
+  readonly details: readonly unknown[] | undefined;
+  readonly retryAfterSeconds: number | undefined;
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: ErrorOptions & { details?: readonly unknown[]; retryAfterSeconds?: number } = {},
+  ) {
+    super(message, options);
+    this.code = code;
+    this.details = options.details;
+    this.retryAfterSeconds = options.retryAfterSeconds;
+  }
+}
+
+/** Background work that may succeed later: the message is retried after the delay. */
+export class Retry extends Error {
+  override readonly name = "Retry";
+  readonly afterSeconds: number;
+
+  constructor(message: string, afterSeconds: number, options?: ErrorOptions) {
+    super(message, options);
+    this.afterSeconds = afterSeconds;
+  }
+}
+
+/** Background work that no repetition can mend: the row is set aside for an operator, with this cause. */
+export class GiveUp extends Error {
+  override readonly name = "GiveUp";
+  readonly cause_code: string;
+
+  constructor(code: string, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.cause_code = code;
+  }
+}
+
+/** A variable or binding that is missing or wrong. The text names it and never shows its value. */
+export class ConfigError extends AppError {
+  constructor(worker: string, problems: readonly string[]) {
+    super("misconfigured", `The ${worker} Worker refuses to run: ${problems.join("; ")}.`);
+  }
+}

@@ -1,0 +1,20 @@
+import { saveStock } from "../db/sweep.ts";
+import { errorFields, log } from "../log.ts";
+import { type Context, permit } from "./context.ts";
+import { VendorError, type VendorName } from "./vendors/vendor.ts";
+
+const VENDORS: readonly VendorName[] = ["vultr", "runpod"];
+
+/** Reads what both vendors have right now into the catalog row. A vendor that does not answer keeps its last word. */
+export async function refreshCatalog(context: Context): Promise<void> {
+  for (const name of VENDORS) {
+    try {
+      await permit(context, name);
+      const offers = await context.vendors[name].catalog();
+      await saveStock(context.db, name, { readAt: context.now(), offers });
+    } catch (error) {
+      if (!(error instanceof VendorError)) throw error;
+      log("warn", "catalog_not_read", { vendor: name, ...errorFields(error) });
+    }
+  }
+}

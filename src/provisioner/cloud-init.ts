@@ -1,0 +1,57 @@
+// How a machine gets its keys and closes its doors. Cloud-init for Vultr's VMs, environment and start arguments for
+// RunPod's containers. The mark goes into sshd's banner last, so a banner with the mark means: all of this is done.
+import type { MachineSpec } from "./vendors/vendor.ts";
+
+const SSHD_RULES = [
+  "PasswordAuthentication no",
+  "KbdInteractiveAuthentication no",
+  "PermitRootLogin prohibit-password",
+  "HostKey /etc/ssh/ssh_host_ed25519_key",
+];
+
+/** #cloud-config user data (JSON is YAML): key-only root login, our host key, a firewall that opens SSH alone. */
+export function cloudConfig(spec: MachineSpec, sshPort: number): string {
+  const rules = sshPort === 22 ? SSHD_RULES : [...SSHD_RULES, `Port ${sshPort}`];
+  const config = {
+    ssh_pwauth: false,
+    disable_root: false,
+    ssh_deletekeys: true,
+    ssh_genkeytypes: [],
+    ssh_keys: { ed25519_private: spec.hostKey.privateKey, ed25519_public: spec.hostKey.publicKey },
+    users: [{ name: "root", ssh_authorized_keys: [spec.publicKey] }],
+    write_files: [{ path: "/etc/ssh/sshd_config.d/00-clawcloud.conf", content: `${rules.join("\n")}\n` }],
+    runcmd: [
+      ["ufw", "default", "deny", "incoming"],
+      ["ufw", "allow", `${sshPort}/tcp`],
+      ["ufw", "--force", "enable"],
+      ["sh", "-c", `echo 'VersionAddendum ${spec.mark}' > /etc/ssh/sshd_config.d/01-clawcloud-mark.conf`],
+      ["sh", "-c", "systemctl daemon-reload; systemctl restart ssh"],
+    ],
+  };
+  return `#cloud-config\n${JSON.stringify(config, null, 1)}\n`;
+}
+
+/** Environment of a pod: the image's own start script installs PUBLIC_KEY, our start arguments use the others. */
+export const podEnvironment = (spec: MachineSpec): Record<string, string> => ({
+  PUBLIC_KEY: spec.publicKey,
+  CLAWCLOUD_MARK: spec.mark,
+  CLAWCLOUD_HOST_KEY: btoa(spec.hostKey.privateKey),
+});
+
+/**
+ * Start arguments of a pod. The host key and sshd's rules are in place before the image's own start script, which keeps
+ * a host key that it finds, adds PUBLIC_KEY and starts sshd.
+ */
+export function podStartArguments(): string {
+  const steps = [
+    "set -e",
+    "umask 077",
+    "mkdir -p /etc/ssh/sshd_config.d",
+    'printf %s "$CLAWCLOUD_HOST_KEY" | base64 -d > /etc/ssh/ssh_host_ed25519_key',
+    "ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key > /etc/ssh/ssh_host_ed25519_key.pub",
+    `printf "%s\\n" ${SSHD_RULES.map((rule) => `"${rule}"`).join(" ")} "VersionAddendum $CLAWCLOUD_MARK" > /etc/ssh/sshd_config.d/00-clawcloud.conf`,
+    "unset CLAWCLOUD_HOST_KEY",
+    "exec /start.sh",
+  ];
+  return `bash -c '${steps.join("; ")}'`;
+}

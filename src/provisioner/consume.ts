@@ -1,0 +1,94 @@
+// Takes messages off the queue. Each is acknowledged or retried by itself; `retry` is for faults only, waiting is a new
+// message (hard case 11).
+import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
+import { GiveUp, Retry } from "../errors.ts";
+import { errorFields, log } from "../log.ts";
+import type { Step } from "../vms/states.ts";
+import { refreshCatalog } from "./catalog.ts";
+import { type Context, DONE, type Next } from "./context.ts";
+import { create, verify } from "./create.ts";
+import { prove, retire } from "./end.ts";
+import { isJob, type Job } from "./jobs.ts";
+import { boot, clear, find } from "./watch.ts";
+
+const MAX_STEPS_PER_MESSAGE = 8;
+const MAX_RETRY_SECONDS = 60;
+const DEAD_LETTER_WAIT_MS = 60_000;
+
+const STEPS: Record<Step, (context: Context, vm: Vm) => Promise<Next>> = {
+  verify,
+  create,
+  find,
+  boot,
+  clear,
+  prove,
+  retire,
+  idle: async () => DONE,
+};
+
+/** Runs a row's steps until it has to wait. A message of another generation than the row's is stale: nothing happens. */
+export async function advance(context: Context, job: Job & { kind: "advance" }): Promise<void> {
+  let generation = job.generation;
+  for (let count = 0; ; count++) {
+    const vm = await loadVm(context.db, job.incarnation);
+    if (vm === null || vm.generation !== generation) return;
+    const next =
+      count < MAX_STEPS_PER_MESSAGE
+        ? await runStep(context, vm)
+        : { kind: "send" as const, generation, afterSeconds: 0 };
+    if (next.kind === "done") return;
+    if (next.kind === "send") {
+      const body = { ...job, generation: next.generation };
+      await context.config.JOBS.send(body, { delaySeconds: next.afterSeconds });
+      return;
+    }
+    generation = next.generation;
+  }
+}
+
+async function runStep(context: Context, vm: Vm): Promise<Next> {
+  try {
+    return await STEPS[vm.step](context, vm);
+  } catch (error) {
+    if (!(error instanceof GiveUp)) throw error;
+    log("page", "purchase_held", { incarnation: vm.incarnation, ...errorFields(error) });
+    await failVm(context.db, vm, {
+      cause: error.cause_code,
+      detail: error.message,
+      now: context.now(),
+      step: vm.instanceId === null ? "idle" : "clear",
+      wakeAt: vm.instanceId === null ? null : context.now(),
+    });
+    return DONE;
+  }
+}
+
+/** One message from the job queue. */
+export async function consume(context: Context, message: Message<unknown>): Promise<void> {
+  const { body } = message;
+  try {
+    if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
+    else if (body.kind === "catalog") await refreshCatalog(context);
+    else await advance(context, body);
+    message.ack();
+  } catch (error) {
+    if (isFenced(error)) {
+      // Another consumer has the row: its work counts, this message's does not.
+      message.ack();
+      return;
+    }
+    const afterSeconds = error instanceof Retry ? error.afterSeconds : 2 ** message.attempts;
+    log("error", "job_failed", { id: message.id, attempts: message.attempts, ...errorFields(error) });
+    message.retry({ delaySeconds: Math.min(MAX_RETRY_SECONDS, afterSeconds) });
+  }
+}
+
+/** One message that failed too often: the row is woken later by the sweep, so nothing is lost. */
+export async function consumeDead(context: Context, message: Message<unknown>): Promise<void> {
+  const { body } = message;
+  log("page", "job_dead", { id: message.id, job: isJob(body) ? body : "unknown" });
+  if (isJob(body) && body.kind === "advance") {
+    await wakeAt(context.db, body.incarnation, context.now() + DEAD_LETTER_WAIT_MS);
+  }
+  message.ack();
+}

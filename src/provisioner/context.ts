@@ -1,0 +1,50 @@
+import type { VendorGate } from "../../durable-objects/vendor-gate.ts";
+import { type Chain, connectChain } from "../chain/client.ts";
+import type { ProvisionerConfig } from "../config.ts";
+import { type Database, openDatabase } from "../db/client.ts";
+import { createRunpod } from "./vendors/runpod.ts";
+import { type Vendor, VendorError, type VendorName } from "./vendors/vendor.ts";
+import { createVultr } from "./vendors/vultr.ts";
+
+/** What every step works with. */
+export type Context = {
+  config: ProvisionerConfig;
+  db: Database;
+  chain: Chain;
+  vendors: Record<VendorName, Vendor>;
+  gate: (vendor: VendorName) => DurableObjectStub<VendorGate>;
+  /** Unix milliseconds. */
+  now: () => number;
+};
+
+/** How a step ended: a message after a while, the next step at once, or nothing left to do. */
+export type Next =
+  | { kind: "send"; generation: number; afterSeconds: number }
+  | { kind: "continue"; generation: number }
+  | { kind: "done" };
+
+export const DONE: Next = { kind: "done" };
+
+/** The row moved under a new generation and its next step can run; null means that somebody else moved it. */
+export const goOn = (generation: number | null): Next =>
+  generation === null ? DONE : { kind: "continue", generation };
+
+export const sendAfter = (generation: number | null, afterSeconds: number): Next =>
+  generation === null ? DONE : { kind: "send", generation, afterSeconds: Math.ceil(afterSeconds) };
+
+export function createContext(config: ProvisionerConfig, now: () => number = Date.now): Context {
+  return {
+    config,
+    db: openDatabase(config.DB),
+    chain: connectChain(config),
+    vendors: { vultr: createVultr(config), runpod: createRunpod(config) },
+    gate: (vendor) => config.VENDOR_GATE.get(config.VENDOR_GATE.idFromName(vendor)),
+    now,
+  };
+}
+
+/** A permit for one call; throws `VendorError` `wait` when the vendor's rate is used up. */
+export async function permit(context: Context, vendor: VendorName): Promise<void> {
+  const wait = await context.gate(vendor).take(context.now());
+  if (wait > 0) throw new VendorError(vendor, "wait", "the shared rate is used up", { retryAfterSeconds: wait });
+}

@@ -1,0 +1,68 @@
+// The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
+// a purchase that the chain replaced ends once two nodes show what took its place (5).
+import { readFinalToken } from "../chain/client.ts";
+import * as store from "../db/vms.ts";
+import { log } from "../log.ts";
+import { type Context, DONE, type Next, sendAfter } from "./context.ts";
+import { readPurchase } from "./verify.ts";
+import { endMachines } from "./watch.ts";
+
+const PROOF_WAIT_SECONDS = 20;
+const RECHECK_SECONDS = 3_600;
+/** Final history lags the head by minutes; a node whose final block is older than this is no witness. */
+const FINAL_MAX_AGE_SECONDS = 7_200;
+
+/** The paid time of a published machine is over by the scanned head. Ends it, or finds that it is not over after all. */
+export async function prove(context: Context, vm: store.Vm): Promise<Next> {
+  const { db, chain, config } = context;
+  const view = await readFinalToken(chain, vm.tokenId);
+  const headTime = await store.chainTime(db);
+  if (view.blockTimestamp < headTime - FINAL_MAX_AGE_SECONDS) {
+    log("page", "finality_is_old", { tokenId: vm.tokenId, ageSeconds: headTime - view.blockTimestamp });
+    return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  }
+  if (view.valid) {
+    // Final history has not reached the expiry yet, or the token was renewed and no log told us.
+    if (view.blockTimestamp < vm.expiresAt) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+    log("warn", "expiry_disproved", { tokenId: vm.tokenId });
+    const checkAt = view.blockTimestamp + RECHECK_SECONDS;
+    await store.moveVm(db, vm, { status: "running", step: "idle", wakeAt: null, checkAt });
+    return DONE;
+  }
+  // Invalid before its time means given up by its owner: no grace. After its time the grace still runs.
+  const inGrace =
+    view.blockTimestamp >= vm.expiresAt && view.blockTimestamp < vm.expiresAt + config.EXPIRY_GRACE_SECONDS;
+  if (view.owner !== null && inGrace) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, config.POLL_SECONDS);
+  await store.terminate(db, vm);
+  log("info", "vm_terminated", { tokenId: vm.tokenId });
+  return DONE;
+}
+
+/**
+ * A purchase that another incarnation of its token replaced, or that a reorg took for good. One node may have invented
+ * the event behind this, so both purchases are read from two nodes before anything ends.
+ */
+export async function retire(context: Context, vm: store.Vm): Promise<Next> {
+  const { db, chain, config, now } = context;
+  const own = await readPurchase(chain, config, vm);
+  const holder = vm.current ? null : await store.currentVm(db, vm.tokenId);
+  const successor = holder === null ? null : await readPurchase(chain, config, holder);
+  const replaced = successor !== null && (own === null || own.blockNumber < successor.blockNumber);
+  if (own !== null && !replaced) {
+    log("security", "purchase_reinstated", { incarnation: vm.incarnation });
+    await store.reinstate(db, vm, now());
+    return DONE;
+  }
+  if (!replaced && !(await isFinal(context, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, config.POLL_SECONDS);
+  await store.terminate(db, vm, "reorged");
+  log("warn", "vm_retired", { incarnation: vm.incarnation });
+  return DONE;
+}
+
+/** Whether final history has passed the block in which the purchase once stood. */
+async function isFinal(context: Context, vm: store.Vm): Promise<boolean> {
+  const view = await readFinalToken(context.chain, vm.tokenId);
+  return view.blockNumber > vm.blockNumber;
+}

@@ -1,0 +1,22 @@
+// The provisioner Worker: queues in, vendors out. It has no route to the world.
+import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
+import { errorFields, log } from "../log.ts";
+import { consume, consumeDead } from "./consume.ts";
+import { createContext } from "./context.ts";
+
+export { VendorGate } from "../../durable-objects/vendor-gate.ts";
+
+const DEAD_LETTER_QUEUE = "clawcloud-jobs-dead";
+
+export default {
+  async queue(batch, env) {
+    try {
+      const context = createContext(provisionerConfig(env));
+      const handle = batch.queue === DEAD_LETTER_QUEUE ? consumeDead : consume;
+      await Promise.all(batch.messages.map((message) => handle(context, message)));
+    } catch (error) {
+      log("page", "batch_refused", errorFields(error));
+      batch.retryAll({ delaySeconds: 30 });
+    }
+  },
+} satisfies ExportedHandler<ProvisionerBindings>;

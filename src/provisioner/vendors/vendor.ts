@@ -1,0 +1,77 @@
+// What a vendor adapter is: five flat verbs and a catalog. Its errors are named by what the caller should do.
+import type { Offer } from "../../db/schema.ts";
+
+export type VendorName = "vultr" | "runpod";
+
+export type Candidate = { vendor: VendorName; region: string; plan: string };
+
+/** What a machine is made from. Secrets in it go to the vendor and nowhere else. */
+export type MachineSpec = {
+  label: string;
+  /** Random hex that the machine shows in its SSH banner once its boot is through. */
+  mark: string;
+  region: string;
+  plan: string;
+  /** authorized_keys line of the customer. */
+  publicKey: string;
+  hostKey: { privateKey: string; publicKey: string };
+};
+
+export type Machine = {
+  instanceId: string;
+  label: string;
+  /** As the vendor carries it (tag, env); null where it has none of ours. */
+  mark: string | null;
+  /** Unix milliseconds. */
+  createdAt: number;
+  /** `up` means that the vendor says so: SSH opens later. `dead` will not come up any more. */
+  state: "starting" | "up" | "dead";
+  host: string | null;
+  port: number | null;
+};
+
+export type Vendor = {
+  name: VendorName;
+  create(spec: MachineSpec): Promise<Machine>;
+  /** Every machine with that label. Complete, or it throws: an answer cut short would buy a second machine. */
+  findByLabel(label: string): Promise<Machine[]>;
+  /** Null where the vendor knows no such machine. */
+  get(instanceId: string): Promise<Machine | null>;
+  /** Settled when the vendor took the order or had no such machine. */
+  delete(instanceId: string): Promise<void>;
+  /** All machines of this deployment's account. Complete, or it throws. */
+  list(): Promise<Machine[]>;
+  /** What could be had at this moment; no reservation. */
+  catalog(): Promise<Offer[]>;
+};
+
+/**
+ * What to do about a vendor's answer:
+ * - `next_candidate`: nothing was made, try another region or plan
+ * - `wait`: nothing was made, the same call may work after `retryAfterSeconds`
+ * - `page`: nothing was made and nothing will be until a person acts (money, key, a malformed request)
+ * - `unknown`: something may have been made: look before anything else
+ */
+export type VendorAction = "next_candidate" | "wait" | "page" | "unknown";
+
+export class VendorError extends Error {
+  override readonly name = "VendorError";
+  readonly safeToLog = true;
+  readonly vendor: VendorName;
+  readonly action: VendorAction;
+  readonly status: number | undefined;
+  readonly retryAfterSeconds: number;
+
+  constructor(
+    vendor: VendorName,
+    action: VendorAction,
+    detail: string,
+    options: ErrorOptions & { status?: number; retryAfterSeconds?: number } = {},
+  ) {
+    super(`${vendor}: ${detail}`, options);
+    this.vendor = vendor;
+    this.action = action;
+    this.status = options.status;
+    this.retryAfterSeconds = options.retryAfterSeconds ?? 5;
+  }
+}

@@ -1,0 +1,243 @@
+// Vultr API v2 (https://www.vultr.com/api/). What its answers mean is collected in the tables below.
+import { z } from "zod";
+import type { ProvisionerConfig } from "../../config.ts";
+import type { Offer } from "../../db/schema.ts";
+import { log } from "../../log.ts";
+import { cloudConfig } from "../cloud-init.ts";
+import { callVendor, retryAfter, type VendorAnswer } from "./request.ts";
+import { type Machine, type MachineSpec, type Vendor, type VendorAction, VendorError } from "./vendor.ts";
+
+/** US East, US West, Europe, Asia: the order in which a machine is looked for. */
+export const VULTR_REGIONS = ["ewr", "lax", "ams", "sgp", "sea", "sjc", "fra", "nrt"] as const;
+export const VULTR_PLANS = ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb", "vc2-4c-8gb"] as const;
+
+const DEFAULT_OS_ID = 2284;
+const PAGE_SIZE = 500;
+const MAX_PAGES = 50;
+const NO_ADDRESS = "0.0.0.0";
+
+const instanceSchema = z.object({
+  id: z.string().min(1),
+  label: z.string(),
+  tags: z.array(z.string()),
+  date_created: z.string(),
+  main_ip: z.string(),
+  status: z.string(),
+  power_status: z.string(),
+  server_status: z.string(),
+});
+const instancePage = z.object({
+  instances: z.array(instanceSchema),
+  meta: z.object({ links: z.object({ next: z.string() }) }),
+});
+const groupPage = z.object({
+  firewall_groups: z.array(z.object({ id: z.string().min(1), description: z.string(), rule_count: z.number() })),
+  meta: z.object({ links: z.object({ next: z.string() }) }),
+});
+const osPage = z.object({
+  os: z.array(z.object({ id: z.number(), name: z.string() })),
+  meta: z.object({ links: z.object({ next: z.string() }) }),
+});
+
+// `status` is an open set: what is not here is loud and counts as starting.
+const STATUS: Record<string, "starting" | "up" | "dead"> = {
+  pending: "starting",
+  installing: "starting",
+  resizing: "starting",
+  active: "up",
+  suspended: "dead",
+  closed: "dead",
+};
+
+// Prose of a 400 on create, most telling first. Anything else is our request's fault: it fails everywhere alike.
+const REFUSALS: readonly [RegExp, VendorAction][] = [
+  [/not available in the selected region/i, "next_candidate"],
+  [/maximum number of active instances/i, "wait"],
+  [/maximum monthly|exceed.*limit/i, "page"],
+  [/open a support request/i, "page"],
+];
+
+export function createVultr(config: ProvisionerConfig): Vendor {
+  const access = {
+    vendor: "vultr" as const,
+    baseUrl: config.VULTR_API_URL,
+    apiKey: config.VULTR_API_KEY,
+    timeoutMs: config.VENDOR_TIMEOUT_MS,
+  };
+  let osId: number | undefined;
+  let firewallGroup: string | undefined;
+
+  async function read<T>(path: string, schema: z.ZodType<T>): Promise<T> {
+    const answer = await callVendor(access, "GET", path);
+    if (answer.status !== 200) throw refusal(answer);
+    return parse(answer, schema);
+  }
+
+  async function pages<Page extends { meta: { links: { next: string } } }>(
+    path: string,
+    schema: z.ZodType<Page>,
+  ): Promise<Page[]> {
+    const all: Page[] = [];
+    const seen = new Set<string>();
+    let cursor = "";
+    do {
+      const separator = path.includes("?") ? "&" : "?";
+      const next = cursor === "" ? "" : `&cursor=${encodeURIComponent(cursor)}`;
+      const page = await read(`${path}${separator}per_page=${PAGE_SIZE}${next}`, schema);
+      all.push(page);
+      cursor = page.meta.links.next;
+      if (seen.has(cursor) || seen.size > MAX_PAGES) throw new VendorError("vultr", "wait", "a list does not end");
+      seen.add(cursor);
+    } while (cursor !== "");
+    return all;
+  }
+
+  /** The image by name, since ids are not promised to last. */
+  async function findOs(): Promise<number> {
+    const all = (await pages("/os", osPage)).flatMap((page) => page.os);
+    return all.find((os) => os.name === config.VULTR_OS)?.id ?? DEFAULT_OS_ID;
+  }
+
+  /** One firewall group per deployment, with SSH open and nothing else; found by its description, made once. */
+  async function ensureFirewall(): Promise<string> {
+    const description = `clawcloud-${config.DEPLOYMENT_ID} ssh-${config.VULTR_SSH_PORT}`;
+    const groups = (await pages("/firewalls", groupPage)).flatMap((page) => page.firewall_groups);
+    const known = groups.find((group) => group.description === description && group.rule_count >= 2);
+    if (known !== undefined) return known.id;
+    const made = await callVendor(access, "POST", "/firewalls", { description });
+    if (made.status !== 201) throw refusal(made);
+    const { firewall_group: group } = parse(made, z.object({ firewall_group: z.object({ id: z.string().min(1) }) }));
+    for (const [ip_type, subnet] of [
+      ["v4", "0.0.0.0"],
+      ["v6", "::"],
+    ] as const) {
+      const rule = {
+        ip_type,
+        protocol: "tcp",
+        subnet,
+        subnet_size: 0,
+        port: String(config.VULTR_SSH_PORT),
+        notes: "ssh",
+      };
+      const added = await callVendor(access, "POST", `/firewalls/${group.id}/rules`, rule);
+      if (added.status !== 201) throw refusal(added);
+    }
+    return group.id;
+  }
+
+  const list = async (query = ""): Promise<Machine[]> =>
+    (await pages(`/instances${query}`, instancePage)).flatMap((page) =>
+      page.instances.map((instance) => toMachine(instance, config.VULTR_SSH_PORT)),
+    );
+
+  return {
+    name: "vultr",
+
+    async create(spec: MachineSpec): Promise<Machine> {
+      // Both are reads (or made once per deployment): a failure here has made no machine.
+      try {
+        osId ??= await findOs();
+        firewallGroup ??= await ensureFirewall();
+      } catch (error) {
+        throw error instanceof VendorError && error.action === "unknown" ? asWait(error) : error;
+      }
+      const answer = await callVendor(access, "POST", "/instances", {
+        region: spec.region,
+        plan: spec.plan,
+        os_id: osId,
+        label: spec.label,
+        hostname: spec.label,
+        tags: ["clawcloud", spec.label, spec.mark],
+        user_data: btoa(cloudConfig(spec, config.VULTR_SSH_PORT)),
+        firewall_group_id: firewallGroup,
+        enable_ipv6: true,
+        backups: "disabled",
+        activation_email: false,
+      });
+      if (answer.status === 202) {
+        return toMachine(parse(answer, z.object({ instance: instanceSchema })).instance, config.VULTR_SSH_PORT);
+      }
+      // The group may have been removed by hand: look it up again next time.
+      if (answer.status === 400 || answer.status === 404) firewallGroup = undefined;
+      throw refusal(answer);
+    },
+
+    async findByLabel(label) {
+      // How `label` filters is not documented to the letter: filter again.
+      return (await list(`?label=${encodeURIComponent(label)}`)).filter((machine) => machine.label === label);
+    },
+
+    async get(instanceId) {
+      const answer = await callVendor(access, "GET", `/instances/${pathId(instanceId)}`);
+      if (answer.status === 404) return null;
+      if (answer.status !== 200) throw refusal(answer);
+      return toMachine(parse(answer, z.object({ instance: instanceSchema })).instance, config.VULTR_SSH_PORT);
+    },
+
+    async delete(instanceId) {
+      const answer = await callVendor(access, "DELETE", `/instances/${pathId(instanceId)}`);
+      if (answer.status === 204 || answer.status === 404) return;
+      // "Server is currently locked": just after create, passes by itself.
+      if (answer.status >= 500) throw new VendorError("vultr", "wait", answer.detail, { status: answer.status });
+      throw refusal(answer);
+    },
+
+    list: () => list(),
+
+    async catalog(): Promise<Offer[]> {
+      const schema = z.object({ available_plans: z.array(z.string()) });
+      const offers: Offer[] = [];
+      for (const region of VULTR_REGIONS) {
+        const { available_plans } = await read(`/regions/${region}/availability?type=vc2`, schema);
+        for (const plan of VULTR_PLANS)
+          offers.push({ region, plan, stock: available_plans.includes(plan) ? "high" : "none" });
+      }
+      return offers;
+    },
+  };
+}
+
+function toMachine(instance: z.output<typeof instanceSchema>, port: number): Machine {
+  const { id, label, tags, main_ip: ip } = instance;
+  const state = STATUS[instance.status];
+  // Loud, but one odd machine must not hide the others of a list: it waits until its boot deadline.
+  if (state === undefined)
+    log("error", "vendor_status_unknown", { vendor: "vultr", status: instance.status.slice(0, 40) });
+  // `active` is not booted: the server has to be running and `ok` too.
+  const up = state === "up" && instance.power_status === "running" && instance.server_status === "ok";
+  return {
+    instanceId: id,
+    label,
+    mark: tags.find((tag) => tag !== "clawcloud" && tag !== label) ?? null,
+    createdAt: Date.parse(instance.date_created),
+    state: up ? "up" : state === "dead" ? "dead" : "starting",
+    host: ip === NO_ADDRESS || ip === "" ? null : ip,
+    port,
+  };
+}
+
+/** What to do about a refusal, by status first and prose last. A 5xx on create leaves the outcome open. */
+function refusal(answer: VendorAnswer): VendorError {
+  const { status, detail } = answer;
+  const text = (answer.body as { error?: unknown } | null)?.error;
+  const byText = REFUSALS.find(([pattern]) => pattern.test(String(text)))?.[1];
+  const wait = retryAfter(answer.headers);
+  const options = { status, ...(wait === undefined ? {} : { retryAfterSeconds: wait }) };
+  if (status === 429) return new VendorError("vultr", "wait", detail, { retryAfterSeconds: 2, ...options });
+  if (status >= 500) return new VendorError("vultr", "unknown", detail, options);
+  return new VendorError("vultr", byText ?? "page", detail, options);
+}
+
+const asWait = (error: VendorError): VendorError => new VendorError("vultr", "wait", error.message, { cause: error });
+
+function parse<T>(answer: VendorAnswer, schema: z.ZodType<T>): T {
+  const result = schema.safeParse(answer.body);
+  if (result.success) return result.data;
+  throw new VendorError("vultr", "unknown", `${answer.detail}: the answer has another shape than documented`);
+}
+
+/** An empty id would name the whole collection. */
+function pathId(id: string): string {
+  if (id === "") throw new VendorError("vultr", "page", "an empty instance id was about to reach the vendor");
+  return encodeURIComponent(id);
+}

@@ -1,0 +1,63 @@
+// The provisioner's own look at a purchase. A row or a job may be forged and one node may lie (hard case 4): before
+// anything is rented, the receipt is read from two nodes and compared with the row and with the price at its own block.
+import type { TransactionReceipt } from "viem";
+import { askFirst, type Chain, readReceipt, readTier, readToken } from "../chain/client.ts";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import { decodeEvents, type Purchase } from "../chain/events.ts";
+import { parseIncarnation } from "../chain/incarnation.ts";
+import type { ProvisionerConfig } from "../config.ts";
+import type { Vm } from "../db/vms.ts";
+import { GiveUp } from "../errors.ts";
+import { TIERS } from "../vms/tiers.ts";
+
+/** The purchase that a row stands for, as the chain tells it; null where the chain has no such transaction (yet). */
+export async function readPurchase(chain: Chain, config: ProvisionerConfig, vm: Vm): Promise<Purchase | null> {
+  const { txHash, ordinal, contract, deploymentId } = parseIncarnation(vm.incarnation);
+  if (contract !== config.CONTRACT_ADDRESS.toLowerCase() || deploymentId !== config.DEPLOYMENT_ID) {
+    throw new GiveUp("purchase_mismatch", "the row is of another contract or deployment");
+  }
+  const receipt = await readReceipt(chain, txHash);
+  return receipt === null ? null : findPurchase(receipt, config, vm.tokenId, ordinal);
+}
+
+function findPurchase(
+  receipt: TransactionReceipt,
+  config: ProvisionerConfig,
+  tokenId: number,
+  ordinal: number,
+): Purchase | null {
+  if (receipt.status !== "success") return null;
+  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
+  const { purchases } = decodeEvents(receipt.logs, source);
+  return purchases.find((purchase) => purchase.ordinal === ordinal && purchase.tokenId === tokenId) ?? null;
+}
+
+/**
+ * Holds a row against the chain. False: not there yet, ask again. Throws `GiveUp` on a mismatch, which an operator has
+ * to look at: somebody paid, or somebody wrote into our database.
+ */
+export async function verifyPurchase(chain: Chain, config: ProvisionerConfig, vm: Vm): Promise<boolean> {
+  const purchase = await readPurchase(chain, config, vm);
+  if (purchase === null) return false;
+  const { tier, durationDays, totalCost, blockNumber, purchaseDate } = purchase;
+  if (TIERS[tier] === undefined) throw new GiveUp("unknown_tier", `tier ${tier} is not sold here`);
+  if (
+    tier !== vm.tier ||
+    purchaseDate !== vm.createdAt ||
+    vm.expiresAt < purchaseDate + durationDays * SECONDS_PER_DAY
+  ) {
+    throw new GiveUp("purchase_mismatch", "the row says something else than the receipt");
+  }
+  const { pricePerDay } = await askFirst(chain, (node) => readTier(chain, node, tier, BigInt(blockNumber)));
+  if (totalCost <= 0n || totalCost !== pricePerDay * BigInt(durationDays)) {
+    throw new GiveUp("price_mismatch", `paid ${totalCost}, price ${pricePerDay} x ${durationDays} days at its block`);
+  }
+  const view = await askFirst(
+    chain,
+    (node) => readToken(chain, node, BigInt(vm.tokenId)),
+    (seen) => seen.blockNumber >= blockNumber,
+  );
+  if (!view.valid)
+    throw new GiveUp("token_not_valid", "the token's time is over or it was given up before a machine ran");
+  return true;
+}

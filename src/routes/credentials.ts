@@ -1,0 +1,262 @@
+import { createRoute, z } from "@hono/zod-openapi";
+import type { Address } from "viem";
+import { limited } from "../access/limits.ts";
+import { type Action, readSignature, type Signed } from "../access/signature.ts";
+import type { App, Router } from "../app.ts";
+import { askFirst, askTwo, type Chain, readToken, type TokenView } from "../chain/client.ts";
+import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
+import { acknowledge } from "../db/delivery.ts";
+import { queries, useNonce } from "../db/reads.ts";
+import type { Vm } from "../db/vms.ts";
+import { AppError } from "../errors.ts";
+import { log } from "../log.ts";
+import { deliverKey, deliveryDecision } from "../vms/delivery.ts";
+import { STEP_SENTENCES } from "../vms/states.ts";
+import { wireType } from "../vms/tiers.ts";
+import { errorResponses, errorsOf, isoOf, isoOfChain, isoTime, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
+
+const SETTLING_SECONDS = 3;
+// Thirty requests an hour: every ten seconds while most machines come up, then seldom. `/status` allows 100 a minute.
+const FIRST_WAIT_SECONDS = 10;
+const FIRST_WAITS_UNTIL_SECONDS = 120;
+const LATER_WAIT_SECONDS = 240;
+const USERNAME = "root";
+
+const params = z.object({ tokenId: tokenIdSchema });
+// Described here and read by hand: a missing or malformed one is 401, not 400.
+const headers = z.object({
+  authorization: z.string().optional().openapi({
+    description: "`Bearer 0x…`: EIP-191 signature of `ClawCloud Access Request: {tokenId}` or of the fresh message.",
+  }),
+  "x-access-message": z.string().optional().openapi({
+    description:
+      "The fresh message in base64: the same first line, then the lines `Domain: `, `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` as in EIP-4361. Good for 5 minutes, once.",
+  }),
+});
+
+const credentialsSchema = z
+  .object({
+    tokenId: z.string(),
+    host: z.string(),
+    username: z.string(),
+    privateKey: z.string().nullable().openapi({ description: "null for gpu-external: see ssh.privateKey" }),
+    tier: z.number(),
+    type: wireTypeSchema,
+    expiresAt: isoTime,
+    instructions: z
+      .string()
+      .openapi({ description: "The SSH command; save ssh.privateKey under the name in it first." }),
+    ssh: z.object({
+      port: z.number(),
+      privateKey: z.string().nullable().openapi({ description: "Handed out once; null afterwards" }),
+      publicKey: z.string(),
+      fingerprint: z.string(),
+      knownHosts: z.string().nullable(),
+      deliveredAt: isoTime.nullable(),
+    }),
+  })
+  .openapi("Credentials");
+
+const provisioningSchema = z
+  .object({
+    tokenId: z.string(),
+    status: z.literal("provisioning"),
+    step: z.string(),
+    message: z.string(),
+    attempts: z.number(),
+    statusUrl: z.string(),
+  })
+  .openapi("Provisioning");
+
+const readRoute = createRoute({
+  method: "get",
+  path: "/credentials/{tokenId}",
+  summary: "SSH credentials, for the token's owner",
+  middleware: [limited("credentials")] as const,
+  request: { params, headers },
+  responses: {
+    200: { description: "The VM is ready", content: { "application/json": { schema: credentialsSchema } } },
+    202: {
+      description: "Provisioning; ask again after Retry-After",
+      content: { "application/json": { schema: provisioningSchema } },
+    },
+    ...errorsOf(400, 401, 403, 404, 503),
+  },
+});
+
+const ackRoute = createRoute({
+  method: "post",
+  path: "/credentials/{tokenId}/ack",
+  summary: "The owner has the key: erase the stored copy",
+  description: "Fresh form of signature only, its URI naming this path. 409 before the key was delivered.",
+  middleware: [limited("credentials")] as const,
+  request: { params, headers },
+  responses: {
+    200: {
+      description: "Erased",
+      content: {
+        "application/json": {
+          schema: z.object({ tokenId: z.string(), deliveredAt: isoTime, acknowledgedAt: isoTime }),
+        },
+      },
+    },
+    409: { ...errorResponses[400], description: "Not delivered yet" },
+    ...errorsOf(400, 401, 403, 404, 503),
+  },
+});
+
+export function mountCredentials(app: Router): void {
+  app.openapi(readRoute, async (c) => {
+    const { tokenId } = c.req.valid("param");
+    const now = Date.now();
+    const { vm, view, signed, owner } = await admit(c.var, c.req.valid("header"), tokenId, "credentials", now);
+    c.header("Cache-Control", "no-store");
+    if (vm === null || vm.status === "provisioning") {
+      const age = vm === null ? 0 : view.blockTimestamp - vm.createdAt;
+      c.header("Retry-After", String(age < FIRST_WAITS_UNTIL_SECONDS ? FIRST_WAIT_SECONDS : LATER_WAIT_SECONDS));
+      const step = vm?.step ?? "verify";
+      return c.json(
+        {
+          tokenId,
+          status: "provisioning" as const,
+          step,
+          message: STEP_SENTENCES[step],
+          attempts: vm?.attempt ?? 0,
+          statusUrl: `${c.var.config.PUBLIC_URLS[0]}/status/${tokenId}`,
+        },
+        202,
+      );
+    }
+    const delivery = {
+      db: c.var.db,
+      config: c.var.config,
+      owner: owner.toLowerCase(),
+      fresh: signed.fresh !== null,
+      now,
+    };
+    // A private key's first delivery takes two witnesses; everything else one.
+    if (deliveryDecision(vm, delivery) === "first") await requireSecondWitness(c.var.chain, vm.tokenId, view, owner);
+    const { privateKey, deliveredAt } = await deliverKey(vm, delivery);
+    if (privateKey !== null) log("info", "key_delivered", { requestId: c.get("requestId"), tokenId });
+    return c.json(credentialsBody(tokenId, vm, privateKey, deliveredAt), 200);
+  });
+
+  app.openapi(ackRoute, async (c) => {
+    const { tokenId } = c.req.valid("param");
+    const now = Date.now();
+    const { vm } = await admit(c.var, c.req.valid("header"), tokenId, "ack", now);
+    if (vm === null || vm.deliveredAt === null) {
+      throw new AppError("not_delivered", "The key was not delivered yet: fetch /credentials first.");
+    }
+    await acknowledge(c.var.db, vm.incarnation, now);
+    const acknowledgedAt = isoOf(vm.acknowledgedAt ?? now) ?? "";
+    return c.json({ tokenId, deliveredAt: isoOf(vm.deliveredAt) ?? "", acknowledgedAt }, 200);
+  });
+}
+
+type Services = App["Variables"];
+type Admission = { vm: Vm | null; view: TokenView; signed: Signed; owner: Address };
+
+/**
+ * Lets the owner in, or throws: 401, then 404, then 403 (hard case 7). Ownership and validity are the chain's at this
+ * moment; our own tables never grant anything, but they veto.
+ */
+async function admit(
+  { db, chain, config }: Services,
+  header: { authorization?: string | undefined; "x-access-message"?: string | undefined },
+  tokenIdText: string,
+  action: Action,
+  now: number,
+): Promise<Admission> {
+  const tokenId = Number(tokenIdText);
+  const signed = await readSignature({
+    authorization: header.authorization,
+    accessMessage: header["x-access-message"],
+    tokenId,
+    action,
+    config,
+    now,
+  });
+  if (action === "ack" && signed.fresh === null) {
+    throw new AppError(
+      "fresh_signature_required",
+      "Acknowledging takes the fresh form of signature (X-Access-Message).",
+    );
+  }
+  const [[vms, cursors], first] = await Promise.all([
+    db.batch([queries.vmOfToken(db, tokenId), queries.cursor(db)]),
+    askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId))).catch(() => null),
+  ]);
+  const vm = vms[0] ?? null;
+  const scanned = cursors[0]?.blockNumber ?? 0;
+  const usable = (view: TokenView) =>
+    view.blockNumber >= scanned && now / 1_000 - view.blockTimestamp <= config.CHAIN_MAX_AGE_SECONDS;
+  const view =
+    first !== null && usable(first)
+      ? first
+      : await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)), usable);
+
+  if (view.owner === null) {
+    if (vm !== null && vm.owner === "")
+      throw new AppError("vm_terminated", `Token ${tokenId} was burned and its VM ended.`);
+    throw new AppError("token_not_found", `There is no token ${tokenId}.`);
+  }
+  if (vm?.status === "terminated") throw new AppError("vm_terminated", `The VM of token ${tokenId} was ended.`);
+  if (vm?.status === "failed") {
+    throw new AppError("vm_failed", `No vendor could provide the VM of token ${tokenId}; an operator has the case.`, {
+      details: [{ cause: vm.failure }],
+    });
+  }
+  if (signed.signer !== view.owner) {
+    throw new AppError("not_owner", `The signer ${signed.signer} does not own token ${tokenId}.`);
+  }
+  if (!view.valid) throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
+  if (vm !== null && vm.owner !== view.owner.toLowerCase()) {
+    // A transfer that one of the two has not seen: whoever is right, a few seconds settle it.
+    throw new AppError("ownership_settling", "A transfer of this token is settling; try again in a few seconds.", {
+      retryAfterSeconds: SETTLING_SECONDS,
+    });
+  }
+  if (signed.fresh !== null && !(await useNonce(db, signed.signer, signed.fresh.nonce, signed.fresh.expiresAt))) {
+    throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
+  }
+  return { vm, view, signed, owner: view.owner };
+}
+
+async function requireSecondWitness(chain: Chain, tokenId: number, view: TokenView, owner: Address): Promise<void> {
+  const agreed = await askTwo(
+    chain,
+    (node) => readToken(chain, node, BigInt(tokenId)),
+    (seen) => `${seen.owner}/${seen.valid}`,
+  );
+  if (agreed.owner === owner && agreed.valid === view.valid) return;
+  throw new AppError("ownership_settling", "The chain's nodes disagree about this token; try again in a few seconds.", {
+    retryAfterSeconds: SETTLING_SECONDS,
+  });
+}
+
+function credentialsBody(tokenId: string, vm: Vm, privateKey: string | null, deliveredAt: number | null) {
+  const { sshHost: host, sshPort: port, sshPublicKey: publicKey, hostPublicKey } = vm;
+  if (host === null || port === null || publicKey === null) {
+    throw new AppError("internal_error", `The running VM of token ${tokenId} has no address or key.`);
+  }
+  const type = wireType(vm.vmType);
+  return {
+    tokenId,
+    host,
+    username: USERNAME,
+    privateKey: type === "gcp" ? privateKey : null,
+    tier: vm.tier,
+    type,
+    expiresAt: isoOfChain(vm.expiresAt),
+    instructions: `ssh -i clawcloud-${tokenId}.pem -o StrictHostKeyChecking=accept-new -p ${port} ${USERNAME}@${host}`,
+    ssh: {
+      port,
+      privateKey,
+      publicKey,
+      fingerprint: fingerprint(publicKey),
+      knownHosts: hostPublicKey === null ? null : knownHostsLine(host, port, hostPublicKey),
+      deliveredAt: isoOf(deliveredAt),
+    },
+  };
+}

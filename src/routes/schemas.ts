@@ -1,0 +1,69 @@
+// Shapes that several routes share.
+import { z } from "@hono/zod-openapi";
+import { getAddress, isAddress } from "viem";
+import { STATUSES } from "../vms/states.ts";
+
+export const errorSchema = z
+  .object({
+    error: z.string().openapi({ description: "A sentence for a person.", example: "There is no token 42." }),
+    code: z.string().openapi({ description: "For a program.", example: "token_not_found" }),
+    requestId: z.string(),
+    details: z.array(z.unknown()).optional(),
+  })
+  .openapi("Error");
+
+const json = (description: string) => ({ description, content: { "application/json": { schema: errorSchema } } });
+
+export const errorResponses = {
+  400: json("Malformed input"),
+  401: json("Missing or invalid signature"),
+  403: json("Not the owner, token expired, or address banned"),
+  404: json("Unknown"),
+  429: json("Too many requests; see Retry-After and X-RateLimit-Reset"),
+  500: json("Internal error"),
+  503: json("The chain or the database does not answer; see Retry-After"),
+} as const;
+
+/** The listed statuses with their bodies, 429 and 500 included. */
+export const errorsOf = <Status extends keyof typeof errorResponses>(...statuses: Status[]) =>
+  Object.fromEntries([...statuses, 429, 500].map((status) => [status, errorResponses[status as Status]])) as Pick<
+    typeof errorResponses,
+    Status | 429 | 500
+  >;
+
+/** Decimal, no sign, no leading zero, at most 2^53-1. Token 0 exists. */
+export const tokenIdSchema = z
+  .string()
+  .regex(/^(0|[1-9]\d{0,15})$/, "must be a decimal number without sign or leading zero")
+  .refine((value) => Number.isSafeInteger(Number(value)), "must be at most 9007199254740991")
+  .openapi({ param: { name: "tokenId", in: "path" }, example: "42", description: "The NFT's token id." });
+
+/** Any case in; a mixed-case address must carry its EIP-55 checksum. */
+export const addressSchema = z
+  .string()
+  .regex(/^0x[0-9a-fA-F]{40}$/, "must be 0x and 40 hex digits")
+  .refine((value) => isAddress(value, { strict: hasMixedCase(value) }), "has a wrong EIP-55 checksum")
+  .transform((value) => getAddress(value))
+  .openapi({
+    param: { name: "address", in: "path" },
+    type: "string",
+    example: "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
+    description: "Wallet address, any case; a mixed-case one must have a right checksum.",
+  });
+
+const hasMixedCase = (value: string): boolean => /[a-f]/.test(value.slice(2)) && /[A-F]/.test(value.slice(2));
+
+export const statusSchema = z.enum(STATUSES).openapi({ example: "running" });
+export const wireTypeSchema = z.enum(["gcp", "gpu-external"]);
+export const isoTime = z.string().openapi({ format: "date-time", example: "2026-02-03T12:00:00.000Z" });
+
+/** Unix seconds of the chain as ISO 8601. */
+export const isoOfChain = (seconds: number): string => new Date(seconds * 1_000).toISOString();
+export const isoOf = (ms: number | null): string | null => (ms === null ? null : new Date(ms).toISOString());
+
+/** 10^-6 USDC as a decimal string with two digits or more: "0.50", "1.234567". */
+export function formatUsdc(usdc6: bigint): string {
+  const whole = usdc6 / 1_000_000n;
+  const fraction = (usdc6 % 1_000_000n).toString().padStart(6, "0");
+  return `${whole}.${fraction.replace(/0{1,4}$/, "")}`;
+}

@@ -1,0 +1,90 @@
+import { createRoute, z } from "@hono/zod-openapi";
+import { limited } from "../access/limits.ts";
+import type { Router } from "../app.ts";
+import { askFirst, type Chain, readToken } from "../chain/client.ts";
+import { queries } from "../db/reads.ts";
+import { AppError } from "../errors.ts";
+import { wireType } from "../vms/tiers.ts";
+import { errorsOf, isoOf, isoOfChain, isoTime, statusSchema, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
+
+const MISS_CACHE_MS = 30_000;
+const MISS_CACHE_ENTRIES = 10_000;
+// Token ids that the chain did not know, so that a guesser costs no more than one call per id and half a minute.
+const misses = new Map<number, number>();
+
+const statusBody = z
+  .object({
+    tokenId: z.string(),
+    status: statusSchema,
+    tier: z.number().nullable().openapi({ description: "null until the purchase was read" }),
+    type: wireTypeSchema.nullable(),
+    createdAt: isoTime.nullable(),
+    expiresAt: isoTime.nullable(),
+    purchase: z.object({ txHash: z.string(), blockNumber: z.number() }).nullable(),
+    attempts: z.array(
+      z.object({
+        provider: z.string(),
+        region: z.string(),
+        startedAt: isoTime,
+        endedAt: isoTime.nullable(),
+        outcome: z.string().nullable(),
+      }),
+    ),
+  })
+  .openapi("Status");
+
+const route = createRoute({
+  method: "get",
+  path: "/status/{tokenId}",
+  summary: "Public status of a VM",
+  description: "A token that the chain knows and that was not read yet is `provisioning`.",
+  middleware: [limited("status")] as const,
+  request: { params: z.object({ tokenId: tokenIdSchema }) },
+  responses: {
+    200: { description: "The VM's status", content: { "application/json": { schema: statusBody } } },
+    ...errorsOf(400, 404, 503),
+  },
+});
+
+export function mountStatus(app: Router): void {
+  app.openapi(route, async (c) => {
+    const { db, chain } = c.var;
+    const { tokenId } = c.req.valid("param");
+    const [vm] = await queries.vmOfToken(db, Number(tokenId));
+    if (vm === undefined) {
+      await requireOnChain(chain, Number(tokenId), Date.now());
+      const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };
+      return c.json({ tokenId, status: "provisioning" as const, ...unread }, 200);
+    }
+    const attempts = vm.attempt === 0 ? [] : await queries.attemptsOf(db, vm.incarnation);
+    return c.json(
+      {
+        tokenId,
+        status: vm.status,
+        tier: vm.tier,
+        type: wireType(vm.vmType),
+        createdAt: isoOfChain(vm.createdAt),
+        expiresAt: isoOfChain(vm.expiresAt),
+        purchase: { txHash: vm.txHash, blockNumber: vm.blockNumber },
+        attempts: attempts.map((attempt) => ({
+          provider: attempt.provider,
+          region: attempt.region,
+          startedAt: isoOf(attempt.startedAt) ?? "",
+          endedAt: isoOf(attempt.endedAt),
+          outcome: attempt.outcome,
+        })),
+      },
+      200,
+    );
+  });
+}
+
+async function requireOnChain(chain: Chain, tokenId: number, now: number): Promise<void> {
+  const unknown = () => new AppError("token_not_found", `There is no token ${tokenId}.`);
+  if ((misses.get(tokenId) ?? 0) > now - MISS_CACHE_MS) throw unknown();
+  const view = await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)));
+  if (view.owner !== null) return;
+  if (misses.size >= MISS_CACHE_ENTRIES) misses.clear();
+  misses.set(tokenId, now);
+  throw unknown();
+}

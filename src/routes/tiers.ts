@@ -1,0 +1,107 @@
+import { createRoute, z } from "@hono/zod-openapi";
+import { limited } from "../access/limits.ts";
+import type { Router } from "../app.ts";
+import { queries } from "../db/reads.ts";
+import type { StockByVendor } from "../db/schema.ts";
+import type { StoredTiers } from "../db/sweep.ts";
+import { AppError } from "../errors.ts";
+import { stockOf } from "../provisioner/candidates.ts";
+import { refreshTiers } from "../vms/sweep.ts";
+import { TIERS, wireType } from "../vms/tiers.ts";
+import { errorsOf, formatUsdc, wireTypeSchema } from "./schemas.ts";
+
+const DAYS_PER_MONTH = 30n;
+const CACHE_MS = 30_000;
+/** Beyond this age the stock of a vendor says nothing any more. */
+const STOCK_MAX_AGE_MS = 900_000;
+
+const tierSchema = z
+  .object({
+    tier: z.number().openapi({ description: "0-7", example: 0 }),
+    name: z.string(),
+    pricePerDay: z.string().openapi({ description: "USDC", example: "0.50" }),
+    pricePerMonth: z.string().openapi({ description: "USDC for 30 days", example: "15.00" }),
+    active: z.boolean(),
+    type: wireTypeSchema,
+    specs: z.object({
+      vcpu: z.number(),
+      memoryGb: z.number(),
+      gpu: z.string().nullable(),
+      diskGb: z.number(),
+    }),
+    stock: z.enum(["high", "low", "none", "unknown"]),
+  })
+  .openapi("Tier");
+
+const route = createRoute({
+  method: "get",
+  path: "/tiers",
+  summary: "Tiers with prices from the contract and stock from the vendors",
+  middleware: [limited("tiers")] as const,
+  responses: {
+    200: {
+      description: "All tiers",
+      content: { "application/json": { schema: z.object({ tiers: z.array(tierSchema) }) } },
+    },
+    ...errorsOf(503),
+  },
+});
+
+type Cached = { tiers: StoredTiers; tiersAt: number; stock: StockByVendor; readAt: number };
+// Per isolate; a warm answer reads nothing.
+const cache = new WeakMap<object, Cached>();
+
+export function mountTiers(app: Router): void {
+  app.openapi(route, async (c) => {
+    const { db, chain, config } = c.var;
+    const now = Date.now();
+    let known = cache.get(config.DB);
+    if (known === undefined || now - known.readAt > CACHE_MS) {
+      const [row] = await queries.catalog(db);
+      const stored = row?.tiers ?? null;
+      const tiers = stored ?? (await firstRead(() => refreshTiers(db, chain, now)));
+      known = { tiers, tiersAt: row?.tiersAt ?? now, stock: row?.stock ?? {}, readAt: now };
+      cache.set(config.DB, known);
+    }
+    const stock = recentStock(known.stock, now);
+    c.header("Age", String(Math.max(0, Math.floor((now - known.tiersAt) / 1_000))));
+    c.header("Cache-Control", "public, max-age=30");
+    return c.json(
+      {
+        tiers: known.tiers.flatMap(({ tier, name, active, pricePerDayUsdc6 }) => {
+          const spec = TIERS[tier];
+          if (spec === undefined) return [];
+          const pricePerDay = BigInt(pricePerDayUsdc6);
+          return [
+            {
+              tier,
+              name,
+              pricePerDay: formatUsdc(pricePerDay),
+              pricePerMonth: formatUsdc(pricePerDay * DAYS_PER_MONTH),
+              active,
+              type: wireType(spec.type),
+              specs: spec.specs,
+              stock: stockOf(tier, stock),
+            },
+          ];
+        }),
+      },
+      200,
+    );
+  });
+}
+
+/** Before the first sweep nothing is stored yet: the contract is asked once. */
+async function firstRead(read: () => Promise<StoredTiers>): Promise<StoredTiers> {
+  try {
+    return await read();
+  } catch (cause) {
+    throw new AppError("tiers_unavailable", "Prices can't be read from the chain yet; try again in a few seconds.", {
+      cause,
+      retryAfterSeconds: 5,
+    });
+  }
+}
+
+const recentStock = (stock: StockByVendor, now: number): StockByVendor =>
+  Object.fromEntries(Object.entries(stock).filter(([, read]) => now - read.readAt < STOCK_MAX_AGE_MS));

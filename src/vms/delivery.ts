@@ -1,0 +1,54 @@
+// Handing out a private key, once. The first 200 may come by either form of signature; until the owner acknowledges or the
+// grace ends, the owner gets it again by the fresh form alone; then it is erased (hard case 21).
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import type { EdgeConfig } from "../config.ts";
+import { dataKeyId, openSecret, sealSecret } from "../credentials/ecies.ts";
+import { formatPrivateKey } from "../credentials/ssh-keys.ts";
+import type { Database } from "../db/client.ts";
+import * as store from "../db/delivery.ts";
+import type { Vm } from "../db/vms.ts";
+
+export type DeliveryContext = {
+  db: Database;
+  config: Pick<EdgeConfig, "DATA_PRIVATE_KEY" | "KEY_GRACE_SECONDS">;
+  /** Lower-case address of the owner who asks. */
+  owner: string;
+  fresh: boolean;
+  /** Unix milliseconds. */
+  now: number;
+};
+
+/** What the rules say before anything is read or written: pure, so that every combination can be tested. */
+export function deliveryDecision(
+  vm: Pick<Vm, "sshPrivateKey" | "deliveredAt" | "freshOwner">,
+  { owner, fresh, now, config }: Omit<DeliveryContext, "db" | "config"> & { config: { KEY_GRACE_SECONDS: number } },
+): "first" | "again" | "withheld" {
+  if (vm.sshPrivateKey === null) return "withheld";
+  if (vm.deliveredAt === null) return fresh || vm.freshOwner !== owner ? "first" : "withheld";
+  const inGrace = now < vm.deliveredAt + config.KEY_GRACE_SECONDS * 1_000;
+  return fresh && inGrace ? "again" : "withheld";
+}
+
+/** The key as text where the rules give it, and when it was first handed out. */
+export async function deliverKey(
+  vm: Vm,
+  context: DeliveryContext,
+): Promise<{ privateKey: string | null; deliveredAt: number | null }> {
+  const { db, config, owner, fresh, now } = context;
+  const decision = deliveryDecision(vm, context);
+  const stored = vm.sshPrivateKey;
+  if (decision === "withheld" || stored === null) return { privateKey: null, deliveredAt: vm.deliveredAt };
+  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
+  const { secret, legacy } = await openSecret(config.DATA_PRIVATE_KEY, secretContext, stored);
+  const row = { incarnation: vm.incarnation, sshPrivateKey: stored };
+  if (fresh && vm.freshOwner !== owner) await store.markFreshOwner(db, vm.incarnation, owner);
+  if (decision === "first" && !(await store.markDelivered(db, row, now, config.KEY_GRACE_SECONDS === 0))) {
+    // Two first requests at once: the other one won. By the fresh form this one is a repeat within the grace.
+    return { privateKey: fresh && config.KEY_GRACE_SECONDS > 0 ? formatPrivateKey(secret) : null, deliveredAt: now };
+  }
+  if (legacy && config.KEY_GRACE_SECONDS > 0) {
+    const publicKey = secp256k1.getPublicKey(config.DATA_PRIVATE_KEY);
+    await store.replaceKey(db, row, await sealSecret(publicKey, secretContext, secret), dataKeyId(publicKey));
+  }
+  return { privateKey: formatPrivateKey(secret), deliveredAt: vm.deliveredAt ?? now };
+}

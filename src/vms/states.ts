@@ -1,0 +1,39 @@
+// The life of a machine behind one purchase. `status` is what the world sees; `step` is what the provisioner does next.
+//
+//   provisioning: verify -> create -> boot -> (published)       create -> find -> boot | create       boot -> clear -> create
+//   running:      idle                                          failed: clear -> idle
+//   expired:      prove -> (terminated | back to running)       any, once another incarnation holds its token: retire
+
+export const STATUSES = ["provisioning", "running", "expired", "terminated", "failed"] as const;
+export type Status = (typeof STATUSES)[number];
+
+export const STEPS = ["verify", "create", "find", "boot", "clear", "prove", "retire", "idle"] as const;
+export type Step = (typeof STEPS)[number];
+
+/** What `GET /credentials` and `/status` say while a machine is made. */
+export const STEP_SENTENCES: Record<Step, string> = {
+  verify: "Checking the purchase on chain.",
+  create: "Choosing and ordering a machine.",
+  find: "Asking the vendor whether the machine was made.",
+  boot: "The machine is starting.",
+  clear: "Ending a machine that did not start, before the next one is ordered.",
+  prove: "Checking the end of the paid time on chain.",
+  retire: "Ending the machine of a purchase that the chain replaced.",
+  idle: "Nothing to do.",
+};
+
+const MOVES: Record<Status, readonly Status[]> = {
+  provisioning: ["running", "failed", "expired", "terminated"],
+  running: ["expired", "terminated"],
+  expired: ["terminated", "running", "provisioning"],
+  failed: ["provisioning", "terminated"],
+  // A reorg can bring a purchase back whose machine was ended in the meantime.
+  terminated: ["provisioning"],
+};
+
+/** Whether a machine may go from one status to another. */
+export const mayMove = (from: Status, to: Status): boolean => from === to || MOVES[from].includes(to);
+
+/** Chain time, in unix seconds, by which a purchase must run: the configured span, at most a tenth of what was paid for. */
+export const provisioningDeadline = (seenAt: number, durationDays: number, configuredSeconds: number): number =>
+  seenAt + Math.min(configuredSeconds, durationDays * 8_640);

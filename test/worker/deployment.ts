@@ -1,0 +1,225 @@
+// A deployment of both Workers inside workerd for one test: a database of its own, its own name at the vendors, the real
+// chain and vendors of `parts.ts`. The queue is a list that the test drains itself, so that every order of messages can
+// be played; the real queue runs in the end-to-end tests.
+import { applyD1Migrations, type D1Migration, reset } from "cloudflare:test";
+import { env } from "cloudflare:workers";
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
+import {
+  createPublicClient,
+  createTestClient,
+  createWalletClient,
+  defineChain,
+  type Hex,
+  http,
+  publicActions,
+  walletActions,
+} from "viem";
+import { type LocalAccount, mnemonicToAccount } from "viem/accounts";
+import { inject } from "vitest";
+import { createApp } from "../../src/app.ts";
+import { connectChain } from "../../src/chain/client.ts";
+import { scanPass, startCursor } from "../../src/chain/scan.ts";
+import { edgeConfig, provisionerConfig } from "../../src/config.ts";
+import { openDatabase } from "../../src/db/client.ts";
+import { takeScanLease } from "../../src/db/scan.ts";
+import { advance } from "../../src/provisioner/consume.ts";
+import { type Context, createContext } from "../../src/provisioner/context.ts";
+import type { Job } from "../../src/provisioner/jobs.ts";
+import { enqueue, sweep } from "../../src/vms/sweep.ts";
+import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import type { RpcFault } from "../world/rpc-proxy.ts";
+import type { Fault } from "../world/vendor-server.ts";
+
+type TestBindings = {
+  DB: D1Database;
+  IP_GUARD: DurableObjectNamespace;
+  VENDOR_GATE: DurableObjectNamespace;
+  MIGRATIONS: D1Migration[];
+};
+const bindings = env as unknown as TestBindings;
+const parts = inject("parts");
+const MNEMONIC = "test test test test test test test test test test test junk";
+
+export const agents = Array.from({ length: 5 }, (_, addressIndex) => mnemonicToAccount(MNEMONIC, { addressIndex }));
+export const deployer = mnemonicToAccount(MNEMONIC, { addressIndex: 9 });
+export const agent = (index: number): LocalAccount => {
+  const account = agents[index];
+  if (account === undefined) throw new Error(`there is no agent ${index}`);
+  return account;
+};
+
+const chainDefinition = defineChain({
+  id: 8453,
+  name: "Base (local)",
+  nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
+  rpcUrls: { default: { http: [parts.chainUrl] } },
+});
+const transport = http(parts.chainUrl, { retryCount: 0 });
+const clientOptions = { chain: chainDefinition, transport, pollingInterval: 20, cacheTime: 0 };
+
+/** The chain as a customer and as a test reach it. It mines on each transaction; `mine` adds empty blocks. */
+export const chain = {
+  reader: createPublicClient(clientOptions),
+  wallet: (account: LocalAccount) => createWalletClient({ ...clientOptions, account }),
+  node: createTestClient({ mode: "anvil", ...clientOptions })
+    .extend(publicActions)
+    .extend(walletActions),
+  mine: (blocks = 1) => chain.node.mine({ blocks }),
+};
+
+type Sent = { body: Job; delaySeconds: number };
+
+export type Deployment = Awaited<ReturnType<typeof deploy>>;
+
+/** A fresh deployment whose scan starts at the chain's head. */
+export async function deploy(overrides: { edge?: Record<string, string>; provisioner?: Record<string, string> } = {}) {
+  await reset();
+  await applyD1Migrations(bindings.DB, bindings.MIGRATIONS);
+  await clearFaults();
+  await chain.mine(2);
+  const sent: Sent[] = [];
+  const jobs = {
+    send: async (body: Job, options?: { delaySeconds?: number }) => {
+      sent.push({ body, delaySeconds: options?.delaySeconds ?? 0 });
+    },
+    sendBatch: async (messages: Iterable<{ body: Job; delaySeconds?: number }>) => {
+      for (const { body, delaySeconds = 0 } of messages) sent.push({ body, delaySeconds });
+    },
+  };
+  const dataKey = secp256k1.keygen();
+  const shared = {
+    DB: bindings.DB,
+    JOBS: jobs,
+    DEPLOYMENT_ID: `t-${bytesToHex(randomBytes(4))}`,
+    CHAIN_ID: "8453",
+    CONTRACT_ADDRESS,
+    RPC_URLS: parts.rpcUrls.join(","),
+    RPC_TIMEOUT_MS: "1000",
+  };
+  const edge = edgeConfig({
+    ...shared,
+    IP_GUARD: bindings.IP_GUARD,
+    START_BLOCK: String(await chain.reader.getBlockNumber()),
+    CONFIRMATIONS: "0",
+    PUBLIC_URLS: "https://api.example",
+    DATA_PRIVATE_KEY: bytesToHex(dataKey.secretKey),
+    ...overrides.edge,
+  });
+  const provisioner = provisionerConfig({
+    ...shared,
+    VENDOR_GATE: bindings.VENDOR_GATE,
+    DATA_PUBLIC_KEY: bytesToHex(dataKey.publicKey),
+    SSH_KEY_ALGORITHM: "ed25519",
+    VULTR_API_KEY: parts.vultrKey,
+    VULTR_API_URL: parts.vultrUrl,
+    VULTR_SSH_PORT: String(parts.sshPort),
+    RUNPOD_API_KEY: parts.runpodKey,
+    RUNPOD_API_URL: parts.runpodUrl,
+    RUNPOD_REQUESTS_PER_MINUTE: "100000",
+    VENDOR_TIMEOUT_MS: "500",
+    LISTING_LAG_MS: "500",
+    POLL_SECONDS: "1",
+    ...overrides.provisioner,
+  });
+  const app = createApp(edge);
+  const context: Context = createContext(provisioner);
+  const db = openDatabase(bindings.DB);
+  const edgeChain = connectChain(edge);
+  const holder = crypto.randomUUID();
+
+  const scanContext = async (now = Date.now()) => {
+    const fence = { holder, leaseUntil: now + 60_000 };
+    await takeScanLease(db, fence, now);
+    return { db, chain: edgeChain, config: edge, fence, now };
+  };
+  const deployment = {
+    edge,
+    provisioner,
+    context,
+    db,
+    sql: bindings.DB,
+    sent,
+    app,
+    /** A request as Cloudflare passes it on. */
+    request: (path: string, init: RequestInit = {}) =>
+      app.request(`https://api.example${path}`, {
+        ...init,
+        headers: { "cf-connecting-ip": "203.0.113.7", ...(init.headers as Record<string, string> | undefined) },
+      }),
+    scanContext,
+    /** Scans until nothing is left to read; queues what it found. */
+    scan: async () => {
+      const outcomes: string[] = [];
+      for (let pass = 0; pass < 50; pass++) {
+        const result = await scanPass(await scanContext());
+        outcomes.push(result.outcome);
+        await enqueue(edge.JOBS, result.queued);
+        if (result.caughtUp) return outcomes;
+      }
+      throw new Error(`the scan does not catch up: ${outcomes.join(", ")}`);
+    },
+    sweep: async (now = Date.now()) => sweep(await scanContext(now)),
+    /** Runs queued jobs, delays cut short, until the queue is empty or `until` holds. */
+    drain: async (until: () => Promise<boolean> = async () => false, timeoutMs = 15_000) => {
+      const end = Date.now() + timeoutMs;
+      while (sent.length > 0 && !(await until())) {
+        if (Date.now() > end) throw new Error("the queue does not drain");
+        const next = sent.shift();
+        if (next === undefined) break;
+        if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, 60));
+        if (next.body.kind === "advance") await advance(context, next.body);
+      }
+    },
+    vm: (tokenId: number) =>
+      bindings.DB.prepare("SELECT * FROM vms WHERE token_id = ? AND current = 1").bind(tokenId).first<Row>(),
+    rows: async (query: string, ...params: unknown[]) =>
+      (
+        await bindings.DB.prepare(query)
+          .bind(...params)
+          .all<Row>()
+      ).results,
+    /** The machines that exist at a vendor under this deployment's name. */
+    machines: async (vendor: "vultr" | "runpod") => {
+      const list = (await (await fetch(`${controlUrl(vendor)}/machines`)).json()) as VendorMachine[];
+      return list.filter((one) => (one.label ?? one.name ?? "").startsWith(`clawcloud-${edge.DEPLOYMENT_ID}-`));
+    },
+  };
+  await startCursor({ db, chain: edgeChain, config: edge, now: Date.now() });
+  return deployment;
+}
+
+// Rows as SQLite gives them; a test names the columns that it looks at.
+// biome-ignore lint/suspicious/noExplicitAny: a row of any query
+export type Row = Record<string, any>;
+type VendorMachine = { id: string; label?: string; name?: string; status: string };
+
+const controlUrl = (vendor: "vultr" | "runpod") =>
+  vendor === "vultr" ? parts.vultrControlUrl : parts.runpodControlUrl;
+const post = (url: string, body: object) => fetch(url, { method: "POST", body: JSON.stringify(body) });
+
+/** Switches a fault on at a vendor; all are off at the start of a test. */
+export const addFault = (vendor: "vultr" | "runpod", fault: Fault) => post(`${controlUrl(vendor)}/faults`, fault);
+/** Makes the first of the three RPC URLs lag, lie or fail. */
+export const addRpcFault = (fault: RpcFault) => post(`${parts.proxyControlUrl}/faults`, fault);
+export const clearRpcFaults = () => fetch(`${parts.proxyControlUrl}/faults`, { method: "DELETE" });
+
+export async function clearFaults(): Promise<void> {
+  for (const url of [parts.vultrControlUrl, parts.runpodControlUrl, parts.proxyControlUrl]) {
+    await fetch(`${url}/faults`, { method: "DELETE" });
+  }
+}
+
+/** The traffic that a vendor saw since `from` (unix milliseconds). */
+export async function journal(vendor: "vultr" | "runpod", from: number) {
+  const all = (await (await fetch(`${controlUrl(vendor)}/journal`)).json()) as {
+    method: string;
+    path: string;
+    status: number;
+    at: number;
+    requestBody: Row;
+  }[];
+  return all.filter((one) => one.at >= from);
+}
+
+export const asHash = (value: string): Hex => value as Hex;

@@ -1,0 +1,115 @@
+// An RPC URL that can lag, lie and fail, in front of the honest node.
+import { type ServerType, serve } from "@hono/node-server";
+import { Hono } from "hono";
+
+/**
+ * What the proxy does to the calls it passes on:
+ * - `down`: 503 to everything
+ * - `hang`: no answer
+ * - `lag`: it is `blocks` behind: its head is older, and logs above it are an empty list, not an error
+ * - `drop_logs`: eth_getLogs answers an empty list, however old the range
+ * - `max_range`: eth_getLogs refuses more than `blocks` blocks, in a provider's words
+ * - `rewrite`: the result of calls to `method` is `result`
+ */
+export type RpcFault =
+  | { kind: "down" | "hang" | "drop_logs" }
+  | { kind: "lag" | "max_range"; blocks: number }
+  | { kind: "rewrite"; method: string; result: unknown };
+
+type Call = { jsonrpc: "2.0"; id: unknown; method: string; params: unknown[] };
+type Answer = { jsonrpc: "2.0"; id: unknown; result?: unknown; error?: { code: number; message: string } };
+
+const HANG_MS = 30_000;
+
+export async function startRpcProxy(target: string) {
+  const faults: RpcFault[] = [];
+  const app = new Hono();
+  let calls = 0;
+
+  app.get("/control/faults", (c) => c.json(faults));
+  app.post("/control/faults", async (c) => {
+    faults.push((await c.req.json()) as RpcFault);
+    return c.json(faults, 201);
+  });
+  app.delete("/control/faults", (c) => {
+    faults.length = 0;
+    return c.body(null, 204);
+  });
+  app.post("/", async (c) => {
+    const body = (await c.req.json()) as Call | Call[];
+    if (faults.some((fault) => fault.kind === "down")) return c.text("Service Unavailable", 503);
+    if (faults.some((fault) => fault.kind === "hang")) {
+      await new Promise((resolve) => setTimeout(resolve, HANG_MS).unref());
+    }
+    if (Array.isArray(body)) return c.json(await Promise.all(body.map(answer)));
+    return c.json(await answer(body));
+  });
+
+  async function forward(call: Call): Promise<Answer> {
+    calls += 1;
+    const response = await fetch(target, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(call),
+    });
+    return (await response.json()) as Answer;
+  }
+
+  async function answer(call: Call): Promise<Answer> {
+    for (const fault of faults) {
+      if (fault.kind === "rewrite" && fault.method === call.method)
+        return { jsonrpc: "2.0", id: call.id, result: fault.result };
+      if (fault.kind === "drop_logs" && call.method === "eth_getLogs")
+        return { jsonrpc: "2.0", id: call.id, result: [] };
+      if (fault.kind === "max_range" && call.method === "eth_getLogs") {
+        const { fromBlock, toBlock } = call.params[0] as { fromBlock: string; toBlock: string };
+        if (Number(toBlock) - Number(fromBlock) >= fault.blocks) {
+          const message = `eth_getLogs is limited to a ${fault.blocks} range`;
+          return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
+        }
+      }
+      if (fault.kind === "lag") return behind(call, fault.blocks);
+    }
+    return forward(call);
+  }
+
+  async function behind(call: Call, blocks: number): Promise<Answer> {
+    const head = Number((await forward({ ...call, method: "eth_blockNumber", params: [] })).result) - blocks;
+    const cap = (tag: unknown) =>
+      tag === "latest" || Number(tag) > head ? `0x${Math.max(0, head).toString(16)}` : tag;
+    if (call.method === "eth_blockNumber") return { jsonrpc: "2.0", id: call.id, result: cap("latest") };
+    if (call.method === "eth_getBlockByNumber" || call.method === "eth_call") {
+      const tagAt = call.method === "eth_call" ? 1 : 0;
+      const tag = call.params[tagAt] ?? "latest";
+      if (call.method === "eth_getBlockByNumber" && Number(tag) > head)
+        return { jsonrpc: "2.0", id: call.id, result: null };
+      const params = call.params.map((param, i) => (i === tagAt ? cap(tag) : param));
+      return forward({ ...call, params });
+    }
+    if (call.method === "eth_getLogs") {
+      const [filter] = call.params as [{ fromBlock: string; toBlock: string }];
+      if (Number(filter.fromBlock) > head) return { jsonrpc: "2.0", id: call.id, result: [] };
+      return forward({ ...call, params: [{ ...filter, toBlock: cap(filter.toBlock) }] });
+    }
+    return forward(call);
+  }
+
+  const { server, port } = await new Promise<{ server: ServerType; port: number }>((resolve) => {
+    const started = serve({ fetch: app.fetch, hostname: "127.0.0.1", port: 0 }, (info) =>
+      resolve({ server: started, port: info.port }),
+    );
+  });
+  const url = `http://127.0.0.1:${port}`;
+  return {
+    url,
+    controlUrl: `${url}/control`,
+    setFaults: (...list: RpcFault[]) => {
+      faults.splice(0, faults.length, ...list);
+    },
+    countCalls: () => calls,
+    stop: () => {
+      if ("closeAllConnections" in server) server.closeAllConnections();
+      return new Promise<void>((resolve) => server.close(() => resolve()));
+    },
+  };
+}

@@ -1,0 +1,277 @@
+// RunPod REST v2 as its document and its behaviour are known: pods with a life, and SSH on a mapped port behind each.
+import { randomBytes } from "node:crypto";
+import type { Context } from "hono";
+import { freePort } from "./ports.ts";
+import { type Door, openDoor } from "./ssh-door.ts";
+import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+
+export type RunpodOptions = VendorServerOptions & {
+  apiKey: string;
+  /** Milliseconds from create to: STARTING, RUNNING with a port, sshd. */
+  bootMs?: { starting: number; running: number; sshd: number };
+  listLagMs?: number;
+  requestsPerMinute?: number;
+};
+
+type Gpu = { id: string; name: string; memory: number; secure: number; community: number };
+const GPUS: Gpu[] = [
+  { id: "NVIDIA GeForce RTX 4090", name: "RTX 4090", memory: 24, secure: 0.69, community: 0.34 },
+  { id: "NVIDIA A100-SXM4-40GB", name: "A100 SXM 40GB", memory: 40, secure: 0, community: 0.9 },
+  { id: "NVIDIA A100 80GB PCIe", name: "A100 PCIe", memory: 80, secure: 1.64, community: 1.19 },
+  { id: "NVIDIA A100-SXM4-80GB", name: "A100 SXM", memory: 80, secure: 1.74, community: 1.39 },
+  { id: "NVIDIA H100 PCIe", name: "H100 PCIe", memory: 80, secure: 2.39, community: 1.99 },
+  { id: "NVIDIA H100 80GB HBM3", name: "H100 SXM", memory: 80, secure: 2.99, community: 2.69 },
+];
+const CREATE_FIELDS = new Set(
+  "args disk env image ports registry name cloud cpu dataCenterIds globalNetworking gpu mounts startJupyter startSsh templateId".split(
+    " ",
+  ),
+);
+const DEFAULT_BOOT_MS = { starting: 500, running: 2_000, sshd: 3_000 };
+const NO_CAPACITY =
+  "There are no longer any instances available with the requested specifications. Please refresh and try again.";
+
+type Pod = {
+  id: string;
+  name: string;
+  cloud: "SECURE" | "COMMUNITY";
+  gpu: Gpu;
+  image: string;
+  args: string;
+  disk: number;
+  ports: string[];
+  env: Record<string, string>;
+  createdAt: number;
+  /** The public port that 22/tcp is mapped to: given with the machine, before anything listens on it. */
+  sshPort: number;
+  addressAt: number;
+  boots: boolean;
+  wrongMark: boolean;
+  door: Door | undefined;
+  timers: NodeJS.Timeout[];
+};
+
+export async function startRunpod(options: RunpodOptions) {
+  const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
+  const listLagMs = options.listLagMs ?? 600;
+  const perMinute = options.requestsPerMinute ?? 60;
+  const pods = new Map<string, Pod>();
+  let windowBegan = 0;
+  let used = 0;
+  const server = new VendorServer(options, {
+    machines: () => [...pods.values()].map((pod) => ({ ...view(pod), env: {} })),
+  });
+  const { app } = server;
+  const problem = (c: Context, status: 400 | 401 | 402 | 404 | 422 | 429 | 500, title: string, detail: string) =>
+    c.body(JSON.stringify({ title, status, detail }), status, { "content-type": "application/problem+json" });
+  const faulty = (c: Context, call: string, effect: () => Promise<Response> | Response, region?: string) =>
+    server.withFaults(
+      c,
+      call,
+      {
+        rateLimited: () => limitedAnswer(c, 2),
+        failed: () => problem(c, 500, "Internal Server Error", "internal error"),
+      },
+      effect,
+      region,
+    );
+  const limitedAnswer = (c: Context, seconds: number) => {
+    c.header("Retry-After", String(seconds));
+    return problem(c, 429, "Too Many Requests", "rate limit exceeded");
+  };
+
+  app.use("/v2/*", async (c, next) => {
+    if (c.req.header("authorization") !== `Bearer ${options.apiKey}`) {
+      return problem(c, 401, "Unauthorized", "missing bearer token");
+    }
+    const now = Date.now();
+    if (now - windowBegan >= 60_000) {
+      windowBegan = now;
+      used = 0;
+    }
+    used += 1;
+    const left = Math.max(0, perMinute - used);
+    const resets = Math.ceil((windowBegan + 60_000 - now) / 1_000);
+    c.header("RateLimit", `"minute";r=${left};t=${resets}, "hour";r=2900;t=1800, "day";r=49000;t=40000`);
+    c.header("RateLimit-Policy", `"minute";q=${perMinute};w=60, "hour";q=3000;w=3600, "day";q=50000;w=86400`);
+    if (used > perMinute) return limitedAnswer(c, resets);
+    return next();
+  });
+
+  app.get("/v2/catalog/gpus", (c) =>
+    faulty(c, "catalog", () => {
+      const { include, product, cloud = "SECURE" } = c.req.query();
+      if ((include === "AVAILABILITY") !== (product !== undefined)) {
+        return problem(c, 400, "Bad Request", "product goes with include=AVAILABILITY");
+      }
+      return c.json({
+        gpus: GPUS.map((gpu) => {
+          const sold = cloud === "SECURE" ? gpu.secure > 0 : gpu.community > 0;
+          const soldOut = server.takeFault("catalog", ["sold_out"], cloud) !== undefined;
+          return {
+            id: gpu.id,
+            name: gpu.name,
+            pool: null,
+            manufacturer: "NVIDIA",
+            memory: gpu.memory,
+            secure: gpu.secure > 0,
+            community: gpu.community > 0,
+            price: { secure: gpu.secure, community: gpu.community },
+            maxCount: { secure: 8, community: 4 },
+            ...(include === undefined ? {} : { availability: sold && !soldOut ? "HIGH" : "NONE" }),
+          };
+        }),
+      });
+    }),
+  );
+
+  app.post("/v2/pods", async (c) => {
+    const body = (await c.req.json()) as Record<string, unknown>;
+    const cloud = body["cloud"] === "COMMUNITY" ? "COMMUNITY" : "SECURE";
+    return faulty(c, "create", () => createPod(c, body, cloud), cloud);
+  });
+  app.get("/v2/pods", (c) =>
+    faulty(c, "list", () => {
+      const lag = server.takeFault("list", ["lagging_list"])?.ms ?? listLagMs;
+      const limit = Math.min(1_000, Number(c.req.query("limit") ?? 1_000));
+      const from = Number(c.req.query("cursor") ?? 0);
+      const all = [...pods.values()].filter((pod) => pod.createdAt <= Date.now() - lag).reverse();
+      const hasNextPage = from + limit < all.length;
+      const pagination = { hasNextPage, nextCursor: hasNextPage ? String(from + limit) : null };
+      return c.json({ pods: all.slice(from, from + limit).map(view), pagination });
+    }),
+  );
+  app.get("/v2/pods/:id", (c) =>
+    faulty(c, "get", () => {
+      const pod = pods.get(c.req.param("id"));
+      return pod === undefined ? problem(c, 404, "Not Found", "pod not found") : c.json(view(pod));
+    }),
+  );
+  app.delete("/v2/pods/:id", (c) =>
+    faulty(c, "delete", async () => {
+      const pod = pods.get(c.req.param("id"));
+      if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
+      if (server.takeFault("delete", ["locked"]) !== undefined) return problem(c, 400, "Bad Request", "Pod is locked");
+      pods.delete(pod.id);
+      await close(pod);
+      return c.body(null, 204);
+    }),
+  );
+
+  async function createPod(c: Context, body: Record<string, unknown>, cloud: Pod["cloud"]): Promise<Response> {
+    const unknown = Object.keys(body).filter((field) => !CREATE_FIELDS.has(field));
+    const wanted = body["gpu"] as { id?: string; count?: number } | undefined;
+    const gpu = GPUS.find((one) => one.id === wanted?.id);
+    if (unknown.length > 0 || typeof body["name"] !== "string" || typeof body["image"] !== "string") {
+      return problem(c, 422, "Unprocessable Entity", `Request validation failed: ${unknown.join(", ")}`);
+    }
+    if (gpu === undefined) return problem(c, 422, "Unprocessable Entity", `Unknown GPU type: ${wanted?.id}`);
+    const sold = cloud === "SECURE" ? gpu.secure > 0 : gpu.community > 0;
+    // Left out, `count` matches no machine, whatever the document says.
+    if (!sold || wanted?.count === undefined || server.takeFault("create", ["sold_out"], cloud) !== undefined) {
+      return problem(c, 400, "Bad Request", NO_CAPACITY);
+    }
+    const now = Date.now();
+    const late = server.takeFault("create", ["late_address"], cloud);
+    const pod: Pod = {
+      id: randomBytes(7).toString("hex"),
+      name: body["name"],
+      cloud,
+      gpu,
+      image: body["image"],
+      args: String(body["args"] ?? ""),
+      disk: Number(body["disk"] ?? 20),
+      ports: (body["ports"] as string[] | undefined) ?? [],
+      env: (body["env"] as Record<string, string> | undefined) ?? {},
+      createdAt: now,
+      sshPort: await freePort(),
+      addressAt: now + (late?.ms ?? 0),
+      boots: server.takeFault("create", ["never_boots"], cloud) === undefined,
+      wrongMark: server.takeFault("create", ["wrong_mark"], cloud) !== undefined,
+      door: undefined,
+      timers: [],
+    };
+    pods.set(pod.id, pod);
+    if (pod.boots) bootUp(pod);
+    return c.json(view(pod), 201);
+  }
+
+  function bootUp(pod: Pod): void {
+    const timer = setTimeout(() => {
+      startContainer(pod).catch((cause) => console.error("runpod: a pod did not boot", cause));
+    }, bootMs.sshd);
+    timer.unref();
+    pod.timers.push(timer);
+  }
+
+  /** What the image's start script does: without PUBLIC_KEY or a mapped 22/tcp there is no sshd to reach. */
+  async function startContainer(pod: Pod): Promise<void> {
+    const publicKey = pod.env["PUBLIC_KEY"];
+    if (publicKey === undefined || !pod.ports.includes("22/tcp") || !pods.has(pod.id)) return;
+    const ours = pod.args.startsWith("bash -c '") && pod.args.endsWith("exec /start.sh'");
+    const hostKey = ours ? Buffer.from(pod.env["CLAWCLOUD_HOST_KEY"] ?? "", "base64").toString() : null;
+    const mark = pod.args.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
+    pod.door = await openDoor(
+      "127.0.0.1",
+      pod.sshPort,
+      { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id },
+      { hostKey, authorizedKeys: publicKey.split("\n"), addendum: pod.wrongMark ? "somebody-else" : mark },
+    );
+  }
+
+  function view(pod: Pod) {
+    const age = Date.now() - pod.createdAt;
+    const running = pod.boots && age >= bootMs.running;
+    const status = running ? "RUNNING" : pod.boots && age >= bootMs.starting ? "STARTING" : "PROVISIONING";
+    const port = pod.sshPort;
+    const reachable = running && pod.ports.includes("22/tcp") && Date.now() >= pod.addressAt;
+    return {
+      id: pod.id,
+      name: pod.name,
+      status,
+      actions: running ? ["stop", "restart", "terminate"] : ["stop", "terminate"],
+      image: pod.image,
+      args: pod.args,
+      disk: pod.disk,
+      mounts: {},
+      ports: pod.ports,
+      env: pod.env,
+      registry: null,
+      gpu: { id: pod.gpu.id, count: 1 },
+      cloud: pod.cloud,
+      dataCenterId: running ? "EU-RO-1" : null,
+      cudaVersion: running ? "12.4" : null,
+      ssh: {
+        proxy: null,
+        direct: reachable
+          ? { host: "127.0.0.1", port, username: "root", command: `ssh root@127.0.0.1 -p ${port}` }
+          : null,
+      },
+      template: null,
+      cost: pod.cloud === "SECURE" ? pod.gpu.secure : pod.gpu.community,
+      locked: false,
+      globalNetworking: { enabled: false },
+      runtime: running ? { uptime: Math.floor(age / 1_000), gpus: [], ports: [] } : null,
+      createdAt: new Date(pod.createdAt).toISOString(),
+      startedAt: running ? new Date(pod.createdAt + bootMs.running).toISOString() : null,
+    };
+  }
+
+  await server.start();
+  return {
+    server,
+    apiUrl: server.origin,
+    controlUrl: `${server.origin}/control`,
+    pods,
+    stop: async () => {
+      await Promise.all([...pods.values()].map(close));
+      await server.stop();
+    },
+  };
+}
+
+async function close(pod: Pod): Promise<void> {
+  for (const timer of pod.timers) clearTimeout(timer);
+  await pod.door?.close();
+  pod.door = undefined;
+}

@@ -1,0 +1,179 @@
+// `npm start`: the local world with the main job in front of the reader. Options: --once, --serve, --json.
+import { parseArgs, styleText } from "node:util";
+import type { LocalAccount } from "viem/accounts";
+import { buy, type Credentials, fixedHeaders, waitForStatus } from "./agent.ts";
+import { runOverSsh } from "./ssh-client.ts";
+import type { World } from "./world.ts";
+
+const USAGE = `Usage: npm start                     buy a VM in the local world and log in, then stay up
+       npm start -- --once           one VM (tier 0) and one GPU (tier 4), times per phase, then exit
+       npm start -- --serve --json   bring the world up, print one line of JSON, stay up`;
+
+const began = performance.now();
+const color = (format: Parameters<typeof styleText>[0], text: string) =>
+  styleText(format, text, { stream: process.stdout, validateStream: true });
+const seconds = (from: number) => `${((performance.now() - from) / 1_000).toFixed(1)} s`;
+const say = (text: string) => console.log(`${color("dim", seconds(began).padStart(7))}  ${text}`);
+
+const options = readOptions();
+let world: World | undefined;
+let stopping: Promise<void> | undefined;
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.on(signal, () => {
+    void shutDown().then(() => process.exit(0));
+  });
+}
+
+try {
+  if (!options.json) say("starting the chain, the vendors and both Workers");
+  const { startWorld } = await import("./world.ts");
+  world = await startWorld();
+  if (options.json) console.log(JSON.stringify(describe(world)));
+  else say(`the API answers at ${color("cyan", world.url)}`);
+  if (options.once) {
+    const phases = [...(await mainJob(world, 0)), ...(await mainJob(world, 4))];
+    printPhases(phases);
+    await shutDown();
+    process.exit(0);
+  }
+  if (!options.serve) await mainJob(world, 0);
+  if (!options.json) printGuide(world);
+} catch (error) {
+  console.error(color("red", `failed: ${error instanceof Error ? error.message : String(error)}`));
+  await shutDown();
+  process.exit(1);
+}
+
+type Phase = { tier: number; name: string; ms: number };
+
+/** The main job as a customer's agent does it. Throws an error that names the phase. */
+async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
+  const [agent] = chain.agents;
+  if (agent === undefined) throw new Error("the world has no agent");
+  const phases: Phase[] = [];
+  const phase = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
+    const from = performance.now();
+    try {
+      const result = await work();
+      phases.push({ tier, name, ms: performance.now() - from });
+      return result;
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new Error(`phase "${name}" of tier ${tier}: ${reason}`, { cause });
+    }
+  };
+  say(`agent ${color("cyan", agent.address)} buys tier ${tier} for one day`);
+  const { tokenId, cost, txHash } = await phase("purchase", () => buy(chain, agent, tier, 1));
+  say(
+    `paid ${Number(cost) / 1e6} USDC, got token ${color("green", String(tokenId))} in transaction ${txHash.slice(0, 18)}…`,
+  );
+  await phase("noticed", () => firstAttempt(url, tokenId));
+  say("the purchase was seen on chain and a machine is on order");
+  await phase("machine", () =>
+    waitForStatus(url, tokenId, ["running", "failed"], {
+      onChange: (status, body) => {
+        const tried = body.attempts.map((attempt) => `${attempt.provider} ${attempt.region}`).join(", ");
+        say(`status ${color("yellow", status)}${tried === "" ? "" : ` (${tried})`}`);
+      },
+    }).then((body) => {
+      if (body.status === "failed") throw new Error("no vendor had a machine");
+    }),
+  );
+  const credentials = await phase("credentials", () => fetchCredentials(url, agent, tokenId));
+  say(`credentials: ${color("cyan", credentials.instructions)}`);
+  const command = credentials.type === "gcp" ? "uname -a" : "nvidia-smi";
+  const result = await phase("ssh", () => runOverSsh(credentials, command));
+  say(`${color("dim", `$ ${command}`)}\n${result.output.trim().replace(/^/gm, "         ")}`);
+  return phases;
+}
+
+async function firstAttempt(url: string, tokenId: number): Promise<void> {
+  await waitForStatus(url, tokenId, ["provisioning", "running"]);
+  for (let tries = 0; tries < 60; tries++) {
+    const body = (await (await fetch(`${url}/status/${tokenId}`)).json()) as { attempts: unknown[] };
+    if (body.attempts.length > 0) return;
+    await new Promise((resolve) => setTimeout(resolve, 700));
+  }
+  throw new Error("no machine was ordered");
+}
+
+async function fetchCredentials(url: string, agent: LocalAccount, tokenId: number): Promise<Credentials> {
+  const response = await fetch(`${url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent, tokenId) });
+  if (response.status !== 200) throw new Error(`/credentials answered ${response.status}: ${await response.text()}`);
+  return (await response.json()) as Credentials;
+}
+
+function printPhases(phases: readonly Phase[]): void {
+  console.log(`\n${color("bold", "tier  phase          seconds")}`);
+  for (const { tier, name, ms } of phases) {
+    console.log(`${String(tier).padEnd(6)}${name.padEnd(15)}${(ms / 1_000).toFixed(2).padStart(7)}`);
+  }
+}
+
+/** Everything that a script needs. The keys hold play money of this world. */
+function describe(up: World) {
+  return {
+    url: up.url,
+    chainId: up.chain.chainId,
+    rpcUrls: up.rpcUrls,
+    rpcControlUrl: up.proxy.controlUrl,
+    contract: up.contract,
+    usdc: up.usdc,
+    accounts: up.chain.agents.map((agent) => ({ address: agent.address, privateKey: keyOf(agent) })),
+    deployer: { address: up.chain.deployer.address, privateKey: keyOf(up.chain.deployer) },
+    adminKey: up.adminKey,
+    vultr: { apiUrl: up.vultr.apiUrl, controlUrl: up.vultr.controlUrl, sshPort: up.sshPort },
+    runpod: { apiUrl: up.runpod.apiUrl, controlUrl: up.runpod.controlUrl },
+  };
+}
+
+const keyOf = (account: World["chain"]["deployer"]): string => {
+  const key = account.getHdKey().privateKey;
+  return key === null ? "" : `0x${Buffer.from(key).toString("hex")}`;
+};
+
+function printGuide(up: World): void {
+  const info = describe(up);
+  const [account] = info.accounts;
+  console.log(`
+${color("bold", "The world is up.")} Ctrl-C ends it.
+  API       ${info.url}    docs ${info.url}/docs    for agents ${info.url}/llms.txt
+  chain     id ${info.chainId}, RPC ${info.rpcUrls.join(" ")}
+  contract  ${info.contract}    USDC ${info.usdc}
+  accounts  (play money)
+${info.accounts.map(({ address, privateKey }) => `            ${address}  ${privateKey}`).join("\n")}
+
+${color("bold", "To try")}
+  curl ${info.url}/tiers
+  curl ${info.url}/vms/${account?.address}
+  curl ${info.vultr.controlUrl}/machines
+  ${color("dim", "# the next machine order at Vultr finds nothing in stock in ewr:")}
+  curl -X POST ${info.vultr.controlUrl}/faults -d '{"call":"create","kind":"sold_out","region":"ewr","times":1}'
+`);
+}
+
+function shutDown(): Promise<void> {
+  stopping ??= world?.stop() ?? Promise.resolve();
+  return stopping;
+}
+
+function readOptions() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        once: { type: "boolean" },
+        serve: { type: "boolean" },
+        json: { type: "boolean" },
+        help: { type: "boolean" },
+      },
+    });
+    if (values.help) {
+      console.log(USAGE);
+      process.exit(0);
+    }
+    return { once: values.once ?? false, serve: values.serve ?? false, json: values.json ?? false };
+  } catch (error) {
+    console.error(`${error instanceof Error ? error.message : error}\n${USAGE}`);
+    process.exit(2);
+  }
+}

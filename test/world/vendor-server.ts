@@ -1,0 +1,172 @@
+// What both vendor simulators share: a real HTTP server with a journal of its traffic, a rate, vendor-like delays, and
+// faults that tests and scripts switch on over the simulator's own control URL.
+import { type ServerType, serve } from "@hono/node-server";
+import { type Context, Hono } from "hono";
+
+export const FAULT_KINDS = [
+  "sold_out",
+  "rate_limited",
+  "error_before",
+  "error_after",
+  "timeout_before",
+  "timeout_after",
+  "never_boots",
+  "late_address",
+  "wrong_mark",
+  "lagging_list",
+  "locked",
+] as const;
+export type FaultKind = (typeof FAULT_KINDS)[number];
+
+/** A fault on one kind of call. `times` counts down; `region` narrows it to one region or cloud; `ms` is its length. */
+export type Fault = { call: string; kind: FaultKind; times?: number; region?: string; ms?: number };
+
+export type Exchange = {
+  method: string;
+  path: string;
+  requestBody: unknown;
+  status: number;
+  contentType: string | null;
+  responseBody: unknown;
+  at: number;
+};
+
+export type VendorServerOptions = { latencyMs?: number };
+
+const MAX_JOURNAL = 5_000;
+const HANG_MS = 120_000;
+
+export class VendorServer {
+  readonly app = new Hono();
+  readonly journal: Exchange[] = [];
+  readonly #faults: Fault[] = [];
+  readonly #latencyMs: number;
+  readonly #hanging = new Set<() => void>();
+  #server: ServerType | undefined;
+  #port = 0;
+
+  constructor(options: VendorServerOptions, controls: { machines: () => unknown }) {
+    this.#latencyMs = options.latencyMs ?? 40;
+    this.app.use(async (c, next) => {
+      if (c.req.path.startsWith("/control")) return next();
+      const requestBody = await jsonOf(c.req.raw);
+      await this.pause(this.#latencyMs * (0.5 + Math.random()));
+      await next();
+      const { pathname, search } = new URL(c.req.url);
+      this.journal.push({
+        method: c.req.method,
+        path: pathname + search,
+        requestBody,
+        status: c.res.status,
+        contentType: c.res.headers.get("content-type"),
+        responseBody: await jsonOf(c.res),
+        at: Date.now(),
+      });
+      if (this.journal.length > MAX_JOURNAL) this.journal.shift();
+    });
+    this.app.get("/control/machines", (c) => c.json(controls.machines() as object));
+    this.app.get("/control/journal", (c) => c.json(this.journal));
+    this.app.get("/control/faults", (c) => c.json(this.#faults));
+    this.app.post("/control/faults", async (c) => {
+      const fault = (await c.req.json()) as Fault;
+      if (!FAULT_KINDS.includes(fault.kind))
+        return c.json({ error: `kind must be one of ${FAULT_KINDS.join(", ")}` }, 400);
+      this.#faults.push({ ...fault });
+      return c.json(fault, 201);
+    });
+    this.app.delete("/control/faults", (c) => {
+      this.clearFaults();
+      return c.body(null, 204);
+    });
+  }
+
+  get origin(): string {
+    return `http://127.0.0.1:${this.#port}`;
+  }
+
+  addFault(fault: Fault): void {
+    this.#faults.push({ ...fault });
+  }
+
+  clearFaults(): void {
+    this.#faults.length = 0;
+  }
+
+  /** The fault of that kind for this call, used up by one. */
+  takeFault(call: string, kinds: readonly FaultKind[], region?: string): Fault | undefined {
+    const index = this.#faults.findIndex(
+      (fault) =>
+        fault.call === call && kinds.includes(fault.kind) && (fault.region === undefined || fault.region === region),
+    );
+    const fault = this.#faults[index];
+    if (fault === undefined) return undefined;
+    if (fault.times !== undefined && --fault.times <= 0) this.#faults.splice(index, 1);
+    return { ...fault };
+  }
+
+  /** Runs a call with the faults that every call can have, before or after its effect. */
+  async withFaults(
+    c: Context,
+    call: string,
+    answers: { rateLimited: () => Response; failed: () => Response },
+    effect: () => Promise<Response> | Response,
+    region?: string,
+  ): Promise<Response> {
+    const before = this.takeFault(call, ["rate_limited", "error_before", "timeout_before"], region);
+    if (before?.kind === "rate_limited") return answers.rateLimited();
+    if (before?.kind === "error_before") return answers.failed();
+    if (before?.kind === "timeout_before") return this.#hang(c, before.ms);
+    const response = await effect();
+    const after = this.takeFault(call, ["error_after", "timeout_after"], region);
+    if (after?.kind === "error_after") return answers.failed();
+    if (after?.kind === "timeout_after") return this.#hang(c, after.ms);
+    return response;
+  }
+
+  pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      timer.unref();
+    });
+  }
+
+  async start(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      this.#server = serve({ fetch: this.app.fetch, hostname: "127.0.0.1", port: 0 }, (info) => {
+        this.#port = info.port;
+        resolve();
+      });
+    });
+  }
+
+  async stop(): Promise<void> {
+    for (const release of this.#hanging) release();
+    const server = this.#server;
+    if (server === undefined) return;
+    if ("closeAllConnections" in server) server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+  }
+
+  async #hang(c: Context, ms = HANG_MS): Promise<Response> {
+    await new Promise<void>((resolve) => {
+      const release = () => {
+        clearTimeout(timer);
+        this.#hanging.delete(release);
+        resolve();
+      };
+      const timer = setTimeout(release, ms);
+      this.#hanging.add(release);
+      c.req.raw.signal.addEventListener("abort", release);
+    });
+    return c.body("", 504);
+  }
+}
+
+async function jsonOf(message: Request | Response): Promise<unknown> {
+  try {
+    const text = await message.clone().text();
+    return text === "" ? null : JSON.parse(text);
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,351 @@
+// Vultr API v2 as its document and its behaviour are known: a real HTTP server, machines with a life, SSH behind each.
+import { randomBytes, randomUUID } from "node:crypto";
+import type { Context } from "hono";
+import { parse } from "yaml";
+import { type Door, type Hardware, openDoor } from "./ssh-door.ts";
+import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+
+export type VultrOptions = VendorServerOptions & {
+  apiKey: string;
+  sshPort: number;
+  /** Milliseconds from create to: active, server_status ok, first sshd, sshd with our keys. */
+  bootMs?: { active: number; ok: number; sshd: number; configured: number };
+  listLagMs?: number;
+  requestsPerSecond?: number;
+};
+
+const PLANS: Record<string, { vcpu: number; ram: number; disk: number; monthly: number }> = {
+  "vc2-1c-1gb": { vcpu: 1, ram: 1_024, disk: 25, monthly: 5 },
+  "vc2-1c-2gb": { vcpu: 1, ram: 2_048, disk: 55, monthly: 10 },
+  "vc2-2c-4gb": { vcpu: 2, ram: 4_096, disk: 80, monthly: 20 },
+  "vc2-4c-8gb": { vcpu: 4, ram: 8_192, disk: 160, monthly: 40 },
+};
+const REGIONS = ["ewr", "lax", "sjc", "sea", "ams", "fra", "sgp", "nrt"];
+const SYSTEMS = [
+  { id: 1743, name: "Ubuntu 22.04 LTS x64", arch: "x64", family: "ubuntu" },
+  { id: 2284, name: "Ubuntu 24.04 LTS x64", arch: "x64", family: "ubuntu" },
+];
+const DEFAULT_BOOT_MS = { active: 900, ok: 1_800, sshd: 2_400, configured: 3_200 };
+const LOCKED_MS = 400;
+const LIMITED = { error: "rate limit exceeded", status: 429 };
+
+type Instance = {
+  id: string;
+  region: string;
+  plan: string;
+  label: string;
+  hostname: string;
+  tags: string[];
+  osId: number;
+  userData: string;
+  firewallGroup: string;
+  password: string;
+  createdAt: number;
+  address: string;
+  addressAt: number;
+  boots: boolean;
+  markShift: boolean;
+  door: Door | undefined;
+  timers: NodeJS.Timeout[];
+};
+type Rule = {
+  id: number;
+  ip_type: string;
+  protocol: string;
+  port: string;
+  subnet: string;
+  subnet_size: number;
+  notes: string;
+};
+
+export async function startVultr(options: VultrOptions) {
+  const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
+  const listLagMs = options.listLagMs ?? 600;
+  const instances = new Map<string, Instance>();
+  const groups = new Map<string, { id: string; description: string; createdAt: number; rules: Rule[] }>();
+  const hits: number[] = [];
+  // Addresses of one run lie together, and far from those of another.
+  const [second = 0, third = 0] = [16 + ((randomBytes(1)[0] ?? 0) % 200), randomBytes(1)[0] ?? 0];
+  let lastHost = 0;
+  const server = new VendorServer(options, {
+    machines: () => [...instances.values()].map((one) => ({ ...view(one), userData: one.userData.length })),
+  });
+  const { app } = server;
+  const error = (c: Context, status: 400 | 401 | 404 | 429 | 500, text: string) =>
+    c.json({ error: text, status }, status);
+  const faulty = (c: Context, call: string, effect: () => Promise<Response> | Response, region?: string) =>
+    server.withFaults(
+      c,
+      call,
+      { rateLimited: () => c.json(LIMITED, 429), failed: () => error(c, 500, "Internal server error") },
+      effect,
+      region,
+    );
+
+  app.use("/v2/*", async (c, next) => {
+    const now = Date.now();
+    while ((hits[0] ?? now) < now - 1_000) hits.shift();
+    hits.push(now);
+    if (hits.length > (options.requestsPerSecond ?? 30)) return c.json(LIMITED, 429);
+    const open = /^\/v2\/(regions|plans|os)(\/|$)/.test(c.req.path);
+    if (!open && c.req.header("authorization") !== `Bearer ${options.apiKey}`)
+      return error(c, 401, "Invalid API token.");
+    return next();
+  });
+
+  app.get("/v2/os", (c) => c.json({ os: SYSTEMS, meta: { total: SYSTEMS.length, links: { next: "", prev: "" } } }));
+  app.get("/v2/regions", (c) =>
+    c.json({
+      regions: REGIONS.map((id) => ({ id, city: id, country: "US", continent: "North America", options: [] })),
+      meta: { total: REGIONS.length, links: { next: "", prev: "" } },
+    }),
+  );
+  app.get("/v2/plans", (c) => {
+    const plans = Object.entries(PLANS).map(([id, plan]) => ({
+      id,
+      vcpu_count: plan.vcpu,
+      ram: plan.ram,
+      disk: plan.disk,
+      disk_count: 1,
+      bandwidth: 1_024,
+      monthly_cost: plan.monthly,
+      hourly_cost: plan.monthly / 730,
+      type: "vc2",
+      locations: REGIONS,
+    }));
+    return c.json({ plans, meta: { total: plans.length, links: { next: "", prev: "" } } });
+  });
+  app.get("/v2/regions/:region/availability", (c) =>
+    faulty(c, "catalog", () => {
+      const region = c.req.param("region");
+      if (!REGIONS.includes(region)) return error(c, 400, "Invalid region.");
+      const soldOut = server.takeFault("catalog", ["sold_out"], region) !== undefined;
+      return c.json({ available_plans: soldOut ? [] : Object.keys(PLANS) });
+    }),
+  );
+
+  app.get("/v2/firewalls", (c) => {
+    const list = [...groups.values()].map((group) => groupView(group));
+    return c.json({ firewall_groups: list, meta: { total: list.length, links: { next: "", prev: "" } } });
+  });
+  app.post("/v2/firewalls", async (c) => {
+    const { description = "" } = (await c.req.json()) as { description?: string };
+    const group = { id: randomUUID(), description, createdAt: Date.now(), rules: [] as Rule[] };
+    groups.set(group.id, group);
+    return c.json({ firewall_group: groupView(group) }, 201);
+  });
+  app.post("/v2/firewalls/:id/rules", async (c) => {
+    const group = groups.get(c.req.param("id"));
+    if (group === undefined) return error(c, 404, "Invalid firewall group.");
+    const body = (await c.req.json()) as Partial<Rule>;
+    const { ip_type, protocol, subnet, subnet_size, port = "", notes = "" } = body;
+    if (ip_type === undefined || protocol === undefined || subnet === undefined || subnet_size === undefined) {
+      return error(c, 400, "Bad request.");
+    }
+    const rule = { id: group.rules.length + 1, ip_type, protocol, port, subnet, subnet_size, notes };
+    group.rules.push(rule);
+    return c.json({ firewall_rule: { ...rule, action: "accept", source: "" } }, 201);
+  });
+
+  app.post("/v2/instances", async (c) => {
+    const body = (await c.req.json()) as Record<string, unknown>;
+    const region = String(body["region"] ?? "");
+    return faulty(c, "create", () => createInstance(c, body, region), region);
+  });
+  app.get("/v2/instances", (c) =>
+    faulty(c, "list", () => {
+      const lag = server.takeFault("list", ["lagging_list"])?.ms ?? listLagMs;
+      const { label, tag, cursor } = c.req.query();
+      const perPage = Math.min(500, Number(c.req.query("per_page") ?? 100));
+      const all = [...instances.values()].filter(
+        (one) =>
+          one.createdAt <= Date.now() - lag &&
+          (label === undefined || one.label === label) &&
+          (tag === undefined || one.tags.some((own) => own.toLowerCase() === tag.toLowerCase())),
+      );
+      const from = cursor === undefined ? 0 : Number(Buffer.from(cursor, "base64").toString());
+      const next = from + perPage < all.length ? Buffer.from(String(from + perPage)).toString("base64") : "";
+      const page = all.slice(from, from + perPage).map(view);
+      return c.json({ instances: page, meta: { total: all.length, links: { next, prev: "" } } });
+    }),
+  );
+  app.get("/v2/instances/:id", (c) =>
+    faulty(c, "get", () => {
+      const instance = instances.get(c.req.param("id"));
+      return instance === undefined ? error(c, 404, "Invalid instance.") : c.json({ instance: view(instance) });
+    }),
+  );
+  app.delete("/v2/instances/:id", (c) =>
+    faulty(c, "delete", async () => {
+      const instance = instances.get(c.req.param("id"));
+      if (instance === undefined) return error(c, 404, "Invalid instance.");
+      const locked =
+        Date.now() - instance.createdAt < LOCKED_MS || server.takeFault("delete", ["locked"]) !== undefined;
+      if (locked) {
+        return error(c, 500, "Unable to destroy server: Unable to remove VM: Server is currently locked");
+      }
+      instances.delete(instance.id);
+      await close(instance);
+      return c.body(null, 204);
+    }),
+  );
+
+  function createInstance(c: Context, body: Record<string, unknown>, region: string): Response {
+    const plan = String(body["plan"] ?? "");
+    if (!REGIONS.includes(region)) return error(c, 400, "Bad request.");
+    if (PLANS[plan] === undefined) return error(c, 400, "Invalid plan chosen.");
+    if (!SYSTEMS.some((system) => system.id === body["os_id"])) return error(c, 400, "Invalid OS chosen.");
+    if (server.takeFault("create", ["sold_out"], region) !== undefined) {
+      return error(c, 400, "Server add failed: The selected plan is not available in the selected region");
+    }
+    lastHost += 1;
+    const late = server.takeFault("create", ["late_address"], region);
+    const now = Date.now();
+    const instance: Instance = {
+      id: randomUUID(),
+      region,
+      plan,
+      label: String(body["label"] ?? ""),
+      hostname: String(body["hostname"] ?? ""),
+      tags: (body["tags"] as string[] | undefined) ?? [],
+      osId: Number(body["os_id"]),
+      userData: Buffer.from(String(body["user_data"] ?? ""), "base64").toString(),
+      firewallGroup: String(body["firewall_group_id"] ?? ""),
+      password: randomBytes(9).toString("base64"),
+      createdAt: now,
+      address: `127.${second}.${(third + (lastHost >> 8)) % 256}.${lastHost % 256}`,
+      addressAt: now + (late?.ms ?? 0),
+      boots: server.takeFault("create", ["never_boots"], region) === undefined,
+      markShift: server.takeFault("create", ["wrong_mark"], region) !== undefined,
+      door: undefined,
+      timers: [],
+    };
+    instances.set(instance.id, instance);
+    if (instance.boots) bootUp(instance);
+    return c.json({ instance: { ...view(instance), default_password: instance.password } }, 202);
+  }
+
+  function bootUp(instance: Instance): void {
+    const later = (ms: number, what: () => Promise<void>) => {
+      const timer = setTimeout(
+        () => what().catch((cause) => console.error("vultr: a machine did not boot", cause)),
+        ms,
+      );
+      timer.unref();
+      instance.timers.push(timer);
+    };
+    later(bootMs.sshd, async () => {
+      // The image's own sshd: its own host key, nobody's login key.
+      instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), {
+        hostKey: null,
+        authorizedKeys: [],
+        addendum: "Ubuntu-3ubuntu13",
+      });
+    });
+    later(bootMs.configured, async () => {
+      const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
+      await instance.door?.close();
+      instance.door = undefined;
+      if (keys === null || !instances.has(instance.id)) return;
+      instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), keys);
+    });
+  }
+
+  function view(instance: Instance) {
+    const age = Date.now() - instance.createdAt;
+    const active = instance.boots && age >= bootMs.active;
+    const ok = instance.boots && age >= bootMs.ok;
+    const plan = PLANS[instance.plan];
+    return {
+      id: instance.id,
+      os: SYSTEMS.find((system) => system.id === instance.osId)?.name ?? "",
+      os_id: instance.osId,
+      app_id: 0,
+      image_id: "",
+      ram: plan?.ram ?? 0,
+      disk: plan?.disk ?? 0,
+      vcpu_count: plan?.vcpu ?? 0,
+      allowed_bandwidth: 1_024,
+      main_ip: active && Date.now() >= instance.addressAt ? instance.address : "0.0.0.0",
+      netmask_v4: active ? "255.255.254.0" : "",
+      gateway_v4: active ? "127.0.0.1" : "0.0.0.0",
+      internal_ip: "",
+      v6_main_ip: "",
+      v6_network: "",
+      v6_network_size: 0,
+      region: instance.region,
+      plan: instance.plan,
+      status: active ? "active" : "pending",
+      power_status: "running",
+      server_status: ok ? "ok" : age < LOCKED_MS ? "locked" : active ? "installingbooting" : "none",
+      label: instance.label,
+      hostname: instance.hostname,
+      tags: instance.tags,
+      firewall_group_id: instance.firewallGroup,
+      features: ["ipv6"],
+      user_scheme: "root",
+      date_created: new Date(instance.createdAt).toISOString().replace(/\.\d+Z$/, "+00:00"),
+      default_password: "",
+      kvm: "",
+    };
+  }
+
+  const groupView = (group: { id: string; description: string; createdAt: number; rules: Rule[] }) => ({
+    id: group.id,
+    description: group.description,
+    date_created: new Date(group.createdAt).toISOString(),
+    date_modified: new Date(group.createdAt).toISOString(),
+    instance_count: [...instances.values()].filter((one) => one.firewallGroup === group.id).length,
+    rule_count: group.rules.length,
+    max_rule_count: 50,
+  });
+
+  await server.start();
+  return {
+    server,
+    apiUrl: `${server.origin}/v2`,
+    controlUrl: `${server.origin}/control`,
+    instances,
+    stop: async () => {
+      await Promise.all([...instances.values()].map(close));
+      await server.stop();
+    },
+  };
+}
+
+async function close(instance: Instance): Promise<void> {
+  for (const timer of instance.timers) clearTimeout(timer);
+  await instance.door?.close();
+  instance.door = undefined;
+}
+
+const hardware = (instance: Instance): Hardware => ({
+  name: instance.hostname,
+  vcpu: PLANS[instance.plan]?.vcpu ?? 1,
+  memoryMb: PLANS[instance.plan]?.ram ?? 1_024,
+  gpu: null,
+});
+
+/** What cloud-init would make of the user data: keys, firewall, banner. Null where SSH would stay shut. */
+function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: number) {
+  if (!instance.userData.startsWith("#cloud-config\n")) return null;
+  const config = parse(instance.userData) as {
+    ssh_pwauth?: boolean;
+    ssh_keys?: { ed25519_private?: string };
+    users?: { name?: string; ssh_authorized_keys?: string[] }[];
+    write_files?: { path: string; content: string }[];
+    runcmd?: (string | string[])[];
+  };
+  const commands = (config.runcmd ?? []).map((command) => (Array.isArray(command) ? command.join(" ") : command));
+  const opened = commands.some((command) => command === `ufw allow ${sshPort}/tcp`);
+  const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
+  const listens =
+    sshPort === 22 || (config.write_files ?? []).some((file) => file.content.includes(`Port ${sshPort}\n`));
+  if (!opened || !passes || !listens || config.ssh_pwauth !== false) return null;
+  const mark = commands.map((command) => /VersionAddendum (\S+?)'/.exec(command)?.[1]).find((one) => one !== undefined);
+  return {
+    hostKey: config.ssh_keys?.ed25519_private ?? null,
+    authorizedKeys: (config.users ?? []).find((user) => user.name === "root")?.ssh_authorized_keys ?? [],
+    addendum: instance.markShift ? "somebody-else" : (mark ?? ""),
+  };
+}

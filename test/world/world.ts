@@ -1,0 +1,166 @@
+// The whole world in one call: a chain, three RPC URLs, two vendors with machines that answer SSH, and both Workers in
+// workerd with D1, queues and objects. Tests and `npm start` use the same.
+import { randomBytes } from "node:crypto";
+import { type HttpBindings, type ServerType, serve } from "@hono/node-server";
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
+import { type ChainOptions, startChain } from "./chain.ts";
+import { freePort } from "./ports.ts";
+import { startRpcProxy } from "./rpc-proxy.ts";
+import { type RunpodOptions, startRunpod } from "./runpod.ts";
+import { startVultr, type VultrOptions } from "./vultr.ts";
+
+export type PartsOptions = {
+  chain?: ChainOptions;
+  vultr?: Partial<VultrOptions>;
+  runpod?: Partial<RunpodOptions>;
+};
+export type WorldOptions = PartsOptions & {
+  /** Over the Workers' variables. */
+  edge?: Record<string, string>;
+  provisioner?: Record<string, string>;
+};
+
+const ROOT = new URL("../../", import.meta.url);
+const SCHEDULE_PAUSE_MS = 200;
+
+// Wrangler reads these when it is loaded: no calls home, no chatter between our lines.
+Object.assign(process.env, {
+  CLOUDFLARE_CF_FETCH_ENABLED: "false",
+  WRANGLER_SEND_METRICS: "false",
+  WRANGLER_SEND_ERROR_REPORTS: "false",
+  WRANGLER_HIDE_BANNER: "true",
+  WRANGLER_LOG: "error",
+});
+const { createTestHarness } = await import("wrangler");
+
+/** Everything outside the Workers. */
+export async function startParts(options: PartsOptions = {}) {
+  const sshPort = await freePort();
+  const keys = { vultr: `vultr-${randomBytes(12).toString("hex")}`, runpod: `rpa_${randomBytes(12).toString("hex")}` };
+  const [chain, vultr, runpod] = await Promise.all([
+    startChain(options.chain),
+    startVultr({ apiKey: keys.vultr, sshPort, ...options.vultr }),
+    startRunpod({ apiKey: keys.runpod, ...options.runpod }),
+  ]);
+  const [proxy, second] = await Promise.all([startRpcProxy(chain.url), startRpcProxy(chain.url)]);
+  return {
+    chain,
+    vultr,
+    runpod,
+    proxy,
+    sshPort,
+    keys,
+    /** The first passes the proxy with faults; the others are honest. */
+    rpcUrls: [proxy.url, chain.url, second.url],
+    stop: async () => {
+      await Promise.all([vultr.stop(), runpod.stop(), proxy.stop(), second.stop()]);
+      await chain.stop();
+    },
+  };
+}
+export type Parts = Awaited<ReturnType<typeof startParts>>;
+
+/** The variables that both Workers get in the local world. */
+export function workerVariables(parts: Parts, publicUrl: string) {
+  const dataKey = secp256k1.keygen();
+  const shared = {
+    DEPLOYMENT_ID: "local",
+    CHAIN_ID: String(parts.chain.chainId),
+    CONTRACT_ADDRESS,
+    RPC_URLS: parts.rpcUrls.join(","),
+  };
+  return {
+    edge: {
+      ...shared,
+      START_BLOCK: "0",
+      SWEEP_INTERVAL_SECONDS: "5",
+      CATALOG_SECONDS: "30",
+      PUBLIC_URLS: publicUrl,
+      DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
+    },
+    provisioner: {
+      ...shared,
+      DATA_PUBLIC_KEY: Buffer.from(dataKey.publicKey).toString("hex"),
+      VULTR_API_KEY: parts.keys.vultr,
+      VULTR_API_URL: parts.vultr.apiUrl,
+      VULTR_SSH_PORT: String(parts.sshPort),
+      RUNPOD_API_KEY: parts.keys.runpod,
+      RUNPOD_API_URL: parts.runpod.apiUrl,
+      POLL_SECONDS: "1",
+      VENDOR_TIMEOUT_MS: "5000",
+      LISTING_LAG_MS: "5000",
+    },
+  };
+}
+
+/** Starts everything. `stop` leaves no process and no file behind. */
+export async function startWorld(options: WorldOptions = {}) {
+  const parts = await startParts(options);
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const variables = workerVariables(parts, url);
+  const adminKey = `claw_${randomBytes(24).toString("hex")}`;
+  const workers = createTestHarness({
+    root: ROOT.pathname,
+    workers: [
+      { configPath: "wrangler.toml", vars: { ...variables.edge, ...options.edge } },
+      { configPath: "src/provisioner/wrangler.toml", vars: { ...variables.provisioner, ...options.provisioner } },
+    ],
+  });
+  await workers.listen();
+  const edge = workers.getWorker("clawcloud-edge");
+  await edge.applyD1Migrations("DB");
+
+  // Cloudflare in front of the Worker: a port known beforehand, and the client's address in its header.
+  const front = await new Promise<ServerType>((resolve) => {
+    const server = serve(
+      {
+        fetch: async (request, env) => {
+          const { method } = request;
+          const headers = new Headers(request.headers);
+          headers.set("cf-connecting-ip", (env as HttpBindings).incoming.socket.remoteAddress ?? "127.0.0.1");
+          const body = method === "GET" || method === "HEAD" ? null : await request.arrayBuffer();
+          const answer = await workers.fetch(request.url, { method, headers: [...headers], body, redirect: "manual" });
+          const empty = answer.body === null;
+          return new Response(empty ? null : await answer.arrayBuffer(), {
+            status: answer.status,
+            headers: [...answer.headers] as [string, string][],
+          });
+        },
+        hostname: "127.0.0.1",
+        port,
+      },
+      () => resolve(server),
+    );
+  });
+
+  // Local crons never fire by themselves.
+  let stopping = false;
+  const crons = (async () => {
+    while (!stopping) {
+      await edge.scheduled({ cron: "* * * * *", scheduledTime: new Date() }).catch((error: unknown) => {
+        if (!stopping) console.error("the scheduled handler failed:", error);
+      });
+      await new Promise((resolve) => setTimeout(resolve, SCHEDULE_PAUSE_MS));
+    }
+  })();
+  void crons;
+
+  return {
+    ...parts,
+    url,
+    workers,
+    adminKey,
+    contract: CONTRACT_ADDRESS,
+    usdc: USDC_ADDRESS,
+    stop: async () => {
+      stopping = true;
+      if ("closeAllConnections" in front) front.closeAllConnections();
+      await new Promise((resolve) => front.close(resolve));
+      await workers.close();
+      await parts.stop();
+    },
+  };
+}
+export type World = Awaited<ReturnType<typeof startWorld>>;
