@@ -9,6 +9,7 @@ export default defineConfig({
   test: {
     // Tests share one chain and two vendors, and the machine has few cores: one file after the other.
     fileParallelism: false,
+    silent: "passed-only",
     projects: [
       {
         plugins: [
@@ -37,7 +38,6 @@ export default defineConfig({
           include: ["test/worker/**/*.test.ts"],
           globalSetup: ["test/worker/parts.ts"],
           isolate: false,
-          silent: "passed-only",
           testTimeout: 30_000,
           hookTimeout: 30_000,
           deps: {

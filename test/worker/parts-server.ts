@@ -1,0 +1,36 @@
+// The outside world of the worker tests, as a process of its own: prints where everything is, ends with its parent.
+import { startParts } from "../world/world.ts";
+import type { PartsInfo } from "./parts.ts";
+
+const parts = await startParts({
+  chain: { blockTimeSeconds: 0 },
+  vultr: {
+    latencyMs: 2,
+    listLagMs: 0,
+    requestsPerSecond: 10_000,
+    bootMs: { active: 100, ok: 200, sshd: 250, configured: 400 },
+  },
+  runpod: {
+    latencyMs: 2,
+    listLagMs: 0,
+    requestsPerMinute: 1_000_000,
+    bootMs: { starting: 50, running: 200, sshd: 350 },
+  },
+});
+const info: PartsInfo = {
+  chainUrl: parts.chain.url,
+  proxyUrl: parts.proxy.url,
+  proxyControlUrl: parts.proxy.controlUrl,
+  rpcUrls: parts.rpcUrls,
+  vultrUrl: parts.vultr.apiUrl,
+  vultrControlUrl: parts.vultr.controlUrl,
+  vultrKey: parts.keys.vultr,
+  runpodUrl: parts.runpod.apiUrl,
+  runpodControlUrl: parts.runpod.controlUrl,
+  runpodKey: parts.keys.runpod,
+  sshPort: parts.sshPort,
+};
+console.log(JSON.stringify(info));
+// Standard input closes when the parent ends, however it ends.
+process.stdin.on("close", () => void parts.stop().then(() => process.exit(0)));
+process.stdin.resume();
