@@ -44,7 +44,18 @@ export default defineConfig({
             optimizer: {
               ssr: {
                 enabled: true,
-                include: ["viem", "viem/accounts", "hono", "@hono/zod-openapi", "zod", "drizzle-orm", "drizzle-orm/d1"],
+                include: [
+                  "viem",
+                  "viem/accounts",
+                  "hono",
+                  "@hono/zod-openapi",
+                  "zod",
+                  "drizzle-orm",
+                  "drizzle-orm/d1",
+                  "drizzle-orm/sqlite-core",
+                  "eciesjs",
+                  "micro-key-producer/ssh.js",
+                ],
               },
             },
           },

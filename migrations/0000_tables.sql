@@ -30,6 +30,7 @@ CREATE TABLE `attempts` (
 	PRIMARY KEY(`incarnation`, `number`)
 );
 --> statement-breakpoint
+CREATE INDEX `attempts_by_label` ON `attempts` (`label`);--> statement-breakpoint
 CREATE TABLE `catalogs` (
 	`id` integer PRIMARY KEY NOT NULL,
 	`tiers` text,
@@ -147,10 +148,8 @@ CREATE TABLE `vms` (
 	`instance_id` text,
 	`ssh_host` text,
 	`ssh_port` integer,
-	`ssh_public_key` text,
 	`ssh_private_key` text,
 	`key_id` text,
-	`host_public_key` text,
 	`running_at` integer,
 	`delivered_at` integer,
 	`acknowledged_at` integer,

@@ -156,3 +156,7 @@ function isPoint(hex: string): boolean {
     return false;
   }
 }
+
+/** Names of everything that a Worker's environment may hold, for the test that keeps the two apart (hard case 3). */
+export const EDGE_VARIABLES = Object.keys(edgeSchema.shape);
+export const PROVISIONER_VARIABLES = Object.keys(provisionerSchema.shape);

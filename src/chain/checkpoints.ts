@@ -5,15 +5,17 @@ const DENSITY = 4;
 
 /**
  * Adds a block to the checkpoints (newest first) and thins them: the further back, the wider the spacing, so that some
- * sixty of them reach back over millions of blocks and a reorg of any depth finds its ancestor close by.
+ * sixty of them reach back over millions of blocks and a reorg of any depth finds its ancestor close by. Spacing goes by
+ * fixed buckets of 2^k blocks: a bucket keeps its newest block, and buckets merge in pairs as they grow old.
  */
 export function addCheckpoint(checkpoints: readonly Checkpoint[], block: Checkpoint): Checkpoint[] {
   const kept: Checkpoint[] = [block];
   for (const checkpoint of checkpoints) {
     const [newer] = kept[kept.length - 1] ?? block;
-    const oldest = checkpoint === checkpoints.at(-1);
-    const age = block[0] - checkpoint[0];
-    if (checkpoint[0] < newer && (oldest || newer - checkpoint[0] >= age / DENSITY)) kept.push(checkpoint);
+    const spacing = 2 ** Math.floor(Math.log2(Math.max(1, (block[0] - checkpoint[0]) / DENSITY)));
+    const sameBucket = Math.floor(checkpoint[0] / spacing) === Math.floor(newer / spacing);
+    const isOldest = checkpoint === checkpoints.at(-1);
+    if (checkpoint[0] < newer && (isOldest || !sameBucket)) kept.push(checkpoint);
   }
   return kept;
 }

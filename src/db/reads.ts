@@ -9,6 +9,13 @@ export const queries = {
       .select()
       .from(vms)
       .where(and(eq(vms.tokenId, tokenId), sql`current = 1`)),
+  /** A token's machine with the public keys of its attempt. */
+  doorOfToken: (db: Database, tokenId: number) =>
+    db
+      .select({ vm: vms, publicKey: attempts.publicKey, hostPublicKey: attempts.hostPublicKey })
+      .from(vms)
+      .leftJoin(attempts, and(eq(attempts.incarnation, vms.incarnation), eq(attempts.number, vms.attempt)))
+      .where(and(eq(vms.tokenId, tokenId), sql`current = 1`)),
   cursor: (db: Database) =>
     db
       .select({

@@ -255,7 +255,7 @@ const upsertVms = (rows: object[], now: number) =>
     FROM json_each(${JSON.stringify(rows)}) WHERE true
     ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'verify', generation = generation + 1,
       wake_at = excluded.wake_at, deadline = excluded.deadline, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
-      ssh_host = NULL, ssh_port = NULL, ssh_public_key = NULL, ssh_private_key = NULL, host_public_key = NULL, running_at = NULL,
+      ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL, running_at = NULL,
       delivered_at = NULL, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
     WHERE current = 0
     RETURNING incarnation, generation`;

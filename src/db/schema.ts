@@ -30,7 +30,7 @@ export const purchases = sqliteTable(
   (table) => [index("purchases_by_block").on(table.blockNumber), index("purchases_by_token").on(table.tokenId)],
 );
 
-/** The machine behind an incarnation. */
+/** The machine behind an incarnation. Its public keys are in its attempt's row: with a sealed RSA key this one has 6 KiB. */
 export const vms = sqliteTable(
   "vms",
   {
@@ -68,11 +68,9 @@ export const vms = sqliteTable(
     instanceId: text("instance_id"),
     sshHost: text("ssh_host"),
     sshPort: integer("ssh_port"),
-    sshPublicKey: text("ssh_public_key"),
     /** Sealed private key (`ecc:`), NULL once erased. */
     sshPrivateKey: text("ssh_private_key"),
     keyId: text("key_id"),
-    hostPublicKey: text("host_public_key"),
     runningAt: integer("running_at"),
     deliveredAt: integer("delivered_at"),
     acknowledgedAt: integer("acknowledged_at"),
@@ -121,7 +119,7 @@ export const attempts = sqliteTable(
     /** When the vendor no longer knew the machine. */
     goneAt: integer("gone_at"),
   },
-  (table) => [primaryKey({ columns: [table.incarnation, table.number] })],
+  (table) => [primaryKey({ columns: [table.incarnation, table.number] }), index("attempts_by_label").on(table.label)],
 );
 
 /** Every purchase that ended without a machine, and why; an operator works from here. */

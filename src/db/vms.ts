@@ -32,6 +32,20 @@ export async function isClaimed(db: Database, provider: "vultr" | "runpod", inst
   return vm !== undefined;
 }
 
+/** Which of these labels belong to attempts that are over and gave no running machine. */
+export const deadAttempts = (db: Database, provider: "vultr" | "runpod", labels: readonly string[]) =>
+  db
+    .select({ label: attempts.label, mark: attempts.mark })
+    .from(attempts)
+    .where(
+      and(
+        sql`${attempts.label} IN (SELECT value FROM json_each(${JSON.stringify(labels)}))`,
+        eq(attempts.provider, provider),
+        isNotNull(attempts.endedAt),
+        ne(attempts.outcome, "running"),
+      ),
+    );
+
 /** Compare-and-set of the lease; false when another consumer works on the row or it has moved on. */
 export async function takeLease(db: Database, vm: Vm, lease: string, until: number, now: number): Promise<boolean> {
   const result = await db
@@ -57,8 +71,6 @@ export type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Pa
     | "instanceId"
     | "sshHost"
     | "sshPort"
-    | "sshPublicKey"
-    | "hostPublicKey"
     | "keyId"
     | "runningAt"
     | "failure"
@@ -209,10 +221,8 @@ export async function publish(
         wakeAt: null,
         sshHost: at.host,
         sshPort: at.port,
-        sshPublicKey: attempt.publicKey,
         sshPrivateKey: attempt.privateKey,
         keyId: attempt.keyId,
-        hostPublicKey: attempt.hostPublicKey,
         runningAt: at.now,
       })
       .where(eq(vms.incarnation, vm.incarnation)),

@@ -9,7 +9,7 @@ import { type Context, DONE, type Next } from "./context.ts";
 import { create, verify } from "./create.ts";
 import { prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
-import { boot, clear, find } from "./watch.ts";
+import { boot, clear, find, reapGhosts } from "./watch.ts";
 
 const MAX_STEPS_PER_MESSAGE = 8;
 const MAX_RETRY_SECONDS = 60;
@@ -69,6 +69,7 @@ export async function consume(context: Context, message: Message<unknown>): Prom
   try {
     if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
     else if (body.kind === "catalog") await refreshCatalog(context);
+    else if (body.kind === "reap") await reapGhosts(context);
     else await advance(context, body);
     message.ack();
   } catch (error) {

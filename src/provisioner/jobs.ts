@@ -2,11 +2,11 @@
  * What travels on the queue: ids only, since a message may be late, doubled or out of order, and the row is the truth.
  * A message whose generation is not the row's any more is dropped.
  */
-export type Job = { kind: "advance"; incarnation: string; generation: number } | { kind: "catalog" };
+export type Job = { kind: "advance"; incarnation: string; generation: number } | { kind: "catalog" } | { kind: "reap" };
 
 export const isJob = (body: unknown): body is Job => {
   if (typeof body !== "object" || body === null || !("kind" in body)) return false;
-  if (body.kind === "catalog") return true;
+  if (body.kind === "catalog" || body.kind === "reap") return true;
   return (
     body.kind === "advance" &&
     "incarnation" in body &&

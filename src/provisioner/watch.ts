@@ -51,7 +51,6 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
   }
   const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
-  await endGhosts(context, vm, attempt, answer.snapshot.machines);
   const listed = answer.snapshot.machines.find((one) => one.instanceId === instanceId);
   const machine = listed ?? (await lookUp(context, attempt, instanceId));
   if (machine === "vanished") return abandon(context, vm, attempt, "vanished", "the vendor knows it no more");
@@ -138,20 +137,25 @@ async function lookUp(
   }
 }
 
-/** Machines of this row's dead attempts that a list shows after all: ended on sight (9). */
-async function endGhosts(
-  context: Context,
-  vm: store.Vm,
-  attempt: store.Attempt,
-  machines: readonly Machine[],
-): Promise<void> {
-  const family = attempt.label.slice(0, attempt.label.lastIndexOf("-") + 1);
-  const suspects = machines.filter(
-    (one) => one.label.startsWith(family) && one.label !== attempt.label && one.instanceId !== vm.instanceId,
-  );
-  for (const machine of suspects) {
-    if (!(await store.isClaimed(context.db, attempt.provider, machine.instanceId))) {
-      await endGhost(context, attempt.provider, machine);
+/**
+ * Ends machines that turned up after their attempt was given up. Known by label and mark together, both stored with the
+ * attempt, and never one that a row has claimed. Runs with every sweep, so that a ghost lives no longer than that.
+ */
+export async function reapGhosts(context: Context): Promise<void> {
+  const { db, config, now } = context;
+  for (const provider of ["vultr", "runpod"] as const) {
+    const answer = await context.gate(provider).machines(now(), now() - SNAPSHOT_AGE_MS);
+    if (!answer.ok) continue;
+    const ours = answer.snapshot.machines.filter((one) => one.label.startsWith(`clawcloud-${config.DEPLOYMENT_ID}-`));
+    const dead = await store.deadAttempts(
+      db,
+      provider,
+      ours.map((machine) => machine.label),
+    );
+    for (const machine of ours) {
+      const isGhost = dead.some((attempt) => attempt.label === machine.label && attempt.mark === machine.mark);
+      if (isGhost && !(await store.isClaimed(db, provider, machine.instanceId)))
+        await endGhost(context, provider, machine);
     }
   }
 }

@@ -109,9 +109,9 @@ export function mountCredentials(app: Router): void {
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
-    const { vm, view, signed, owner } = await admit(c.var, c.req.valid("header"), tokenId, "credentials", now);
+    const { door, vm, view, signed, owner } = await admit(c.var, c.req.valid("header"), tokenId, "credentials", now);
     c.header("Cache-Control", "no-store");
-    if (vm === null || vm.status === "provisioning") {
+    if (door === null || vm === null || vm.status === "provisioning") {
       const age = vm === null ? 0 : view.blockTimestamp - vm.createdAt;
       c.header("Retry-After", String(age < FIRST_WAITS_UNTIL_SECONDS ? FIRST_WAIT_SECONDS : LATER_WAIT_SECONDS));
       const step = vm?.step ?? "verify";
@@ -138,7 +138,7 @@ export function mountCredentials(app: Router): void {
     if (deliveryDecision(vm, delivery) === "first") await requireSecondWitness(c.var.chain, vm.tokenId, view, owner);
     const { privateKey, deliveredAt } = await deliverKey(vm, delivery);
     if (privateKey !== null) log("info", "key_delivered", { requestId: c.get("requestId"), tokenId });
-    return c.json(credentialsBody(tokenId, vm, privateKey, deliveredAt), 200);
+    return c.json(credentialsBody(tokenId, door, privateKey, deliveredAt), 200);
   });
 
   app.openapi(ackRoute, async (c) => {
@@ -155,7 +155,8 @@ export function mountCredentials(app: Router): void {
 }
 
 type Services = App["Variables"];
-type Admission = { vm: Vm | null; view: TokenView; signed: Signed; owner: Address };
+type Door = { vm: Vm; publicKey: string | null; hostPublicKey: string | null };
+type Admission = { door: Door | null; vm: Vm | null; view: TokenView; signed: Signed; owner: Address };
 
 /**
  * Lets the owner in, or throws: 401, then 404, then 403 (hard case 7). Ownership and validity are the chain's at this
@@ -183,11 +184,12 @@ async function admit(
       "Acknowledging takes the fresh form of signature (X-Access-Message).",
     );
   }
-  const [[vms, cursors], first] = await Promise.all([
-    db.batch([queries.vmOfToken(db, tokenId), queries.cursor(db)]),
+  const [[doors, cursors], first] = await Promise.all([
+    db.batch([queries.doorOfToken(db, tokenId), queries.cursor(db)]),
     askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId))).catch(() => null),
   ]);
-  const vm = vms[0] ?? null;
+  const door = doors[0] ?? null;
+  const vm = door?.vm ?? null;
   const scanned = cursors[0]?.blockNumber ?? 0;
   const usable = (view: TokenView) =>
     view.blockNumber >= scanned && now / 1_000 - view.blockTimestamp <= config.CHAIN_MAX_AGE_SECONDS;
@@ -220,7 +222,7 @@ async function admit(
   if (signed.fresh !== null && !(await useNonce(db, signed.signer, signed.fresh.nonce, signed.fresh.expiresAt))) {
     throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
   }
-  return { vm, view, signed, owner: view.owner };
+  return { door, vm, view, signed, owner: view.owner };
 }
 
 async function requireSecondWitness(chain: Chain, tokenId: number, view: TokenView, owner: Address): Promise<void> {
@@ -235,8 +237,9 @@ async function requireSecondWitness(chain: Chain, tokenId: number, view: TokenVi
   });
 }
 
-function credentialsBody(tokenId: string, vm: Vm, privateKey: string | null, deliveredAt: number | null) {
-  const { sshHost: host, sshPort: port, sshPublicKey: publicKey, hostPublicKey } = vm;
+function credentialsBody(tokenId: string, door: Door, privateKey: string | null, deliveredAt: number | null) {
+  const { vm, publicKey, hostPublicKey } = door;
+  const { sshHost: host, sshPort: port } = vm;
   if (host === null || port === null || publicKey === null) {
     throw new AppError("internal_error", `The running VM of token ${tokenId} has no address or key.`);
   }

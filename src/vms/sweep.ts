@@ -36,6 +36,7 @@ export async function sweep(context: ScanContext): Promise<void> {
     await enqueue(jobs, await expire(db, config, cursor.blockTimestamp, now));
     await enqueue(jobs, await store.retireVanished(db, cursor.blockNumber - VANISHED_AFTER_BLOCKS, now));
   }
+  await jobs.send({ kind: "reap" });
   await store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000);
   await store.deleteOldNonces(db, now);
   if (await claimTurn(db, "catalogAskedAt", now, config.CATALOG_SECONDS * 1_000)) {

@@ -147,6 +147,14 @@ export async function startRunpod(options: RunpodOptions) {
       return pod === undefined ? problem(c, 404, "Not Found", "pod not found") : c.json(view(pod));
     }),
   );
+  // A tenant can do this from inside, with the key that every pod carries.
+  app.patch("/v2/pods/:id", async (c) => {
+    const pod = pods.get(c.req.param("id"));
+    if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
+    const { name } = (await c.req.json()) as { name?: string };
+    pod.name = name ?? pod.name;
+    return c.json(view(pod));
+  });
   app.delete("/v2/pods/:id", (c) =>
     faulty(c, "delete", async () => {
       const pod = pods.get(c.req.param("id"));

@@ -1,0 +1,35 @@
+import { expect, test } from "vitest";
+import { growRange, rangeIsTooLarge, shrinkRange } from "../../../src/chain/log-ranges.ts";
+
+test.each([
+  ["eth_getLogs is limited to a 1,000 range", 1_000],
+  ["eth_getLogs is limited to a 10000 range", 1_000],
+  ["You can make eth_getLogs requests with up to a 500 block range.", 500],
+  ["exceed maximum block range: 800", 800],
+  ["query returned more than 10000 results", 1_000],
+  ["Log response size exceeded. response size should not greater than 10MB", 1_000],
+  ["block range is too large", 1_000],
+  ["something else entirely", 1_000],
+])("after %j a range of 2000 becomes %i", (message, next) => {
+  expect(shrinkRange(2_000, new Error(message))).toBe(message.includes("10000 range") ? 1_000 : next);
+});
+
+test("a range always shrinks, and never below one block", () => {
+  for (let range = 2_000; range > 1; ) {
+    const next = shrinkRange(range, new Error("eth_getLogs is limited to a 5000 range"));
+    expect(next).toBeLessThan(range);
+    expect(next).toBeGreaterThanOrEqual(1);
+    range = next;
+  }
+  expect(shrinkRange(1, new Error("block range is too large"))).toBe(1);
+});
+
+test("a range grows to its ceiling and no further", () => {
+  expect(growRange(100, 2_000)).toBe(200);
+  expect(growRange(1_500, 2_000)).toBe(2_000);
+});
+
+test("what is not about size is no reason to shrink", () => {
+  expect(rangeIsTooLarge(new Error("query returned more than 10000 results"))).toBe(true);
+  expect(rangeIsTooLarge(new Error("execution reverted"))).toBe(false);
+});

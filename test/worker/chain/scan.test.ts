@@ -1,0 +1,250 @@
+import { type Abi, encodeFunctionData, type Hex, parseAbi } from "viem";
+import { beforeEach, expect, test } from "vitest";
+import { scanPass } from "../../../src/chain/scan.ts";
+import { takeScanLease } from "../../../src/db/scan.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
+import { buy, transfer } from "../../world/agent.ts";
+import artifacts from "../../world/contracts/artifacts.json";
+import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy, deployer } from "../deployment.ts";
+import { billOf } from "../meter.ts";
+
+let world: Deployment;
+beforeEach(async () => {
+  world = await deploy();
+});
+
+const clawAbi = parseAbi(["function purchaseVM(uint8 tier, uint16 durationDays)"]);
+const usdcAbi = parseAbi(["function approve(address spender, uint256 amount)"]);
+const queued = () => world.sent.filter((message) => message.body.kind === "advance").length;
+const ownerOf = async (tokenId: number) => (await world.vm(tokenId))?.["owner"];
+
+test("a purchase is stored and queued once, however often its block is read", async () => {
+  const { tokenId, txHash } = await buy(chain, agent(0), 2, 3);
+  await world.scan();
+  await chain.mine(2);
+  await world.scan();
+  const [purchase, ...others] = await world.rows("SELECT * FROM purchases");
+  expect(others).toEqual([]);
+  expect(purchase).toMatchObject({
+    token_id: tokenId,
+    tx_hash: txHash,
+    ordinal: 0,
+    tier: 2,
+    duration_days: 3,
+    total_cost: "4800000",
+  });
+  expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning", step: "verify", current: 1, generation: 1 });
+  expect(queued()).toBe(1);
+});
+
+test("a transfer moves the token from one owner's list and count to the other's", async () => {
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await transfer(chain, agent(0), agent(1).address, tokenId);
+  await world.scan();
+  expect(await ownerOf(tokenId)).toBe(agent(1).address.toLowerCase());
+  const counts = await world.rows("SELECT * FROM owner_counts WHERE count > 0");
+  expect(counts).toEqual([{ owner: agent(1).address.toLowerCase(), count: 1 }]);
+});
+
+test("a transfer there and back in one range leaves the last owner", async () => {
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await transfer(chain, agent(0), agent(1).address, tokenId);
+  await transfer(chain, agent(1), agent(2).address, tokenId);
+  await world.scan();
+  expect(await ownerOf(tokenId)).toBe(agent(2).address.toLowerCase());
+});
+
+test("an empty range writes one row at most, an idle pass none", async () => {
+  await world.scan();
+  await chain.mine(3);
+  const context = await world.scanContext();
+  const advanced = await billOf(() => scanPass(context));
+  expect(advanced.rowsWritten).toBeLessThanOrEqual(1);
+  const idle = await billOf(() => scanPass(context));
+  expect(idle.rowsWritten).toBe(0);
+});
+
+test("a reorg that takes a purchase away hides it, and the same transaction in a new block is the same incarnation", async () => {
+  const wallet = chain.wallet(agent(0));
+  const approval = {
+    address: USDC_ADDRESS,
+    abi: usdcAbi,
+    functionName: "approve",
+    args: [CONTRACT_ADDRESS, 500_000n],
+  } as const;
+  await chain.reader.waitForTransactionReceipt({ hash: await wallet.writeContract(approval) });
+  const data = encodeFunctionData({ abi: clawAbi, functionName: "purchaseVM", args: [0, 1] });
+  const snapshot = await chain.node.snapshot();
+  const prepared = await wallet.prepareTransactionRequest({ to: CONTRACT_ADDRESS, data, gas: 500_000n });
+  const raw = await wallet.signTransaction(prepared);
+  const first = await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  await chain.reader.waitForTransactionReceipt({ hash: first });
+  await world.scan();
+  const [before] = await world.rows("SELECT * FROM vms");
+  expect(before).toMatchObject({ tx_hash: first, owner: agent(0).address.toLowerCase() });
+
+  await chain.node.revert({ id: snapshot });
+  await chain.mine(4);
+  expect(await world.scan()).toContain("rolled_back");
+  const [hidden] = await world.rows("SELECT v.owner, p.orphaned FROM vms v JOIN purchases p USING (incarnation)");
+  expect(hidden).toEqual({ owner: "", orphaned: 1 });
+
+  await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  await chain.mine(1);
+  await world.scan();
+  const rows = await world.rows(
+    "SELECT v.*, p.orphaned, p.block_number AS at FROM vms v JOIN purchases p USING (incarnation)",
+  );
+  expect(rows).toHaveLength(1);
+  expect(rows[0]).toMatchObject({
+    incarnation: before?.["incarnation"],
+    orphaned: 0,
+    generation: 1,
+    owner: agent(0).address.toLowerCase(),
+  });
+  expect(rows[0]?.["at"]).toBeGreaterThan(before?.["block_number"]);
+  expect(queued()).toBe(1);
+});
+
+test("a token id that is somebody else's in the new chain retires the old incarnation and starts a new one (hard case 5)", async () => {
+  const snapshot = await chain.node.snapshot();
+  const alices = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await chain.node.revert({ id: snapshot });
+  const bobs = await buy(chain, agent(1), 4, 2);
+  await chain.mine(4);
+  await world.scan();
+
+  expect(bobs.tokenId).toBe(alices.tokenId);
+  expect(await world.vm(bobs.tokenId)).toMatchObject({
+    tx_hash: bobs.txHash,
+    tier: 4,
+    owner: agent(1).address.toLowerCase(),
+    step: "verify",
+  });
+  const [old] = await world.rows("SELECT * FROM vms WHERE current = 0");
+  expect(old).toMatchObject({ tx_hash: alices.txHash, step: "retire", generation: 2 });
+  const incarnations = world.sent.flatMap(({ body }) => (body.kind === "advance" ? [body.incarnation] : []));
+  expect(new Set(incarnations).size).toBe(2);
+});
+
+test("a node whose list comes back empty hides a purchase for a pass, not for good", async () => {
+  await addRpcFault({ kind: "drop_logs" });
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  expect(await world.vm(tokenId)).toBeNull();
+  await clearRpcFaults();
+  await chain.mine(1);
+  await world.scan();
+  expect(await world.vm(tokenId)).toMatchObject({ step: "verify" });
+});
+
+test("a token id that no log showed is noticed by the next one and read again from every node", async () => {
+  const first = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await addRpcFault({ kind: "drop_logs" });
+  const hidden = await buy(chain, agent(1), 1, 1);
+  await chain.mine(30);
+  await world.scan();
+  await clearRpcFaults();
+  const last = await buy(chain, agent(2), 2, 1);
+  await world.scan();
+  expect([first.tokenId, hidden.tokenId, last.tokenId]).toEqual([first.tokenId, first.tokenId + 1, first.tokenId + 2]);
+  expect(await world.rows("SELECT token_id FROM gaps")).toEqual([{ token_id: hidden.tokenId }]);
+
+  await world.sweep(Date.now() + 10_000);
+  expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 1, owner: agent(1).address.toLowerCase() });
+  expect(await world.rows("SELECT token_id FROM gaps")).toEqual([]);
+});
+
+test("a dead first node costs nothing: the next one is asked", async () => {
+  await addRpcFault({ kind: "down" });
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  expect(await world.vm(tokenId)).toMatchObject({ step: "verify" });
+});
+
+test("a node that is behind the cursor is passed over", async () => {
+  await world.scan();
+  await addRpcFault({ kind: "lag", blocks: 50 });
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  expect(await world.vm(tokenId)).toMatchObject({ step: "verify" });
+});
+
+test("a fork that one node alone tells of moves nothing", async () => {
+  await world.scan();
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  const [before] = await world.rows("SELECT block_number, block_hash FROM cursors");
+  const other = await chain.reader.getBlock({ blockNumber: 1n });
+  const number = `0x${(Number(before?.["block_number"]) + 3).toString(16)}`;
+  await addRpcFault({ kind: "rewrite", method: "eth_getBlockByNumber", result: { ...hexBlock(other), number } });
+  await world.scan();
+  await clearRpcFaults();
+  await chain.mine(1);
+  await world.scan();
+  expect(await ownerOf(tokenId)).toBe(agent(0).address.toLowerCase());
+  expect(await world.rows("SELECT COUNT(*) AS n FROM purchases WHERE orphaned = 1")).toEqual([{ n: 0 }]);
+});
+
+test("ranges shrink to what a node takes and the scan still catches up", async () => {
+  await chain.mine(40);
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await addRpcFault({ kind: "max_range", blocks: 14 });
+  const outcomes = await world.scan();
+  expect(outcomes).toContain("range_shrunk");
+  expect(await world.vm(tokenId)).toMatchObject({ step: "verify" });
+});
+
+test("while one scan holds the lease another one gets none, and a stale holder's batch leaves neither rows nor cursor", async () => {
+  const context = await world.scanContext();
+  expect(await takeScanLease(world.db, { holder: "another", leaseUntil: Date.now() + 60_000 }, Date.now())).toBe(false);
+  const later = Date.now() + 120_000;
+  expect(await takeScanLease(world.db, { holder: "another", leaseUntil: later + 60_000 }, later)).toBe(true);
+  const [before] = await world.rows("SELECT block_number FROM cursors");
+  await buy(chain, agent(0), 0, 1);
+  const failure = await scanPass(context).catch((error: unknown) => String(error));
+  expect(failure).toContain("NOT NULL constraint failed: cursors.lease");
+  expect(await world.rows("SELECT block_number FROM cursors")).toEqual([before]);
+  expect(await world.rows("SELECT * FROM purchases")).toEqual([]);
+});
+
+test.each(["NothingIndexed", "TokenIndexed"] as const)("the purchase event of %s is understood", async (name) => {
+  const artifact = artifacts[name];
+  const wallet = chain.wallet(deployer);
+  const hash = await wallet.deployContract({ abi: artifact.abi as Abi, bytecode: artifact.bytecode as Hex });
+  const { contractAddress } = await chain.reader.waitForTransactionReceipt({ hash });
+  const own = await deploy({ edge: { CONTRACT_ADDRESS: String(contractAddress) } });
+  await wallet.writeContract({
+    address: contractAddress as Hex,
+    abi: artifact.abi as Abi,
+    functionName: "purchase",
+    args: [7n, agent(3).address, 5, 9, 324_000_000n],
+  });
+  await own.scan();
+  const [purchase] = await own.rows("SELECT * FROM purchases");
+  expect(purchase).toMatchObject({
+    token_id: 7,
+    buyer: agent(3).address.toLowerCase(),
+    tier: 5,
+    duration_days: 9,
+    total_cost: "324000000",
+  });
+});
+
+test("the event's signature can be configured", async () => {
+  const event =
+    "VMPurchased(uint256 tokenId, address buyer, uint8 tier, uint16 durationDays, uint256 purchaseDate, uint128 totalCost)";
+  const other = await deploy({ edge: { PURCHASE_EVENT: event } });
+  await buy(chain, agent(0), 0, 1);
+  await other.scan();
+  // The contract logs uint256: another signature is another topic.
+  expect(await other.rows("SELECT * FROM purchases")).toEqual([]);
+});
+
+const hexBlock = (block: object) =>
+  Object.fromEntries(
+    Object.entries(block).map(([key, value]) => [key, typeof value === "bigint" ? `0x${value.toString(16)}` : value]),
+  );
