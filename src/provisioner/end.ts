@@ -21,6 +21,8 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
     log("page", "finality_is_old", { tokenId: vm.tokenId, ageSeconds: headTime - view.blockTimestamp });
     return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   }
+  // Before the purchase's own block the token is missing from final history: that proves nothing.
+  if (view.blockNumber < vm.blockNumber) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   if (view.valid) {
     // Final history has not reached the expiry yet, or the token was renewed and no log told us.
     if (view.blockTimestamp < vm.expiresAt) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);

@@ -109,7 +109,9 @@ test("after a create of unknown outcome nothing else is ordered before the quiet
   const [first, second] = await world.rows("SELECT create_sent_at, outcome FROM attempts ORDER BY number");
   expect([first?.["outcome"], second?.["outcome"]]).toEqual(["lost", "running"]);
   const { VENDOR_TIMEOUT_MS, LISTING_LAG_MS } = world.provisioner;
-  expect(second?.["create_sent_at"] - first?.["create_sent_at"]).toBeGreaterThan(VENDOR_TIMEOUT_MS + LISTING_LAG_MS);
+  expect(Number(second?.["create_sent_at"]) - Number(first?.["create_sent_at"])).toBeGreaterThan(
+    VENDOR_TIMEOUT_MS + LISTING_LAG_MS,
+  );
   expect(await world.machines("vultr")).toHaveLength(1);
 });
 
@@ -259,10 +261,8 @@ test("a row that somebody wrote into the database orders nothing (hard case 4)",
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
   world.sent.length = 0;
-  const forged = ((await world.vm(tokenId))?.["incarnation"] as string).replace(
-    /0x[0-9a-f]{64}/,
-    `0x${"5".repeat(64)}`,
-  );
+  const id = String((await world.vm(tokenId))?.["incarnation"]);
+  const forged = id.replace(/0x[0-9a-f]{64}/, `0x${"5".repeat(64)}`);
   await world.sql.prepare("UPDATE vms SET incarnation = ?").bind(forged).run();
   await advance(world.context, { kind: "advance", incarnation: forged, generation: 1 });
   expect(await world.vm(tokenId)).toMatchObject({ step: "verify", attempt: 0 });
