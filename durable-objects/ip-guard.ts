@@ -21,6 +21,10 @@ export class IpGuard extends DurableObject {
   constructor(ctx: DurableObjectState, env: Cloudflare.Env) {
     super(ctx, env);
     this.#sql = ctx.storage.sql;
+    this.#createTables();
+  }
+
+  #createTables(): void {
     this.#sql.exec(`
       CREATE TABLE IF NOT EXISTS windows (route TEXT PRIMARY KEY, began_at INTEGER NOT NULL, ends_at INTEGER NOT NULL, count INTEGER NOT NULL);
       CREATE TABLE IF NOT EXISTS violations (at INTEGER NOT NULL);
@@ -56,6 +60,8 @@ export class IpGuard extends DurableObject {
 
   override async alarm(): Promise<void> {
     await this.ctx.storage.deleteAll();
+    // The object may live on in memory and be asked again.
+    this.#createTables();
   }
 
   #violation(now: number): number | null {

@@ -4,6 +4,7 @@
 // about ten seconds and a minute's window must outlive it); the list is in memory, since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
 import { provisionerConfig } from "../src/config.ts";
+import { errorFields, log } from "../src/log.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";
@@ -61,6 +62,7 @@ export class VendorGate extends DurableObject<object> {
       this.#snapshot = await this.#reading;
       return { ok: true, snapshot: this.#snapshot };
     } catch (error) {
+      log("error", "vendor_list_failed", { vendor: this.#name(), ...errorFields(error) });
       const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
       if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
       return { ok: false, message: error instanceof Error ? error.message : "list failed", retryAfterSeconds };

@@ -57,6 +57,11 @@ CREATE TABLE `cursors` (
 	`catalog_asked_at` integer DEFAULT 0 NOT NULL
 );
 --> statement-breakpoint
+CREATE TABLE `disputes` (
+	`token_id` integer PRIMARY KEY NOT NULL,
+	`since` integer NOT NULL
+);
+--> statement-breakpoint
 CREATE TABLE `failed_provisionings` (
 	`id` integer PRIMARY KEY AUTOINCREMENT NOT NULL,
 	`incarnation` text NOT NULL,
@@ -109,8 +114,18 @@ CREATE TABLE `purchases` (
 	`seen_at` integer NOT NULL
 );
 --> statement-breakpoint
-CREATE INDEX `purchases_by_block` ON `purchases` (`block_number`);--> statement-breakpoint
 CREATE INDEX `purchases_by_token` ON `purchases` (`token_id`);--> statement-breakpoint
+CREATE INDEX `purchases_by_block` ON `purchases` (`block_number`);--> statement-breakpoint
+CREATE INDEX `purchases_orphaned` ON `purchases` (`block_number`) WHERE orphaned = 1;--> statement-breakpoint
+CREATE TABLE `renewals` (
+	`block_number` integer NOT NULL,
+	`log_index` integer NOT NULL,
+	`token_id` integer NOT NULL,
+	`new_expiry` integer NOT NULL,
+	PRIMARY KEY(`block_number`, `log_index`)
+);
+--> statement-breakpoint
+CREATE INDEX `renewals_by_token` ON `renewals` (`token_id`,`new_expiry`);--> statement-breakpoint
 CREATE TABLE `transfers` (
 	`block_number` integer NOT NULL,
 	`log_index` integer NOT NULL,
@@ -141,6 +156,7 @@ CREATE TABLE `vms` (
 	`created_at` integer NOT NULL,
 	`expires_at` integer NOT NULL,
 	`check_at` integer,
+	`expired_at` integer,
 	`attempt` integer DEFAULT 0 NOT NULL,
 	`provider` text,
 	`region` text,
@@ -152,6 +168,7 @@ CREATE TABLE `vms` (
 	`key_id` text,
 	`running_at` integer,
 	`delivered_at` integer,
+	`delivered_to` text,
 	`acknowledged_at` integer,
 	`fresh_owner` text,
 	`failure` text

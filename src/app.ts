@@ -1,7 +1,6 @@
 // The edge's application: order of middleware, the one error body, the mounted routes.
 import { OpenAPIHono } from "@hono/zod-openapi";
 import { type Context, Hono } from "hono";
-import { bodyLimit } from "hono/body-limit";
 import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
@@ -19,7 +18,6 @@ import { mountStatus } from "./routes/status.ts";
 import { mountTiers } from "./routes/tiers.ts";
 import { mountVms } from "./routes/vms.ts";
 
-const MAX_BODY_BYTES = 16 * 1_024;
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
 
 export type App = {
@@ -47,6 +45,8 @@ export function createApp(config: EdgeConfig): Router {
   });
   app.use(
     secureHeaders({
+      // A route may set its own: the documents' page lets its own scripts run.
+      overwrite: false,
       contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
       crossOriginResourcePolicy: "cross-origin",
       referrerPolicy: "no-referrer",
@@ -68,8 +68,6 @@ export function createApp(config: EdgeConfig): Router {
       maxAge: 86_400,
     }),
   );
-  app.use(bodyLimit({ maxSize: MAX_BODY_BYTES, onError: () => tooLarge() }));
-  app.use(requireJson);
 
   mountHealth(app);
   mountTiers(app);
@@ -78,23 +76,27 @@ export function createApp(config: EdgeConfig): Router {
   mountStatus(app);
   mountDocuments(app);
 
-  for (const path of new Set(app.routes.map((route) => route.path).filter((path) => path !== "/*"))) {
-    app.all(path, limited("unknown"), (c) => {
-      const methods = app.routes
-        .filter((route) => route.path === path && route.method !== "ALL")
-        .map((route) => route.method);
-      c.header("Allow", [...new Set(methods), "OPTIONS"].join(", "));
-      throw new AppError(
-        "method_not_allowed",
-        `${c.req.method} is not allowed here; use ${[...new Set(methods)].join(" or ")}.`,
-      );
-    });
-  }
+  refuseOtherMethods(app);
   app.all("*", limited("unknown"), () => {
     throw new AppError("not_found", "There is nothing at this path; /docs lists what there is.");
   });
   app.onError((error, c) => answerError(error, c, c.get("requestId")));
   return app;
+}
+
+/** Whatever a known path has no handler for is 405, with the methods that it has. */
+function refuseOtherMethods(app: Router): void {
+  const byPath = Map.groupBy(
+    app.routes.filter((route) => route.method !== "ALL"),
+    (route) => route.path,
+  );
+  for (const [path, routes] of byPath) {
+    const methods = [...new Set(routes.map((route) => route.method))];
+    app.all(path, limited("unknown"), (c) => {
+      c.header("Allow", [...methods, "OPTIONS"].join(", "));
+      throw new AppError("method_not_allowed", `${c.req.method} is not allowed here; use ${methods.join(" or ")}.`);
+    });
+  }
 }
 
 /** Refuses every request with one body: what the edge serves under a wrong environment. */
@@ -134,7 +136,6 @@ function answerError(error: Error, c: Context, requestId: string): Response {
 function fromHono(error: Error): AppError | null {
   if (!(error instanceof HTTPException)) return null;
   if (error.status === 400) return new AppError("invalid_request", "The request body is not valid JSON.");
-  if (error.status === 413) return tooLarge();
   return null;
 }
 
@@ -144,16 +145,3 @@ function invalid(issues: readonly { path: PropertyKey[]; message: string }[]): A
   const sentence = first === undefined ? "The request is malformed." : `${first.field} ${first.message}.`;
   return new AppError("invalid_request", sentence, { details });
 }
-
-function tooLarge(): never {
-  throw new AppError("body_too_large", `A request body may have at most ${MAX_BODY_BYTES} bytes.`);
-}
-
-const requireJson = async (c: Context, next: () => Promise<void>): Promise<void> => {
-  const hasBody = c.req.method !== "GET" && c.req.method !== "HEAD" && (c.req.header("content-length") ?? "0") !== "0";
-  const type = c.req.header("content-type") ?? "";
-  if (hasBody && !/^application\/(?:[\w.+-]+\+)?json\s*(?:;|$)/i.test(type)) {
-    throw new AppError("unsupported_media_type", "Send the body as application/json.");
-  }
-  await next();
-};

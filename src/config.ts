@@ -14,7 +14,8 @@ export const VERSION = "1.3.0";
 const DEFAULT_PURCHASE_EVENT =
   "VMPurchased(uint256 tokenId, address buyer, uint8 tier, uint16 durationDays, uint256 purchaseDate, uint256 totalCost)";
 
-const integer = (min: number, max = Number.MAX_SAFE_INTEGER) => z.coerce.number().int().min(min).max(max);
+const integer = (min: number, max = Number.MAX_SAFE_INTEGER) =>
+  z.string().regex(/^\d+$/, "must be a whole number").transform(Number).pipe(z.number().min(min).max(max));
 const binding = <T>(method: string) =>
   z.custom<T>(
     (value) => typeof (value as Record<string, unknown> | undefined)?.[method] === "function",
@@ -26,20 +27,20 @@ const address = z
   .transform((value) => getAddress(value));
 const list = z
   .string()
-  .transform((value) => value.split(",").map((item) => item.trim().replace(/\/+$/, "")))
+  .transform((value) => [...new Set(value.split(",").map((item) => item.trim().replace(/\/+$/, "")))])
   .pipe(z.array(z.url({ protocol: /^https?$/ })).min(1));
 
 const chainFields = {
   DB: binding<D1Database>("prepare"),
   /** Keeps deployments that share a vendor account apart; part of every machine's label. */
   DEPLOYMENT_ID: z.string().regex(/^[a-z0-9-]{1,16}$/, "must match [a-z0-9-]{1,16}"),
-  CHAIN_ID: integer(1).default(8453),
+  CHAIN_ID: integer(1).prefault("8453"),
   CONTRACT_ADDRESS: address.default("0xF708741D37C420518852c6A15aB658066951c852"),
   /** Comma-separated; of different providers in production, since two of them have to agree. */
   RPC_URLS: list,
-  RPC_TIMEOUT_MS: integer(100).default(4_000),
+  RPC_TIMEOUT_MS: integer(100).prefault("4000"),
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
-  EXPIRY_GRACE_SECONDS: integer(0).default(0),
+  EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
 };
 
 const edgeSchema = z.object({
@@ -47,24 +48,29 @@ const edgeSchema = z.object({
   JOBS: binding<Queue<Job>>("send"),
   IP_GUARD: binding<DurableObjectNamespace<IpGuard>>("idFromName"),
   START_BLOCK: integer(0),
-  CONFIRMATIONS: integer(0, 1_000).default(1),
-  SCAN_INTERVAL_MS: integer(100).default(1_500),
-  SCAN_RUN_SECONDS: integer(1, 600).default(60),
-  SCAN_MAX_RANGE: integer(1).default(2_000),
-  SWEEP_INTERVAL_SECONDS: integer(1).default(30),
+  CONFIRMATIONS: integer(0, 1_000).prefault("1"),
+  SCAN_INTERVAL_MS: integer(100).prefault("1500"),
+  SCAN_RUN_SECONDS: integer(1, 600).prefault("60"),
+  SCAN_MAX_RANGE: integer(1).prefault("2000"),
+  SWEEP_INTERVAL_SECONDS: integer(1).prefault("30"),
   /** Machines that one sweep may end, or 5 % of those running if that is more; beyond it stops and pages. */
-  SWEEP_MAX_ENDS: integer(1).default(3),
-  CATALOG_SECONDS: integer(1).default(120),
+  SWEEP_MAX_ENDS: integer(1).prefault("3"),
+  CATALOG_SECONDS: integer(1).prefault("120"),
   DATA_PRIVATE_KEY: z
     .string()
     .refine(isPrivateKey, "must be 64 hex digits, a secp256k1 private key")
     .transform((value) => hexToBytes(value.replace(/^0x/, ""))),
   PUBLIC_URLS: list,
-  KEY_GRACE_SECONDS: integer(0).default(86_400),
-  CHAIN_MAX_AGE_SECONDS: integer(1).default(20),
-  PROVISION_DEADLINE_SECONDS: integer(1).default(3_600),
+  KEY_GRACE_SECONDS: integer(0).prefault("86400"),
+  CHAIN_MAX_AGE_SECONDS: integer(1).prefault("20"),
+  PROVISION_DEADLINE_SECONDS: integer(1).prefault("3600"),
   /** `route=requests/seconds`, comma-separated, over the table in access/limits.ts. */
-  RATE_LIMITS: z.string().default(""),
+  RATE_LIMITS: z
+    .string()
+    .regex(/^(\w+=\d+\/\d+(,\w+=\d+\/\d+)*)?$/, "must be route=requests/seconds, comma-separated")
+    .default(""),
+  /** How long an isolate remembers a ban without asking again. */
+  BAN_CACHE_SECONDS: integer(0, 3_600).prefault("10"),
 });
 
 const provisionerSchema = z.object({
@@ -78,7 +84,7 @@ const provisionerSchema = z.object({
   SSH_KEY_ALGORITHM: z.enum(SSH_KEY_ALGORITHMS).default("rsa-4096"),
   VULTR_API_KEY: z.string().min(1),
   VULTR_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.vultr.com/v2"),
-  VULTR_SSH_PORT: integer(1, 65_535).default(22),
+  VULTR_SSH_PORT: integer(1, 65_535).prefault("22"),
   VULTR_OS: z.string().default("Ubuntu 24.04 LTS x64"),
   RUNPOD_API_KEY: z.string().min(1),
   RUNPOD_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.runpod.io"),
@@ -87,13 +93,13 @@ const provisionerSchema = z.object({
     .string()
     .regex(/^\d+\.\d+$/)
     .default("11.8"),
-  RUNPOD_DISK_GB: integer(1).default(40),
-  RUNPOD_REQUESTS_PER_MINUTE: integer(1).default(60),
-  VENDOR_TIMEOUT_MS: integer(100).default(30_000),
+  RUNPOD_DISK_GB: integer(1).prefault("40"),
+  RUNPOD_REQUESTS_PER_MINUTE: integer(1).prefault("60"),
+  VENDOR_TIMEOUT_MS: integer(100).prefault("30000"),
   /** How long a machine may exist at the vendor before a complete list shows it. */
-  LISTING_LAG_MS: integer(0).default(30_000),
-  POLL_SECONDS: integer(0, 3_600).default(3),
-  BOOT_TIMEOUT_SECONDS: integer(1).default(600),
+  LISTING_LAG_MS: integer(0).prefault("30000"),
+  POLL_SECONDS: integer(0, 3_600).prefault("3"),
+  BOOT_TIMEOUT_SECONDS: integer(1).prefault("600"),
 });
 
 export type EdgeBindings = z.input<typeof edgeSchema>;

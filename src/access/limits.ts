@@ -20,7 +20,6 @@ export const LIMITS = {
 
 export type LimitedRoute = keyof typeof LIMITS;
 
-const BAN_CACHE_MS = 10_000;
 // Known bans, so that a banned address costs no call: what the isolate remembers, and for how long.
 const bans = new Map<string, { until: number; forgetAt: number }>();
 
@@ -28,18 +27,24 @@ const bans = new Map<string, { until: number; forgetAt: number }>();
 export const limited =
   (route: LimitedRoute): MiddlewareHandler<App> =>
   async (c, next) => {
-    const { IP_GUARD, RATE_LIMITS } = c.get("config");
+    const { IP_GUARD, RATE_LIMITS, BAN_CACHE_SECONDS } = c.get("config");
     const address = clientAddress(c.req.header("cf-connecting-ip"));
     const now = Date.now();
     const known = bans.get(address);
-    if (known !== undefined && known.forgetAt > now) throw banned(known.until, now);
-    bans.delete(address);
     const limit = overrides(RATE_LIMITS)[route] ?? LIMITS[route];
+    const refuseBanned = (until: number): never => {
+      c.header("X-RateLimit-Limit", String(limit.requests));
+      c.header("X-RateLimit-Remaining", "0");
+      c.header("X-RateLimit-Reset", String(Math.ceil(until / 1_000)));
+      throw banned(until, now);
+    };
+    if (known !== undefined && known.forgetAt > now) return refuseBanned(known.until);
+    bans.delete(address);
     const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limit, now);
     if (verdict.kind === "banned") {
-      bans.set(address, { until: verdict.until, forgetAt: Math.min(verdict.until, now + BAN_CACHE_MS) });
+      bans.set(address, { until: verdict.until, forgetAt: Math.min(verdict.until, now + BAN_CACHE_SECONDS * 1_000) });
       log("security", "ip_refused", { requestId: c.get("requestId"), address, route });
-      throw banned(verdict.until, now);
+      return refuseBanned(verdict.until);
     }
     c.header("X-RateLimit-Limit", String(verdict.limit));
     c.header("X-RateLimit-Remaining", String(verdict.remaining));

@@ -80,8 +80,12 @@ export async function askFirst<T>(
       log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
     }
   }
-  throw new ChainUnavailable({ cause });
+  throw unanswered(cause);
 }
+
+/** 502 where the last node answered nonsense, 503 where none answered. */
+const unanswered = (cause: unknown): AppError =>
+  cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });
 
 /**
  * Asks all nodes and returns the first answer that two of them give alike (`key` says what has to be alike). With a

@@ -66,7 +66,9 @@ export function decodeEvents(logs: readonly Log[], source: Source): ChainEvents 
   const [purchaseTopic] = followedTopics(source.purchaseEvent);
   const events: ChainEvents = { purchases: [], transfers: [], renewals: [], terminations: [] };
   const ordinals = new Map<Hex, number>();
-  const ordered = [...logs].sort(
+  // A node that repeats a log must not make a second purchase of it.
+  const distinct = new Map(logs.map((entry) => [`${entry.blockHash}/${entry.logIndex}`, entry]));
+  const ordered = [...distinct.values()].sort(
     (a, b) => Number((a.blockNumber ?? 0n) - (b.blockNumber ?? 0n)) || (a.logIndex ?? 0) - (b.logIndex ?? 0),
   );
   for (const entry of ordered) {

@@ -11,6 +11,8 @@ import { scanPass, startCursor } from "./scan.ts";
 // Longer than one pass may take with every node timing out.
 const LEASE_MS = 40_000;
 const LEASE_RETRY_MS = 500;
+// Far below what one invocation may ask of D1 (1,000 statements), catch-up included; the next cron goes on.
+const MAX_PASSES = 120;
 
 const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
@@ -21,7 +23,7 @@ export async function pollChain(config: EdgeConfig): Promise<void> {
   const holder = crypto.randomUUID();
   const until = Date.now() + config.SCAN_RUN_SECONDS * 1_000;
   let heldUntil = 0;
-  while (Date.now() < until) {
+  for (let passes = 0; passes < MAX_PASSES && Date.now() < until; passes++) {
     const now = Date.now();
     const fence = { holder, leaseUntil: now + LEASE_MS };
     let pause = config.SCAN_INTERVAL_MS;

@@ -14,11 +14,11 @@ import { errorFields, log } from "../log.ts";
 import { addCheckpoint } from "./checkpoints.ts";
 import { askTwo, type Chain, ChainUnavailable, type Head, type Node, nodeIsDown, readHead } from "./client.ts";
 import { type ChainEvents, fetchEvents } from "./events.ts";
-import { growRange, rangeIsTooLarge, shrinkRange } from "./log-ranges.ts";
+import { growRange, shrinkRange } from "./log-ranges.ts";
 
 const OVERLAP_BLOCKS = 10;
-const MAX_GAPS_PER_PASS = 100;
-const GAP_FIRST_TRY_MS = 2_000;
+const GAPS_PER_SWEEP = 20;
+const GAP_RETRY_MS = 4_000;
 const GAP_MAX_TRIES = 10;
 
 export type ScanContext = {
@@ -54,11 +54,16 @@ export async function startCursor({ db, chain, config, now }: Omit<ScanContext, 
   return created;
 }
 
-/** One pass: read what is new (and the last blocks again), store it, move the cursor. Throws `ChainUnavailable`. */
+/**
+ * One pass: read what is new (and the last blocks again), store it, move the cursor. Nodes are asked in turn; one that is
+ * behind, stands still, is on a fork or refuses the range is passed over. Throws `ChainUnavailable` when none is left.
+ */
 export async function scanPass(context: ScanContext): Promise<PassResult> {
-  const { chain } = context;
+  const { db, chain, config, now } = context;
   const cursor = await startCursor(context);
-  let unavailable: unknown;
+  let cause: unknown;
+  let fallback: PassResult | undefined;
+  let range = cursor.range;
   for (const node of chain.nodes) {
     try {
       const head = await readHead(node);
@@ -66,21 +71,42 @@ export async function scanPass(context: ScanContext): Promise<PassResult> {
         log("warn", "rpc_behind", { node: node.name, head: head.number, scanned: cursor.blockNumber });
         continue;
       }
-      return await readOn(context, cursor, node, head);
+      const result = await readOn(context, cursor, node, head);
+      // A node that stands still agrees with everything we know and shows nothing new: another may know more.
+      const stale = now / 1_000 - head.timestamp > config.CHAIN_MAX_AGE_SECONDS;
+      if (result.outcome !== "unsettled" && !(stale && result.outcome === "idle")) return result;
+      fallback = result;
     } catch (error) {
-      if (rangeIsTooLarge(error) && cursor.range > 1) {
-        const range = shrinkRange(cursor.range, error);
-        log("info", "scan_range_shrunk", { from: cursor.range, to: range });
-        await store.setScanRange(context.db, range);
-        return { queued: [], caughtUp: false, outcome: "range_shrunk" };
-      }
       // What is not the node's failure (ours, or the database's) is not mended by asking another node.
-      if (!(error instanceof BaseError) && !(error instanceof AppError)) throw error;
+      if (!(error instanceof BaseError) && !(error instanceof AppError) && !(error instanceof RangeRefused))
+        throw error;
+      if (error instanceof RangeRefused) range = Math.min(range, shrinkRange(cursor.range, error.cause));
       log("warn", "scan_node_failed", { node: node.name, ...errorFields(error) });
-      unavailable = error;
+      cause = error;
     }
   }
-  throw new ChainUnavailable({ cause: unavailable });
+  if (range < cursor.range) {
+    log("info", "scan_range_shrunk", { from: cursor.range, to: range });
+    await store.setScanRange(db, range);
+    return { queued: [], caughtUp: false, outcome: "range_shrunk" };
+  }
+  if (fallback !== undefined) return fallback;
+  throw new ChainUnavailable({ cause });
+}
+
+/** A node answered eth_getLogs with an error: whatever its prose, a smaller range is worth a try. */
+class RangeRefused extends Error {
+  override readonly name = "RangeRefused";
+}
+
+async function readEvents(node: Node, config: EdgeConfig, from: number, to: number): Promise<ChainEvents> {
+  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
+  try {
+    return await fetchEvents(node, source, from, to);
+  } catch (cause) {
+    if (cause instanceof BaseError && !nodeIsDown(cause)) throw new RangeRefused("eth_getLogs was refused", { cause });
+    throw cause;
+  }
 }
 
 async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, head: Head): Promise<PassResult> {
@@ -93,13 +119,11 @@ async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, he
   }
   const from = Math.max(config.START_BLOCK, cursor.blockNumber - OVERLAP_BLOCKS + 1);
   const end = target === head.number ? head : await readHead(node, target);
-  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
-  const events = await fetchEvents(node, source, from, target);
+  const events = await readEvents(node, config, from, target);
   const [endAfter, standing] = await Promise.all([readHead(node, target), readHead(node, cursor.blockNumber)]);
   if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);
   if (endAfter.hash !== end.hash) return { queued: [], caughtUp: false, outcome: "unsettled" };
 
-  const caughtUp = target >= head.number - config.CONFIRMATIONS;
   const move = {
     head: end,
     checkpoints: addCheckpoint(cursor.checkpoints, [end.number, end.hash]),
@@ -107,8 +131,7 @@ async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, he
     now,
   };
   const queued = await store.applyEvents(db, config, events, head.timestamp, now, { fence, move });
-  if (queued.length > 0) await noteGaps(context, events);
-  return { queued, caughtUp, outcome: "advanced" };
+  return { queued, caughtUp: target >= head.number - config.CONFIRMATIONS, outcome: "advanced" };
 }
 
 /**
@@ -117,7 +140,7 @@ async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, he
  * on a fork: nothing happens); no two agree (nothing happens, the next pass asks again).
  */
 async function settleReorg(context: ScanContext, cursor: store.Cursor): Promise<PassResult> {
-  const { db, chain, fence, now } = context;
+  const { db, chain, config, fence, now } = context;
   const hashAt = (number: number) =>
     askTwo(
       chain,
@@ -135,65 +158,60 @@ async function settleReorg(context: ScanContext, cursor: store.Cursor): Promise<
     if (block.hash !== hash) log("page", "reorg_beyond_checkpoints", { from: cursor.blockNumber });
     log("warn", "reorg", { from: cursor.blockNumber, ancestor: number });
     const checkpoints = cursor.checkpoints.slice(index + 1);
-    await store.rollBack(db, fence, {
-      head: block,
-      checkpoints: [[block.number, block.hash], ...checkpoints],
-      range: cursor.range,
-      now,
-    });
+    await store.rollBack(
+      db,
+      fence,
+      {
+        head: block,
+        checkpoints: [[block.number, block.hash], ...checkpoints],
+        range: cursor.range,
+        now,
+      },
+      config.EXPIRY_GRACE_SECONDS,
+    );
     break;
   }
   return { queued: [], caughtUp: false, outcome: "rolled_back" };
 }
 
-/** Token ids rise by one: an id between two known ones that no log showed was hidden from us. */
-async function noteGaps({ db, now }: ScanContext, events: ChainEvents): Promise<void> {
-  const ordered = [...events.purchases].sort((a, b) => a.tokenId - b.tokenId);
-  const [lowest] = ordered;
-  if (lowest === undefined) return;
-  let below = await store.purchaseBelow(db, lowest.tokenId);
-  const missing = [];
-  for (const purchase of ordered) {
-    for (let id = (below?.tokenId ?? purchase.tokenId - 1) + 1; id < purchase.tokenId; id++) {
-      if (missing.length >= MAX_GAPS_PER_PASS) break;
-      const fromBlock = below?.blockNumber ?? purchase.blockNumber;
-      missing.push({ tokenId: id, fromBlock, toBlock: purchase.blockNumber, nextTryAt: now + GAP_FIRST_TRY_MS });
-    }
-    below = purchase;
-  }
-  if (missing.length === 0) return;
-  log("warn", "token_ids_missing", { count: missing.length, first: missing[0]?.tokenId });
-  await store.recordGaps(db, missing);
-}
-
 /** Reads the ranges of missing token ids again, from every node. Returns the machines to queue. */
 export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> {
-  const { db, chain, config, now } = context;
-  const due = await store.dueGaps(db, now, MAX_GAPS_PER_PASS);
+  const { db, chain, now } = context;
+  const due = await store.dueGaps(db, now, GAPS_PER_SWEEP);
+  if (due.length === 0) return [];
+  // Put off first: whatever fails below, the next sweep does not begin with the same range.
+  for (const gap of due) await store.postponeGap(db, gap.tokenId, now + GAP_RETRY_MS * 2 ** Math.min(gap.tries, 12));
   const queued: store.QueuedVm[] = [];
-  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
   for (const { fromBlock, toBlock } of distinctRanges(due)) {
-    for (const node of chain.nodes) {
-      try {
-        const events = await fetchEvents(node, source, fromBlock, toBlock);
-        const head = await readHead(node);
-        queued.push(...(await store.applyEvents(db, config, events, head.timestamp, now)));
-      } catch (error) {
-        if (!nodeIsDown(error)) throw error;
-      }
-    }
+    for (const node of chain.nodes) queued.push(...(await rereadRange(context, node, fromBlock, toBlock)));
   }
   const known = await store.knownTokens(
     db,
     due.map((gap) => gap.tokenId),
   );
-  await store.closeGaps(db, [...known]);
-  for (const gap of due.filter((row) => !known.has(row.tokenId))) {
-    if (gap.tries < GAP_MAX_TRIES) {
-      await store.postponeGap(db, gap.tokenId, now + GAP_FIRST_TRY_MS * 2 ** gap.tries);
-    } else {
-      log("page", "token_id_never_seen", { tokenId: gap.tokenId });
-      await store.closeGaps(db, [gap.tokenId]);
+  const hopeless = due.filter((gap) => !known.has(gap.tokenId) && gap.tries >= GAP_MAX_TRIES);
+  for (const gap of hopeless) log("page", "token_id_never_seen", { tokenId: gap.tokenId });
+  await store.closeGaps(db, [...known, ...hopeless.map((gap) => gap.tokenId)]);
+  return queued;
+}
+
+/** A range in pieces that the node takes; what it refuses is left to the next node and the next try. */
+async function rereadRange(context: ScanContext, node: Node, from: number, to: number): Promise<store.QueuedVm[]> {
+  const { db, config, now } = context;
+  const queued: store.QueuedVm[] = [];
+  let range = config.SCAN_MAX_RANGE;
+  for (let at = from; at <= to; ) {
+    try {
+      const events = await readEvents(node, config, at, Math.min(to, at + range - 1));
+      const head = await readHead(node);
+      queued.push(...(await store.applyEvents(db, config, events, head.timestamp, now)));
+      at += range;
+    } catch (error) {
+      if (!(error instanceof RangeRefused) || range === 1) {
+        log("warn", "gap_not_read", { node: node.name, ...errorFields(error) });
+        return queued;
+      }
+      range = shrinkRange(range, error.cause);
     }
   }
   return queued;

@@ -6,12 +6,30 @@ import type { Vm } from "./vms.ts";
 
 type Stored = Pick<Vm, "incarnation"> & { sshPrivateKey: string };
 
-/** Marks the first delivery; true for exactly one caller. With `erase` the stored key goes in the same statement. */
-export async function markDelivered(db: Database, vm: Stored, now: number, erase: boolean): Promise<boolean> {
+export type Delivery = {
+  owner: string;
+  fresh: boolean;
+  now: number;
+  /** The stored key goes in the same statement. */
+  erase: boolean;
+  /** `deliveredAt` as it was read. */
+  before: number | null;
+};
+
+/** Marks an owner's first delivery; true for exactly one caller, and by the fixed form only if it still may. */
+export async function markDelivered(db: Database, vm: Stored, delivery: Delivery): Promise<boolean> {
+  const { owner, fresh, now, erase, before } = delivery;
   const result = await db
     .update(vms)
-    .set({ deliveredAt: now, ...(erase ? { sshPrivateKey: null } : {}) })
-    .where(and(eq(vms.incarnation, vm.incarnation), isNull(vms.deliveredAt), eq(vms.sshPrivateKey, vm.sshPrivateKey)));
+    .set({ deliveredAt: now, deliveredTo: owner, ...(erase ? { sshPrivateKey: null } : {}) })
+    .where(
+      and(
+        eq(vms.incarnation, vm.incarnation),
+        before === null ? isNull(vms.deliveredAt) : eq(vms.deliveredAt, before),
+        eq(vms.sshPrivateKey, vm.sshPrivateKey),
+        fresh ? undefined : sql`${vms.freshOwner} IS NOT ${owner}`,
+      ),
+    );
   return result.meta.changes === 1;
 }
 

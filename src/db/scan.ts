@@ -107,6 +107,7 @@ export async function applyEvents(
   now: number,
   cursor?: { fence: Fence; move: CursorMove },
 ): Promise<QueuedVm[]> {
+  const missing = await missingTokens(db, events.purchases, now);
   const rows = latestPerToken(events.purchases).map((p) => vmRow(settings, p, chainTime));
   const retired = rows.map((row) => ({ tokenId: row.tokenId, incarnation: row.incarnation }));
   const touched = [...new Set([...events.transfers, ...events.purchases].map((event) => event.tokenId))];
@@ -118,8 +119,13 @@ export async function applyEvents(
     ...chunks(events.transfers.map(transferRow)).map((part) => upsertTransfers(part)),
     ...retirements,
     ...inserts,
+    ...chunks(rows).map((part) => moveToBlock(part, settings.EXPIRY_GRACE_SECONDS)),
     ...chunks(touched).map((part) => refreshOwners(part)),
-    ...chunks(events.renewals).map((part) => extendExpiry(part, settings.EXPIRY_GRACE_SECONDS)),
+    ...chunks(events.renewals).map((part) => upsertRenewals(part)),
+    ...chunks([...new Set(events.renewals.map((event) => event.tokenId))]).map((part) =>
+      refreshExpiry(part, settings.EXPIRY_GRACE_SECONDS),
+    ),
+    ...chunks(missing).map((part) => insertGaps(part)),
     ...chunks(events.terminations).map((part) => checkNow(part)),
   ];
   if (statements.length === 0) return [];
@@ -129,36 +135,59 @@ export async function applyEvents(
 }
 
 /** Takes everything above the ancestor back, in one batch with the cursor. */
-export async function rollBack(db: Database, fence: Fence, ancestor: CursorMove): Promise<void> {
+export async function rollBack(db: Database, fence: Fence, ancestor: CursorMove, graceSeconds: number): Promise<void> {
   const above = ancestor.head.number;
-  const touched = await db.all<{ token_id: number }>(
-    sql`SELECT DISTINCT token_id FROM transfers WHERE block_number > ${above}`,
-  );
+  const [moved, renewed] = await runBatch(db, [
+    sql`SELECT token_id FROM transfers WHERE block_number > ${above}`,
+    sql`SELECT token_id FROM renewals WHERE block_number > ${above}`,
+  ]);
+  const ids = (rows: unknown[] | undefined) => [
+    ...new Set((rows as { token_id: number }[]).map((row) => row.token_id)),
+  ];
   await runBatch(db, [
     moveCursor(db, fence, ancestor),
     sql`DELETE FROM transfers WHERE block_number > ${above}`,
+    sql`DELETE FROM renewals WHERE block_number > ${above}`,
     sql`UPDATE purchases SET orphaned = 1 WHERE block_number > ${above} AND orphaned = 0`,
-    refreshOwners(touched.map((row) => row.token_id)),
+    refreshOwners(ids(moved)),
+    refreshExpiry(ids(renewed), graceSeconds),
   ]);
 }
 
-/** The nearest known purchase below a token id. */
-export const purchaseBelow = async (db: Database, tokenId: number) =>
-  (await db
+const MAX_GAPS_PER_PASS = 100;
+const GAP_FIRST_TRY_MS = 2_000;
+
+/** Token ids rise by one: those between two known purchases that no log showed were hidden from us. */
+async function missingTokens(db: Database, found: readonly Purchase[], now: number): Promise<GapRow[]> {
+  const ordered = [...found].sort((a, b) => a.tokenId - b.tokenId);
+  const [lowest] = ordered;
+  if (lowest === undefined) return [];
+  let below: { tokenId: number; blockNumber: number } | undefined = await db
     .select({ tokenId: purchases.tokenId, blockNumber: purchases.blockNumber })
     .from(purchases)
-    .where(lt(purchases.tokenId, tokenId))
+    .where(lt(purchases.tokenId, lowest.tokenId))
     .orderBy(desc(purchases.tokenId))
     .limit(1)
-    .get()) ?? null;
-
-export async function recordGaps(db: Database, rows: (typeof gaps.$inferInsert)[]): Promise<void> {
-  for (const part of chunks(rows)) {
-    await db.run(sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
-      SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(part)}) WHERE true
-      ON CONFLICT (token_id) DO NOTHING`);
+    .get();
+  const missing: GapRow[] = [];
+  for (const purchase of ordered) {
+    for (let id = (below?.tokenId ?? purchase.tokenId - 1) + 1; id < purchase.tokenId; id++) {
+      if (missing.length >= MAX_GAPS_PER_PASS) break;
+      const fromBlock = below?.blockNumber ?? purchase.blockNumber;
+      missing.push({ tokenId: id, fromBlock, toBlock: purchase.blockNumber, nextTryAt: now + GAP_FIRST_TRY_MS });
+    }
+    below = purchase;
   }
+  return missing;
 }
+
+type GapRow = { tokenId: number; fromBlock: number; toBlock: number; nextTryAt: number };
+
+const insertGaps = (rows: GapRow[]) =>
+  sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
+    SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(rows)})
+    WHERE NOT EXISTS (SELECT 1 FROM purchases WHERE token_id = value->>'tokenId')
+    ON CONFLICT (token_id) DO NOTHING`;
 
 export const dueGaps = (db: Database, now: number, limit: number) =>
   db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(asc(gaps.nextTryAt)).limit(limit).all();
@@ -169,7 +198,8 @@ export const postponeGap = (db: Database, tokenId: number, nextTryAt: number) =>
     .set({ tries: sql`${gaps.tries} + 1`, nextTryAt })
     .where(eq(gaps.tokenId, tokenId));
 
-export const closeGaps = (db: Database, tokenIds: number[]) => db.delete(gaps).where(inArray(gaps.tokenId, tokenIds));
+export const closeGaps = (db: Database, tokenIds: readonly number[]) =>
+  db.run(sql`DELETE FROM gaps WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);
 
 /** Which of these token ids have a machine row. */
 export async function knownTokens(db: Database, tokenIds: readonly number[]): Promise<Set<number>> {
@@ -251,16 +281,24 @@ const retireOthers = (rows: object[], now: number) =>
 /** New rows start at the first step; an incarnation that a reorg brings back starts over, with new keys. */
 const upsertVms = (rows: object[], now: number) =>
   sql`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
-    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'verify', ${now + WAKE_AFTER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
+    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'create', ${now + WAKE_AFTER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
     FROM json_each(${JSON.stringify(rows)}) WHERE true
-    ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'verify', generation = generation + 1,
+    ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'create', generation = generation + 1,
       wake_at = excluded.wake_at, deadline = excluded.deadline, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
       ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL, running_at = NULL,
-      delivered_at = NULL, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
+      expired_at = NULL, delivered_at = NULL, delivered_to = NULL, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
     WHERE current = 0
     RETURNING incarnation, generation`;
 
-const refreshOwners = (tokenIds: number[]) =>
+/** The same transaction in another block has another time: the row keeps its state and takes the new facts. */
+const moveToBlock = (rows: object[], graceSeconds: number) =>
+  sql`UPDATE vms SET block_number = moved.block_number, created_at = moved.created_at, expires_at = moved.expires_at,
+      check_at = CASE WHEN check_at IS NULL THEN NULL ELSE moved.expires_at + ${graceSeconds} END
+    FROM (SELECT value->>'incarnation' AS incarnation, value->>'blockNumber' AS block_number, value->>'createdAt' AS created_at, value->>'expiresAt' AS expires_at
+      FROM json_each(${JSON.stringify(rows)})) AS moved
+    WHERE vms.incarnation = moved.incarnation AND vms.block_number <> moved.block_number`;
+
+export const refreshOwners = (tokenIds: number[]) =>
   sql`UPDATE vms SET owner = latest.recipient FROM (
       SELECT ids.value AS token_id, COALESCE(
           (SELECT recipient FROM transfers WHERE token_id = ids.value ORDER BY block_number DESC, log_index DESC LIMIT 1),
@@ -268,10 +306,19 @@ const refreshOwners = (tokenIds: number[]) =>
       FROM json_each(${JSON.stringify(tokenIds)}) AS ids) AS latest
     WHERE vms.current = 1 AND vms.token_id = latest.token_id AND vms.owner <> latest.recipient`;
 
-const extendExpiry = (rows: object[], graceSeconds: number) =>
-  sql`UPDATE vms SET expires_at = renewed.expiry, check_at = CASE WHEN check_at IS NULL THEN NULL ELSE renewed.expiry + ${graceSeconds} END
-    FROM (SELECT value->>'tokenId' AS token_id, MAX(value->>'newExpiry') AS expiry FROM json_each(${JSON.stringify(rows)}) GROUP BY 1) AS renewed
-    WHERE vms.current = 1 AND vms.token_id = renewed.token_id AND vms.expires_at < renewed.expiry`;
+const upsertRenewals = (rows: object[]) =>
+  sql`INSERT INTO renewals (block_number, log_index, token_id, new_expiry)
+    SELECT value->>'blockNumber', value->>'logIndex', value->>'tokenId', value->>'newExpiry' FROM json_each(${JSON.stringify(rows)}) WHERE true
+    ON CONFLICT (block_number, log_index) DO UPDATE SET token_id = excluded.token_id, new_expiry = excluded.new_expiry
+    WHERE token_id <> excluded.token_id OR new_expiry <> excluded.new_expiry`;
+
+/** Sets the end of the paid time of these tokens to what purchase and renewals say together. */
+const refreshExpiry = (tokenIds: number[], graceSeconds: number) =>
+  sql`UPDATE vms SET expires_at = paid.expiry, check_at = CASE WHEN check_at IS NULL THEN NULL ELSE paid.expiry + ${graceSeconds} END
+    FROM (SELECT p.incarnation, MAX(p.purchase_date + p.duration_days * ${SECONDS_PER_DAY},
+        COALESCE((SELECT MAX(new_expiry) FROM renewals WHERE token_id = p.token_id), 0)) AS expiry
+      FROM json_each(${JSON.stringify(tokenIds)}) AS ids JOIN purchases AS p ON p.token_id = ids.value) AS paid
+    WHERE vms.current = 1 AND vms.incarnation = paid.incarnation AND vms.expires_at <> paid.expiry`;
 
 /** The owner gave the token up: the next sweep has the end proved on chain and the machine ended. */
 const checkNow = (rows: object[]) =>

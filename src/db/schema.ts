@@ -27,7 +27,11 @@ export const purchases = sqliteTable(
     orphaned: integer({ mode: "boolean" }).notNull().default(false),
     seenAt: integer("seen_at").notNull(),
   },
-  (table) => [index("purchases_by_block").on(table.blockNumber), index("purchases_by_token").on(table.tokenId)],
+  (table) => [
+    index("purchases_by_token").on(table.tokenId),
+    index("purchases_by_block").on(table.blockNumber),
+    index("purchases_orphaned").on(table.blockNumber).where(sql`orphaned = 1`),
+  ],
 );
 
 /** The machine behind an incarnation. Its public keys are in its attempt's row: with a sealed RSA key this one has 6 KiB. */
@@ -61,6 +65,8 @@ export const vms = sqliteTable(
     expiresAt: integer("expires_at").notNull(),
     /** Chain time at which the sweep looks whether the machine has to end; NULL once it has. */
     checkAt: integer("check_at"),
+    /** Chain time at which the sweep called it expired: final history has to get there before it proves anything. */
+    expiredAt: integer("expired_at"),
     attempt: integer().notNull().default(0),
     provider: text({ enum: ["vultr", "runpod"] }),
     region: text(),
@@ -73,6 +79,8 @@ export const vms = sqliteTable(
     keyId: text("key_id"),
     runningAt: integer("running_at"),
     deliveredAt: integer("delivered_at"),
+    /** The owner who got the key. */
+    deliveredTo: text("delivered_to"),
     acknowledgedAt: integer("acknowledged_at"),
     /** The address that has used the fresh form of signature here, and from then on gets keys only by it. */
     freshOwner: text("fresh_owner"),
@@ -155,6 +163,28 @@ export const transfers = sqliteTable(
     index("transfers_by_token").on(table.tokenId, table.blockNumber, table.logIndex),
   ],
 );
+
+/** Renewals by block, for the same reason; a machine's end is its purchase's or its latest renewal's. */
+export const renewals = sqliteTable(
+  "renewals",
+  {
+    blockNumber: integer("block_number").notNull(),
+    logIndex: integer("log_index").notNull(),
+    tokenId: integer("token_id").notNull(),
+    /** Chain time. */
+    newExpiry: integer("new_expiry").notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.blockNumber, table.logIndex] }),
+    index("renewals_by_token").on(table.tokenId, table.newExpiry),
+  ],
+);
+
+/** Tokens whose owner on chain was not the one we know: a transfer on its way, or one that we missed or were told wrong. */
+export const disputes = sqliteTable("disputes", {
+  tokenId: integer("token_id").primaryKey(),
+  since: integer().notNull(),
+});
 
 /** Where the scan stands. One row. */
 export const cursors = sqliteTable("cursors", {

@@ -23,6 +23,7 @@ export const expireDue = (db: Database, chainTime: number, now: number, limit: n
       status: "expired",
       step: "prove",
       checkAt: null,
+      expiredAt: chainTime,
       generation: sql`${vms.generation} + 1`,
       wakeAt: now + WAKE_AFTER_MS,
     })
@@ -42,14 +43,14 @@ export const retireVanished = (db: Database, belowBlock: number, now: number) =>
     .where(
       and(
         eq(vms.current, true),
-        inArray(vms.step, ["verify", "create", "find", "boot", "clear", "idle"]),
+        inArray(vms.step, ["create", "find", "boot", "clear", "idle"]),
         inArray(vms.status, ["provisioning", "running"]),
         inArray(
           vms.incarnation,
           db
             .select({ id: purchases.incarnation })
             .from(purchases)
-            .where(and(eq(purchases.orphaned, true), lt(purchases.blockNumber, belowBlock))),
+            .where(and(sql`orphaned = 1`, lt(purchases.blockNumber, belowBlock))),
         ),
       ),
     )

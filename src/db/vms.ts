@@ -32,17 +32,36 @@ export async function isClaimed(db: Database, provider: "vultr" | "runpod", inst
   return vm !== undefined;
 }
 
-/** Which of these labels belong to attempts that are over and gave no running machine. */
-export const deadAttempts = (db: Database, provider: "vultr" | "runpod", labels: readonly string[]) =>
+/** The attempts that machines with these labels may be of. */
+export const attemptsByLabel = (db: Database, provider: "vultr" | "runpod", labels: readonly string[]) =>
   db
-    .select({ label: attempts.label, mark: attempts.mark })
+    .select({ label: attempts.label, mark: attempts.mark, outcome: attempts.outcome, endedAt: attempts.endedAt })
     .from(attempts)
     .where(
       and(
         sql`${attempts.label} IN (SELECT value FROM json_each(${JSON.stringify(labels)}))`,
         eq(attempts.provider, provider),
-        isNotNull(attempts.endedAt),
-        ne(attempts.outcome, "running"),
+      ),
+    );
+
+/** Takes over the address that a running machine has at its vendor now. */
+export const moveAddress = (
+  db: Database,
+  provider: "vultr" | "runpod",
+  instanceId: string,
+  host: string,
+  port: number,
+) =>
+  db
+    .update(vms)
+    .set({ sshHost: host, sshPort: port })
+    .where(
+      and(
+        eq(vms.provider, provider),
+        eq(vms.instanceId, instanceId),
+        isNotNull(vms.instanceId),
+        eq(vms.status, "running"),
+        or(ne(vms.sshHost, host), ne(vms.sshPort, port)),
       ),
     );
 
@@ -61,6 +80,12 @@ export async function takeLease(db: Database, vm: Vm, lease: string, until: numb
   return result.meta.changes > 0;
 }
 
+export const releaseLease = (db: Database, vm: Vm, lease: string) =>
+  db
+    .update(vms)
+    .set({ lease: "", leaseUntil: 0 })
+    .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.lease, lease)));
+
 export type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<
   Pick<
     Vm,
@@ -75,6 +100,7 @@ export type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Pa
     | "runningAt"
     | "failure"
     | "checkAt"
+    | "expiredAt"
     | "expiresAt"
     | "current"
   >
@@ -192,14 +218,25 @@ export async function closeAttempt(
   return vm.generation + 1;
 }
 
-export const markGone = (db: Database, vm: Vm, number: number, now: number) =>
+/** The vendor knows the machine no more. */
+export const markGone = (db: Database, attempt: Attempt, now: number) =>
   db.batch([
-    db.update(attempts).set({ goneAt: now, privateKey: null }).where(isAttempt(vm, number)),
+    db
+      .update(attempts)
+      .set({ goneAt: now, privateKey: null, endedAt: sql`COALESCE(${attempts.endedAt}, ${now})` })
+      .where(and(eq(attempts.incarnation, attempt.incarnation), eq(attempts.number, attempt.number))),
     db
       .update(vms)
       .set({ instanceId: null })
-      .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.attempt, number))),
+      .where(and(eq(vms.incarnation, attempt.incarnation), eq(vms.attempt, attempt.number))),
   ]);
+
+/** An order without an answer made no machine. */
+export const closeLost = (db: Database, attempt: Attempt, detail: string, now: number) =>
+  db
+    .update(attempts)
+    .set({ outcome: "lost", detail, endedAt: now, goneAt: now, privateKey: null })
+    .where(and(eq(attempts.incarnation, attempt.incarnation), eq(attempts.number, attempt.number)));
 
 /** Publishes the machine with the keys stored for its attempt; the attempt keeps no copy. */
 export async function publish(
@@ -268,18 +305,28 @@ export async function failVm(
   return vm.generation + 1;
 }
 
+/** Where a row goes on when its purchase turns out to stand after all. */
+const STEP_BACK: Record<Status, Step> = {
+  provisioning: "create",
+  running: "idle",
+  expired: "prove",
+  failed: "clear",
+  terminated: "idle",
+};
+
 /** An event that only one node told of had taken the token: the true incarnation gets it back. */
-export const reinstate = (db: Database, vm: Vm, now: number) =>
-  db.batch([
+export const reinstate = (db: Database, vm: Vm, now: number, graceSeconds: number) => {
+  const step = STEP_BACK[vm.status];
+  return db.batch([
     fenceByGeneration(db, vm),
     db
       .update(vms)
       .set({
         current: false,
         status: "failed",
-        step: "idle",
+        step: "clear",
         failure: "purchase_invented",
-        wakeAt: null,
+        wakeAt: now,
         checkAt: null,
       })
       .where(and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation))),
@@ -287,13 +334,14 @@ export const reinstate = (db: Database, vm: Vm, now: number) =>
       .update(vms)
       .set({
         current: true,
-        step: vm.status === "running" ? "idle" : "verify",
-        wakeAt: vm.status === "running" ? null : now,
-        checkAt: vm.expiresAt,
+        step,
+        wakeAt: step === "idle" ? null : now,
+        checkAt: vm.status === "running" ? vm.expiresAt + graceSeconds : null,
         generation: vm.generation + 1,
       })
       .where(eq(vms.incarnation, vm.incarnation)),
   ]);
+};
 
 /** The row that holds a token now. */
 export const currentVm = async (db: Database, tokenId: number): Promise<Vm | null> =>

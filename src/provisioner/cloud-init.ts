@@ -20,16 +20,31 @@ export function cloudConfig(spec: MachineSpec, sshPort: number): string {
     ssh_keys: { ed25519_private: spec.hostKey.privateKey, ed25519_public: spec.hostKey.publicKey },
     users: [{ name: "root", ssh_authorized_keys: [spec.publicKey] }],
     write_files: [{ path: "/etc/ssh/sshd_config.d/00-clawcloud.conf", content: `${rules.join("\n")}\n` }],
-    runcmd: [
-      ["ufw", "default", "deny", "incoming"],
-      ["ufw", "allow", `${sshPort}/tcp`],
-      ["ufw", "--force", "enable"],
-      ["sh", "-c", `echo 'VersionAddendum ${spec.mark}' > /etc/ssh/sshd_config.d/01-clawcloud-mark.conf`],
-      ["sh", "-c", "systemctl daemon-reload; systemctl restart ssh"],
-    ],
+    runcmd: [["sh", "-ec", lastBootStep(spec, sshPort)]],
   };
   return `#cloud-config\n${JSON.stringify(config, null, 1)}\n`;
 }
+
+/**
+ * Cloud-init goes on after a module that failed, so this looks before it sets the mark: firewall up, the customer's key in
+ * place, our host key in place, passwords off in what sshd itself makes of its files. Any of it missing, and the machine
+ * never shows the mark: the attempt runs into its deadline and the next candidate is tried.
+ */
+const lastBootStep = (spec: MachineSpec, sshPort: number): string =>
+  [
+    "ufw default deny incoming",
+    `ufw allow ${sshPort}/tcp`,
+    "ufw --force enable",
+    `grep -qF '${spec.publicKey}' /root/.ssh/authorized_keys`,
+    `ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key | grep -qF '${spec.hostKey.publicKey}'`,
+    "mkdir -p /run/sshd",
+    "sshd -t",
+    "sshd -T | grep -qx 'passwordauthentication no'",
+    `echo 'VersionAddendum ${spec.mark}' > /etc/ssh/sshd_config.d/01-clawcloud-mark.conf`,
+    "systemctl daemon-reload",
+    "if systemctl is-active -q ssh.socket; then systemctl restart ssh.socket; fi",
+    "systemctl restart ssh",
+  ].join("\n");
 
 /** Environment of a pod: the image's own start script installs PUBLIC_KEY, our start arguments use the others. */
 export const podEnvironment = (spec: MachineSpec): Record<string, string> => ({

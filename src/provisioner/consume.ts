@@ -6,17 +6,16 @@ import { errorFields, log } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
 import { type Context, DONE, type Next } from "./context.ts";
-import { create, verify } from "./create.ts";
+import { create } from "./create.ts";
 import { prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
-import { boot, clear, find, reapGhosts } from "./watch.ts";
+import { boot, clear, find, reap } from "./watch.ts";
 
 const MAX_STEPS_PER_MESSAGE = 8;
 const MAX_RETRY_SECONDS = 60;
 const DEAD_LETTER_WAIT_MS = 60_000;
 
 const STEPS: Record<Step, (context: Context, vm: Vm) => Promise<Next>> = {
-  verify,
   create,
   find,
   boot,
@@ -69,7 +68,7 @@ export async function consume(context: Context, message: Message<unknown>): Prom
   try {
     if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
     else if (body.kind === "catalog") await refreshCatalog(context);
-    else if (body.kind === "reap") await reapGhosts(context);
+    else if (body.kind === "reap") await reap(context);
     else await advance(context, body);
     message.ack();
   } catch (error) {

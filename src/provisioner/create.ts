@@ -1,6 +1,7 @@
 // From a purchase to a machine that the vendor has accepted. The intent is a row before the request leaves, and only
 // one consumer at a time holds the row's lease.
 
+import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
 import { machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
@@ -13,42 +14,90 @@ import { type Candidate, type Machine, VendorError } from "./vendors/vendor.ts";
 import { verifyPurchase } from "./verify.ts";
 
 /** More than all timeouts of one turn together. */
-const LEASE_MS = 180_000;
+const LEASE_MS = 300_000;
 /** No further vendor call is begun in a turn that has lasted this long. */
 const TURN_MS = 45_000;
 const STALL_MS = 180_000;
 const RECEIPT_WAIT_SECONDS = 3;
 const PAGED_WAIT_SECONDS = 60;
-const SNAPSHOT_AGE_MS = 30_000;
+/** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */
+const MAX_WAIT_SECONDS = 60;
+const SNAPSHOT_AGE_MS = 15_000;
 
-export async function verify(context: Context, vm: store.Vm): Promise<Next> {
-  const { db, chain, config, now } = context;
-  if (await isTooLate(context, vm)) return tooLate(context, vm);
-  if (!(await verifyPurchase(chain, config, vm))) return sendAfter(vm.generation, RECEIPT_WAIT_SECONDS);
-  return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
+/**
+ * Checks the purchase, then tries candidates until one has a machine or all are used up for this turn. The check is part
+ * of every turn, under the lease: a row that somebody wrote, or that a reorg has overtaken, orders nothing.
+ */
+export async function create(context: Context, vm: store.Vm): Promise<Next> {
+  const began = context.now();
+  const lease = crypto.randomUUID();
+  if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
+  try {
+    return await takeTurn(context, vm, lease, began);
+  } catch (error) {
+    // The message comes back within seconds: it must find the row free.
+    await store.releaseLease(context.db, vm, lease);
+    throw error;
+  }
 }
 
-export async function create(context: Context, vm: store.Vm): Promise<Next> {
-  const { db, now } = context;
-  const began = now();
-  const lease = crypto.randomUUID();
-  if (!(await store.takeLease(db, vm, lease, began + LEASE_MS, began))) return DONE;
+async function takeTurn(context: Context, vm: store.Vm, lease: string, began: number): Promise<Next> {
+  const { db, chain, config, now } = context;
   const tried = await store.loadAttempts(db, vm.incarnation);
-  if (tried.some((attempt) => attempt.instanceId !== null && attempt.goneAt === null)) {
-    return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
-  }
+  // An attempt without an end may have a machine that we don't know of, or one that is not gone.
+  const unresolved = tried.find((attempt) => attempt.endedAt === null);
+  if (unresolved !== undefined) return resolveFirst(context, vm, unresolved);
+  if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
   if (await isTooLate(context, vm)) return tooLate(context, vm);
+  if (!(await verifyPurchase(chain, config, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
   const candidates = candidatesOf(vm.tier, (await loadCatalog(db))?.stock ?? {});
   let pair: SshKeyPair | undefined;
   for (;;) {
     const next = nextCandidate(candidates, tried, now());
     if ("waitMs" in next) return waitForTurn(context, vm, next.waitMs / 1_000);
     if (now() - began > TURN_MS) return waitForTurn(context, vm, 0);
-    // Made before the lease's clock matters, and kept while vendors refuse: a refused attempt has used no key.
-    pair ??= await generateSshKeyPair(context.config.SSH_KEY_ALGORITHM);
-    const outcome = await tryCandidate(context, vm, lease, next.candidate, tried, pair);
-    if (outcome !== "refused") return outcome;
+    try {
+      const taken = await prepare(context, vm, next.candidate);
+      // Kept while vendors refuse: a refused attempt has used no key.
+      pair ??= await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
+      const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
+      const outcome = await tryCandidate(context, vm, lease, next.candidate, tried, number, pair);
+      if (outcome !== "refused") return outcome;
+    } catch (error) {
+      if (!(error instanceof VendorError)) throw error;
+      log("warn", "create_put_off", { vendor: next.candidate.vendor, ...errorFields(error) });
+      return waitForTurn(context, vm, Math.max(1, error.retryAfterSeconds));
+    }
   }
+}
+
+export const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
+
+async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attempt): Promise<Next> {
+  const step = attempt.instanceId === null ? "find" : "boot";
+  const wakeAt = context.now() + STALL_MS;
+  return goOn(await store.moveVm(context.db, vm, { step, attempt: attempt.number, wakeAt }));
+}
+
+/**
+ * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
+ * order, and the highest attempt number that a machine of this incarnation bears at the vendor. That is above our own
+ * only if the database was restored to an earlier state; such a machine may be a customer's, so its name is left to it.
+ */
+async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): Promise<number> {
+  const { now, gate, vendors } = context;
+  await permit(context, vendor);
+  await vendors[vendor].prepare();
+  const answer = await gate(vendor).machines(now(), now() - SNAPSHOT_AGE_MS);
+  if (!answer.ok) {
+    throw new VendorError(vendor, "wait", answer.message, { retryAfterSeconds: answer.retryAfterSeconds });
+  }
+  const family = machineLabel(vm.incarnation, 0).slice(0, -1);
+  const numbers = answer.snapshot.machines
+    .filter((machine) => machine.label.startsWith(family))
+    .map((machine) => Number(machine.label.slice(family.length)))
+    .filter(Number.isSafeInteger);
+  return Math.max(0, ...numbers);
 }
 
 /** One attempt. "refused": the vendor made nothing, and another candidate may do. */
@@ -58,21 +107,12 @@ async function tryCandidate(
   lease: string,
   candidate: Candidate,
   tried: store.Attempt[],
+  number: number,
   pair: SshKeyPair,
 ): Promise<Next | "refused"> {
   const { db, config, now } = context;
-  const vendor = context.vendors[candidate.vendor];
-  try {
-    await permit(context, candidate.vendor);
-  } catch (error) {
-    if (error instanceof VendorError) return waitForTurn(context, vm, error.retryAfterSeconds);
-    throw error;
-  }
-  const number = (tried.at(-1)?.number ?? 0) + 1;
   const label = machineLabel(vm.incarnation, number);
-  const mark = [...crypto.getRandomValues(new Uint8Array(12))]
-    .map((byte) => byte.toString(16).padStart(2, "0"))
-    .join("");
+  const mark = bytesToHex(randomBytes(12));
   const hostKey = generateHostKey();
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: number } as const;
   const attempt: store.Attempt = {
@@ -99,9 +139,15 @@ async function tryCandidate(
   await store.openAttempt(db, vm, lease, attempt);
   tried.push(attempt);
   try {
-    await endNamesakes(context, candidate, label);
     const { region, plan } = candidate;
-    const machine = await vendor.create({ label, mark, region, plan, publicKey: pair.publicKey, hostKey });
+    const machine = await context.vendors[candidate.vendor].create({
+      label,
+      mark,
+      region,
+      plan,
+      publicKey: pair.publicKey,
+      hostKey,
+    });
     log("info", "machine_ordered", { label, vendor: candidate.vendor, region, plan });
     return sendAfter(await keepMachine(context, vm, attempt, machine), config.POLL_SECONDS);
   } catch (error) {
@@ -124,24 +170,6 @@ export async function keepMachine(
   });
 }
 
-/**
- * A label is new with each attempt, so nothing bears it, unless the database was restored to an earlier state: what
- * bears it then has keys that nobody holds any more and belongs to no row. It ends before its name is used again.
- */
-async function endNamesakes(context: Context, candidate: Candidate, label: string): Promise<void> {
-  const { db, now, gate, vendors } = context;
-  const answer = await gate(candidate.vendor).machines(now(), now() - SNAPSHOT_AGE_MS);
-  if (!answer.ok) {
-    throw new VendorError(candidate.vendor, "wait", answer.message, { retryAfterSeconds: answer.retryAfterSeconds });
-  }
-  for (const machine of answer.snapshot.machines.filter((one) => one.label === label)) {
-    if (await store.isClaimed(db, candidate.vendor, machine.instanceId)) continue;
-    log("warn", "namesake_ended", { label, instanceId: machine.instanceId });
-    await vendors[candidate.vendor].delete(machine.instanceId);
-    throw new VendorError(candidate.vendor, "wait", "a machine of an earlier life bore the label");
-  }
-}
-
 async function refused(
   context: Context,
   vm: store.Vm,
@@ -162,14 +190,15 @@ async function refused(
   attempt.endedAt = now();
   if (error.action === "next_candidate") return "refused";
   if (error.status === 429) await gate(error.vendor).close(now(), error.retryAfterSeconds);
-  if (error.action === "wait") return waitForTurn(context, vm, error.retryAfterSeconds);
+  if (error.action === "wait") return waitForTurn(context, vm, Math.max(1, error.retryAfterSeconds));
   // A key, the balance, or a request that the vendor will never take: other regions answer the same.
   return waitForTurn(context, vm, PAGED_WAIT_SECONDS);
 }
 
 async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Promise<Next> {
-  const wakeAt = context.now() + seconds * 1_000 + STALL_MS;
-  return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), seconds);
+  const wait = Math.min(MAX_WAIT_SECONDS, seconds);
+  const wakeAt = context.now() + wait * 1_000 + STALL_MS;
+  return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
 }
 
 /** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). */
@@ -177,6 +206,7 @@ export const isTooLate = async (context: Context, vm: store.Vm): Promise<boolean
   (await store.chainTime(context.db)) > vm.deadline;
 
 async function tooLate(context: Context, vm: store.Vm): Promise<Next> {
+  // Only reached with every attempt resolved and gone: nothing runs that could still have to be ended.
   await store.failVm(context.db, vm, {
     cause: "no_machine_in_time",
     detail: `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`,

@@ -1,6 +1,6 @@
 // The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
 // a purchase that the chain replaced ends once two nodes show what took its place (5).
-import { readFinalToken } from "../chain/client.ts";
+import { askTwo, readFinalToken, readToken } from "../chain/client.ts";
 import * as store from "../db/vms.ts";
 import { log } from "../log.ts";
 import { type Context, DONE, type Next, sendAfter } from "./context.ts";
@@ -8,6 +8,8 @@ import { readPurchase } from "./verify.ts";
 import { endMachines } from "./watch.ts";
 
 const PROOF_WAIT_SECONDS = 20;
+/** A delete takes seconds; one that a vendor refuses must not eat the rate that all share. */
+const DELETE_WAIT_SECONDS = 5;
 const RECHECK_SECONDS = 3_600;
 /** Final history lags the head by minutes; a node whose final block is older than this is no witness. */
 const FINAL_MAX_AGE_SECONDS = 7_200;
@@ -24,18 +26,24 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
   // Before the purchase's own block the token is missing from final history: that proves nothing.
   if (view.blockNumber < vm.blockNumber) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   if (view.valid) {
-    // Final history has not reached the expiry yet, or the token was renewed and no log told us.
-    if (view.blockTimestamp < vm.expiresAt) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+    // Until final history reaches the moment at which the sweep called it expired, it can't know better.
+    if (view.blockTimestamp < (vm.expiredAt ?? vm.expiresAt)) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
     log("warn", "expiry_disproved", { tokenId: vm.tokenId });
-    const checkAt = view.blockTimestamp + RECHECK_SECONDS;
+    const checkAt = Math.max(vm.expiresAt + config.EXPIRY_GRACE_SECONDS, view.blockTimestamp + RECHECK_SECONDS);
     await store.moveVm(db, vm, { status: "running", step: "idle", wakeAt: null, checkAt });
     return DONE;
   }
-  // Invalid before its time means given up by its owner: no grace. After its time the grace still runs.
-  const inGrace =
-    view.blockTimestamp >= vm.expiresAt && view.blockTimestamp < vm.expiresAt + config.EXPIRY_GRACE_SECONDS;
-  if (view.owner !== null && inGrace) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
-  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, config.POLL_SECONDS);
+  if (view.owner !== null && view.blockTimestamp < vm.expiresAt + config.EXPIRY_GRACE_SECONDS) {
+    // After its time the grace still runs. Before it the owner gave it up, unless a renewal made it valid since.
+    if (view.blockTimestamp >= vm.expiresAt) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+    const latest = await askTwo(
+      chain,
+      (node) => readToken(chain, node, BigInt(vm.tokenId)),
+      (seen) => `${seen.owner}/${seen.valid}`,
+    );
+    if (latest.valid) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  }
+  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
   await store.terminate(db, vm);
   log("info", "vm_terminated", { tokenId: vm.tokenId });
   return DONE;
@@ -53,11 +61,11 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
   const replaced = successor !== null && (own === null || own.blockNumber < successor.blockNumber);
   if (own !== null && !replaced) {
     log("security", "purchase_reinstated", { incarnation: vm.incarnation });
-    await store.reinstate(db, vm, now());
+    await store.reinstate(db, vm, now(), config.EXPIRY_GRACE_SECONDS);
     return DONE;
   }
   if (!replaced && !(await isFinal(context, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
-  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, config.POLL_SECONDS);
+  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
   await store.terminate(db, vm, "reorged");
   log("warn", "vm_retired", { incarnation: vm.incarnation });
   return DONE;

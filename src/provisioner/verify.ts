@@ -1,7 +1,7 @@
 // The provisioner's own look at a purchase. A row or a job may be forged and one node may lie (hard case 4): before
 // anything is rented, the receipt is read from two nodes and compared with the row and with the price at its own block.
 import type { TransactionReceipt } from "viem";
-import { askFirst, type Chain, readReceipt, readTier, readToken } from "../chain/client.ts";
+import { askTwo, type Chain, readReceipt, readTier, readToken } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { decodeEvents, type Purchase } from "../chain/events.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
@@ -48,15 +48,21 @@ export async function verifyPurchase(chain: Chain, config: ProvisionerConfig, vm
   ) {
     throw new GiveUp("purchase_mismatch", "the row says something else than the receipt");
   }
-  const { pricePerDay } = await askFirst(chain, (node) => readTier(chain, node, tier, BigInt(blockNumber)));
+  // Two nodes, since what follows from a mismatch is final.
+  const { pricePerDay } = await askTwo(
+    chain,
+    (node) => readTier(chain, node, tier, BigInt(blockNumber)),
+    (config) => String(config.pricePerDay),
+  );
   if (totalCost <= 0n || totalCost !== pricePerDay * BigInt(durationDays)) {
     throw new GiveUp("price_mismatch", `paid ${totalCost}, price ${pricePerDay} x ${durationDays} days at its block`);
   }
-  const view = await askFirst(
+  const view = await askTwo(
     chain,
     (node) => readToken(chain, node, BigInt(vm.tokenId)),
-    (seen) => seen.blockNumber >= blockNumber,
+    (seen) => `${seen.valid}/${seen.blockNumber >= blockNumber}`,
   );
+  if (view.blockNumber < blockNumber) return false;
   if (!view.valid)
     throw new GiveUp("token_not_valid", "the token's time is over or it was given up before a machine ran");
   return true;

@@ -10,6 +10,7 @@ import { type Machine, VendorError } from "./vendors/vendor.ts";
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
 const STALL_MS = 180_000;
+const LOST = "no answer, and no list showed a machine";
 /** Vendors' clocks and ours. */
 const CLOCK_SKEW_MS = 120_000;
 
@@ -19,24 +20,41 @@ const CLOCK_SKEW_MS = 120_000;
  */
 export async function find(context: Context, vm: store.Vm): Promise<Next> {
   const { db, config, now } = context;
+  // The order may still be on its way: whoever holds the lease will say how it ended.
+  if (vm.lease !== "" && vm.leaseUntil > now()) return sendAfter(vm.generation, config.POLL_SECONDS);
   const attempt = await currentAttempt(context, vm);
-  if (attempt === null) return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
+  if (attempt === null || attempt.endedAt !== null) {
+    return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
+  }
   const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
-  for (const machine of answer.snapshot.machines.filter((one) => one.label === attempt.label)) {
-    if (await store.isClaimed(db, attempt.provider, machine.instanceId)) continue;
-    // A tenant can rename its own machine: the name alone adopts nothing (12).
-    if (machine.mark === attempt.mark && machine.createdAt >= attempt.createSentAt - CLOCK_SKEW_MS) {
-      log("info", "machine_found", { label: attempt.label });
-      return goOn(await keepMachine(context, vm, attempt, machine));
-    }
-    await endGhost(context, attempt.provider, machine);
+  const machine = await findMachine(context, attempt, answer.snapshot.machines);
+  if (machine !== null) {
+    log("info", "machine_found", { label: attempt.label });
+    return goOn(await keepMachine(context, vm, attempt, machine));
   }
-  const quietUntil = attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;
-  if (answer.snapshot.readAt <= quietUntil) return sendAfter(vm.generation, config.POLL_SECONDS);
-  const end = { outcome: "lost", detail: "no answer, and no list showed a machine", now: now(), gone: true };
+  if (!isQuietOver(context, attempt, answer.snapshot.readAt)) return sendAfter(vm.generation, config.POLL_SECONDS);
+  const end = { outcome: "lost", detail: LOST, now: now(), gone: true };
   return goOn(await store.closeAttempt(db, vm, attempt.number, end, { step: "create", wakeAt: now() + STALL_MS }));
 }
+
+/** An attempt's machine in a list: by label, mark and age together, since a tenant can rename its own machine (12). */
+async function findMachine(
+  context: Context,
+  attempt: store.Attempt,
+  machines: readonly Machine[],
+): Promise<Machine | null> {
+  const oldest = attempt.createSentAt - CLOCK_SKEW_MS;
+  for (const machine of machines) {
+    if (machine.label !== attempt.label || machine.mark !== attempt.mark || machine.createdAt < oldest) continue;
+    if (!(await store.isClaimed(context.db, attempt.provider, machine.instanceId))) return machine;
+  }
+  return null;
+}
+
+/** Whether a list read at that time would show a machine if the order had made one. */
+const isQuietOver = ({ config }: Context, attempt: store.Attempt, readAt: number): boolean =>
+  readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;
 
 /** Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). */
 export async function boot(context: Context, vm: store.Vm): Promise<Next> {
@@ -82,20 +100,22 @@ export async function clear(context: Context, vm: store.Vm): Promise<Next> {
  * all of them; false while one is still there (locked, or the delete not through).
  */
 export async function endMachines(context: Context, vm: store.Vm): Promise<boolean> {
-  const open = (await store.loadAttempts(context.db, vm.incarnation)).filter(
-    (attempt) => attempt.instanceId !== null && attempt.goneAt === null,
-  );
+  const attempts = await store.loadAttempts(context.db, vm.incarnation);
   let allGone = true;
-  for (const attempt of open) {
-    const instanceId = attempt.instanceId;
-    // Never by an empty id: that path would name every machine of the account.
-    if (instanceId === null || instanceId === "") continue;
+  for (const attempt of attempts.filter((one) => one.goneAt === null)) {
+    const instanceId = attempt.instanceId ?? (await resolveOrder(context, attempt));
+    if (instanceId === "none") continue;
+    if (instanceId === null || instanceId === "") {
+      // Never by an empty id: that path would name every machine of the account.
+      allGone = false;
+      continue;
+    }
     const vendor = context.vendors[attempt.provider];
     try {
       await permit(context, attempt.provider);
       await vendor.delete(instanceId);
       await permit(context, attempt.provider);
-      if ((await vendor.get(instanceId)) === null) await store.markGone(context.db, vm, attempt.number, context.now());
+      if ((await vendor.get(instanceId)) === null) await store.markGone(context.db, attempt, context.now());
       else allGone = false;
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
@@ -104,6 +124,18 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
     }
   }
   return allGone;
+}
+
+/** The machine of an order whose answer never came: its id once a list shows it, "none" once it is sure there is none. */
+async function resolveOrder(context: Context, attempt: store.Attempt): Promise<string | null | "none"> {
+  const { db, now } = context;
+  const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
+  if (!answer.ok) return null;
+  const machine = await findMachine(context, attempt, answer.snapshot.machines);
+  if (machine !== null) return machine.instanceId;
+  if (!isQuietOver(context, attempt, answer.snapshot.readAt)) return null;
+  await store.closeLost(db, attempt, LOST, now());
+  return "none";
 }
 
 async function abandon(
@@ -138,26 +170,36 @@ async function lookUp(
 }
 
 /**
- * Ends machines that turned up after their attempt was given up. Known by label and mark together, both stored with the
- * attempt, and never one that a row has claimed. Runs with every sweep, so that a ghost lives no longer than that.
+ * Looks over every machine under this deployment's name, with every sweep. A machine that turned up after its attempt was
+ * given up is ended: known by label and mark together, both stored with the attempt, and never one that a row has claimed.
+ * A running machine's address is taken over where the vendor moved it. One that no row explains is reported, not ended.
  */
-export async function reapGhosts(context: Context): Promise<void> {
+export async function reap(context: Context): Promise<void> {
   const { db, config, now } = context;
   for (const provider of ["vultr", "runpod"] as const) {
     const answer = await context.gate(provider).machines(now(), now() - SNAPSHOT_AGE_MS);
     if (!answer.ok) continue;
     const ours = answer.snapshot.machines.filter((one) => one.label.startsWith(`clawcloud-${config.DEPLOYMENT_ID}-`));
-    const dead = await store.deadAttempts(
-      db,
-      provider,
-      ours.map((machine) => machine.label),
-    );
+    const labels = ours.map((machine) => machine.label);
+    const known = await store.attemptsByLabel(db, provider, labels);
+    let unexplained = 0;
     for (const machine of ours) {
-      const isGhost = dead.some((attempt) => attempt.label === machine.label && attempt.mark === machine.mark);
-      if (isGhost && !(await store.isClaimed(db, provider, machine.instanceId)))
+      const attempt = known.find((one) => one.label === machine.label && one.mark === machine.mark);
+      if (attempt === undefined) unexplained += 1;
+      else if (attempt.outcome === "running") await followMachine(context, provider, machine);
+      else if (attempt.endedAt !== null && !(await store.isClaimed(db, provider, machine.instanceId))) {
         await endGhost(context, provider, machine);
+      }
     }
+    if (unexplained > 0) log("page", "machines_without_attempt", { provider, count: unexplained });
   }
+}
+
+/** RunPod's host and port move with a restart; a machine that died under a customer is a person's case. */
+async function followMachine(context: Context, provider: store.Attempt["provider"], machine: Machine): Promise<void> {
+  if (machine.state === "dead") log("page", "running_machine_died", { provider, instanceId: machine.instanceId });
+  if (machine.state !== "up" || machine.host === null || machine.port === null) return;
+  await store.moveAddress(context.db, provider, machine.instanceId, machine.host, machine.port);
 }
 
 async function endGhost(context: Context, provider: store.Attempt["provider"], machine: Machine): Promise<void> {

@@ -1,11 +1,15 @@
 import { createRoute, z } from "@hono/zod-openapi";
+import type { MiddlewareHandler } from "hono";
 import type { Address } from "viem";
+import { jsonBody, limitedBody } from "../access/body.ts";
 import { limited } from "../access/limits.ts";
 import { type Action, readSignature, type Signed } from "../access/signature.ts";
 import type { App, Router } from "../app.ts";
-import { askFirst, askTwo, type Chain, readToken, type TokenView } from "../chain/client.ts";
+import { askFirst, askTwo, readToken, type TokenView } from "../chain/client.ts";
+import { parseIncarnation } from "../chain/incarnation.ts";
 import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
-import { acknowledge } from "../db/delivery.ts";
+import { acknowledge, markFreshOwner } from "../db/delivery.ts";
+import { openDispute } from "../db/disputes.ts";
 import { queries, useNonce } from "../db/reads.ts";
 import type { Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
@@ -23,6 +27,11 @@ const LATER_WAIT_SECONDS = 240;
 const USERNAME = "root";
 
 const params = z.object({ tokenId: tokenIdSchema });
+// A HEAD would run the handler and drop the body, and the key's one delivery with it.
+const refuseHead: MiddlewareHandler<App> = async (c, next) => {
+  if (c.req.method === "HEAD") throw new AppError("method_not_allowed", "HEAD is not allowed here; use GET.");
+  await next();
+};
 // Described here and read by hand: a missing or malformed one is 401, not 400.
 const headers = z.object({
   authorization: z.string().optional().openapi({
@@ -72,7 +81,7 @@ const readRoute = createRoute({
   method: "get",
   path: "/credentials/{tokenId}",
   summary: "SSH credentials, for the token's owner",
-  middleware: [limited("credentials")] as const,
+  middleware: [limited("credentials"), refuseHead] as const,
   request: { params, headers },
   responses: {
     200: { description: "The VM is ready", content: { "application/json": { schema: credentialsSchema } } },
@@ -89,7 +98,7 @@ const ackRoute = createRoute({
   path: "/credentials/{tokenId}/ack",
   summary: "The owner has the key: erase the stored copy",
   description: "Fresh form of signature only, its URI naming this path. 409 before the key was delivered.",
-  middleware: [limited("credentials")] as const,
+  middleware: [limited("credentials"), limitedBody, jsonBody] as const,
   request: { params, headers },
   responses: {
     200: {
@@ -114,7 +123,7 @@ export function mountCredentials(app: Router): void {
     if (door === null || vm === null || vm.status === "provisioning") {
       const age = vm === null ? 0 : view.blockTimestamp - vm.createdAt;
       c.header("Retry-After", String(age < FIRST_WAITS_UNTIL_SECONDS ? FIRST_WAIT_SECONDS : LATER_WAIT_SECONDS));
-      const step = vm?.step ?? "verify";
+      const step = vm?.step ?? "create";
       return c.json(
         {
           tokenId,
@@ -135,7 +144,7 @@ export function mountCredentials(app: Router): void {
       now,
     };
     // A private key's first delivery takes two witnesses; everything else one.
-    if (deliveryDecision(vm, delivery) === "first") await requireSecondWitness(c.var.chain, vm.tokenId, view, owner);
+    if (deliveryDecision(vm, delivery) === "first") await requireSecondWitness(c.var, vm.tokenId, view, owner, now);
     const { privateKey, deliveredAt } = await deliverKey(vm, delivery);
     if (privateKey !== null) log("info", "key_delivered", { requestId: c.get("requestId"), tokenId });
     return c.json(credentialsBody(tokenId, door, privateKey, deliveredAt), 200);
@@ -144,8 +153,9 @@ export function mountCredentials(app: Router): void {
   app.openapi(ackRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
-    const { vm } = await admit(c.var, c.req.valid("header"), tokenId, "ack", now);
-    if (vm === null || vm.deliveredAt === null) {
+    const { vm, owner } = await admit(c.var, c.req.valid("header"), tokenId, "ack", now);
+    // What another owner was given is not this one's to acknowledge.
+    if (vm === null || vm.deliveredAt === null || vm.deliveredTo !== owner.toLowerCase()) {
       throw new AppError("not_delivered", "The key was not delivered yet: fetch /credentials first.");
     }
     await acknowledge(c.var.db, vm.incarnation, now);
@@ -186,17 +196,15 @@ async function admit(
   }
   const [[doors, cursors], first] = await Promise.all([
     db.batch([queries.doorOfToken(db, tokenId), queries.cursor(db)]),
-    askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId))).catch(() => null),
+    askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId))).catch((error: Error) => error),
   ]);
   const door = doors[0] ?? null;
   const vm = door?.vm ?? null;
+  if (vm !== null) requireSameToken(vm, tokenId, config);
   const scanned = cursors[0]?.blockNumber ?? 0;
-  const usable = (view: TokenView) =>
-    view.blockNumber >= scanned && now / 1_000 - view.blockTimestamp <= config.CHAIN_MAX_AGE_SECONDS;
-  const view =
-    first !== null && usable(first)
-      ? first
-      : await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)), usable);
+  const usable = (view: TokenView) => isUsable(view, scanned, config.CHAIN_MAX_AGE_SECONDS, now);
+  if (first instanceof Error) throw first;
+  const view = usable(first) ? first : await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)), usable);
 
   if (view.owner === null) {
     if (vm !== null && vm.owner === "")
@@ -214,7 +222,8 @@ async function admit(
   }
   if (!view.valid) throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
   if (vm !== null && vm.owner !== view.owner.toLowerCase()) {
-    // A transfer that one of the two has not seen: whoever is right, a few seconds settle it.
+    // A transfer that one of the two has not seen: a few seconds settle it, or else the sweep does.
+    await openDispute(db, tokenId, now);
     throw new AppError("ownership_settling", "A transfer of this token is settling; try again in a few seconds.", {
       retryAfterSeconds: SETTLING_SECONDS,
     });
@@ -222,13 +231,45 @@ async function admit(
   if (signed.fresh !== null && !(await useNonce(db, signed.signer, signed.fresh.nonce, signed.fresh.expiresAt))) {
     throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
   }
+  const owner = view.owner.toLowerCase();
+  if (signed.fresh !== null && vm !== null && vm.freshOwner !== owner) {
+    await markFreshOwner(db, vm.incarnation, owner);
+  }
   return { door, vm, view, signed, owner: view.owner };
 }
 
-async function requireSecondWitness(chain: Chain, tokenId: number, view: TokenView, owner: Address): Promise<void> {
+/** Not older than what we scanned, nor than a node that stands still may be. */
+const isUsable = (view: TokenView, scanned: number, maxAgeSeconds: number, now: number): boolean =>
+  view.blockNumber >= scanned && now / 1_000 - view.blockTimestamp <= maxAgeSeconds;
+
+/** A row that names another token than its key was somebody's work (hard case 6). */
+function requireSameToken(vm: Vm, tokenId: number, config: Services["config"]): void {
+  const of = parseIncarnation(vm.incarnation);
+  const same =
+    of.tokenId === tokenId &&
+    of.contract === config.CONTRACT_ADDRESS.toLowerCase() &&
+    of.deploymentId === config.DEPLOYMENT_ID;
+  if (same) return;
+  log("security", "row_of_another_token", { tokenId, incarnation: vm.incarnation });
+  throw new AppError("internal_error", `The row of token ${tokenId} belongs to another incarnation.`);
+}
+
+/** Two nodes, both up to date, have to see this owner. */
+async function requireSecondWitness(
+  { db, chain, config }: Services,
+  tokenId: number,
+  view: TokenView,
+  owner: Address,
+  now: number,
+): Promise<void> {
+  const [cursor] = await queries.cursor(db);
   const agreed = await askTwo(
     chain,
-    (node) => readToken(chain, node, BigInt(tokenId)),
+    async (node) => {
+      const seen = await readToken(chain, node, BigInt(tokenId));
+      if (isUsable(seen, cursor?.blockNumber ?? 0, config.CHAIN_MAX_AGE_SECONDS, now)) return seen;
+      throw new AppError("chain_unavailable", "A node is behind.");
+    },
     (seen) => `${seen.owner}/${seen.valid}`,
   );
   if (agreed.owner === owner && agreed.valid === view.valid) return;

@@ -1,13 +1,13 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { Router } from "../app.ts";
-import { askFirst, type Head, readHead } from "../chain/client.ts";
+import { type Chain, type Head, readHead } from "../chain/client.ts";
 import { VERSION } from "../config.ts";
 import { queries } from "../db/reads.ts";
 import { errorFields, log } from "../log.ts";
-import { isoOf } from "./schemas.ts";
 
 const CHECK_TIMEOUT_MS = 2_000;
 const HEAD_CACHE_MS = 5_000;
+const RETRY_SECONDS = 10;
 /** A scan that stands still for this long serves no purchase any more. */
 const SCAN_STALE_MS = 120_000;
 const LAG_DEGRADED_SECONDS = 30;
@@ -44,20 +44,19 @@ const route = createRoute({
   },
 });
 
-let cachedHead: { head: Head; at: number } | undefined;
+type Checked<T> = { value: T | null; tookMs: number };
+// Failures are remembered too: an unlimited route must not become a load on nodes that are down.
+let cachedHead: { head: Head | null; at: number } | undefined;
 
 export function mountHealth(app: Router): void {
   app.openapi(route, async (c) => {
     const { db, chain, config } = c.var;
-    const began = Date.now();
-    const [rows, head] = await Promise.all([
+    const now = Date.now();
+    const [database, head] = await Promise.all([
       within(db.batch([queries.cursor(db), queries.pending(db), queries.oldestPending(db)])),
-      cachedHead !== undefined && began - cachedHead.at < HEAD_CACHE_MS
-        ? cachedHead.head
-        : within(askFirst(chain, (node) => readHead(node))),
+      currentHead(chain, now),
     ]);
-    const latencyMs = Date.now() - began;
-    if (head !== null && head !== cachedHead?.head) cachedHead = { head, at: began };
+    const rows = database.value;
     const [cursor] = rows?.[0] ?? [];
     const [pending] = rows?.[1] ?? [];
     const [oldest] = rows?.[2] ?? [];
@@ -65,17 +64,18 @@ export function mountHealth(app: Router): void {
       head === null || cursor === undefined ? null : Math.max(0, head.timestamp - cursor.blockTimestamp);
     const oldestSeconds =
       oldest === undefined ? 0 : Math.max(0, (cursor?.blockTimestamp ?? oldest.createdAt) - oldest.createdAt);
-    const scanning = cursor !== undefined && began - cursor.scannedAt < SCAN_STALE_MS;
+    const scanning = cursor !== undefined && now - cursor.scannedAt < SCAN_STALE_MS;
     const serving = rows !== null && head !== null && scanning;
     const slow = (lagSeconds ?? 0) > LAG_DEGRADED_SECONDS || oldestSeconds > PENDING_DEGRADED_SECONDS;
     c.header("Cache-Control", "no-store");
+    if (!serving) c.header("Retry-After", String(RETRY_SECONDS));
     return c.json(
       {
         status: serving && !slow ? ("ok" as const) : ("degraded" as const),
         version: VERSION,
-        timestamp: isoOf(began) ?? "",
+        timestamp: new Date(now).toISOString(),
         checks: {
-          database: { ok: rows !== null, latencyMs: rows === null ? CHECK_TIMEOUT_MS : latencyMs },
+          database: { ok: rows !== null, latencyMs: database.tookMs },
           chain: {
             ok: head !== null && scanning,
             chainId: config.CHAIN_ID,
@@ -91,17 +91,27 @@ export function mountHealth(app: Router): void {
   });
 }
 
-/** The answer, or null when it failed or took longer than a check may. */
-async function within<T>(work: Promise<T>): Promise<T | null> {
+async function currentHead(chain: Chain, now: number): Promise<Head | null> {
+  if (cachedHead !== undefined && now - cachedHead.at < HEAD_CACHE_MS) return cachedHead.head;
+  // All nodes at once: a first one that hangs must not look like an outage.
+  const { value: head } = await within(Promise.any(chain.nodes.map((node) => readHead(node))));
+  cachedHead = { head, at: now };
+  return head;
+}
+
+/** The answer, or null when it failed or took longer than a check may; and how long that took. */
+async function within<T>(work: Promise<T>): Promise<Checked<T>> {
+  const began = Date.now();
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<null>((resolve) => {
     timer = setTimeout(() => resolve(null), CHECK_TIMEOUT_MS);
   });
   try {
-    return await Promise.race([work, late]);
+    const value = await Promise.race([work, late]);
+    return { value, tookMs: Date.now() - began };
   } catch (error) {
     log("warn", "health_check_failed", errorFields(error));
-    return null;
+    return { value: null, tookMs: Date.now() - began };
   } finally {
     clearTimeout(timer);
   }

@@ -5,6 +5,7 @@ import { queries } from "../db/reads.ts";
 import type { StockByVendor } from "../db/schema.ts";
 import type { StoredTiers } from "../db/sweep.ts";
 import { AppError } from "../errors.ts";
+import { errorFields, log } from "../log.ts";
 import { stockOf } from "../provisioner/candidates.ts";
 import { refreshTiers } from "../vms/sweep.ts";
 import { TIERS, wireType } from "../vms/tiers.ts";
@@ -57,11 +58,16 @@ export function mountTiers(app: Router): void {
     const now = Date.now();
     let known = cache.get(config.DB);
     if (known === undefined || now - known.readAt > CACHE_MS) {
-      const [row] = await queries.catalog(db);
-      const stored = row?.tiers ?? null;
-      const tiers = stored ?? (await firstRead(() => refreshTiers(db, chain, now)));
-      known = { tiers, tiersAt: row?.tiersAt ?? now, stock: row?.stock ?? {}, readAt: now };
-      cache.set(config.DB, known);
+      try {
+        const [row] = await queries.catalog(db);
+        const tiers = row?.tiers ?? (await firstRead(() => refreshTiers(db, chain, now)));
+        known = { tiers, tiersAt: row?.tiersAt ?? now, stock: row?.stock ?? {}, readAt: now };
+        cache.set(config.DB, known);
+      } catch (error) {
+        // Once seen, an answer is better than none: its age is in the header.
+        if (known === undefined) throw error;
+        log("warn", "tiers_not_refreshed", errorFields(error));
+      }
     }
     const stock = recentStock(known.stock, now);
     c.header("Age", String(Math.max(0, Math.floor((now - known.tiersAt) / 1_000))));

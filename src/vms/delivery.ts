@@ -18,15 +18,19 @@ export type DeliveryContext = {
   now: number;
 };
 
-/** What the rules say before anything is read or written: pure, so that every combination can be tested. */
+/**
+ * What the rules say before anything is read or written: pure, so that every combination can be tested. An owner who got
+ * the token after its key was delivered has a first delivery of his own, by the fresh form and while the key is there.
+ */
 export function deliveryDecision(
-  vm: Pick<Vm, "sshPrivateKey" | "deliveredAt" | "freshOwner">,
+  vm: Pick<Vm, "sshPrivateKey" | "deliveredAt" | "deliveredTo" | "freshOwner">,
   { owner, fresh, now, config }: Omit<DeliveryContext, "db" | "config"> & { config: { KEY_GRACE_SECONDS: number } },
 ): "first" | "again" | "withheld" {
   if (vm.sshPrivateKey === null) return "withheld";
   if (vm.deliveredAt === null) return fresh || vm.freshOwner !== owner ? "first" : "withheld";
   const inGrace = now < vm.deliveredAt + config.KEY_GRACE_SECONDS * 1_000;
-  return fresh && inGrace ? "again" : "withheld";
+  if (!fresh || !inGrace) return "withheld";
+  return vm.deliveredTo === owner ? "again" : "first";
 }
 
 /** The key as text where the rules give it, and when it was first handed out. */
@@ -41,14 +45,14 @@ export async function deliverKey(
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
   const { secret, legacy } = await openSecret(config.DATA_PRIVATE_KEY, secretContext, stored);
   const row = { incarnation: vm.incarnation, sshPrivateKey: stored };
-  if (fresh && vm.freshOwner !== owner) await store.markFreshOwner(db, vm.incarnation, owner);
-  if (decision === "first" && !(await store.markDelivered(db, row, now, config.KEY_GRACE_SECONDS === 0))) {
-    // Two first requests at once: the other one won. By the fresh form this one is a repeat within the grace.
-    return { privateKey: fresh && config.KEY_GRACE_SECONDS > 0 ? formatPrivateKey(secret) : null, deliveredAt: now };
+  const delivery = { owner, fresh, now, erase: config.KEY_GRACE_SECONDS === 0, before: vm.deliveredAt };
+  if (decision === "first" && !(await store.markDelivered(db, row, delivery))) {
+    // Two first requests at once: the other one won, and this one gets nothing. By the fresh form it may ask again.
+    return { privateKey: null, deliveredAt: vm.deliveredAt ?? now };
   }
   if (legacy && config.KEY_GRACE_SECONDS > 0) {
     const publicKey = secp256k1.getPublicKey(config.DATA_PRIVATE_KEY);
     await store.replaceKey(db, row, await sealSecret(publicKey, secretContext, secret), dataKeyId(publicKey));
   }
-  return { privateKey: formatPrivateKey(secret), deliveredAt: vm.deliveredAt ?? now };
+  return { privateKey: formatPrivateKey(secret), deliveredAt: decision === "first" ? now : vm.deliveredAt };
 }

@@ -1,19 +1,18 @@
 // The life of a machine behind one purchase. `status` is what the world sees; `step` is what the provisioner does next.
 //
-//   provisioning: verify -> create -> boot -> (published)       create -> find -> boot | create       boot -> clear -> create
+//   provisioning: create -> boot -> (published)       create -> find -> boot | create       boot -> clear -> create
 //   running:      idle                                          failed: clear -> idle
 //   expired:      prove -> (terminated | back to running)       any, once another incarnation holds its token: retire
 
 export const STATUSES = ["provisioning", "running", "expired", "terminated", "failed"] as const;
 export type Status = (typeof STATUSES)[number];
 
-export const STEPS = ["verify", "create", "find", "boot", "clear", "prove", "retire", "idle"] as const;
+export const STEPS = ["create", "find", "boot", "clear", "prove", "retire", "idle"] as const;
 export type Step = (typeof STEPS)[number];
 
 /** What `GET /credentials` and `/status` say while a machine is made. */
 export const STEP_SENTENCES: Record<Step, string> = {
-  verify: "Checking the purchase on chain.",
-  create: "Choosing and ordering a machine.",
+  create: "Checking the purchase on chain and ordering a machine.",
   find: "Asking the vendor whether the machine was made.",
   boot: "The machine is starting.",
   clear: "Ending a machine that did not start, before the next one is ordered.",

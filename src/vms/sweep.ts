@@ -1,12 +1,13 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
-import { askFirst, type Chain, readTier } from "../chain/client.ts";
+import { askFirst, type Chain, readFinalToken, readTier } from "../chain/client.ts";
 import { fillGaps, type ScanContext } from "../chain/scan.ts";
 import type { EdgeConfig } from "../config.ts";
 import type { Database } from "../db/client.ts";
+import * as disputes from "../db/disputes.ts";
 import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
-import { log } from "../log.ts";
+import { errorFields, log } from "../log.ts";
 import type { Job } from "../provisioner/jobs.ts";
 import { TIER_COUNT } from "./tiers.ts";
 
@@ -14,6 +15,9 @@ const SHARE_THAT_MAY_END = 0.05;
 const ROWS_PER_SWEEP = 500;
 const VANISHED_AFTER_BLOCKS = 10;
 const MESSAGES_PER_BATCH = 100;
+const DISPUTES_PER_SWEEP = 20;
+/** An ordinary transfer is scanned long before. */
+const DISPUTE_AFTER_MS = 60_000;
 
 /** Queues the next step of each machine. */
 export async function enqueue(jobs: Queue<Job>, rows: readonly QueuedVm[]): Promise<void> {
@@ -26,22 +30,33 @@ export async function enqueue(jobs: Queue<Job>, rows: readonly QueuedVm[]): Prom
   }
 }
 
+/** Each part by itself: one that fails is logged and takes none of the others with it. */
 export async function sweep(context: ScanContext): Promise<void> {
   const { db, config, now, chain } = context;
   const jobs = config.JOBS;
-  await enqueue(jobs, await wakeStalled(db, now, ROWS_PER_SWEEP));
-  await enqueue(jobs, await fillGaps(context));
   const cursor = await loadCursor(db);
-  if (cursor !== null) {
-    await enqueue(jobs, await expire(db, config, cursor.blockTimestamp, now));
-    await enqueue(jobs, await store.retireVanished(db, cursor.blockNumber - VANISHED_AFTER_BLOCKS, now));
-  }
-  await jobs.send({ kind: "reap" });
-  await store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000);
-  await store.deleteOldNonces(db, now);
-  if (await claimTurn(db, "catalogAskedAt", now, config.CATALOG_SECONDS * 1_000)) {
-    await jobs.send({ kind: "catalog" });
-    await refreshTiers(db, chain, now);
+  const parts: Record<string, () => Promise<unknown>> = {
+    wake: async () => enqueue(jobs, await wakeStalled(db, now, ROWS_PER_SWEEP)),
+    expire: async () => cursor !== null && enqueue(jobs, await expire(db, config, cursor.blockTimestamp, now)),
+    vanished: async () =>
+      cursor !== null && enqueue(jobs, await store.retireVanished(db, cursor.blockNumber - VANISHED_AFTER_BLOCKS, now)),
+    reap: () => jobs.send({ kind: "reap" }),
+    erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
+    nonces: () => store.deleteOldNonces(db, now),
+    owners: () => settleDisputes(context),
+    gaps: async () => enqueue(jobs, await fillGaps(context)),
+    catalog: async () => {
+      if (!(await claimTurn(db, "catalogAskedAt", now, config.CATALOG_SECONDS * 1_000))) return;
+      await jobs.send({ kind: "catalog" });
+      await refreshTiers(db, chain, now);
+    },
+  };
+  for (const [part, run] of Object.entries(parts)) {
+    try {
+      await run();
+    } catch (error) {
+      log("error", "sweep_part_failed", { part, ...errorFields(error) });
+    }
   }
 }
 
@@ -58,6 +73,19 @@ async function expire(db: Database, config: EdgeConfig, chainTime: number, now: 
     return [];
   }
   return store.expireDue(db, chainTime, now, limit);
+}
+
+/** Whatever the logs told us of an owner in dispute, what two nodes call final is the truth. */
+async function settleDisputes({ db, chain, now }: ScanContext): Promise<void> {
+  for (const { tokenId, owner } of await disputes.openDisputes(db, now - DISPUTE_AFTER_MS, DISPUTES_PER_SWEEP)) {
+    const view = await readFinalToken(chain, tokenId);
+    const finalOwner = view.owner?.toLowerCase() ?? "";
+    if (finalOwner === owner) await disputes.closeDispute(db, tokenId);
+    else {
+      log("warn", "owner_corrected", { tokenId, from: owner, to: finalOwner });
+      await disputes.settleOwner(db, tokenId, finalOwner, view);
+    }
+  }
 }
 
 /** Reads prices, activity and names of all tiers from the contract and keeps them for `/tiers`. */

@@ -46,6 +46,7 @@ type Pod = {
   sshPort: number;
   addressAt: number;
   boots: boolean;
+  locked: boolean;
   wrongMark: boolean;
   door: Door | undefined;
   timers: NodeJS.Timeout[];
@@ -151,15 +152,17 @@ export async function startRunpod(options: RunpodOptions) {
   app.patch("/v2/pods/:id", async (c) => {
     const pod = pods.get(c.req.param("id"));
     if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
-    const { name } = (await c.req.json()) as { name?: string };
+    const { name, locked } = (await c.req.json()) as { name?: string; locked?: boolean };
     pod.name = name ?? pod.name;
+    pod.locked = locked ?? pod.locked;
     return c.json(view(pod));
   });
   app.delete("/v2/pods/:id", (c) =>
     faulty(c, "delete", async () => {
       const pod = pods.get(c.req.param("id"));
       if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
-      if (server.takeFault("delete", ["locked"]) !== undefined) return problem(c, 400, "Bad Request", "Pod is locked");
+      if (server.takeFault("delete", ["locked"]) !== undefined) pod.locked = true;
+      if (pod.locked) return problem(c, 400, "Bad Request", "Pod is locked");
       pods.delete(pod.id);
       await close(pod);
       return c.body(null, 204);
@@ -195,6 +198,7 @@ export async function startRunpod(options: RunpodOptions) {
       sshPort: await freePort(),
       addressAt: now + (late?.ms ?? 0),
       boots: server.takeFault("create", ["never_boots"], cloud) === undefined,
+      locked: false,
       wrongMark: server.takeFault("create", ["wrong_mark"], cloud) !== undefined,
       door: undefined,
       timers: [],
@@ -257,7 +261,7 @@ export async function startRunpod(options: RunpodOptions) {
       },
       template: null,
       cost: pod.cloud === "SECURE" ? pod.gpu.secure : pod.gpu.community,
-      locked: false,
+      locked: pod.locked,
       globalNetworking: { enabled: false },
       runtime: running ? { uptime: Math.floor(age / 1_000), gpus: [], ports: [] } : null,
       createdAt: new Date(pod.createdAt).toISOString(),

@@ -127,10 +127,10 @@ function describe(up: World) {
   };
 }
 
-const keyOf = (account: World["chain"]["deployer"]): string => {
+function keyOf(account: World["chain"]["deployer"]): string {
   const key = account.getHdKey().privateKey;
   return key === null ? "" : `0x${Buffer.from(key).toString("hex")}`;
-};
+}
 
 function printGuide(up: World): void {
   const info = describe(up);

@@ -134,6 +134,12 @@ export async function startVultr(options: VultrOptions) {
     groups.set(group.id, group);
     return c.json({ firewall_group: groupView(group) }, 201);
   });
+  app.get("/v2/firewalls/:id/rules", (c) => {
+    const group = groups.get(c.req.param("id"));
+    if (group === undefined) return error(c, 404, "Invalid firewall group.");
+    const rules = group.rules.map((rule) => ({ ...rule, action: "accept", source: "" }));
+    return c.json({ firewall_rules: rules, meta: { total: rules.length, links: { next: "", prev: "" } } });
+  });
   app.post("/v2/firewalls/:id/rules", async (c) => {
     const group = groups.get(c.req.param("id"));
     if (group === undefined) return error(c, 404, "Invalid firewall group.");
@@ -336,8 +342,10 @@ function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: nu
     write_files?: { path: string; content: string }[];
     runcmd?: (string | string[])[];
   };
-  const commands = (config.runcmd ?? []).map((command) => (Array.isArray(command) ? command.join(" ") : command));
-  const opened = commands.some((command) => command === `ufw allow ${sshPort}/tcp`);
+  const commands = (config.runcmd ?? [])
+    .flatMap((command) => (Array.isArray(command) ? command : [command]))
+    .flatMap((command) => command.split("\n"));
+  const opened = commands.includes(`ufw allow ${sshPort}/tcp`);
   const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
   const listens =
     sshPort === 22 || (config.write_files ?? []).some((file) => file.content.includes(`Port ${sshPort}\n`));

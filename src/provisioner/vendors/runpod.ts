@@ -25,9 +25,10 @@ const MAX_PAGES = 50;
 
 const podSchema = z.object({
   id: z.string().min(1),
-  name: z.string(),
+  // One odd pod of the account must not hide the others: only what we can't do without is required.
+  name: z.string().nullish(),
   status: z.string(),
-  env: z.record(z.string(), z.string()),
+  env: z.record(z.string(), z.string()).nullish(),
   createdAt: z.string(),
   ssh: z.object({ direct: z.object({ host: z.string(), port: z.number() }).nullish() }).nullish(),
 });
@@ -99,6 +100,8 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
   return {
     name: "runpod",
 
+    async prepare(): Promise<void> {},
+
     async create(spec: MachineSpec): Promise<Machine> {
       const answer = await callVendor(access, "POST", "/v2/pods", {
         name: spec.label,
@@ -116,21 +119,21 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
       throw refusal(answer);
     },
 
-    async findByLabel(label) {
-      return (await list()).filter((machine) => machine.label === label);
-    },
-
     async get(instanceId) {
       const answer = await callVendor(access, "GET", `/v2/pods/${pathId(instanceId)}`);
       if (answer.status === 404) return null;
       if (answer.status !== 200) throw refusal(answer);
-      return toMachine(parse(answer, podSchema));
+      const pod = parse(answer, podSchema);
+      // "Permanently deleted", says the document of this status.
+      return pod.status === "TERMINATED" ? null : toMachine(pod);
     },
 
     async delete(instanceId) {
       const answer = await callVendor(access, "DELETE", `/v2/pods/${pathId(instanceId)}`);
       if (answer.status === 204 || answer.status === 404) return;
-      // 400 "Pod is locked", 409 and 5xx pass; the caller looks and asks again.
+      // A lock can be set from inside the pod; it must not keep a machine alive that nobody pays for.
+      if (answer.status === 400) await callVendor(access, "PATCH", `/v2/pods/${pathId(instanceId)}`, { locked: false });
+      // The lock, 409 and 5xx pass; the caller looks and asks again.
       if (answer.status === 400 || answer.status === 409 || answer.status >= 500) {
         throw new VendorError("runpod", "wait", answer.detail, { status: answer.status });
       }
@@ -167,8 +170,8 @@ function toMachine(pod: z.output<typeof podSchema>): Machine {
   if (state === undefined) log("error", "vendor_status_unknown", { vendor: "runpod", status: pod.status.slice(0, 40) });
   return {
     instanceId: pod.id,
-    label: pod.name,
-    mark: pod.env["CLAWCLOUD_MARK"] ?? null,
+    label: pod.name ?? "",
+    mark: pod.env?.["CLAWCLOUD_MARK"] ?? null,
     createdAt: Date.parse(pod.createdAt),
     state: state ?? "starting",
     host: pod.ssh?.direct?.host ?? null,

@@ -32,14 +32,14 @@ export type Machine = {
 
 export type Vendor = {
   name: VendorName;
+  /** Reads (or makes once) what `create` needs, so that a create is one call. Makes no machine. */
+  prepare(): Promise<void>;
   create(spec: MachineSpec): Promise<Machine>;
-  /** Every machine with that label. Complete, or it throws: an answer cut short would buy a second machine. */
-  findByLabel(label: string): Promise<Machine[]>;
   /** Null where the vendor knows no such machine. */
   get(instanceId: string): Promise<Machine | null>;
   /** Settled when the vendor took the order or had no such machine. */
   delete(instanceId: string): Promise<void>;
-  /** All machines of this deployment's account. Complete, or it throws. */
+  /** All machines of the account. Complete, or it throws: an answer cut short would buy a second machine. */
   list(): Promise<Machine[]>;
   /** What could be had at this moment; no reservation. */
   catalog(): Promise<Offer[]>;

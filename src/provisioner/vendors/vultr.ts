@@ -18,8 +18,9 @@ const NO_ADDRESS = "0.0.0.0";
 
 const instanceSchema = z.object({
   id: z.string().min(1),
-  label: z.string(),
-  tags: z.array(z.string()),
+  // One odd object of the account must not hide the others: only what we can't do without is required.
+  label: z.string().nullish(),
+  tags: z.array(z.string()).nullish(),
   date_created: z.string(),
   main_ip: z.string(),
   status: z.string(),
@@ -30,8 +31,10 @@ const instancePage = z.object({
   instances: z.array(instanceSchema),
   meta: z.object({ links: z.object({ next: z.string() }) }),
 });
+const groupSchema = z.object({ id: z.string().min(1), description: z.string() });
+const rulePage = z.object({ firewall_rules: z.array(z.object({ ip_type: z.string(), port: z.string() })) });
 const groupPage = z.object({
-  firewall_groups: z.array(z.object({ id: z.string().min(1), description: z.string(), rule_count: z.number() })),
+  firewall_groups: z.array(groupSchema),
   meta: z.object({ links: z.object({ next: z.string() }) }),
 });
 const osPage = z.object({
@@ -52,7 +55,7 @@ const STATUS: Record<string, "starting" | "up" | "dead"> = {
 // Prose of a 400 on create, most telling first. Anything else is our request's fault: it fails everywhere alike.
 const REFUSALS: readonly [RegExp, VendorAction][] = [
   [/not available in the selected region/i, "next_candidate"],
-  [/maximum number of active instances/i, "wait"],
+  [/maximum number of active instances/i, "page"],
   [/maximum monthly|exceed.*limit/i, "page"],
   [/open a support request/i, "page"],
 ];
@@ -102,45 +105,40 @@ export function createVultr(config: ProvisionerConfig): Vendor {
   async function ensureFirewall(): Promise<string> {
     const description = `clawcloud-${config.DEPLOYMENT_ID} ssh-${config.VULTR_SSH_PORT}`;
     const groups = (await pages("/firewalls", groupPage)).flatMap((page) => page.firewall_groups);
-    const known = groups.find((group) => group.description === description && group.rule_count >= 2);
-    if (known !== undefined) return known.id;
-    const made = await callVendor(access, "POST", "/firewalls", { description });
-    if (made.status !== 201) throw refusal(made);
-    const { firewall_group: group } = parse(made, z.object({ firewall_group: z.object({ id: z.string().min(1) }) }));
+    let group = groups.find((one) => one.description === description);
+    if (group === undefined) {
+      const made = await callVendor(access, "POST", "/firewalls", { description });
+      if (made.status !== 201) throw refusal(made);
+      group = parse(made, z.object({ firewall_group: groupSchema })).firewall_group;
+    }
+    const { firewall_rules: rules } = await read(`/firewalls/${group.id}/rules`, rulePage);
     for (const [ip_type, subnet] of [
       ["v4", "0.0.0.0"],
       ["v6", "::"],
     ] as const) {
-      const rule = {
-        ip_type,
-        protocol: "tcp",
-        subnet,
-        subnet_size: 0,
-        port: String(config.VULTR_SSH_PORT),
-        notes: "ssh",
-      };
+      const port = String(config.VULTR_SSH_PORT);
+      if (rules.some((rule) => rule.ip_type === ip_type && rule.port === port)) continue;
+      const rule = { ip_type, protocol: "tcp", subnet, subnet_size: 0, port, notes: "ssh" };
       const added = await callVendor(access, "POST", `/firewalls/${group.id}/rules`, rule);
       if (added.status !== 201) throw refusal(added);
     }
     return group.id;
   }
 
-  const list = async (query = ""): Promise<Machine[]> =>
-    (await pages(`/instances${query}`, instancePage)).flatMap((page) =>
+  const list = async (): Promise<Machine[]> =>
+    (await pages("/instances", instancePage)).flatMap((page) =>
       page.instances.map((instance) => toMachine(instance, config.VULTR_SSH_PORT)),
     );
 
   return {
     name: "vultr",
 
+    async prepare(): Promise<void> {
+      osId ??= await findOs();
+      firewallGroup ??= await ensureFirewall();
+    },
+
     async create(spec: MachineSpec): Promise<Machine> {
-      // Both are reads (or made once per deployment): a failure here has made no machine.
-      try {
-        osId ??= await findOs();
-        firewallGroup ??= await ensureFirewall();
-      } catch (error) {
-        throw error instanceof VendorError && error.action === "unknown" ? asWait(error) : error;
-      }
       const answer = await callVendor(access, "POST", "/instances", {
         region: spec.region,
         plan: spec.plan,
@@ -162,27 +160,23 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       throw refusal(answer);
     },
 
-    async findByLabel(label) {
-      // How `label` filters is not documented to the letter: filter again.
-      return (await list(`?label=${encodeURIComponent(label)}`)).filter((machine) => machine.label === label);
-    },
-
     async get(instanceId) {
       const answer = await callVendor(access, "GET", `/instances/${pathId(instanceId)}`);
-      if (answer.status === 404) return null;
+      // Vultr answers an id that it knows no more with 404, at times with a 400 that says so.
+      if (answer.status === 404 || isUnknownInstance(answer)) return null;
       if (answer.status !== 200) throw refusal(answer);
       return toMachine(parse(answer, z.object({ instance: instanceSchema })).instance, config.VULTR_SSH_PORT);
     },
 
     async delete(instanceId) {
       const answer = await callVendor(access, "DELETE", `/instances/${pathId(instanceId)}`);
-      if (answer.status === 204 || answer.status === 404) return;
+      if (answer.status === 204 || answer.status === 404 || isUnknownInstance(answer)) return;
       // "Server is currently locked": just after create, passes by itself.
       if (answer.status >= 500) throw new VendorError("vultr", "wait", answer.detail, { status: answer.status });
       throw refusal(answer);
     },
 
-    list: () => list(),
+    list,
 
     async catalog(): Promise<Offer[]> {
       const schema = z.object({ available_plans: z.array(z.string()) });
@@ -198,7 +192,9 @@ export function createVultr(config: ProvisionerConfig): Vendor {
 }
 
 function toMachine(instance: z.output<typeof instanceSchema>, port: number): Machine {
-  const { id, label, tags, main_ip: ip } = instance;
+  const { id, main_ip: ip } = instance;
+  const label = instance.label ?? "";
+  const tags = instance.tags ?? [];
   const state = STATUS[instance.status];
   // Loud, but one odd machine must not hide the others of a list: it waits until its boot deadline.
   if (state === undefined)
@@ -228,7 +224,8 @@ function refusal(answer: VendorAnswer): VendorError {
   return new VendorError("vultr", byText ?? "page", detail, options);
 }
 
-const asWait = (error: VendorError): VendorError => new VendorError("vultr", "wait", error.message, { cause: error });
+const isUnknownInstance = ({ status, body }: VendorAnswer): boolean =>
+  status === 400 && /invalid instance|instance not found/i.test(String((body as { error?: unknown } | null)?.error));
 
 function parse<T>(answer: VendorAnswer, schema: z.ZodType<T>): T {
   const result = schema.safeParse(answer.body);

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { growRange, rangeIsTooLarge, shrinkRange } from "../../../src/chain/log-ranges.ts";
+import { growRange, shrinkRange } from "../../../src/chain/log-ranges.ts";
 
 test.each([
   ["eth_getLogs is limited to a 1,000 range", 1_000],
@@ -9,6 +9,8 @@ test.each([
   ["query returned more than 10000 results", 1_000],
   ["Log response size exceeded. response size should not greater than 10MB", 1_000],
   ["block range is too large", 1_000],
+  ["ranges over 750 blocks are not supported", 750],
+  ["Max block range is 600", 600],
   ["something else entirely", 1_000],
 ])("after %j a range of 2000 becomes %i", (message, next) => {
   expect(shrinkRange(2_000, new Error(message))).toBe(message.includes("10000 range") ? 1_000 : next);
@@ -27,9 +29,4 @@ test("a range always shrinks, and never below one block", () => {
 test("a range grows to its ceiling and no further", () => {
   expect(growRange(100, 2_000)).toBe(200);
   expect(growRange(1_500, 2_000)).toBe(2_000);
-});
-
-test("what is not about size is no reason to shrink", () => {
-  expect(rangeIsTooLarge(new Error("query returned more than 10000 results"))).toBe(true);
-  expect(rangeIsTooLarge(new Error("execution reverted"))).toBe(false);
 });

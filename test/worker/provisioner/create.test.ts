@@ -2,7 +2,7 @@ import { connect } from "cloudflare:sockets";
 import { expect, test } from "vitest";
 import { isFenced, loadVm, openAttempt, takeLease } from "../../../src/db/vms.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
-import { reapGhosts } from "../../../src/provisioner/watch.ts";
+import { reap } from "../../../src/provisioner/watch.ts";
 import { buy, type Credentials, fixedHeaders } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, chain, clearFaults, type Deployment, deploy, journal } from "../deployment.ts";
 
@@ -129,7 +129,7 @@ test("a machine that turns up after its attempt was given up is ended by the nex
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 2 });
   await new Promise((resolve) => setTimeout(resolve, 2_100));
-  await reapGhosts(world.context);
+  await reap(world.context);
   const left = await world.machines("vultr");
   expect(left.map((machine) => machine.label)).toEqual([expect.stringMatching(/-2$/)]);
 });
@@ -177,11 +177,11 @@ test("a consumer that lost its lease can write neither attempt nor state (hard c
   const failure: unknown = await openAttempt(world.db, vm, "mine", attempt).catch((error: unknown) => error);
   expect(isFenced(failure)).toBe(true);
   expect(await world.rows("SELECT * FROM attempts")).toEqual([]);
-  expect(await world.vm(tokenId)).toMatchObject({ step: "verify", attempt: 0, lease: "theirs" });
+  expect(await world.vm(tokenId)).toMatchObject({ step: "create", attempt: 0, lease: "theirs" });
 });
 
 test("a stranger's sshd at the machine's address is not taken for the machine (hard case 10)", async () => {
-  const world = await deploy({ provisioner: { BOOT_TIMEOUT_SECONDS: "2" } });
+  const world = await deploy({ provisioner: { BOOT_TIMEOUT_SECONDS: "4" } });
   await addFault("vultr", { call: "create", kind: "wrong_mark", region: "ewr" });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
@@ -265,7 +265,7 @@ test("a row that somebody wrote into the database orders nothing (hard case 4)",
   const forged = id.replace(/0x[0-9a-f]{64}/, `0x${"5".repeat(64)}`);
   await world.sql.prepare("UPDATE vms SET incarnation = ?").bind(forged).run();
   await advance(world.context, { kind: "advance", incarnation: forged, generation: 1 });
-  expect(await world.vm(tokenId)).toMatchObject({ step: "verify", attempt: 0 });
+  expect(await world.vm(tokenId)).toMatchObject({ step: "create", attempt: 0 });
   expect(await creates("vultr", from)).toEqual([]);
 });
 
@@ -298,7 +298,7 @@ test("an event that one node invents orders nothing, since two nodes know no suc
   await world.drain(async () => true);
   const [message] = world.sent;
   if (message?.body.kind === "advance") await advance(world.context, message.body);
-  expect(await world.vm(tokenId)).toMatchObject({ step: "verify", attempt: 0 });
+  expect(await world.vm(tokenId)).toMatchObject({ step: "create", attempt: 0 });
   expect(await creates("vultr", from)).toEqual([]);
 });
 

@@ -63,7 +63,7 @@ test("the sweep sends a row whose message was lost, and what was lost is stale i
   expect(world.sent).toEqual([]);
 });
 
-test("a fault is retried by the queue, and the row stays as it was", async () => {
+test("a fault is retried by the queue, and the row is free for the next try", async () => {
   const world = await deploy();
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
@@ -80,7 +80,15 @@ test("a fault is retried by the queue, and the row stays as it was", async () =>
   const result = await getQueueResult(batch, createExecutionContext());
   expect(result.explicitAcks).toEqual([]);
   expect(result.retryMessages).toMatchObject([{ msgId: first.id }]);
-  expect(await world.vm(tokenId)).toEqual(before);
+  // Free for the next try, and still watched by the sweep.
+  const after = await world.vm(tokenId);
+  expect(after).toMatchObject({
+    lease: "",
+    generation: before?.["generation"],
+    step: "create",
+    status: "provisioning",
+  });
+  expect(after?.["wake_at"]).not.toBeNull();
 });
 
 test("a dead letter only wakes its row: the sweep sends it again (hard case 11)", async () => {

@@ -1,0 +1,24 @@
+// What a request's body may be, for the routes that take one: at most 16 KiB, and JSON. Goes behind the limiter.
+import type { MiddlewareHandler } from "hono";
+import { bodyLimit } from "hono/body-limit";
+import type { App } from "../app.ts";
+import { AppError } from "../errors.ts";
+
+const MAX_BODY_BYTES = 16 * 1_024;
+const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\s*(?:;|$)/i;
+
+export const limitedBody: MiddlewareHandler<App> = bodyLimit({
+  maxSize: MAX_BODY_BYTES,
+  onError: () => {
+    throw new AppError("body_too_large", `A request body may have at most ${MAX_BODY_BYTES} bytes.`);
+  },
+});
+
+/** No body, an empty one, or JSON by its content type. */
+export const jsonBody: MiddlewareHandler<App> = async (c, next) => {
+  const hasBody = c.req.raw.body !== null && c.req.header("content-length") !== "0";
+  if (hasBody && !JSON_TYPE.test(c.req.header("content-type") ?? "")) {
+    throw new AppError("unsupported_media_type", "Send the body as application/json.");
+  }
+  await next();
+};

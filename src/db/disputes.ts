@@ -1,0 +1,30 @@
+// Ownership that does not settle by itself: what two nodes call final replaces what the logs told us.
+import { asc, eq, lte, sql } from "drizzle-orm";
+import { type Database, runBatch } from "./client.ts";
+import { refreshOwners } from "./scan.ts";
+import { disputes, vms } from "./schema.ts";
+
+/** Remembers that chain and index disagree about a token's owner. */
+export const openDispute = (db: Database, tokenId: number, now: number) =>
+  db.insert(disputes).values({ tokenId, since: now }).onConflictDoNothing();
+
+export const openDisputes = (db: Database, before: number, limit: number) =>
+  db
+    .select({ tokenId: disputes.tokenId, owner: vms.owner })
+    .from(disputes)
+    .innerJoin(vms, sql`${vms.tokenId} = ${disputes.tokenId} AND current = 1`)
+    .where(lte(disputes.since, before))
+    .orderBy(asc(disputes.since))
+    .limit(limit);
+
+export const closeDispute = (db: Database, tokenId: number) => db.delete(disputes).where(eq(disputes.tokenId, tokenId));
+
+/** Takes the final owner over: transfers up to that block that say otherwise are gone, and one stands for what was missed. */
+export const settleOwner = (db: Database, tokenId: number, owner: string, at: { blockNumber: number }) =>
+  runBatch(db, [
+    sql`DELETE FROM transfers WHERE token_id = ${tokenId} AND block_number <= ${at.blockNumber}`,
+    sql`INSERT INTO transfers (block_number, log_index, block_hash, token_id, sender, recipient)
+      VALUES (${at.blockNumber}, ${-1 - tokenId}, 'final', ${tokenId}, '', ${owner})`,
+    refreshOwners([tokenId]),
+    sql`DELETE FROM disputes WHERE token_id = ${tokenId}`,
+  ]);

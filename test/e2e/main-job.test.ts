@@ -1,0 +1,230 @@
+// The main job on the local world: purchase, SSH with the delivered key, transfer, expiry; both Workers in workerd with
+// real queues. Then every request that went to a vendor, and every answer, against the vendors' documents.
+import { execFile, execFileSync } from "node:child_process";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { buy, type Credentials, fixedHeaders, freshHeaders, transfer, waitForStatus } from "../world/agent.ts";
+import { runOverSsh } from "../world/ssh-client.ts";
+import { startWorld, type World } from "../world/world.ts";
+import { checkJournal } from "./vendor-documents.ts";
+
+const DAY = 86_400;
+const run = promisify(execFile);
+const documents = new URL("../../../shared/vendors/", import.meta.url);
+const hasDocuments = existsSync(documents);
+if (!hasDocuments)
+  console.warn("SKIPPED: the vendors' documents are not beside this checkout; their checks did not run");
+const hasOpenSsh = isInstalled("ssh") && isInstalled("ssh-keygen");
+if (!hasOpenSsh) console.warn("SKIPPED: no OpenSSH client on this machine; its checks did not run");
+
+let world: World;
+let tokenId: number;
+let credentials: Credentials;
+const folder = mkdtempSync(join(tmpdir(), "clawcloud-e2e-"));
+
+beforeAll(async () => {
+  world = await startWorld();
+});
+afterAll(async () => {
+  await world?.stop();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const agent = (index: number) => {
+  const account = world.chain.agents[index];
+  if (account === undefined) throw new Error(`there is no agent ${index}`);
+  return account;
+};
+async function getCredentials(headers: Record<string, string>, id = tokenId) {
+  const response = await fetch(`${world.url}/credentials/${id}`, { headers });
+  return { status: response.status, body: (await response.json()) as Credentials & { code?: string } };
+}
+
+test("USDC in, a token out, a shell on the machine with the delivered key", async () => {
+  ({ tokenId } = await buy(world.chain, agent(0), 0, 1));
+  await waitForStatus(world.url, tokenId, ["running"]);
+  const { status, body } = await getCredentials(await fixedHeaders(agent(0), tokenId));
+  expect(status).toBe(200);
+  credentials = body;
+  expect(body).toMatchObject({
+    tokenId: String(tokenId),
+    username: "root",
+    tier: 0,
+    type: "gcp",
+    privateKey: body.ssh.privateKey,
+  });
+  expect(await runOverSsh(body, "nproc")).toEqual({ output: "1\n", code: 0 });
+  expect((await runOverSsh(body, "uname -a")).output).toContain("Linux clawcloud-local-");
+});
+
+test.skipIf(!hasOpenSsh)(
+  "OpenSSH takes the key, derives the public half, knows the host and runs the instructions",
+  async () => {
+    const keyFile = join(folder, `clawcloud-${tokenId}.pem`);
+    const hostsFile = join(folder, "known_hosts");
+    writeFileSync(keyFile, credentials.ssh.privateKey ?? "", { mode: 0o600 });
+    writeFileSync(hostsFile, `${credentials.ssh.knownHosts}\n`);
+    const derived = await run("ssh-keygen", ["-y", "-f", keyFile]);
+    expect(derived.stdout.trim().split(" ").slice(0, 2).join(" ")).toBe(credentials.ssh.publicKey);
+    const print = await run("ssh-keygen", ["-l", "-f", keyFile]);
+    expect(print.stdout).toContain(`4096 ${credentials.ssh.fingerprint}`);
+    const [program = "", ...args] = credentials.instructions.split(" ");
+    const strict = [
+      "-F",
+      "none",
+      "-o",
+      `UserKnownHostsFile=${hostsFile}`,
+      "-o",
+      "StrictHostKeyChecking=yes",
+      "-o",
+      "BatchMode=yes",
+    ];
+    const shell = await run(program, [...strict, ...args, "whoami"], { cwd: folder });
+    expect(shell.stdout).toBe("root\n");
+  },
+);
+
+test.skipIf(!hasOpenSsh)("the machine refuses any other key", async () => {
+  const other = join(folder, "other");
+  await run("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", other]);
+  const options = [
+    "-F",
+    "none",
+    "-o",
+    "StrictHostKeyChecking=no",
+    "-o",
+    "UserKnownHostsFile=/dev/null",
+    "-o",
+    "BatchMode=yes",
+  ];
+  const attempt = run("ssh", [
+    ...options,
+    "-i",
+    other,
+    "-p",
+    String(credentials.ssh.port),
+    `root@${credentials.host}`,
+    "whoami",
+  ]);
+  await expect(attempt).rejects.toThrow("Permission denied");
+});
+
+test("the key comes once by the fixed form, and again by the fresh form, each nonce once", async () => {
+  const repeat = await getCredentials(await fixedHeaders(agent(0), tokenId));
+  expect([repeat.status, repeat.body.ssh.privateKey]).toEqual([200, null]);
+  expect(repeat.body.ssh.deliveredAt).not.toBeNull();
+  const headers = await freshHeaders(world.url, agent(0), tokenId);
+  expect((await getCredentials(headers)).body.ssh.privateKey).toBe(credentials.ssh.privateKey);
+  const replay = await getCredentials(headers);
+  expect([replay.status, replay.body.code]).toEqual([401, "nonce_used"]);
+});
+
+test("a transfer of the token moves access from one wallet to the other", async () => {
+  await transfer(world.chain, agent(0), agent(1).address, tokenId);
+  await settled(async () => (await getCredentials(await fixedHeaders(agent(1), tokenId))).status === 200);
+  const former = await getCredentials(await fixedHeaders(agent(0), tokenId));
+  expect([former.status, former.body.code]).toEqual([403, "not_owner"]);
+  const { body } = await getCredentials(await freshHeaders(world.url, agent(1), tokenId));
+  expect(await runOverSsh(body, "whoami")).toEqual({ output: "root\n", code: 0 });
+  const owned = async (index: number) =>
+    ((await (await fetch(`${world.url}/vms/${agent(index).address}`)).json()) as { count: number }).count;
+  expect([await owned(0), await owned(1)]).toEqual([0, 1]);
+});
+
+test("an acknowledgement by the fresh form erases the stored key", async () => {
+  const url = `${world.url}/credentials/${tokenId}/ack`;
+  const fixed = await fetch(url, { method: "POST", headers: await fixedHeaders(agent(1), tokenId) });
+  expect(fixed.status).toBe(401);
+  const forCredentials = await fetch(url, {
+    method: "POST",
+    headers: await freshHeaders(world.url, agent(1), tokenId),
+  });
+  expect(forCredentials.status).toBe(401);
+  const done = await fetch(url, { method: "POST", headers: await freshHeaders(world.url, agent(1), tokenId, "/ack") });
+  expect(done.status).toBe(200);
+  const after = await getCredentials(await freshHeaders(world.url, agent(1), tokenId));
+  expect([after.status, after.body.ssh.privateKey]).toEqual([200, null]);
+});
+
+test("a GPU purchase through a sold-out cloud and a lost answer ends in one pod with a shell", async () => {
+  world.runpod.server.addFault({ call: "create", kind: "sold_out", region: "COMMUNITY" });
+  world.runpod.server.addFault({ call: "create", kind: "error_after", region: "SECURE", times: 1 });
+  const gpu = await buy(world.chain, agent(2), 4, 1);
+  const status = await waitForStatus(world.url, gpu.tokenId, ["running", "failed"]);
+  expect(status.attempts.map((attempt) => attempt.outcome)).toEqual(["sold_out", "running"]);
+  const { body } = await getCredentials(await fixedHeaders(agent(2), gpu.tokenId), gpu.tokenId);
+  expect(body).toMatchObject({ type: "gpu-external", privateKey: null });
+  expect((await runOverSsh(body, "nvidia-smi")).output).toContain("RTX 4090");
+  expect(world.runpod.pods.size).toBe(1);
+  world.runpod.server.clearFaults();
+});
+
+test("the end of the paid time ends both machines, and SSH with them", async () => {
+  await world.chain.node.increaseTime({ seconds: DAY + 10 });
+  await world.chain.node.mine({ blocks: 1 });
+  await waitForStatus(world.url, tokenId, ["terminated"], { timeoutMs: 90_000 });
+  await settled(async () => world.vultr.instances.size === 0 && world.runpod.pods.size === 0);
+  await expect(runOverSsh(credentials, "whoami")).rejects.toThrow("ECONNREFUSED");
+});
+
+test.skipIf(!hasDocuments)(
+  "every request to a vendor, and every answer, is as the vendor's document says",
+  async () => {
+    const vultr = await checkJournal(new URL("vultr-v2.openapi.json", documents), "/v2", world.vultr.server.journal);
+    expect(vultr.problems).toEqual([]);
+    const runpod = await checkJournal(
+      new URL("runpod-v2.mock.openapi.json", documents),
+      "",
+      world.runpod.server.journal,
+    );
+    expect(runpod.problems).toEqual([]);
+    // All verbs of both adapters went by.
+    for (const operation of [
+      "POST /instances",
+      "GET /instances",
+      "DELETE /instances/{instance-id}",
+      "POST /firewalls",
+      "GET /os",
+    ]) {
+      expect(vultr.operations).toContain(operation);
+    }
+    for (const operation of ["POST /v2/pods", "GET /v2/pods", "DELETE /v2/pods/{id}", "GET /v2/catalog/gpus"]) {
+      expect(runpod.operations).toContain(operation);
+    }
+  },
+);
+
+test.skipIf(!hasDocuments)("the check against the documents notices what is wrong", async () => {
+  const sample = world.vultr.server.journal.find((one) => one.method === "POST" && one.path === "/v2/instances");
+  if (sample === undefined) throw new Error("no create is on record");
+  const wrong = [
+    { ...sample, requestBody: { ...(sample.requestBody as object), os_id: "2284" } },
+    { ...sample, responseBody: { instance: { id: 7 } } },
+    { ...sample, path: "/v2/servers" },
+    { ...sample, path: "/v2/instances?tags=x" },
+  ];
+  for (const exchange of wrong) {
+    const { problems } = await checkJournal(new URL("vultr-v2.openapi.json", documents), "/v2", [exchange]);
+    expect(problems).not.toEqual([]);
+  }
+});
+
+async function settled(condition: () => Promise<boolean>, timeoutMs = 60_000): Promise<void> {
+  const until = Date.now() + timeoutMs;
+  while (!(await condition())) {
+    if (Date.now() > until) throw new Error("it did not settle in time");
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+  }
+}
+
+function isInstalled(program: string): boolean {
+  try {
+    execFileSync("sh", ["-c", `command -v ${program}`], { stdio: "ignore" });
+    return true;
+  } catch {
+    return false;
+  }
+}

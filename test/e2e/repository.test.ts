@@ -1,0 +1,79 @@
+// What the repository promises about itself: who holds which secret, artifacts that match their sources, a start script
+// that a shell runs.
+import { execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { unstable_readConfig } from "wrangler";
+import { EDGE_VARIABLES, PROVISIONER_VARIABLES } from "../../src/config.ts";
+import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
+import { podEnvironment, podStartArguments } from "../../src/provisioner/cloud-init.ts";
+import { artifacts } from "../world/chain.ts";
+import { compileContracts } from "../world/contracts/compile.ts";
+
+type Binding = { class_name: string; script_name?: string };
+const isSecret = (name: string) => /KEY|SECRET|TOKEN|PASSWORD/.test(name) && !/PUBLIC_KEY|ALGORITHM|GRACE/.test(name);
+
+test("no secret is in both Workers (hard case 3)", () => {
+  const edge = EDGE_VARIABLES.filter(isSecret);
+  const provisioner = PROVISIONER_VARIABLES.filter(isSecret);
+  expect(edge).toEqual(["DATA_PRIVATE_KEY"]);
+  expect(provisioner).toEqual(["VULTR_API_KEY", "RUNPOD_API_KEY"]);
+  expect(edge.filter((name) => provisioner.includes(name))).toEqual([]);
+});
+
+test("the edge binds no object of the provisioner's, and the provisioner has no public address (hard case 3)", () => {
+  const edge = unstable_readConfig({ config: "wrangler.toml" });
+  const provisioner = unstable_readConfig({ config: "src/provisioner/wrangler.toml" });
+  const classes = (config: typeof edge) =>
+    config.durable_objects.bindings.map((binding: Binding) => binding.class_name);
+  expect(classes(edge)).toEqual(["IpGuard"]);
+  expect(edge.durable_objects.bindings.every((binding: Binding) => binding.script_name === undefined)).toBe(true);
+  expect(classes(provisioner)).toEqual(["VendorGate"]);
+  expect(provisioner).toMatchObject({ workers_dev: false, preview_urls: false });
+  expect(provisioner.routes ?? []).toEqual([]);
+  expect(edge.services ?? []).toEqual([]);
+  for (const config of [edge, provisioner]) {
+    expect(Object.keys(config.vars).filter(isSecret)).toEqual([]);
+    expect(config.d1_databases[0]?.database_name).toBe("clawcloud");
+  }
+});
+
+test("the contracts' artifact is what their sources compile to", () => {
+  expect(compileContracts()).toEqual(artifacts);
+});
+
+test("every variable of both Workers is in the README's tables", () => {
+  const readme = readFileSync("README.md", "utf8");
+  const missing = [...EDGE_VARIABLES, ...PROVISIONER_VARIABLES].filter((name) => !readme.includes(`\`${name}\``));
+  expect(missing).toEqual([]);
+});
+
+test("a pod's start arguments, run by a real shell, put host key and mark in place and end in the image's start script", () => {
+  const root = mkdtempSync(join(tmpdir(), "clawcloud-pod-"));
+  try {
+    const hostKey = generateHostKey();
+    const spec = { label: "l", mark: "c0ffee", region: "COMMUNITY", plan: "p", publicKey: "ssh-rsa AAAA", hostKey };
+    mkdirSync(join(root, "ssh"));
+    writeFileSync(
+      join(root, "start.sh"),
+      '#!/bin/sh\necho "started with $PUBLIC_KEY and host key <$CLAWCLOUD_HOST_KEY>"\n',
+      { mode: 0o755 },
+    );
+    const script = podStartArguments()
+      .replaceAll("/etc/ssh", join(root, "ssh"))
+      .replaceAll("/start.sh", join(root, "start.sh"));
+    const output = execFileSync("sh", ["-c", script], {
+      env: { PATH: process.env["PATH"], ...podEnvironment(spec) },
+    }).toString();
+    expect(output).toBe("started with ssh-rsa AAAA and host key <>\n");
+    expect(readFileSync(join(root, "ssh/ssh_host_ed25519_key"), "utf8")).toBe(hostKey.privateKey);
+    expect(readFileSync(join(root, "ssh/ssh_host_ed25519_key.pub"), "utf8").trim()).toBe(hostKey.publicKey);
+    const rules = readFileSync(join(root, "ssh/sshd_config.d/00-clawcloud.conf"), "utf8").trim().split("\n");
+    expect(rules).toContain("VersionAddendum c0ffee");
+    expect(rules).toContain("PasswordAuthentication no");
+  } finally {
+    rmSync(root, { recursive: true, force: true });
+  }
+});
