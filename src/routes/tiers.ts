@@ -56,13 +56,13 @@ export function mountTiers(app: Router): void {
   app.openapi(route, async (c) => {
     const { db, chain, config } = c.var;
     const now = Date.now();
-    let known = cache.get(config.DB);
+    let known = cache.get(config);
     if (known === undefined || now - known.readAt > CACHE_MS) {
       try {
         const [row] = await queries.catalog(db);
         const tiers = row?.tiers ?? (await firstRead(() => refreshTiers(db, chain, now)));
         known = { tiers, tiersAt: row?.tiersAt ?? now, stock: row?.stock ?? {}, readAt: now };
-        cache.set(config.DB, known);
+        cache.set(config, known);
       } catch (error) {
         // Once seen, an answer is better than none: its age is in the header.
         if (known === undefined) throw error;

@@ -1,0 +1,87 @@
+// What a request costs and by which index: figures that may not grow unseen.
+import { expect, test } from "vitest";
+import { openDatabase } from "../../../src/db/client.ts";
+import { queries } from "../../../src/db/reads.ts";
+import { buy, freshHeaders } from "../../world/agent.ts";
+import { agent, chain, deploy } from "../deployment.ts";
+import { billOf } from "../meter.ts";
+
+test("rows that each route reads stay within their budget", async () => {
+  const world = await deploy();
+  for (let count = 0; count < 4; count++) await buy(chain, agent(0), 0, 1);
+  const { tokenId } = await buy(chain, agent(1), 0, 1);
+  await world.scan();
+  await world.sweep();
+  await world.drain();
+  await chain.mine(1);
+  const rows = async (path: string, headers: Record<string, string> = {}) =>
+    (await billOf(async () => expect((await world.request(path, { headers })).status).toBe(200))).rowsRead;
+
+  expect(await rows("/health")).toBeLessThanOrEqual(3);
+  expect(await rows("/tiers")).toBeLessThanOrEqual(1);
+  expect(await rows("/tiers")).toBe(0);
+  expect(await rows(`/status/${tokenId}`)).toBeLessThanOrEqual(1 + 1);
+  // The rows, the counter, and the index entry at which a range that is not full ends.
+  expect(await rows(`/vms/${agent(0).address}`)).toBeLessThanOrEqual(4 + 1 + 1);
+  expect(await rows(`/vms/${agent(0).address}?limit=4`)).toBeLessThanOrEqual(4 + 1);
+  expect(
+    await rows(`/credentials/${tokenId}`, await freshHeaders("https://api.example", agent(1), tokenId)),
+  ).toBeLessThanOrEqual(6);
+  expect(
+    await rows(`/credentials/${tokenId}`, await freshHeaders("https://api.example", agent(1), tokenId)),
+  ).toBeLessThanOrEqual(4);
+});
+
+test("every query of a request path is answered by an index", async () => {
+  const world = await deploy();
+  const db = openDatabase(world.sql);
+  const built = [
+    queries.vmOfToken(db, 1),
+    queries.doorOfToken(db, 1),
+    queries.cursor(db),
+    queries.attemptsOf(db, "x"),
+    queries.vmsOfOwner(db, "0x", 10),
+    queries.vmsOfOwner(db, "0x", 10, 5),
+    queries.countOfOwner(db, "0x"),
+    queries.pending(db),
+    queries.oldestPending(db),
+    queries.catalog(db),
+  ];
+  expect(built).toHaveLength(Object.keys(queries).length + 1);
+  for (const query of built) {
+    const { sql, params } = query.toSQL();
+    const plan = await world.rows(`EXPLAIN QUERY PLAN ${sql}`, ...params);
+    const steps = plan.map((row) => String(row["detail"]));
+    expect(steps.length, sql).toBeGreaterThan(0);
+    for (const step of steps) expect(step, sql).toMatch(/^SEARCH .* USING |^SCAN vms USING COVERING INDEX vms_pending/);
+  }
+});
+
+test("the sweep's queries walk no table", async () => {
+  const world = await deploy();
+  for (const query of [
+    "SELECT incarnation FROM vms WHERE wake_at <= 5 ORDER BY wake_at LIMIT 5",
+    "SELECT count(*) FROM vms WHERE check_at <= 5 AND check_at IS NOT NULL AND current = 1 AND status = 'running'",
+    "SELECT incarnation FROM purchases WHERE orphaned = 1 AND block_number < 5",
+    "SELECT token_id FROM transfers WHERE block_number > 5",
+    "SELECT incarnation FROM vms WHERE ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL AND delivered_at <= 5",
+    "SELECT address FROM nonces WHERE expires_at < 5",
+  ]) {
+    for (const row of await world.rows(`EXPLAIN QUERY PLAN ${query}`)) expect(row["detail"], query).toMatch(/^SEARCH/);
+  }
+});
+
+test("counters and owners' counts follow every change of the rows they count", async () => {
+  const world = await deploy();
+  await buy(chain, agent(0), 0, 1);
+  await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  const counter = async (name: string) =>
+    (await world.rows("SELECT value FROM counters WHERE name = ?", name))[0]?.["value"];
+  expect([await counter("pending"), await counter("published")]).toEqual([2, 0]);
+  await world.drain();
+  expect([await counter("pending"), await counter("published")]).toEqual([0, 2]);
+  await world.sql.prepare("UPDATE vms SET current = 0 WHERE token_id = (SELECT MIN(token_id) FROM vms)").run();
+  expect([await counter("pending"), await counter("published")]).toEqual([0, 1]);
+  expect(await world.rows("SELECT count FROM owner_counts")).toEqual([{ count: 1 }]);
+});
