@@ -57,6 +57,10 @@ export async function startChain(options: ChainOptions = {}) {
   const args = ["--port", String(port), "--chain-id", String(CHAIN_ID), "--slots-in-an-epoch", "1", "--silent"];
   if (blockTime > 0) args.push("--block-time", String(blockTime));
   const anvil = spawn(anvilBinary(), args, { stdio: ["ignore", "ignore", "inherit"] });
+  // However this process ends (wrangler ends it at once on a signal), the chain ends with it.
+  const killOnExit = () => anvil.kill("SIGKILL");
+  process.once("exit", killOnExit);
+  anvil.once("exit", () => process.off("exit", killOnExit));
   const failed = new Promise<never>((_, reject) => {
     anvil.once("error", (cause) =>
       reject(

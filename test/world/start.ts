@@ -24,6 +24,12 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
   });
 }
 
+// Whoever started us may be killed without a word: an orphan ends as well.
+const parent = process.ppid;
+setInterval(() => {
+  if (process.ppid !== parent) void shutDown().then(() => process.exit(0));
+}, 1_000).unref();
+
 try {
   if (!options.json) say("starting the chain, the vendors and both Workers");
   const { startWorld } = await import("./world.ts");
