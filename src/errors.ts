@@ -1,5 +1,5 @@
-// Two families. `AppError` is what a client reads: a code, its HTTP status, one sentence. `Retry` and `GiveUp` are what
-// background work throws: come back later, or stop and leave the row for a person.
+// `AppError` is what a client reads: a code, its HTTP status, one sentence. Background work throws `GiveUp` when a person
+// has to look (not retryable); everything else that it throws is a fault, and the queue tries again.
 
 export const STATUS_OF = {
   invalid_request: 400,
@@ -28,7 +28,7 @@ export const STATUS_OF = {
   tiers_unavailable: 503,
 } as const;
 
-export type ErrorCode = keyof typeof STATUS_OF;
+type ErrorCode = keyof typeof STATUS_OF;
 
 /** An answer that is an error: `code` decides the status, `message` is the sentence the client reads. */
 export class AppError extends Error {
@@ -49,25 +49,15 @@ export class AppError extends Error {
   }
 }
 
-/** Background work that may succeed later: the message is retried after the delay. */
-export class Retry extends Error {
-  override readonly name = "Retry";
-  readonly afterSeconds: number;
-
-  constructor(message: string, afterSeconds: number, options?: ErrorOptions) {
-    super(message, options);
-    this.afterSeconds = afterSeconds;
-  }
-}
-
 /** Background work that no repetition can mend: the row is set aside for an operator, with this cause. */
 export class GiveUp extends Error {
   override readonly name = "GiveUp";
-  readonly cause_code: string;
+  /** What `failed_provisionings.cause` says. */
+  readonly code: string;
 
   constructor(code: string, message: string, options?: ErrorOptions) {
     super(message, options);
-    this.cause_code = code;
+    this.code = code;
   }
 }
 

@@ -1,8 +1,8 @@
 // One JSON line per event. Errors of other people's code are logged by an allow-list of fields: their messages may
 // carry RPC keys, signed transactions or whole requests.
-import { AppError, GiveUp, Retry } from "./errors.ts";
+import { AppError, GiveUp } from "./errors.ts";
 
-export type Level = "debug" | "info" | "warn" | "error" | "security" | "page";
+type Level = "debug" | "info" | "warn" | "error" | "security" | "page";
 
 /** Writes one event. `page` means that a person should look now. */
 export function log(level: Level, event: string, fields: Record<string, unknown> = {}): void {
@@ -15,7 +15,7 @@ export function log(level: Level, event: string, fields: Record<string, unknown>
 /** What may be told of an error: everything of our own; name, numbers and place of any other; causes included. */
 export function errorFields(error: unknown): Record<string, unknown> {
   if (!(error instanceof Error)) return { error: typeof error };
-  const known = error instanceof AppError || error instanceof Retry || error instanceof GiveUp || "safeToLog" in error;
+  const known = error instanceof AppError || error instanceof GiveUp || "safeToLog" in error;
   const { code, status } = error as { code?: unknown; status?: unknown };
   return {
     error: error.name,

@@ -4,7 +4,7 @@ import { type Address, isHex, recoverMessageAddress } from "viem";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 
-export const FRESH_SECONDS = 300;
+const FRESH_SECONDS = 300;
 const CLOCK_SKEW_SECONDS = 60;
 const MAX_MESSAGE_BYTES = 2_048;
 const SIGNATURE_HEX = 2 + 65 * 2;
@@ -15,7 +15,7 @@ export type Action = "credentials" | "ack";
 /** Who signed. `fresh` carries the nonce that the caller has to use up, once it knows that the signer may act. */
 export type Signed = { signer: Address; fresh: { nonce: string; expiresAt: number } | null };
 
-export type SignatureInput = {
+type SignatureInput = {
   authorization: string | undefined;
   accessMessage: string | undefined;
   tokenId: number;
@@ -26,10 +26,10 @@ export type SignatureInput = {
 };
 
 /** The line that both forms begin with. */
-export const accessRequest = (tokenId: number): string => `ClawCloud Access Request: ${tokenId}`;
+const accessRequest = (tokenId: number): string => `ClawCloud Access Request: ${tokenId}`;
 
 /** The path that a fresh message's URI names: it says what the signature is for (hard case 25). */
-export const actionPath = (tokenId: number, action: Action): string =>
+const actionPath = (tokenId: number, action: Action): string =>
   action === "ack" ? `/credentials/${tokenId}/ack` : `/credentials/${tokenId}`;
 
 /** Recovers the signer of either form. Throws 401 `AppError` with a sentence that says what is wrong. */

@@ -28,8 +28,8 @@ export async function pollChain(config: EdgeConfig): Promise<void> {
     const fence = { holder, leaseUntil: now + LEASE_MS };
     let pause = config.SCAN_INTERVAL_MS;
     try {
-      await startCursor({ db, chain, config, now });
       if (heldUntil - now < LEASE_MS / 2) {
+        await startCursor({ db, chain, config, now });
         if (!(await takeScanLease(db, fence, now))) {
           await wait(LEASE_RETRY_MS);
           continue;
@@ -40,7 +40,8 @@ export async function pollChain(config: EdgeConfig): Promise<void> {
       const result = await scanPass(context);
       await enqueue(config.JOBS, result.queued);
       if (result.outcome === "advanced" || result.outcome === "rolled_back") heldUntil = fence.leaseUntil;
-      if (!result.caughtUp) pause = 0;
+      // Catching up goes without a pause, until what is left of the passes has to last for the rest of the minute.
+      if (!result.caughtUp) pause = passes < MAX_PASSES / 2 ? 0 : (until - now) / (MAX_PASSES - passes);
       if (result.queued.length > 0) log("info", "purchases_seen", { count: result.queued.length });
       if (await claimTurn(db, "sweptAt", now, config.SWEEP_INTERVAL_SECONDS * 1_000)) await sweep(context);
     } catch (error) {

@@ -1,19 +1,15 @@
 // Machines and their attempts, as the provisioner moves them. Every write names the lease or the generation it acts
 // under; a write that finds neither changes nothing, and the caller drops its message.
 import { and, asc, eq, isNotNull, isNull, lt, ne, or, sql } from "drizzle-orm";
-import type { Status, Step } from "../vms/states.ts";
+import { requireMove, type Status, type Step } from "../vms/states.ts";
 import type { Database } from "./client.ts";
-import { attempts, cursors, failedProvisionings, purchases, vms } from "./schema.ts";
+import { attempts, cursors, failedProvisionings, vms } from "./schema.ts";
 
 export type Vm = typeof vms.$inferSelect;
 export type Attempt = typeof attempts.$inferSelect;
-export type PurchaseRow = typeof purchases.$inferSelect;
 
 export const loadVm = async (db: Database, incarnation: string): Promise<Vm | null> =>
   (await db.select().from(vms).where(eq(vms.incarnation, incarnation)).get()) ?? null;
-
-export const loadPurchase = async (db: Database, incarnation: string): Promise<PurchaseRow | null> =>
-  (await db.select().from(purchases).where(eq(purchases.incarnation, incarnation)).get()) ?? null;
 
 export const loadAttempts = (db: Database, incarnation: string): Promise<Attempt[]> =>
   db.select().from(attempts).where(eq(attempts.incarnation, incarnation)).orderBy(asc(attempts.number)).all();
@@ -86,7 +82,7 @@ export const releaseLease = (db: Database, vm: Vm, lease: string) =>
     .set({ lease: "", leaseUntil: 0 })
     .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.lease, lease)));
 
-export type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<
+type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<
   Pick<
     Vm,
     | "attempt"
@@ -108,6 +104,7 @@ export type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Pa
 
 /** Moves a row on from the generation it was read at; the new generation, or null where it had moved already. */
 export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number | null> {
+  requireMove(vm.status, move.status ?? vm.status);
   const row = await db
     .update(vms)
     .set({ ...move, generation: vm.generation + 1, lease: "", leaseUntil: 0 })
@@ -245,6 +242,7 @@ export async function publish(
   attempt: Attempt,
   at: { host: string; port: number; now: number },
 ): Promise<void> {
+  requireMove(vm.status, "running");
   await db.batch([
     fenceByGeneration(db, vm),
     db
@@ -277,6 +275,7 @@ export async function failVm(
   failure: { cause: string; detail: string; now: number; step: "clear" | "idle"; wakeAt: number | null },
 ): Promise<number | null> {
   const { cause, detail, now, step, wakeAt } = failure;
+  requireMove(vm.status, "failed");
   await db.batch([
     fenceByGeneration(db, vm),
     db.insert(failedProvisionings).values({
@@ -362,8 +361,9 @@ const isAttempt = (vm: Vm, number: number) =>
   and(eq(attempts.incarnation, vm.incarnation), eq(attempts.number, number));
 
 /** The machine is gone: nothing more to do, and no key to keep. A replaced purchase gives its token up as well. */
-export const terminate = (db: Database, vm: Vm, failure?: "reorged") =>
-  db.batch([
+export const terminate = (db: Database, vm: Vm, failure?: "reorged") => {
+  requireMove(vm.status, "terminated");
+  return db.batch([
     fenceByGeneration(db, vm),
     db
       .update(vms)
@@ -378,3 +378,4 @@ export const terminate = (db: Database, vm: Vm, failure?: "reorged") =>
       })
       .where(eq(vms.incarnation, vm.incarnation)),
   ]);
+};

@@ -1,7 +1,7 @@
 // Takes messages off the queue. Each is acknowledged or retried by itself; `retry` is for faults only, waiting is a new
 // message (hard case 11).
 import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
-import { GiveUp, Retry } from "../errors.ts";
+import { GiveUp } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
@@ -52,7 +52,7 @@ async function runStep(context: Context, vm: Vm): Promise<Next> {
     if (!(error instanceof GiveUp)) throw error;
     log("page", "purchase_held", { incarnation: vm.incarnation, ...errorFields(error) });
     await failVm(context.db, vm, {
-      cause: error.cause_code,
+      cause: error.code,
       detail: error.message,
       now: context.now(),
       step: vm.instanceId === null ? "idle" : "clear",
@@ -77,9 +77,8 @@ export async function consume(context: Context, message: Message<unknown>): Prom
       message.ack();
       return;
     }
-    const afterSeconds = error instanceof Retry ? error.afterSeconds : 2 ** message.attempts;
     log("error", "job_failed", { id: message.id, attempts: message.attempts, ...errorFields(error) });
-    message.retry({ delaySeconds: Math.min(MAX_RETRY_SECONDS, afterSeconds) });
+    message.retry({ delaySeconds: Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) });
   }
 }
 

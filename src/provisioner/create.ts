@@ -71,7 +71,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   }
 }
 
-export const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
+const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
 
 async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attempt): Promise<Next> {
   const step = attempt.instanceId === null ? "find" : "boot";

@@ -30,8 +30,10 @@ const MOVES: Record<Status, readonly Status[]> = {
   terminated: ["provisioning"],
 };
 
-/** Whether a machine may go from one status to another. */
-export const mayMove = (from: Status, to: Status): boolean => from === to || MOVES[from].includes(to);
+/** Throws on a move that a machine's life does not have: a mistake of ours, to be loud about. */
+export function requireMove(from: Status, to: Status): void {
+  if (from !== to && !MOVES[from].includes(to)) throw new Error(`a machine does not go from ${from} to ${to}`);
+}
 
 /** Chain time, in unix seconds, by which a purchase must run: the configured span, at most a tenth of what was paid for. */
 export const provisioningDeadline = (seenAt: number, durationDays: number, configuredSeconds: number): number =>

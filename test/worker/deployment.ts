@@ -10,7 +10,6 @@ import {
   createTestClient,
   createWalletClient,
   defineChain,
-  type Hex,
   http,
   publicActions,
   walletActions,
@@ -221,5 +220,3 @@ export async function journal(vendor: "vultr" | "runpod", from: number) {
   }[];
   return all.filter((one) => one.at >= from);
 }
-
-export const asHash = (value: string): Hex => value as Hex;

@@ -6,12 +6,14 @@ const parts = await startParts({
   chain: { blockTimeSeconds: 0 },
   vultr: {
     latencyMs: 2,
+    maxPage: 4,
     listLagMs: 0,
     requestsPerSecond: 10_000,
     bootMs: { active: 100, ok: 200, sshd: 250, configured: 400 },
   },
   runpod: {
     latencyMs: 2,
+    maxPage: 4,
     listLagMs: 0,
     requestsPerMinute: 1_000_000,
     bootMs: { starting: 50, running: 200, sshd: 350 },

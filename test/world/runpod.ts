@@ -134,7 +134,7 @@ export async function startRunpod(options: RunpodOptions) {
   app.get("/v2/pods", (c) =>
     faulty(c, "list", () => {
       const lag = server.takeFault("list", ["lagging_list"])?.ms ?? listLagMs;
-      const limit = Math.min(1_000, Number(c.req.query("limit") ?? 1_000));
+      const limit = Math.min(options.maxPage ?? 1_000, Number(c.req.query("limit") ?? 1_000));
       const from = Number(c.req.query("cursor") ?? 0);
       const all = [...pods.values()].filter((pod) => pod.createdAt <= Date.now() - lag).reverse();
       const hasNextPage = from + limit < all.length;

@@ -15,11 +15,22 @@ export const FAULT_KINDS = [
   "wrong_mark",
   "lagging_list",
   "locked",
+  "answer",
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
 /** A fault on one kind of call. `times` counts down; `region` narrows it to one region or cloud; `ms` is its length. */
-export type Fault = { call: string; kind: FaultKind; times?: number; region?: string; ms?: number };
+export type Fault = {
+  call: string;
+  kind: FaultKind;
+  times?: number;
+  region?: string;
+  ms?: number;
+  /** For `answer`: what is answered instead, without the effect. */
+  status?: number;
+  body?: unknown;
+  headers?: Record<string, string>;
+};
 
 export type Exchange = {
   method: string;
@@ -31,7 +42,11 @@ export type Exchange = {
   at: number;
 };
 
-export type VendorServerOptions = { latencyMs?: number };
+export type VendorServerOptions = {
+  latencyMs?: number;
+  /** The most that one page of a list holds, whatever is asked for; tests of paging lower it. */
+  maxPage?: number;
+};
 
 const MAX_JOURNAL = 5_000;
 const HANG_MS = 120_000;
@@ -112,7 +127,11 @@ export class VendorServer {
     effect: () => Promise<Response> | Response,
     region?: string,
   ): Promise<Response> {
-    const before = this.takeFault(call, ["rate_limited", "error_before", "timeout_before"], region);
+    const before = this.takeFault(call, ["rate_limited", "error_before", "timeout_before", "answer"], region);
+    if (before?.kind === "answer") {
+      const headers = { "content-type": "application/json", ...before.headers };
+      return new Response(JSON.stringify(before.body ?? {}), { status: before.status ?? 500, headers });
+    }
     if (before?.kind === "rate_limited") return answers.rateLimited();
     if (before?.kind === "error_before") return answers.failed();
     if (before?.kind === "timeout_before") return this.#hang(c, before.ms);

@@ -162,7 +162,7 @@ export async function startVultr(options: VultrOptions) {
     faulty(c, "list", () => {
       const lag = server.takeFault("list", ["lagging_list"])?.ms ?? listLagMs;
       const { label, tag, cursor } = c.req.query();
-      const perPage = Math.min(500, Number(c.req.query("per_page") ?? 100));
+      const perPage = Math.min(options.maxPage ?? 500, Number(c.req.query("per_page") ?? 100));
       const all = [...instances.values()].filter(
         (one) =>
           one.createdAt <= Date.now() - lag &&

@@ -53,12 +53,16 @@ export function retryAfter(headers: Headers): number | undefined {
 }
 
 function quote(text: string, apiKey: string): string {
-  return text
-    .replaceAll(apiKey, "[key]")
-    .replace(/[A-Za-z0-9+/=_-]{40,}/g, "[long value]")
-    .replace(/-----BEGIN[^-]*PRIVATE KEY-----[\s\S]*?(-----END[^-]*-----|$)/g, "[private key]")
-    .replace(/("?(?:default_password|password|user_data|env)"?\s*[:=]\s*)("[^"]*"|\{[^}]*\}|\S+)/gi, "$1[removed]")
-    .slice(0, DETAIL_CHARS);
+  return (
+    text
+      .replaceAll(apiKey, "[key]")
+      // A body quoted inside a message is escaped.
+      .replaceAll('\\"', '"')
+      .replace(/[A-Za-z0-9+/=_-]{40,}/g, "[long value]")
+      .replace(/-----BEGIN[^-]*PRIVATE KEY-----[\s\S]*?(-----END[^-]*-----|$)/g, "[private key]")
+      .replace(/("?(?:default_password|password|user_data|env)"?\s*[:=]\s*)("[^"]*"|\{[^}]*\}|\S+)/gi, "$1[removed]")
+      .slice(0, DETAIL_CHARS)
+  );
 }
 
 function parseJson(text: string): unknown {
