@@ -8,7 +8,7 @@ export type Verdict =
   | { kind: "allowed" | "limited"; limit: number; remaining: number; resetAt: number }
   | { kind: "banned"; until: number };
 
-/** More than this many violations within the window ban the address. Reference: 10+ within 1 hour, 1 hour. */
+/** This many violations within the window ban the address. Reference: 10+ within 1 hour, 1 hour. */
 const VIOLATIONS_TO_BAN = 10;
 const VIOLATION_WINDOW_MS = 3_600_000;
 const BAN_MS = 3_600_000;

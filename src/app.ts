@@ -120,6 +120,8 @@ function answerError(error: Error, c: Context, requestId: string): Response {
   }
   // What a client reads of an unknown failure is one fixed sentence; of a known one, its own.
   const isPublic = known !== null && (known.code !== "internal_error" || error instanceof HTTPException);
+  // RFC 9110, section 11.6.1.
+  if (status === 401) c.header("WWW-Authenticate", "Bearer");
   if (known?.retryAfterSeconds !== undefined) c.header("Retry-After", String(known.retryAfterSeconds));
   c.header("X-Request-Id", requestId);
   return c.json(

@@ -87,7 +87,7 @@ function overrides(setting: string): Partial<Record<string, Limit>> {
 
 const banned = (until: number, now: number): AppError => {
   const retryAfterSeconds = Math.max(1, Math.ceil((until - now) / 1_000));
-  return new AppError("ip_banned", "This address is banned for a while after too many refused requests.", {
+  return new AppError("ip_banned", "This address is banned for a while: it went over its limits too often.", {
     retryAfterSeconds,
   });
 };

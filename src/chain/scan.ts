@@ -12,7 +12,17 @@ import * as store from "../db/scan.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { addCheckpoint } from "./checkpoints.ts";
-import { askTwo, type Chain, ChainUnavailable, type Head, type Node, nodeIsDown, readHead } from "./client.ts";
+import {
+  askFirst,
+  askTwo,
+  type Chain,
+  ChainUnavailable,
+  type Head,
+  type Node,
+  nodeIsDown,
+  readHead,
+  readToken,
+} from "./client.ts";
 import { type ChainEvents, fetchEvents } from "./events.ts";
 import { growRange, shrinkRange } from "./log-ranges.ts";
 
@@ -172,6 +182,23 @@ async function settleReorg(context: ScanContext, cursor: store.Cursor): Promise<
     break;
   }
   return { queued: [], caughtUp: false, outcome: "rolled_back" };
+}
+
+/**
+ * A gap shows only when a later id appears; the newest sale has none behind it. So the contract is asked whether the next
+ * id exists: if it does although the scan has passed the block that says so, its log was hidden from us.
+ */
+export async function probeNewest({ db, chain, config, now }: ScanContext): Promise<void> {
+  const newest = await store.newestPurchase(db);
+  const cursor = await store.loadCursor(db);
+  if (cursor === null) return;
+  const fromBlock = newest?.blockNumber ?? config.START_BLOCK;
+  // Before the first sale nobody knows where the ids begin: at 0 or at 1.
+  for (const tokenId of newest === null ? [0, 1] : [newest.tokenId + 1]) {
+    const view = await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)));
+    if (view.owner === null) continue;
+    await store.recordGap(db, { tokenId, fromBlock, toBlock: Math.max(fromBlock, cursor.blockNumber), nextTryAt: now });
+  }
 }
 
 /** Reads the ranges of missing token ids again, from every node. Returns the machines to queue. */

@@ -189,6 +189,17 @@ const insertGaps = (rows: GapRow[]) =>
     WHERE NOT EXISTS (SELECT 1 FROM purchases WHERE token_id = value->>'tokenId')
     ON CONFLICT (token_id) DO NOTHING`;
 
+/** The highest token id that a log told us of, and its block. */
+export const newestPurchase = async (db: Database) =>
+  (await db
+    .select({ tokenId: purchases.tokenId, blockNumber: purchases.blockNumber })
+    .from(purchases)
+    .orderBy(desc(purchases.tokenId))
+    .limit(1)
+    .get()) ?? null;
+
+export const recordGap = (db: Database, gap: GapRow) => db.run(insertGaps([gap]));
+
 export const dueGaps = (db: Database, now: number, limit: number) =>
   db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(asc(gaps.nextTryAt)).limit(limit).all();
 

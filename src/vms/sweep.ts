@@ -1,7 +1,7 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
 import { askFirst, type Chain, readFinalToken, readTier } from "../chain/client.ts";
-import { fillGaps, type ScanContext } from "../chain/scan.ts";
+import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
 import type { EdgeConfig } from "../config.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
@@ -44,6 +44,7 @@ export async function sweep(context: ScanContext): Promise<void> {
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),
     owners: () => settleDisputes(context),
+    newest: () => probeNewest(context),
     gaps: async () => enqueue(jobs, await fillGaps(context)),
     catalog: async () => {
       if (!(await claimTurn(db, "catalogAskedAt", now, config.CATALOG_SECONDS * 1_000))) return;

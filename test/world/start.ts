@@ -149,6 +149,8 @@ ${color("bold", "The world is up.")} Ctrl-C ends it.
   accounts  (play money)
 ${info.accounts.map(({ address, privateKey }) => `            ${address}  ${privateKey}`).join("\n")}
 
+  controls  Vultr ${info.vultr.controlUrl}    RunPod ${info.runpod.controlUrl}    RPC ${info.rpcControlUrl}
+
 ${color("bold", "To try")}
   curl ${info.url}/tiers
   curl ${info.url}/vms/${account?.address}

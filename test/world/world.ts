@@ -90,6 +90,7 @@ export function workerVariables(parts: Parts, publicUrl: string) {
       POLL_SECONDS: "1",
       VENDOR_TIMEOUT_MS: "5000",
       LISTING_LAG_MS: "5000",
+      BOOT_TIMEOUT_SECONDS: "20",
     },
   };
 }
@@ -118,6 +119,8 @@ export async function startWorld(options: WorldOptions = {}) {
       {
         fetch: async (request, env) => {
           const { method } = request;
+          // What fetch can't pass on, Cloudflare refuses as well.
+          if (method === "TRACE" || method === "CONNECT") return new Response(null, { status: 405 });
           const headers = new Headers(request.headers);
           headers.set("cf-connecting-ip", (env as HttpBindings).incoming.socket.remoteAddress ?? "127.0.0.1");
           const body = method === "GET" || method === "HEAD" ? null : await request.arrayBuffer();

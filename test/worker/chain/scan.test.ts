@@ -245,6 +245,19 @@ test("a gap as wide as days is read in pieces, and one that stays puts off nothi
   expect(alone.sent.some(({ body }) => body.kind === "reap")).toBe(true);
 });
 
+test("the newest sale, hidden by a node and with no later one to show the gap, is found by asking for the next id", async () => {
+  await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await addRpcFault({ kind: "drop_logs" });
+  const hidden = await buy(chain, agent(1), 2, 1);
+  await chain.mine(30);
+  await world.scan();
+  expect(await world.vm(hidden.tokenId)).toBeNull();
+  // The node goes on dropping logs; the others do not.
+  await world.sweep();
+  expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 2, step: "create" });
+});
+
 test("a log that a node repeats is one purchase", async () => {
   const { txHash } = await buy(chain, agent(0), 0, 1);
   const receipt = (await chain.reader.request({ method: "eth_getTransactionReceipt", params: [txHash] })) as {
