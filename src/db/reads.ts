@@ -25,7 +25,8 @@ export const queries = {
       })
       .from(cursors)
       .where(eq(cursors.id, 1)),
-  attemptsOf: (db: Database, incarnation: string) =>
+  /** At most `count`, so that the read stops with the last one and not at the next row behind it. */
+  attemptsOf: (db: Database, incarnation: string, count: number) =>
     db
       .select({
         provider: attempts.provider,
@@ -36,7 +37,8 @@ export const queries = {
       })
       .from(attempts)
       .where(eq(attempts.incarnation, incarnation))
-      .orderBy(asc(attempts.number)),
+      .orderBy(asc(attempts.number))
+      .limit(count),
   vmsOfOwner: (db: Database, owner: string, limit: number, before?: number) =>
     db
       .select({

@@ -56,7 +56,7 @@ export function mountStatus(app: Router): void {
       const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };
       return c.json({ tokenId, status: "provisioning" as const, ...unread }, 200);
     }
-    const attempts = vm.attempt === 0 ? [] : await queries.attemptsOf(db, vm.incarnation);
+    const attempts = vm.attempt === 0 ? [] : await queries.attemptsOf(db, vm.incarnation, vm.attempt);
     return c.json(
       {
         tokenId,

@@ -39,7 +39,7 @@ test("every query of a request path is answered by an index", async () => {
     queries.vmOfToken(db, 1),
     queries.doorOfToken(db, 1),
     queries.cursor(db),
-    queries.attemptsOf(db, "x"),
+    queries.attemptsOf(db, "x", 1),
     queries.vmsOfOwner(db, "0x", 10),
     queries.vmsOfOwner(db, "0x", 10, 5),
     queries.countOfOwner(db, "0x"),
