@@ -20,8 +20,17 @@ import { mountVms } from "./routes/vms.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
 
+const EXPOSED_HEADERS = "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,Retry-After,Age";
+
 export type App = {
-  Variables: { requestId: string; config: EdgeConfig; db: Database; chain: Chain };
+  Variables: {
+    requestId: string;
+    config: EdgeConfig;
+    db: Database;
+    chain: Chain;
+    /** Behind `limitedBeside`: resolves once the limiter lets the request pass, rejects with its refusal. */
+    admitted: Promise<void>;
+  };
 };
 export type Router = OpenAPIHono<App>;
 
@@ -41,6 +50,9 @@ export function createApp(config: EdgeConfig): Router {
     c.set("db", db);
     c.set("chain", chain);
     c.header("X-Request-Id", c.get("requestId"));
+    // Of CORS, an answer needs these two; the preflight has the rest.
+    c.header("Access-Control-Allow-Origin", "*");
+    c.header("Access-Control-Expose-Headers", EXPOSED_HEADERS);
     await next();
   });
   app.use(
@@ -50,21 +62,22 @@ export function createApp(config: EdgeConfig): Router {
       contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
       crossOriginResourcePolicy: "cross-origin",
       referrerPolicy: "no-referrer",
+      xFrameOptions: "DENY",
+      // They speak to browsers that are gone, or about windows: nothing here opens one.
+      crossOriginOpenerPolicy: false,
+      originAgentCluster: false,
+      xDnsPrefetchControl: false,
+      xDownloadOptions: false,
+      xPermittedCrossDomainPolicies: false,
+      xXssProtection: false,
     }),
   );
-  app.use(
+  app.options(
+    "*",
     cors({
       origin: "*",
       allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
       allowHeaders: ["Authorization", "Content-Type", "X-Access-Message"],
-      exposeHeaders: [
-        "X-Request-Id",
-        "X-RateLimit-Limit",
-        "X-RateLimit-Remaining",
-        "X-RateLimit-Reset",
-        "Retry-After",
-        "Age",
-      ],
       maxAge: 86_400,
     }),
   );
@@ -87,7 +100,7 @@ export function createApp(config: EdgeConfig): Router {
 /** Whatever a known path has no handler for is 405, with the methods that it has. */
 function refuseOtherMethods(app: Router): void {
   const byPath = Map.groupBy(
-    app.routes.filter((route) => route.method !== "ALL"),
+    app.routes.filter((route) => route.method !== "ALL" && route.method !== "OPTIONS"),
     (route) => route.path,
   );
   for (const [path, routes] of byPath) {

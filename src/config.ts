@@ -3,7 +3,7 @@ import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { hexToBytes } from "@noble/hashes/utils.js";
 import { type AbiEvent, getAddress, isAddress, parseAbiItem } from "viem";
 import { z } from "zod";
-import type { IpGuard } from "../durable-objects/ip-guard.ts";
+import type { IpGuard, Limit } from "../durable-objects/ip-guard.ts";
 import type { VendorGate } from "../durable-objects/vendor-gate.ts";
 import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
 import { ConfigError } from "./errors.ts";
@@ -68,7 +68,8 @@ const edgeSchema = z.object({
   RATE_LIMITS: z
     .string()
     .regex(/^(\w+=\d+\/\d+(,\w+=\d+\/\d+)*)?$/, "must be route=requests/seconds, comma-separated")
-    .default(""),
+    .default("")
+    .transform(limitsOf),
   /** How long an isolate remembers a ban without asking again. */
   BAN_CACHE_SECONDS: integer(0, 3_600).prefault("10"),
 });
@@ -130,6 +131,16 @@ function parser<Schema extends z.ZodType>(worker: string, schema: Schema) {
     parsed.set(env, result.data);
     return result.data;
   };
+}
+
+function limitsOf(setting: string): Readonly<Record<string, Limit>> {
+  const entries = [...setting.matchAll(/(\w+)=(\d+)\/(\d+)/g)];
+  return Object.fromEntries(
+    entries.map(([, route, requests, windowSeconds]) => [
+      route,
+      { requests: Number(requests), windowSeconds: Number(windowSeconds) },
+    ]),
+  );
 }
 
 function purchaseEvent(signature: string, context: z.RefinementCtx): AbiEvent {

@@ -1,5 +1,5 @@
 // Who may call how often: the one table of limits, and the middleware that asks the address's guard.
-import type { MiddlewareHandler } from "hono";
+import type { Context, MiddlewareHandler } from "hono";
 import type { Limit } from "../../durable-objects/ip-guard.ts";
 import type { App } from "../app.ts";
 import { AppError } from "../errors.ts";
@@ -27,37 +27,58 @@ const bans = new Map<string, { until: number; forgetAt: number }>();
 export const limited =
   (route: LimitedRoute): MiddlewareHandler<App> =>
   async (c, next) => {
-    const { IP_GUARD, RATE_LIMITS, BAN_CACHE_SECONDS } = c.get("config");
-    const address = clientAddress(c.req.header("cf-connecting-ip"));
-    const now = Date.now();
-    const known = bans.get(address);
-    const limit = overrides(RATE_LIMITS)[route] ?? LIMITS[route];
-    const refuseBanned = (until: number): never => {
-      c.header("X-RateLimit-Limit", String(limit.requests));
-      c.header("X-RateLimit-Remaining", "0");
-      c.header("X-RateLimit-Reset", String(Math.ceil(until / 1_000)));
-      throw banned(until, now);
-    };
-    if (known !== undefined && known.forgetAt > now) return refuseBanned(known.until);
-    bans.delete(address);
-    const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limit, now);
-    if (verdict.kind === "banned") {
-      bans.set(address, { until: verdict.until, forgetAt: Math.min(verdict.until, now + BAN_CACHE_SECONDS * 1_000) });
-      log("security", "ip_refused", { requestId: c.get("requestId"), address, route });
-      return refuseBanned(verdict.until);
-    }
-    c.header("X-RateLimit-Limit", String(verdict.limit));
-    c.header("X-RateLimit-Remaining", String(verdict.remaining));
-    c.header("X-RateLimit-Reset", String(verdict.resetAt));
-    if (verdict.kind === "limited") {
-      log("security", "rate_limited", { requestId: c.get("requestId"), address, route });
-      const retryAfterSeconds = Math.max(1, verdict.resetAt - Math.floor(now / 1_000));
-      throw new AppError("rate_limited", `Too many requests; try again in ${retryAfterSeconds} seconds.`, {
-        retryAfterSeconds,
-      });
-    }
+    await admit(c, route);
     await next();
   };
+
+/**
+ * The same while the route already reads: the handler awaits `admitted` before it does more than read our own tables,
+ * and no answer leaves before the limiter's.
+ */
+export const limitedBeside =
+  (route: LimitedRoute): MiddlewareHandler<App> =>
+  async (c, next) => {
+    const admitted = admit(c, route);
+    // Awaited below, whatever the handler does.
+    admitted.catch(() => undefined);
+    c.set("admitted", admitted);
+    await next();
+    await admitted;
+  };
+
+async function admit(c: Context<App>, route: LimitedRoute): Promise<void> {
+  const { IP_GUARD, RATE_LIMITS, BAN_CACHE_SECONDS } = c.get("config");
+  const address = clientAddress(c.req.header("cf-connecting-ip"));
+  const now = Date.now();
+  const limit = RATE_LIMITS[route] ?? LIMITS[route];
+  const state = (rest: number, resetAt: number) => {
+    c.header("X-RateLimit-Limit", String(limit.requests));
+    c.header("X-RateLimit-Remaining", String(rest));
+    c.header("X-RateLimit-Reset", String(resetAt));
+  };
+  const refuseBanned = (until: number): never => {
+    state(0, Math.ceil(until / 1_000));
+    throw banned(until, now);
+  };
+  const known = bans.get(address);
+  if (known !== undefined) {
+    if (known.forgetAt > now) return refuseBanned(known.until);
+    bans.delete(address);
+  }
+  const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limit, now);
+  if (verdict.kind === "banned") {
+    bans.set(address, { until: verdict.until, forgetAt: Math.min(verdict.until, now + BAN_CACHE_SECONDS * 1_000) });
+    log("security", "ip_refused", { requestId: c.get("requestId"), address, route });
+    return refuseBanned(verdict.until);
+  }
+  state(verdict.remaining, verdict.resetAt);
+  if (verdict.kind === "allowed") return;
+  log("security", "rate_limited", { requestId: c.get("requestId"), address, route });
+  const retryAfterSeconds = Math.max(1, verdict.resetAt - Math.floor(now / 1_000));
+  throw new AppError("rate_limited", `Too many requests; try again in ${retryAfterSeconds} seconds.`, {
+    retryAfterSeconds,
+  });
+}
 
 /**
  * The address that counts: Cloudflare's header alone, never one that a client can set; an IPv6 client counts as its /64,
@@ -73,16 +94,6 @@ export function clientAddress(header: string | undefined): string {
     tail === undefined ? [] : Array.from({ length: Math.max(0, 8 - left.length - right.length) }, () => "0");
   const groups = [...left, ...zeros, ...right].slice(0, 4).map((group) => Number.parseInt(group, 16).toString(16));
   return `${groups.join(":")}::/64`;
-}
-
-function overrides(setting: string): Partial<Record<string, Limit>> {
-  const entries = [...setting.matchAll(/(\w+)=(\d+)\/(\d+)/g)];
-  return Object.fromEntries(
-    entries.map(([, route = "", requests, windowSeconds]) => [
-      route,
-      { requests: Number(requests), windowSeconds: Number(windowSeconds) },
-    ]),
-  );
 }
 
 const banned = (until: number, now: number): AppError => {

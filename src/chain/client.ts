@@ -123,6 +123,11 @@ export async function askTwo<T extends object>(
   throw new ChainUnavailable({ cause });
 }
 
+const BLOCK_CALLS = [
+  encodeFunctionData({ abi: multicallAbi, functionName: "getBlockNumber" }),
+  encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
+];
+
 /** Owner, validity, block number and block time of a token in one call (hard case 7). */
 export async function readToken(
   chain: Chain,
@@ -133,19 +138,17 @@ export async function readToken(
   const calls = [
     encodeFunctionData({ abi: contractAbi, functionName: "ownerOf", args: [tokenId] }),
     encodeFunctionData({ abi: contractAbi, functionName: "isTokenValid", args: [tokenId] }),
-    encodeFunctionData({ abi: multicallAbi, functionName: "getBlockNumber" }),
-    encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
+    ...BLOCK_CALLS,
   ];
-  const results = await node.client.readContract({
-    address: MULTICALL3,
-    abi: multicall3Abi,
-    functionName: "aggregate3",
-    blockTag,
-    args: [
-      calls.map((callData, i) => ({ target: i < 2 ? chain.contract : MULTICALL3, allowFailure: i < 2, callData })),
-    ],
-  });
-  const [owner, valid, number, timestamp] = results;
+  const targets = calls.map((callData, i) => ({
+    target: i < 2 ? chain.contract : MULTICALL3,
+    allowFailure: i < 2,
+    callData,
+  }));
+  const aggregate = { abi: multicall3Abi, functionName: "aggregate3" } as const;
+  const data = encodeFunctionData({ ...aggregate, args: [targets] });
+  const answer = await node.client.request({ method: "eth_call", params: [{ to: MULTICALL3, data }, blockTag] });
+  const [owner, valid, number, timestamp] = decodeFunctionResult({ ...aggregate, data: answer });
   if (owner === undefined || valid === undefined || number === undefined || timestamp === undefined) {
     throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
   }

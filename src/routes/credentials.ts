@@ -1,5 +1,5 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import type { MiddlewareHandler } from "hono";
+import type { Context, MiddlewareHandler } from "hono";
 import type { Address } from "viem";
 import { jsonBody, limitedBody } from "../access/body.ts";
 import { limited } from "../access/limits.ts";
@@ -10,7 +10,7 @@ import { parseIncarnation } from "../chain/incarnation.ts";
 import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
 import { acknowledge, markFreshOwner } from "../db/delivery.ts";
 import { openDispute } from "../db/disputes.ts";
-import { queries, useNonce } from "../db/reads.ts";
+import { readTogether, statementsOf, useNonce } from "../db/reads.ts";
 import type { Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -32,16 +32,19 @@ const refuseHead: MiddlewareHandler<App> = async (c, next) => {
   if (c.req.method === "HEAD") throw new AppError("method_not_allowed", "HEAD is not allowed here; use GET.");
   await next();
 };
-// Described here and read by hand: a missing or malformed one is 401, not 400.
-const headers = z.object({
-  authorization: z.string().optional().openapi({
-    description: "`Bearer 0x…`: EIP-191 signature of `ClawCloud Access Request: {tokenId}` or of the fresh message.",
-  }),
-  "x-access-message": z.string().optional().openapi({
-    description:
-      "The fresh message in base64: the same first line, then the lines `Domain: `, `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` as in EIP-4361. Good for 5 minutes, once.",
-  }),
-});
+// Read by hand: a missing or malformed one is 401, not 400.
+const SIGNED = {
+  security: [{ walletSignature: [] }],
+  parameters: [
+    {
+      in: "header",
+      name: "X-Access-Message",
+      schema: { type: "string" },
+      description:
+        "The fresh message in base64: the same first line, then the lines `Domain: `, `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` as in EIP-4361. Good for 5 minutes, once.",
+    },
+  ],
+} satisfies Partial<Parameters<typeof createRoute>[0]>;
 
 const credentialsSchema = z
   .object({
@@ -82,7 +85,8 @@ const readRoute = createRoute({
   path: "/credentials/{tokenId}",
   summary: "SSH credentials, for the token's owner",
   middleware: [limited("credentials"), refuseHead] as const,
-  request: { params, headers },
+  ...SIGNED,
+  request: { params },
   responses: {
     200: { description: "The VM is ready", content: { "application/json": { schema: credentialsSchema } } },
     202: {
@@ -99,7 +103,8 @@ const ackRoute = createRoute({
   summary: "The owner has the key: erase the stored copy",
   description: "Fresh form of signature only, its URI naming this path. 409 before the key was delivered.",
   middleware: [limited("credentials"), limitedBody, jsonBody] as const,
-  request: { params, headers },
+  ...SIGNED,
+  request: { params },
   responses: {
     200: {
       description: "Erased",
@@ -115,10 +120,16 @@ const ackRoute = createRoute({
 });
 
 export function mountCredentials(app: Router): void {
+  app.openAPIRegistry.registerComponent("securitySchemes", "walletSignature", {
+    type: "http",
+    scheme: "bearer",
+    bearerFormat: "0x…, EIP-191",
+    description: "The owner's signature of `ClawCloud Access Request: {tokenId}` or of the fresh message.",
+  });
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
-    const { door, vm, view, signed, owner } = await admit(c.var, c.req.valid("header"), tokenId, "credentials", now);
+    const { door, vm, view, signed, owner } = await admit(c, tokenId, "credentials", now);
     c.header("Cache-Control", "no-store");
     if (door === null || vm === null || vm.status === "provisioning") {
       const age = vm === null ? 0 : view.blockTimestamp - vm.createdAt;
@@ -153,7 +164,7 @@ export function mountCredentials(app: Router): void {
   app.openapi(ackRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
-    const { vm, owner } = await admit(c.var, c.req.valid("header"), tokenId, "ack", now);
+    const { vm, owner } = await admit(c, tokenId, "ack", now);
     // What another owner was given is not this one's to acknowledge.
     if (vm === null || vm.deliveredAt === null || vm.deliveredTo !== owner.toLowerCase()) {
       throw new AppError("not_delivered", "The key was not delivered yet: fetch /credentials first.");
@@ -172,17 +183,12 @@ type Admission = { door: Door | null; vm: Vm | null; view: TokenView; signed: Si
  * Lets the owner in, or throws: 401, then 404, then 403 (hard case 7). Ownership and validity are the chain's at this
  * moment; our own tables never grant anything, but they veto.
  */
-async function admit(
-  { db, chain, config }: Services,
-  header: { authorization?: string | undefined; "x-access-message"?: string | undefined },
-  tokenIdText: string,
-  action: Action,
-  now: number,
-): Promise<Admission> {
+async function admit(c: Context<App>, tokenIdText: string, action: Action, now: number): Promise<Admission> {
+  const { db, chain, config } = c.var;
   const tokenId = Number(tokenIdText);
   const signed = await readSignature({
-    authorization: header.authorization,
-    accessMessage: header["x-access-message"],
+    authorization: c.req.header("authorization"),
+    accessMessage: c.req.header("x-access-message"),
     tokenId,
     action,
     config,
@@ -194,8 +200,9 @@ async function admit(
       "Acknowledging takes the fresh form of signature (X-Access-Message).",
     );
   }
+  const { doorOfToken, cursor } = statementsOf(db);
   const [[doors, cursors], first] = await Promise.all([
-    db.batch([queries.doorOfToken(db, tokenId), queries.cursor(db)]),
+    readTogether(db, [doorOfToken, cursor], { tokenId }),
     askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId))).catch((error: Error) => error),
   ]);
   const door = doors[0] ?? null;
@@ -262,7 +269,7 @@ async function requireSecondWitness(
   owner: Address,
   now: number,
 ): Promise<void> {
-  const [cursor] = await queries.cursor(db);
+  const [cursor] = await statementsOf(db).cursor.all();
   const agreed = await askTwo(
     chain,
     async (node) => {

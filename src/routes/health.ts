@@ -2,7 +2,7 @@ import { createRoute, z } from "@hono/zod-openapi";
 import type { Router } from "../app.ts";
 import { type Chain, type Head, readHead } from "../chain/client.ts";
 import { VERSION } from "../config.ts";
-import { queries } from "../db/reads.ts";
+import { readTogether, statementsOf } from "../db/reads.ts";
 import { errorFields, log } from "../log.ts";
 
 const CHECK_TIMEOUT_MS = 2_000;
@@ -52,8 +52,9 @@ export function mountHealth(app: Router): void {
   app.openapi(route, async (c) => {
     const { db, chain, config } = c.var;
     const now = Date.now();
+    const reads = statementsOf(db);
     const [database, head] = await Promise.all([
-      within(db.batch([queries.cursor(db), queries.pending(db), queries.oldestPending(db)])),
+      within(readTogether(db, [reads.cursor, reads.pending, reads.oldestPending])),
       currentHead(chain, now),
     ]);
     const rows = database.value;

@@ -1,8 +1,8 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { limited } from "../access/limits.ts";
+import { limitedBeside } from "../access/limits.ts";
 import type { Router } from "../app.ts";
 import { askFirst, type Chain, readToken } from "../chain/client.ts";
-import { queries } from "../db/reads.ts";
+import { statementsOf } from "../db/reads.ts";
 import { AppError } from "../errors.ts";
 import { wireType } from "../vms/tiers.ts";
 import { errorsOf, isoOf, isoOfChain, isoTime, statusSchema, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
@@ -38,7 +38,7 @@ const route = createRoute({
   path: "/status/{tokenId}",
   summary: "Public status of a VM",
   description: "A token that the chain knows and that was not read yet is `provisioning`.",
-  middleware: [limited("status")] as const,
+  middleware: [limitedBeside("status")] as const,
   request: { params: z.object({ tokenId: tokenIdSchema }) },
   responses: {
     200: { description: "The VM's status", content: { "application/json": { schema: statusBody } } },
@@ -50,13 +50,15 @@ export function mountStatus(app: Router): void {
   app.openapi(route, async (c) => {
     const { db, chain } = c.var;
     const { tokenId } = c.req.valid("param");
-    const [vm] = await queries.vmOfToken(db, Number(tokenId));
+    const reads = statementsOf(db);
+    const [[vm]] = await Promise.all([reads.vmOfToken.all({ tokenId: Number(tokenId) }), c.var.admitted]);
     if (vm === undefined) {
       await requireOnChain(chain, Number(tokenId), Date.now());
       const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };
       return c.json({ tokenId, status: "provisioning" as const, ...unread }, 200);
     }
-    const attempts = vm.attempt === 0 ? [] : await queries.attemptsOf(db, vm.incarnation, vm.attempt);
+    const attempts =
+      vm.attempt === 0 ? [] : await reads.attemptsOf.all({ incarnation: vm.incarnation, count: vm.attempt });
     return c.json(
       {
         tokenId,

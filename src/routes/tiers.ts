@@ -1,7 +1,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { limited } from "../access/limits.ts";
 import type { Router } from "../app.ts";
-import { queries } from "../db/reads.ts";
+import { statementsOf } from "../db/reads.ts";
 import type { StockByVendor } from "../db/schema.ts";
 import type { StoredTiers } from "../db/sweep.ts";
 import { AppError } from "../errors.ts";
@@ -48,7 +48,7 @@ const route = createRoute({
   },
 });
 
-type Cached = { tiers: StoredTiers; tiersAt: number; stock: StockByVendor; readAt: number };
+type Cached = { tiers: z.infer<typeof tierSchema>[]; tiersAt: number; readAt: number };
 // Per isolate; a warm answer reads nothing.
 const cache = new WeakMap<object, Cached>();
 
@@ -59,9 +59,10 @@ export function mountTiers(app: Router): void {
     let known = cache.get(config);
     if (known === undefined || now - known.readAt > CACHE_MS) {
       try {
-        const [row] = await queries.catalog(db);
-        const tiers = row?.tiers ?? (await firstRead(() => refreshTiers(db, chain, now)));
-        known = { tiers, tiersAt: row?.tiersAt ?? now, stock: row?.stock ?? {}, readAt: now };
+        const [row] = await statementsOf(db).catalog.all();
+        const stored = row?.tiers ?? (await firstRead(() => refreshTiers(db, chain, now)));
+        const tiers = listTiers(stored, recentStock(row?.stock ?? {}, now));
+        known = { tiers, tiersAt: row?.tiersAt ?? now, readAt: now };
         cache.set(config, known);
       } catch (error) {
         // Once seen, an answer is better than none: its age is in the header.
@@ -69,33 +70,30 @@ export function mountTiers(app: Router): void {
         log("warn", "tiers_not_refreshed", errorFields(error));
       }
     }
-    const stock = recentStock(known.stock, now);
     c.header("Age", String(Math.max(0, Math.floor((now - known.tiersAt) / 1_000))));
     c.header("Cache-Control", "public, max-age=30");
-    return c.json(
-      {
-        tiers: known.tiers.flatMap(({ tier, name, active, pricePerDayUsdc6 }) => {
-          const spec = TIERS[tier];
-          if (spec === undefined) return [];
-          const pricePerDay = BigInt(pricePerDayUsdc6);
-          return [
-            {
-              tier,
-              name,
-              pricePerDay: formatUsdc(pricePerDay),
-              pricePerMonth: formatUsdc(pricePerDay * DAYS_PER_MONTH),
-              active,
-              type: wireType(spec.type),
-              specs: spec.specs,
-              stock: stockOf(tier, stock),
-            },
-          ];
-        }),
-      },
-      200,
-    );
+    return c.json({ tiers: known.tiers }, 200);
   });
 }
+
+const listTiers = (stored: StoredTiers, stock: StockByVendor): Cached["tiers"] =>
+  stored.flatMap(({ tier, name, active, pricePerDayUsdc6 }) => {
+    const spec = TIERS[tier];
+    if (spec === undefined) return [];
+    const pricePerDay = BigInt(pricePerDayUsdc6);
+    return [
+      {
+        tier,
+        name,
+        pricePerDay: formatUsdc(pricePerDay),
+        pricePerMonth: formatUsdc(pricePerDay * DAYS_PER_MONTH),
+        active,
+        type: wireType(spec.type),
+        specs: spec.specs,
+        stock: stockOf(tier, stock),
+      },
+    ];
+  });
 
 /** Before the first sweep nothing is stored yet: the contract is asked once. */
 async function firstRead(read: () => Promise<StoredTiers>): Promise<StoredTiers> {

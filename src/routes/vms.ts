@@ -1,7 +1,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { limited } from "../access/limits.ts";
+import { limitedBeside } from "../access/limits.ts";
 import type { Router } from "../app.ts";
-import { queries } from "../db/reads.ts";
+import { readTogether, statementsOf } from "../db/reads.ts";
 import { wireType } from "../vms/tiers.ts";
 import {
   addressSchema,
@@ -15,6 +15,7 @@ import {
 
 const DEFAULT_LIMIT = 100;
 const MAX_LIMIT = 500;
+const ABOVE_ANY_TOKEN = 2 ** 53;
 
 const vmSchema = z
   .object({
@@ -32,7 +33,7 @@ const route = createRoute({
   method: "get",
   path: "/vms/{address}",
   summary: "VMs whose tokens an address owns now, newest first",
-  middleware: [limited("vms")] as const,
+  middleware: [limitedBeside("vms")] as const,
   request: {
     params: z.object({ address: addressSchema }),
     query: z.object({
@@ -72,10 +73,11 @@ export function mountVms(app: Router): void {
     const { address } = c.req.valid("param");
     const { limit = DEFAULT_LIMIT, cursor } = c.req.valid("query");
     const owner = address.toLowerCase();
-    const before = cursor === undefined ? undefined : Number(cursor);
-    const [rows, counts] = await db.batch([
-      queries.vmsOfOwner(db, owner, limit, before),
-      queries.countOfOwner(db, owner),
+    const before = cursor === undefined ? ABOVE_ANY_TOKEN : Number(cursor);
+    const { vmsOfOwner, countOfOwner } = statementsOf(db);
+    const [[rows, counts]] = await Promise.all([
+      readTogether(db, [vmsOfOwner, countOfOwner], { owner, before, limit }),
+      c.var.admitted,
     ]);
     const last = rows.at(-1);
     return c.json(
