@@ -1,28 +1,33 @@
 // One object per vendor, named "vultr" or "runpod", in the provisioner: everything that all its consumers share about a
 // vendor. Calls take a permit here, so that together they stay inside the vendor's rate; machines that are waited for
 // are watched through one list that all consumers read. The rate's state is in storage (an idle object is evicted after
-// about ten seconds and a minute's window must outlive it); the list is in memory, since a lost one costs one call.
+// about ten seconds and a minute's window must outlive it), and so are the ids that orders need; the list is in memory,
+// since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
 import { provisionerConfig } from "../src/config.ts";
 import { errorFields, log } from "../src/log.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
-import type { Machine, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
+import type { Machine, Supplies, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";
 
 /** `take` as it is stored: a token bucket that refills steadily, and a time before which the vendor wants no calls. */
 type Bucket = { tokens: number; at: number; closedUntil: number };
 
 export type Snapshot = { machines: Machine[]; readAt: number };
-export type SnapshotAnswer =
-  | { ok: true; snapshot: Snapshot }
-  | { ok: false; message: string; retryAfterSeconds: number };
+type Refusal = { ok: false; message: string; retryAfterSeconds: number };
+export type SnapshotAnswer = { ok: true; snapshot: Snapshot } | Refusal;
+export type SuppliesAnswer = { ok: true; supplies: Supplies } | Refusal;
 
-const VULTR_REQUESTS_PER_MINUTE = 1_200;
-const BURST_SECONDS = 10;
+/** Vultr refuses the 31st request within a second: a full bucket and a second's refill stay below that. */
+const VULTR_RATE = { perSecond: 15, burst: 15 };
+/** RunPod counts by the minute. */
+const RUNPOD_BURST_SECONDS = 10;
+const SUPPLIES_AGE_MS = 3_600_000;
 
 export class VendorGate extends DurableObject<object> {
   #snapshot: Snapshot | undefined;
   #reading: Promise<Snapshot> | undefined;
+  #preparing: Promise<Supplies> | undefined;
 
   /** Takes one permit. 0: go; otherwise the seconds after which to ask again. */
   take(now: number): number {
@@ -50,7 +55,7 @@ export class VendorGate extends DurableObject<object> {
       return { ok: true, snapshot: this.#snapshot };
     if (this.#reading === undefined) {
       const wait = this.take(now);
-      if (wait > 0) return { ok: false, message: "the vendor's rate is used up", retryAfterSeconds: wait };
+      if (wait > 0) return usedUp(wait);
       this.#reading = this.#vendor()
         .list()
         .then((machines) => ({ machines, readAt: now }))
@@ -62,11 +67,45 @@ export class VendorGate extends DurableObject<object> {
       this.#snapshot = await this.#reading;
       return { ok: true, snapshot: this.#snapshot };
     } catch (error) {
-      log("error", "vendor_list_failed", { vendor: this.#name(), ...errorFields(error) });
-      const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
-      if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
-      return { ok: false, message: error instanceof Error ? error.message : "list failed", retryAfterSeconds };
+      return this.#refusal("vendor_list_failed", error, now);
     }
+  }
+
+  /**
+   * What orders need, read (or made) once for all consumers and kept for an hour: fifty purchases at once must not ask
+   * fifty times, nor make fifty firewalls.
+   */
+  async supplies(now: number): Promise<SuppliesAnswer> {
+    const known = this.ctx.storage.kv.get<{ supplies: Supplies; readAt: number }>("supplies");
+    if (known !== undefined && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
+    if (this.#preparing === undefined) {
+      const wait = this.take(now);
+      if (wait > 0) return usedUp(wait);
+      this.#preparing = this.#vendor()
+        .prepare()
+        .finally(() => {
+          this.#preparing = undefined;
+        });
+    }
+    try {
+      const supplies = await this.#preparing;
+      this.ctx.storage.kv.put("supplies", { supplies, readAt: now });
+      return { ok: true, supplies };
+    } catch (error) {
+      return this.#refusal("vendor_not_prepared", error, now);
+    }
+  }
+
+  /** An order was refused as malformed: what it named may be gone. */
+  forgetSupplies(): void {
+    this.ctx.storage.kv.delete("supplies");
+  }
+
+  #refusal(event: string, error: unknown, now: number): Refusal {
+    log("error", event, { vendor: this.#name(), ...errorFields(error) });
+    const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
+    if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
+    return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
   }
 
   #name(): VendorName {
@@ -79,9 +118,14 @@ export class VendorGate extends DurableObject<object> {
   }
 
   #rate(): { perSecond: number; burst: number } {
-    const perMinute =
-      this.#name() === "runpod" ? provisionerConfig(this.env).RUNPOD_REQUESTS_PER_MINUTE : VULTR_REQUESTS_PER_MINUTE;
-    const perSecond = perMinute / 60;
-    return { perSecond, burst: Math.max(1, perSecond * BURST_SECONDS) };
+    if (this.#name() === "vultr") return VULTR_RATE;
+    const perSecond = provisionerConfig(this.env).RUNPOD_REQUESTS_PER_MINUTE / 60;
+    return { perSecond, burst: Math.max(1, perSecond * RUNPOD_BURST_SECONDS) };
   }
 }
+
+const usedUp = (seconds: number): Refusal => ({
+  ok: false,
+  message: "the vendor's rate is used up",
+  retryAfterSeconds: seconds,
+});

@@ -99,7 +99,7 @@ const provisionerSchema = z.object({
   VENDOR_TIMEOUT_MS: integer(100).prefault("30000"),
   /** How long a machine may exist at the vendor before a complete list shows it. */
   LISTING_LAG_MS: integer(0).prefault("30000"),
-  POLL_SECONDS: integer(0, 3_600).prefault("3"),
+  POLL_SECONDS: integer(0, 3_600).prefault("2"),
   BOOT_TIMEOUT_SECONDS: integer(1).prefault("600"),
 });
 

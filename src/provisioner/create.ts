@@ -10,7 +10,7 @@ import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
 import { candidatesOf, nextCandidate } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
-import { type Candidate, type Machine, VendorError } from "./vendors/vendor.ts";
+import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { verifyPurchase } from "./verify.ts";
 
 /** More than all timeouts of one turn together. */
@@ -57,11 +57,11 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     if ("waitMs" in next) return waitForTurn(context, vm, next.waitMs / 1_000);
     if (now() - began > TURN_MS) return waitForTurn(context, vm, 0);
     try {
-      const taken = await prepare(context, vm, next.candidate);
+      const { supplies, taken } = await prepare(context, vm, next.candidate);
       // Kept while vendors refuse: a refused attempt has used no key.
-      pair ??= await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
+      pair ??= await makeKeys(context, vm);
       const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
-      const outcome = await tryCandidate(context, vm, lease, next.candidate, tried, number, pair);
+      const outcome = await tryCandidate(context, vm, lease, next.candidate, supplies, tried, number, pair);
       if (outcome !== "refused") return outcome;
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
@@ -69,6 +69,14 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
       return waitForTurn(context, vm, Math.max(1, error.retryAfterSeconds));
     }
   }
+}
+
+/** RSA takes most of a second of CPU, and what it took is told: nothing else here is slow by itself. */
+async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<SshKeyPair> {
+  const began = now();
+  const pair = await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
+  log("info", "ssh_key_made", { tokenId: vm.tokenId, algorithm: config.SSH_KEY_ALGORITHM, ms: now() - began });
+  return pair;
 }
 
 const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
@@ -79,26 +87,30 @@ async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attem
   return goOn(await store.moveVm(context.db, vm, { step, attempt: attempt.number, wakeAt }));
 }
 
+type Preparation = { supplies: Supplies; taken: number };
+
 /**
  * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
  * order, and the highest attempt number that a machine of this incarnation bears at the vendor. That is above our own
  * only if the database was restored to an earlier state; such a machine may be a customer's, so its name is left to it.
  */
-async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): Promise<number> {
-  const { now, gate, vendors } = context;
+async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): Promise<Preparation> {
+  const { now, gate } = context;
   await permit(context, vendor);
-  await vendors[vendor].prepare();
+  const prepared = await gate(vendor).supplies(now());
+  if (!prepared.ok) throw putOff(vendor, prepared);
   const answer = await gate(vendor).machines(now(), now() - SNAPSHOT_AGE_MS);
-  if (!answer.ok) {
-    throw new VendorError(vendor, "wait", answer.message, { retryAfterSeconds: answer.retryAfterSeconds });
-  }
+  if (!answer.ok) throw putOff(vendor, answer);
   const family = machineLabel(vm.incarnation, 0).slice(0, -1);
   const numbers = answer.snapshot.machines
     .filter((machine) => machine.label.startsWith(family))
     .map((machine) => Number(machine.label.slice(family.length)))
     .filter(Number.isSafeInteger);
-  return Math.max(0, ...numbers);
+  return { supplies: prepared.supplies, taken: Math.max(0, ...numbers) };
 }
+
+const putOff = (vendor: VendorName, { message, retryAfterSeconds }: { message: string; retryAfterSeconds: number }) =>
+  new VendorError(vendor, "wait", message, { retryAfterSeconds });
 
 /** One attempt. "refused": the vendor made nothing, and another candidate may do. */
 async function tryCandidate(
@@ -106,6 +118,7 @@ async function tryCandidate(
   vm: store.Vm,
   lease: string,
   candidate: Candidate,
+  supplies: Supplies,
   tried: store.Attempt[],
   number: number,
   pair: SshKeyPair,
@@ -140,14 +153,8 @@ async function tryCandidate(
   tried.push(attempt);
   try {
     const { region, plan } = candidate;
-    const machine = await context.vendors[candidate.vendor].create({
-      label,
-      mark,
-      region,
-      plan,
-      publicKey: pair.publicKey,
-      hostKey,
-    });
+    const spec = { label, mark, region, plan, publicKey: pair.publicKey, hostKey };
+    const machine = await context.vendors[candidate.vendor].create(spec, supplies);
     log("info", "machine_ordered", { label, vendor: candidate.vendor, region, plan });
     return sendAfter(await keepMachine(context, vm, attempt, machine), config.POLL_SECONDS);
   } catch (error) {
@@ -191,7 +198,8 @@ async function refused(
   if (error.action === "next_candidate") return "refused";
   if (error.status === 429) await gate(error.vendor).close(now(), error.retryAfterSeconds);
   if (error.action === "wait") return waitForTurn(context, vm, Math.max(1, error.retryAfterSeconds));
-  // A key, the balance, or a request that the vendor will never take: other regions answer the same.
+  // A key, the balance, or a request that the vendor will never take, unless what it names was removed by hand.
+  await gate(error.vendor).forgetSupplies();
   return waitForTurn(context, vm, PAGED_WAIT_SECONDS);
 }
 

@@ -1,4 +1,6 @@
-// `npm run bench`: prints figures and judges none. Without a name all parts run, one after the other.
-import { benchRoutes } from "./routes.ts";
+import { benchOverhead } from "./overhead.ts";
 
-await benchRoutes(Number(process.argv[2] ?? 5));
+console.time("all");
+await benchOverhead(50, 10);
+console.timeEnd("all");
+process.exit(0);

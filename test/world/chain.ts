@@ -36,7 +36,9 @@ export const artifacts = JSON.parse(
 export const clawAbi = artifacts.ClawCloudVMs.abi as Abi;
 export const usdcAbi = artifacts.UsdCoin.abi as Abi;
 
-export type ChainOptions = { blockTimeSeconds?: number };
+export type ChainOptions = {
+  blockTimeSeconds?: number;
+};
 export type Chain = Awaited<ReturnType<typeof startChain>>;
 
 /** Finds anvil's binary: the platform package from npm, or the one on the PATH. */

@@ -100,7 +100,7 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
   return {
     name: "runpod",
 
-    async prepare(): Promise<void> {},
+    prepare: async () => ({}),
 
     async create(spec: MachineSpec): Promise<Machine> {
       const answer = await callVendor(access, "POST", "/v2/pods", {

@@ -17,6 +17,9 @@ export type MachineSpec = {
   hostKey: { privateKey: string; publicKey: string };
 };
 
+/** What every order at a vendor needs, as `prepare` found it: ids by name. No secrets. */
+export type Supplies = Readonly<Record<string, string | number>>;
+
 export type Machine = {
   instanceId: string;
   label: string;
@@ -33,8 +36,8 @@ export type Machine = {
 export type Vendor = {
   name: VendorName;
   /** Reads (or makes once) what `create` needs, so that a create is one call. Makes no machine. */
-  prepare(): Promise<void>;
-  create(spec: MachineSpec): Promise<Machine>;
+  prepare(): Promise<Supplies>;
+  create(spec: MachineSpec, supplies: Supplies): Promise<Machine>;
   /** Null where the vendor knows no such machine. */
   get(instanceId: string): Promise<Machine | null>;
   /** Settled when the vendor took the order or had no such machine. */

@@ -5,7 +5,14 @@ import type { Offer } from "../../db/schema.ts";
 import { log } from "../../log.ts";
 import { cloudConfig } from "../cloud-init.ts";
 import { callVendor, retryAfter, type VendorAnswer } from "./request.ts";
-import { type Machine, type MachineSpec, type Vendor, type VendorAction, VendorError } from "./vendor.ts";
+import {
+  type Machine,
+  type MachineSpec,
+  type Supplies,
+  type Vendor,
+  type VendorAction,
+  VendorError,
+} from "./vendor.ts";
 
 /** US East, US West, Europe, Asia: the order in which a machine is looked for. */
 export const VULTR_REGIONS = ["ewr", "lax", "ams", "sgp", "sea", "sjc", "fra", "nrt"] as const;
@@ -67,8 +74,6 @@ export function createVultr(config: ProvisionerConfig): Vendor {
     apiKey: config.VULTR_API_KEY,
     timeoutMs: config.VENDOR_TIMEOUT_MS,
   };
-  let osId: number | undefined;
-  let firewallGroup: string | undefined;
 
   async function read<T>(path: string, schema: z.ZodType<T>): Promise<T> {
     const answer = await callVendor(access, "GET", path);
@@ -133,21 +138,18 @@ export function createVultr(config: ProvisionerConfig): Vendor {
   return {
     name: "vultr",
 
-    async prepare(): Promise<void> {
-      osId ??= await findOs();
-      firewallGroup ??= await ensureFirewall();
-    },
+    prepare: async () => ({ osId: await findOs(), firewallGroup: await ensureFirewall() }),
 
-    async create(spec: MachineSpec): Promise<Machine> {
+    async create(spec: MachineSpec, supplies: Supplies): Promise<Machine> {
       const answer = await callVendor(access, "POST", "/instances", {
         region: spec.region,
         plan: spec.plan,
-        os_id: osId,
+        os_id: supplies["osId"],
         label: spec.label,
         hostname: spec.label,
         tags: ["clawcloud", spec.label, spec.mark],
         user_data: btoa(cloudConfig(spec, config.VULTR_SSH_PORT)),
-        firewall_group_id: firewallGroup,
+        firewall_group_id: supplies["firewallGroup"],
         enable_ipv6: true,
         backups: "disabled",
         activation_email: false,
@@ -155,8 +157,6 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       if (answer.status === 202) {
         return toMachine(parse(answer, z.object({ instance: instanceSchema })).instance, config.VULTR_SSH_PORT);
       }
-      // The group may have been removed by hand: look it up again next time.
-      if (answer.status === 400 || answer.status === 404) firewallGroup = undefined;
       throw refusal(answer);
     },
 

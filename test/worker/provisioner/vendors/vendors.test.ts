@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 import { generateHostKey, generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import type { MachineSpec, Vendor, VendorError } from "../../../../src/provisioner/vendors/vendor.ts";
-import { addFault, type Deployment, deploy } from "../../deployment.ts";
+import { addFault, type Deployment, deploy, journal } from "../../deployment.ts";
 
 async function specOf(world: Deployment, vendor: Vendor, number = 1): Promise<MachineSpec> {
   const place =
@@ -67,9 +67,9 @@ test.each([
 ] as const)("%s: a create that is answered %i %j means %s", async (name, status, body, action) => {
   const world = await deploy();
   const vendor = world.context.vendors[name];
-  await vendor.prepare();
+  const supplies = await vendor.prepare();
   await addFault(name, { call: "create", kind: "answer", status, body, times: 1 });
-  expect(await failure(vendor.create(await specOf(world, vendor)))).toMatchObject({
+  expect(await failure(vendor.create(await specOf(world, vendor), supplies))).toMatchObject({
     name: "VendorError",
     vendor: name,
     action,
@@ -81,7 +81,7 @@ test("RunPod's wait is the longest of Retry-After and every exhausted window", a
   const headers = { "retry-after": "3", ratelimit: '"minute";r=0;t=12, "hour";r=0;t=40, "day";r=9;t=9000' };
   await addFault("runpod", { call: "create", kind: "answer", status: 429, headers, times: 1 });
   const vendor = world.context.vendors.runpod;
-  expect(await failure(vendor.create(await specOf(world, vendor)))).toMatchObject({
+  expect(await failure(vendor.create(await specOf(world, vendor), {}))).toMatchObject({
     action: "wait",
     retryAfterSeconds: 40,
   });
@@ -92,10 +92,10 @@ test.each(["vultr", "runpod"] as const)(
   async (name) => {
     const world = await deploy();
     const vendor = world.context.vendors[name];
-    await vendor.prepare();
+    const supplies = await vendor.prepare();
     const made: string[] = [];
     for (let number = 1; number <= 5; number++)
-      made.push((await vendor.create(await specOf(world, vendor, number))).instanceId);
+      made.push((await vendor.create(await specOf(world, vendor, number), supplies)).instanceId);
     const listed = (await vendor.list()).filter((machine) => machine.label.includes(world.edge.DEPLOYMENT_ID));
     expect(listed.map((machine) => machine.instanceId).sort()).toEqual([...made].sort());
     await addFault(name, { call: "list", kind: "error_before", times: 1 });
@@ -120,13 +120,13 @@ test.each(["vultr", "runpod"] as const)(
 test("what a vendor says about a failure is quoted without keys, passwords or user data", async () => {
   const world = await deploy();
   const vendor = world.context.vendors.vultr;
-  await vendor.prepare();
+  const supplies = await vendor.prepare();
   const body = {
     error: `bad: Bearer ${world.provisioner.VULTR_API_KEY} {"default_password":"hunter22","user_data":"I2Nsb3VkLWNvbmZpZwo="} ${"QUJD".repeat(30)}`,
     status: 400,
   };
   await addFault("vultr", { call: "create", kind: "answer", status: 400, body, times: 1 });
-  const error = await failure(vendor.create(await specOf(world, vendor)));
+  const error = await failure(vendor.create(await specOf(world, vendor), supplies));
   const text = String((error as VendorError).message);
   expect(text).toContain("POST 400");
   for (const secret of [world.provisioner.VULTR_API_KEY, "hunter22", "I2Nsb3VkLWNvbmZpZwo=", "QUJDQUJD"])
@@ -154,4 +154,21 @@ test("one firewall group per deployment and port, with SSH open and nothing else
     { ip_type: "v4", protocol: "tcp", port, subnet: "0.0.0.0" },
     { ip_type: "v6", protocol: "tcp", port, subnet: "::" },
   ]);
+});
+
+test("fifty orders at once ask for image and firewall once: each used to ask for itself until the vendor refused", async () => {
+  const world = await deploy();
+  const gate = world.context.gate("vultr");
+  const began = Date.now();
+  const answers = await Promise.all(Array.from({ length: 50 }, () => gate.supplies(Date.now())));
+  expect(new Set(answers.map((answer) => JSON.stringify(answer))).size).toBe(1);
+  expect(answers[0]).toMatchObject({ ok: true, supplies: { osId: expect.any(Number) } });
+  const asked = async (path: string) =>
+    (await journal("vultr", began)).filter((one) => one.method === "GET" && one.path.startsWith(path)).length;
+  expect(await asked("/v2/os")).toBe(1);
+  await gate.supplies(Date.now());
+  expect(await asked("/v2/os")).toBe(1);
+  await gate.forgetSupplies();
+  await gate.supplies(Date.now());
+  expect(await asked("/v2/os")).toBe(2);
 });
