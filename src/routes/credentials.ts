@@ -129,7 +129,7 @@ export function mountCredentials(app: Router): void {
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
-    const { door, vm, view, signed, owner } = await admit(c, tokenId, "credentials", now);
+    const { door, vm, view, signed, owner, scanned } = await admit(c, tokenId, "credentials", now);
     c.header("Cache-Control", "no-store");
     if (door === null || vm === null || vm.status === "provisioning") {
       const age = vm === null ? 0 : view.blockTimestamp - vm.createdAt;
@@ -155,7 +155,8 @@ export function mountCredentials(app: Router): void {
       now,
     };
     // A private key's first delivery takes two witnesses; everything else one.
-    if (deliveryDecision(vm, delivery) === "first") await requireSecondWitness(c.var, vm.tokenId, view, owner, now);
+    if (deliveryDecision(vm, delivery) === "first")
+      await requireSecondWitness(c.var, vm.tokenId, view, owner, scanned, now);
     const { privateKey, deliveredAt } = await deliverKey(vm, delivery);
     if (privateKey !== null) log("info", "key_delivered", { requestId: c.get("requestId"), tokenId });
     return c.json(credentialsBody(tokenId, door, privateKey, deliveredAt), 200);
@@ -177,7 +178,15 @@ export function mountCredentials(app: Router): void {
 
 type Services = App["Variables"];
 type Door = { vm: Vm; publicKey: string | null; hostPublicKey: string | null };
-type Admission = { door: Door | null; vm: Vm | null; view: TokenView; signed: Signed; owner: Address };
+type Admission = {
+  door: Door | null;
+  vm: Vm | null;
+  view: TokenView;
+  signed: Signed;
+  owner: Address;
+  /** The last block that we scanned. */
+  scanned: number;
+};
 
 /**
  * Lets the owner in, or throws: 401, then 404, then 403 (hard case 7). Ownership and validity are the chain's at this
@@ -242,7 +251,7 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
   if (signed.fresh !== null && vm !== null && vm.freshOwner !== owner) {
     await markFreshOwner(db, vm.incarnation, owner);
   }
-  return { door, vm, view, signed, owner: view.owner };
+  return { door, vm, view, signed, owner: view.owner, scanned };
 }
 
 /** Not older than what we scanned, nor than a node that stands still may be. */
@@ -263,18 +272,18 @@ function requireSameToken(vm: Vm, tokenId: number, config: Services["config"]): 
 
 /** Two nodes, both up to date, have to see this owner. */
 async function requireSecondWitness(
-  { db, chain, config }: Services,
+  { chain, config }: Services,
   tokenId: number,
   view: TokenView,
   owner: Address,
+  scanned: number,
   now: number,
 ): Promise<void> {
-  const [cursor] = await statementsOf(db).cursor.all();
   const agreed = await askTwo(
     chain,
     async (node) => {
       const seen = await readToken(chain, node, BigInt(tokenId));
-      if (isUsable(seen, cursor?.blockNumber ?? 0, config.CHAIN_MAX_AGE_SECONDS, now)) return seen;
+      if (isUsable(seen, scanned, config.CHAIN_MAX_AGE_SECONDS, now)) return seen;
       throw new AppError("chain_unavailable", "A node is behind.");
     },
     (seen) => `${seen.owner}/${seen.valid}`,

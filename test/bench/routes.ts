@@ -1,64 +1,29 @@
 // Each route of the edge against its floor (floor.ts): the same binding calls in the same workerd, in turns.
-import { secp256k1 } from "@noble/curves/secp256k1.js";
 import autocannon from "autocannon";
 import { encodeFunctionData, multicall3Abi } from "viem";
 import { contractAbi, MULTICALL3, multicallAbi } from "../../src/chain/contract.ts";
-import { sealSecret } from "../../src/credentials/ecies.ts";
-import { generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
 import { CONTRACT_ADDRESS } from "../world/addresses.ts";
-import { buy, freshHeaders } from "../world/agent.ts";
-import { type BareWorkers, startBareWorkers } from "../world/bare-workers.ts";
-import { startChain } from "../world/chain.ts";
+import { freshHeaders } from "../world/agent.ts";
 import { median, percentile, table } from "./figures.ts";
+import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "./shop.ts";
 
 const CONNECTIONS = 16;
 const CLIENTS = 64;
-const TOKENS = 20;
-const PUBLIC_URL = "https://api.example";
-const UNLIMITED = ["tiers", "credentials", "vms", "status"].map((route) => `${route}=1000000000/60`).join(",");
 
 type Request = { path: string; headers: Record<string, string> };
 type Side = { perSecond: number; p50: number; p99: number };
 
 /** Prints requests per second, p50 and p99 of both sides and their ratio, median over the rounds. */
 export async function benchRoutes(rounds: number): Promise<void> {
-  const chain = await startChain({ blockTimeSeconds: 0 });
-  const [owner] = chain.agents;
-  if (owner === undefined) throw new Error("the chain has no accounts");
-  const dataKey = secp256k1.keygen();
-  const privateKey = Buffer.from(dataKey.secretKey).toString("hex");
-  const tokenId = (await buy(chain, owner, 0, 1)).tokenId;
-  for (let count = 1; count < TOKENS; count++) await buy(chain, owner, 0, 1);
-  // From here on blocks come by themselves: a chain that stands still is not believed.
-  await chain.node.setIntervalMining({ interval: 1 });
-  const workers = await startBareWorkers([
-    {
-      name: "edge",
-      config: "wrangler.toml",
-      variables: {
-        DEPLOYMENT_ID: "bench",
-        CHAIN_ID: "8453",
-        CONTRACT_ADDRESS,
-        RPC_URLS: chain.url,
-        START_BLOCK: "0",
-        CONFIRMATIONS: "0",
-        SCAN_RUN_SECONDS: "1",
-        PUBLIC_URLS: PUBLIC_URL,
-        DATA_PRIVATE_KEY: privateKey,
-        RATE_LIMITS: UNLIMITED,
-      },
-      objects: { IP_GUARD: { className: "IpGuard" } },
-    },
-    {
-      name: "floor",
-      config: "test/bench/floor.toml",
-      variables: { RPC_URL: chain.url, RPC_BODY: multicallBody(tokenId), DATA_PRIVATE_KEY: privateKey },
-      objects: { IP_GUARD: { className: "IpGuard", of: "edge" } },
-    },
-  ]);
+  const floor = {
+    name: "floor",
+    config: "test/bench/floor.toml",
+    variables: {},
+    objects: { IP_GUARD: { className: "IpGuard", of: "edge" } },
+  };
+  const shop = await openShop([EDGE_UNDER_LOAD, floor], (tokenId) => ({ RPC_BODY: multicallBody(tokenId) }));
+  const { workers, owner, tokenId } = shop;
   try {
-    await scanOnce(workers);
-    await setRunning(workers, dataKey.publicKey, owner.address);
     const path = (route: string) => (client: number) => ({ path: route, headers: address(client) });
     const fresh = async (client: number) => ({
       path: `/credentials/${tokenId}`,
@@ -77,7 +42,7 @@ export async function benchRoutes(rounds: number): Promise<void> {
     ];
     const rows: (string | number)[][] = [];
     for (const [name, amount, request] of routes) {
-      await scanOnce(workers);
+      await shop.scan();
       const sides: Record<"edge" | "floor", Side[]> = { edge: [], floor: [] };
       for (let round = -1; round < rounds; round++) {
         // The order alternates too, so that neither side always runs on what the other left behind.
@@ -102,8 +67,7 @@ export async function benchRoutes(rounds: number): Promise<void> {
     }
     console.log(table(["route", "req/s", "floor", "p50 ms", "floor", "p99 ms", "floor", "ratio", "min-max"], rows));
   } finally {
-    await workers.stop();
-    await chain.stop();
+    await shop.close();
   }
 }
 
@@ -120,33 +84,6 @@ function multicallBody(tokenId: number): string {
   ].map((callData, i) => ({ target: i < 2 ? CONTRACT_ADDRESS : MULTICALL3, allowFailure: i < 2, callData }));
   const data = encodeFunctionData({ abi: multicall3Abi, functionName: "aggregate3", args: [calls] });
   return JSON.stringify({ jsonrpc: "2.0", id: 1, method: "eth_call", params: [{ to: MULTICALL3, data }, "latest"] });
-}
-
-async function scanOnce({ miniflare }: BareWorkers): Promise<void> {
-  const edge = await miniflare.getWorker("edge");
-  await edge.scheduled({ cron: "* * * * *" });
-}
-
-/** Gives every scanned token a machine, as the provisioner would have left it. */
-async function setRunning({ database }: BareWorkers, publicKey: Uint8Array, owner: string): Promise<void> {
-  const pair = await generateSshKeyPair("rsa-4096");
-  const { results } = await database.prepare("SELECT incarnation FROM vms").all<{ incarnation: string }>();
-  if (results.length < TOKENS) throw new Error(`the scan found ${results.length} of ${TOKENS} purchases of ${owner}`);
-  for (const { incarnation } of results) {
-    const sealed = await sealSecret(publicKey, { kind: "ssh", subject: incarnation, attempt: 1 }, pair.privateKey);
-    await database.batch([
-      database
-        .prepare(
-          "UPDATE vms SET status = 'running', step = 'idle', attempt = 1, provider = 'vultr', region = 'ewr', plan = 'vc2-1c-1gb', instance_id = ?1, ssh_host = '203.0.113.9', ssh_port = 22, ssh_private_key = ?2, running_at = ?3, wake_at = NULL WHERE incarnation = ?1",
-        )
-        .bind(incarnation, sealed, Date.now()),
-      database
-        .prepare(
-          "INSERT INTO attempts (incarnation, number, provider, region, plan, label, mark, public_key, key_id, host_public_key, create_sent_at, started_at, ended_at, outcome) VALUES (?1, 1, 'vultr', 'ewr', 'vc2-1c-1gb', ?1, 'mark', ?2, 'key', ?2, ?3, ?3, ?3, 'running')",
-        )
-        .bind(incarnation, pair.publicKey, Date.now()),
-    ]);
-  }
 }
 
 /** Sends `amount` requests over the connections and waits for every answer; any that is not 2xx ends the bench. */

@@ -1,6 +1,32 @@
+// `npm run bench`: prints figures and judges none. README, "Figures", describes the method.
+import { program } from "commander";
+import { benchCatchUp } from "./catch-up.ts";
+import { benchCosts } from "./costs.ts";
 import { benchOverhead } from "./overhead.ts";
+import { benchRoutes } from "./routes.ts";
+import { benchStartup } from "./startup.ts";
 
-console.time("all");
-await benchOverhead(50, 10);
-console.timeEnd("all");
+const PARTS: Record<string, { title: string; run: () => Promise<void> }> = {
+  routes: { title: "Routes against their floor, 16 connections, median of 5 rounds", run: () => benchRoutes(5) },
+  "catch-up": { title: "Scan from nothing, consumer off, median of 3 rounds", run: () => benchCatchUp(10_000, 3) },
+  overhead: { title: "Our own time from block to running", run: () => benchOverhead(50, 10) },
+  costs: { title: "What a request costs", run: () => benchCosts() },
+  startup: { title: "Bundles and start-up, median of 5 rounds", run: () => benchStartup(5) },
+};
+
+program
+  .name("npm run bench --")
+  .description("Prints the figures of one part, or of all of them one after the other (about 10 minutes).")
+  .argument("[parts...]", `any of ${Object.keys(PARTS).join(", ")}`)
+  .action(async (names: string[]) => {
+    const unknown = names.find((name) => PARTS[name] === undefined);
+    if (unknown !== undefined) program.error(`there is no part "${unknown}"; ${Object.keys(PARTS).join(", ")}`);
+    for (const [name, part] of Object.entries(PARTS)) {
+      if (names.length > 0 && !names.includes(name)) continue;
+      console.log(`\n${part.title}\n`);
+      await part.run();
+    }
+  });
+await program.parseAsync();
+// What a local runtime leaves open must not keep the process.
 process.exit(0);

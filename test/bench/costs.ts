@@ -1,0 +1,44 @@
+// What one request costs, counted and not timed: the same figures on every machine.
+
+import { fixedHeaders, freshHeaders } from "../world/agent.ts";
+import { table } from "./figures.ts";
+import type { RequestBill } from "./metered-edge.ts";
+import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "./shop.ts";
+
+/** Prints D1 round trips, rows read and written, object calls and RPC calls of each kind of request. */
+export async function benchCosts(): Promise<void> {
+  const shop = await openShop([{ ...EDGE_UNDER_LOAD, entry: "test/bench/metered-edge.ts" }]);
+  const { workers, owner, tokenId } = shop;
+  const rows: (string | number)[][] = [];
+  const ask = async (name: string, path: string, headers: Record<string, string> = {}) => {
+    const answer = await fetch(`${workers.url("edge")}${path}`, {
+      headers: { "cf-connecting-ip": "203.0.113.1", ...headers },
+    });
+    const bill = JSON.parse(answer.headers.get("x-bill") ?? "{}") as RequestBill;
+    await answer.text();
+    rows.push([name, answer.status, bill.roundTrips, bill.rowsRead, bill.rowsWritten, bill.objectCalls, bill.rpcCalls]);
+  };
+  try {
+    await ask("/health", "/health");
+    await ask("/health, head cached", "/health");
+    await ask("/tiers, cold", "/tiers");
+    await ask("/tiers, warm", "/tiers");
+    await ask("/status/:tokenId, 1 attempt", `/status/${tokenId}`);
+    await ask("/status/:tokenId, unknown", "/status/999999");
+    await ask("/status/:tokenId, unknown again", "/status/999999");
+    await ask(`/vms/:address, ${TOKENS} rows`, `/vms/${owner.address}`);
+    await ask("/credentials, first delivery", `/credentials/${tokenId}`, await fixedHeaders(owner, tokenId));
+    await ask("/credentials, fixed form again", `/credentials/${tokenId}`, await fixedHeaders(owner, tokenId));
+    const fresh = async () => freshHeaders(PUBLIC_URL, owner, tokenId);
+    await ask("/credentials, fresh form, first", `/credentials/${tokenId}`, await fresh());
+    await ask("/credentials, fresh form again", `/credentials/${tokenId}`, await fresh());
+    await ask("/credentials, no signature", `/credentials/${tokenId}`);
+    await ask("a malformed token id", "/status/x");
+    await ask("an unknown path", "/x");
+    console.log(
+      table(["request", "status", "D1 trips", "rows read", "rows written", "object calls", "RPC calls"], rows),
+    );
+  } finally {
+    await shop.close();
+  }
+}

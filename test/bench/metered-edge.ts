@@ -1,0 +1,56 @@
+// The edge, with a bill on every answer: what the request asked of the database, of objects and of the chain's nodes.
+
+import type { EdgeBindings } from "../../src/config.ts";
+import edge, { IpGuard } from "../../src/edge.ts";
+import { type Bill, meterDatabase } from "../worker/meter.ts";
+
+export { IpGuard };
+
+export type RequestBill = Bill & { objectCalls: number; rpcCalls: number };
+
+let bill: RequestBill = empty();
+const metered = new WeakMap<object, EdgeBindings>();
+const send = globalThis.fetch;
+globalThis.fetch = (input: RequestInfo | URL, init?: RequestInit) => {
+  bill.rpcCalls += 1;
+  return send(input, init);
+};
+
+export default {
+  async fetch(request, env, ctx) {
+    bill = empty();
+    const answer = await edge.fetch(request, meter(env), ctx);
+    const headers = new Headers(answer.headers);
+    headers.set("x-bill", JSON.stringify(bill));
+    return new Response(answer.body, { status: answer.status, headers });
+  },
+  scheduled: (event, env) => edge.scheduled(event, env),
+} satisfies ExportedHandler<EdgeBindings>;
+
+function empty(): RequestBill {
+  return { rowsRead: 0, rowsWritten: 0, roundTrips: 0, objectCalls: 0, rpcCalls: 0 };
+}
+
+/** One environment per isolate, since the edge keeps its application by it. Requests come one at a time. */
+function meter(env: EdgeBindings): EdgeBindings {
+  const known = metered.get(env);
+  if (known !== undefined) return known;
+  meterDatabase(env.DB, (answer) => {
+    bill.roundTrips += 1;
+    bill.rowsRead += answer.rowsRead;
+    bill.rowsWritten += answer.rowsWritten;
+  });
+  const guards = new Proxy(env.IP_GUARD, {
+    get(target, name) {
+      const value: unknown = Reflect.get(target, name);
+      if (typeof value !== "function") return value;
+      return (...args: unknown[]) => {
+        if (name === "get") bill.objectCalls += 1;
+        return (value as (...all: unknown[]) => unknown).apply(target, args);
+      };
+    },
+  });
+  const made = { ...env, IP_GUARD: guards };
+  metered.set(env, made);
+  return made;
+}

@@ -1,0 +1,91 @@
+// A small shop for the benches: a chain with some sales, bare Workers that have scanned them, and rows as the provisioner
+// would have left them.
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { sealSecret } from "../../src/credentials/ecies.ts";
+import { generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
+import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { buy } from "../world/agent.ts";
+import { type BareWorkers, startBareWorkers, type WorkerSource } from "../world/bare-workers.ts";
+import { startChain } from "../world/chain.ts";
+
+export const PUBLIC_URL = "https://api.example";
+export const TOKENS = 20;
+const ROUTES = ["tiers", "credentials", "vms", "status", "documents", "unknown"];
+
+export const EDGE_UNDER_LOAD: WorkerSource = {
+  name: "edge",
+  config: "wrangler.toml",
+  variables: {
+    DEPLOYMENT_ID: "bench",
+    CHAIN_ID: "8453",
+    CONTRACT_ADDRESS,
+    START_BLOCK: "0",
+    CONFIRMATIONS: "0",
+    SCAN_RUN_SECONDS: "1",
+    PUBLIC_URLS: PUBLIC_URL,
+    RATE_LIMITS: ROUTES.map((route) => `${route}=1000000000/60`).join(","),
+  },
+  objects: { IP_GUARD: { className: "IpGuard" } },
+};
+
+/** Every Worker gets RPC_URLS, RPC_URL and DATA_PRIVATE_KEY beside its own variables; `more` knows the first token. */
+export async function openShop(
+  sources: readonly WorkerSource[],
+  more: (tokenId: number) => Record<string, string> = () => ({}),
+) {
+  const chain = await startChain({ blockTimeSeconds: 0 });
+  const [owner] = chain.agents;
+  if (owner === undefined) throw new Error("the chain has no accounts");
+  const dataKey = secp256k1.keygen();
+  const { tokenId } = await buy(chain, owner, 0, 1);
+  for (let count = 1; count < TOKENS; count++) await buy(chain, owner, 0, 1);
+  // From here on blocks come by themselves: a chain that stands still is not believed.
+  await chain.node.setIntervalMining({ interval: 1 });
+  const given = {
+    RPC_URLS: chain.url,
+    RPC_URL: chain.url,
+    DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
+    ...more(tokenId),
+  };
+  const workers = await startBareWorkers(
+    sources.map((source) => ({ ...source, variables: { ...source.variables, ...given } })),
+  );
+  const scan = async () => {
+    const edge = await workers.miniflare.getWorker("edge");
+    await edge.scheduled({ cron: "* * * * *" });
+  };
+  await scan();
+  await setRunning(workers, dataKey.publicKey);
+  return {
+    workers,
+    owner,
+    tokenId,
+    scan,
+    close: async () => {
+      await workers.stop();
+      await chain.stop();
+    },
+  };
+}
+
+/** Gives every scanned token a machine. */
+async function setRunning({ database }: BareWorkers, publicKey: Uint8Array): Promise<void> {
+  const pair = await generateSshKeyPair("rsa-4096");
+  const { results } = await database.prepare("SELECT incarnation FROM vms").all<{ incarnation: string }>();
+  if (results.length < TOKENS) throw new Error(`the scan found ${results.length} of ${TOKENS} purchases`);
+  for (const { incarnation } of results) {
+    const sealed = await sealSecret(publicKey, { kind: "ssh", subject: incarnation, attempt: 1 }, pair.privateKey);
+    await database.batch([
+      database
+        .prepare(
+          "UPDATE vms SET status = 'running', step = 'idle', attempt = 1, provider = 'vultr', region = 'ewr', plan = 'vc2-1c-1gb', instance_id = ?1, ssh_host = '203.0.113.9', ssh_port = 22, ssh_private_key = ?2, running_at = ?3, wake_at = NULL WHERE incarnation = ?1",
+        )
+        .bind(incarnation, sealed, Date.now()),
+      database
+        .prepare(
+          "INSERT INTO attempts (incarnation, number, provider, region, plan, label, mark, public_key, key_id, host_public_key, create_sent_at, started_at, ended_at, outcome) VALUES (?1, 1, 'vultr', 'ewr', 'vc2-1c-1gb', ?1, 'mark', ?2, 'key', ?2, ?3, ?3, ?3, 'running')",
+        )
+        .bind(incarnation, pair.publicKey, Date.now()),
+    ]);
+  }
+}
