@@ -5,6 +5,7 @@ import { type AbiEvent, getAddress, isAddress, parseAbiItem } from "viem";
 import { z } from "zod";
 import type { IpGuard, Limit } from "../durable-objects/ip-guard.ts";
 import type { VendorGate } from "../durable-objects/vendor-gate.ts";
+import { LIMITS } from "./access/limits.ts";
 import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
 import { ConfigError } from "./errors.ts";
 import type { Job } from "./provisioner/jobs.ts";
@@ -67,9 +68,12 @@ const edgeSchema = z.object({
   /** `route=requests/seconds`, comma-separated, over the table in access/limits.ts. */
   RATE_LIMITS: z
     .string()
-    .regex(/^(\w+=\d+\/\d+(,\w+=\d+\/\d+)*)?$/, "must be route=requests/seconds, comma-separated")
+    .regex(/^(\w+=\d+\/[1-9]\d*(,\w+=\d+\/[1-9]\d*)*)?$/, "must be route=requests/seconds, comma-separated")
     .default("")
-    .transform(limitsOf),
+    .transform(limitsOf)
+    .refine((limits) => Object.keys(limits).every((route) => route in LIMITS), {
+      error: `must name routes of ${Object.keys(LIMITS).join(", ")}`,
+    }),
   /** How long an isolate remembers a ban without asking again. */
   BAN_CACHE_SECONDS: integer(0, 3_600).prefault("10"),
 });

@@ -7,12 +7,22 @@ import { AppError } from "../errors.ts";
 const MAX_BODY_BYTES = 16 * 1_024;
 const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\s*(?:;|$)/i;
 
-export const limitedBody: MiddlewareHandler<App> = bodyLimit({
+const limitBody: MiddlewareHandler<App> = bodyLimit({
   maxSize: MAX_BODY_BYTES,
   onError: () => {
     throw new AppError("body_too_large", `A request body may have at most ${MAX_BODY_BYTES} bytes.`);
   },
 });
+
+/** At most 16 KiB, and whole: a body without a length is read here, and one that breaks off is the client's error. */
+export const limitedBody: MiddlewareHandler<App> = async (c, next) => {
+  try {
+    return await limitBody(c, next);
+  } catch (cause) {
+    if (cause instanceof AppError) throw cause;
+    throw new AppError("invalid_request", "The request body could not be read to its end.", { cause });
+  }
+};
 
 /** No body, an empty one, or JSON by its content type. */
 export const jsonBody: MiddlewareHandler<App> = async (c, next) => {

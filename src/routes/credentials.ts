@@ -17,7 +17,7 @@ import { log } from "../log.ts";
 import { deliverKey, deliveryDecision } from "../vms/delivery.ts";
 import { STEP_SENTENCES } from "../vms/states.ts";
 import { wireType } from "../vms/tiers.ts";
-import { errorResponses, errorsOf, isoOf, isoOfChain, isoTime, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
+import { errorsOf, isoOf, isoOfChain, isoTime, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
 
 const SETTLING_SECONDS = 3;
 // Thirty requests an hour: every ten seconds while most machines come up, then seldom. `/status` allows 100 a minute.
@@ -93,7 +93,7 @@ const readRoute = createRoute({
       description: "Provisioning; ask again after Retry-After",
       content: { "application/json": { schema: provisioningSchema } },
     },
-    ...errorsOf(400, 401, 403, 404, 503),
+    ...errorsOf(400, 401, 404, 502, 503),
   },
 });
 
@@ -114,8 +114,7 @@ const ackRoute = createRoute({
         },
       },
     },
-    409: { ...errorResponses[400], description: "Not delivered yet" },
-    ...errorsOf(400, 401, 403, 404, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
   },
 });
 

@@ -19,16 +19,20 @@ export const errorResponses = {
   401: json("Missing or invalid signature"),
   403: json("Not the owner, token expired, or address banned"),
   404: json("Unknown"),
+  409: json("In conflict with what exists"),
+  413: json("The body is over 16 KiB"),
+  415: json("The body is not JSON"),
   429: json("Too many requests; see Retry-After and X-RateLimit-Reset"),
   500: json("Internal error"),
+  502: json("An RPC node answered nonsense"),
   503: json("The chain or the database does not answer; see Retry-After"),
 } as const;
 
-/** The listed statuses with their bodies, 429 and 500 included. */
+/** The listed statuses with their bodies, and those that every limited route has: banned, too many, our own fault. */
 export const errorsOf = <Status extends keyof typeof errorResponses>(...statuses: Status[]) =>
-  Object.fromEntries([...statuses, 429, 500].map((status) => [status, errorResponses[status as Status]])) as Pick<
+  Object.fromEntries([...statuses, 403, 429, 500].map((status) => [status, errorResponses[status as Status]])) as Pick<
     typeof errorResponses,
-    Status | 429 | 500
+    Status | 403 | 429 | 500
   >;
 
 /** Decimal, no sign, no leading zero, at most 2^53-1. Token 0 exists. */

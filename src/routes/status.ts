@@ -42,7 +42,7 @@ const route = createRoute({
   request: { params: z.object({ tokenId: tokenIdSchema }) },
   responses: {
     200: { description: "The VM's status", content: { "application/json": { schema: statusBody } } },
-    ...errorsOf(400, 404, 503),
+    ...errorsOf(400, 404, 502, 503),
   },
 });
 

@@ -12,7 +12,7 @@ const TIMEOUT_MS = 120_000;
 
 /** Prints purchases per second of `rounds` scans over one history, each into a database of its own. */
 export async function benchCatchUp(purchases: number, rounds: number): Promise<void> {
-  const chain = await startChain({ blockTimeSeconds: 0, pruneHistory: true });
+  const chain = await startChain({ blockTimeSeconds: 0 });
   try {
     const [buyer] = chain.agents;
     if (buyer === undefined) throw new Error("the chain has no accounts");
@@ -59,10 +59,7 @@ async function purchaseMany(chain: Chain, contract: Address, buyer: Address, pur
   for (let done = 0; done < purchases; done += PURCHASES_PER_BLOCK) {
     for (let i = 0; i < PURCHASES_PER_BLOCK; i++) {
       // The node signs: an account of its own costs a tenth of what a wallet here would.
-      await chain.node.request({
-        method: "eth_sendTransaction",
-        params: [{ from: buyer, to: contract, data, gas: "0x30d40" }],
-      });
+      await chain.node.sendTransaction({ account: buyer, to: contract, data, gas: 200_000n, chain: null });
     }
     await chain.node.mine({ blocks: BLOCKS_PER_STEP });
   }

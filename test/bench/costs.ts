@@ -1,9 +1,9 @@
 // What one request costs, counted and not timed: the same figures on every machine.
 
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
+import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
 import { table } from "./figures.ts";
 import type { RequestBill } from "./metered-edge.ts";
-import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "./shop.ts";
 
 /** Prints D1 round trips, rows read and written, object calls and RPC calls of each kind of request. */
 export async function benchCosts(): Promise<void> {

@@ -87,7 +87,7 @@ function watchBlocks(chain: Chain) {
 async function run(world: World, seenAt: ReadonlyMap<number, number>, load: Load): Promise<Measured[]> {
   const { chain } = world;
   const send = (from: Hex, to: Hex, data: Hex): Promise<Hex> =>
-    chain.node.request({ method: "eth_sendTransaction", params: [{ from, to, data, gas: "0x61a80" }] });
+    chain.node.sendTransaction({ account: from, to, data, gas: 400_000n, chain: null });
   const approve = encodeFunctionData({ abi, functionName: "approve", args: [CONTRACT_ADDRESS, 2n ** 255n] });
   for (const agent of chain.agents) {
     await chain.reader.waitForTransactionReceipt({ hash: await send(agent.address, USDC_ADDRESS, approve) });

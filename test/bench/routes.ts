@@ -1,11 +1,11 @@
 // Each route of the edge against its floor (floor.ts): the same binding calls in the same workerd, in turns.
 import autocannon from "autocannon";
-import { encodeFunctionData, multicall3Abi } from "viem";
-import { contractAbi, MULTICALL3, multicallAbi } from "../../src/chain/contract.ts";
-import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { type Address, encodeFunctionData, multicall3Abi } from "viem";
+import { contractAbi, multicallAbi } from "../../src/chain/contract.ts";
+import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS } from "../world/addresses.ts";
 import { freshHeaders } from "../world/agent.ts";
+import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
 import { median, percentile, table } from "./figures.ts";
-import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "./shop.ts";
 
 const CONNECTIONS = 16;
 const CLIENTS = 64;
@@ -81,9 +81,18 @@ function multicallBody(tokenId: number): string {
     encodeFunctionData({ abi: contractAbi, functionName: "isTokenValid", args: [token] }),
     encodeFunctionData({ abi: multicallAbi, functionName: "getBlockNumber" }),
     encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
-  ].map((callData, i) => ({ target: i < 2 ? CONTRACT_ADDRESS : MULTICALL3, allowFailure: i < 2, callData }));
+  ].map((callData, i) => ({
+    target: i < 2 ? (CONTRACT_ADDRESS as Address) : MULTICALL3_ADDRESS,
+    allowFailure: i < 2,
+    callData,
+  }));
   const data = encodeFunctionData({ abi: multicall3Abi, functionName: "aggregate3", args: [calls] });
-  return JSON.stringify({ jsonrpc: "2.0", id: 1, method: "eth_call", params: [{ to: MULTICALL3, data }, "latest"] });
+  return JSON.stringify({
+    jsonrpc: "2.0",
+    id: 1,
+    method: "eth_call",
+    params: [{ to: MULTICALL3_ADDRESS, data }, "latest"],
+  });
 }
 
 /** Sends `amount` requests over the connections and waits for every answer; any that is not 2xx ends the bench. */

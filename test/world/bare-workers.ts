@@ -10,7 +10,7 @@ import { readD1Migrations } from "@cloudflare/vitest-plugin";
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4MiniflareOptions } from "miniflare";
 import { freePort } from "./ports.ts";
 
-const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const WRANGLER = fileURLToPath(import.meta.resolve("wrangler/package.json")).replace("package.json", "bin/wrangler.js");
 const run = promisify(execFile);
 

@@ -203,3 +203,15 @@ test("an unknown failure is one fixed sentence; nothing of its cause reaches the
     requestId: expect.any(String),
   });
 });
+
+test("a body that breaks off before its end is 400, not our fault", async () => {
+  const body = new ReadableStream({
+    start: (controller) => controller.error(new TypeError("the connection was lost")),
+  });
+  const { status, body: answer } = await ask("/credentials/1/ack", {
+    method: "POST",
+    body,
+    duplex: "half",
+  } as RequestInit);
+  expect([status, answer.code]).toEqual([400, "invalid_request"]);
+});

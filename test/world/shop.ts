@@ -1,12 +1,12 @@
-// A small shop for the benches: a chain with some sales, bare Workers that have scanned them, and rows as the provisioner
+// A small shop for benches and fuzzing: a chain with some sales, bare Workers that have scanned them, and rows as the provisioner
 // would have left them.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { sealSecret } from "../../src/credentials/ecies.ts";
 import { generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
-import { CONTRACT_ADDRESS } from "../world/addresses.ts";
-import { buy } from "../world/agent.ts";
-import { type BareWorkers, startBareWorkers, type WorkerSource } from "../world/bare-workers.ts";
-import { startChain } from "../world/chain.ts";
+import { CONTRACT_ADDRESS } from "./addresses.ts";
+import { buy } from "./agent.ts";
+import { type BareWorkers, startBareWorkers, type WorkerSource } from "./bare-workers.ts";
+import { startChain } from "./chain.ts";
 
 export const PUBLIC_URL = "https://api.example";
 export const TOKENS = 20;

@@ -1,0 +1,400 @@
+// Sends requests that nobody would write to the edge as it is built for upload, over real HTTP. What is sent is drawn
+// from the service's own OpenAPI document: its paths, methods and parameters, right, wrong and absurd. What must hold:
+// no 5xx; every answer is one that the document declares, in the shape that it declares; wrong parameters are 400.
+import { type IncomingHttpHeaders, type RequestOptions, request } from "node:http";
+import { connect } from "node:net";
+import { Ajv2020, type ValidateFunction } from "ajv/dist/2020.js";
+import addFormats from "ajv-formats";
+import fc from "fast-check";
+import { fixedHeaders, freshHeaders } from "../world/agent.ts";
+import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL } from "../world/shop.ts";
+
+type Parameter = { in: "path" | "query" | "header"; name: string; required?: boolean; schema: object };
+type Operation = {
+  parameters?: Parameter[];
+  requestBody?: object;
+  responses: Record<string, { content?: Record<string, { schema: object }> }>;
+};
+type Document = { openapi: string; paths: Record<string, Record<string, Operation>>; components: object };
+
+type Sent = { method: string; path: string; headers: Record<string, string>; body: string | null };
+type Drawn = Sent & {
+  /** Where the request's method and path are an operation's. */
+  operation: string | null;
+  /** Parameters that the document's schema refuses. */
+  wrong: string[];
+};
+type Answer = { status: number; headers: IncomingHttpHeaders; body: string };
+
+export type FuzzReport = {
+  requests: number;
+  byStatus: Record<string, number>;
+  byCode: Record<string, number>;
+  /** Bytes that are no HTTP: answered with 4xx, or the connection was closed. */
+  raw: Record<string, number>;
+};
+
+const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY"];
+const NASTY = [
+  "",
+  "0",
+  "-1",
+  "+1",
+  "01",
+  "1.0",
+  "1e3",
+  "0x1",
+  "NaN",
+  "null",
+  "undefined",
+  "true",
+  "9007199254740991",
+  "9007199254740992",
+  "99999999999999999999999999",
+  " 1",
+  "1 ",
+  "1%0a",
+  "1;",
+  "%00",
+  "%",
+  "%ff",
+  "%2e%2e%2f",
+  "..",
+  "../../etc/passwd",
+  "1' OR '1'='1",
+  '"; DROP TABLE vms; --',
+  "<script>alert(1)</script>",
+  "#{7*7}",
+  "{{7*7}}",
+  "__proto__",
+  "constructor",
+  "toString",
+  "١٢٣",
+  "１",
+  "💥",
+  "\u0000",
+  "\ud800",
+  `0x${"0".repeat(40)}`,
+  `0x${"F".repeat(40)}`,
+  `0x${"g".repeat(40)}`,
+  `0X${"a".repeat(40)}`,
+  "a".repeat(300),
+  "9".repeat(4_000),
+];
+const BODIES = [
+  "{}",
+  "[]",
+  "null",
+  "1",
+  '"x"',
+  "{",
+  "{]",
+  '{"a":1,"a":2}',
+  '{"__proto__":{"x":1}}',
+  "\u0000",
+  `{"a":"${"x".repeat(20_000)}"}`,
+  "[".repeat(5_000),
+  "a=1&b=2",
+];
+const TYPES = ["application/json", "application/json; charset=utf-16", "text/plain", "application/xml", "x", ""];
+
+/** Sends `runs` requests, then some that are no HTTP. Throws at the first that breaks a rule, shrunk, with the seed. */
+export async function fuzz({ runs, seed }: { runs: number; seed: number }): Promise<FuzzReport> {
+  const shop = await openShop([EDGE_UNDER_LOAD]);
+  const { workers, owner, tokenId } = shop;
+  try {
+    const url = new URL(workers.url("edge"));
+    const document = (await (await fetch(new URL("/openapi.json", url))).json()) as Document;
+    const judge = createJudge(document);
+    const signatures = {
+      fixed: (await fixedHeaders(owner, tokenId))["authorization"] ?? "",
+      fresh: await freshHeaders(PUBLIC_URL, owner, tokenId),
+    };
+    const report: FuzzReport = { requests: 0, byStatus: {}, byCode: {}, raw: {} };
+    const property = fc.asyncProperty(requests(document, judge, signatures, owner.address, tokenId), async (drawn) => {
+      const answer = await send(url, drawn);
+      count(report.byStatus, String(answer.status));
+      report.requests += 1;
+      const code = judge.check(drawn, answer);
+      if (code !== null) count(report.byCode, code);
+    });
+    await fc.assert(property, { numRuns: runs, seed, endOnFailure: false });
+    for (const bytes of fc.sample(rawBytes, { numRuns: Math.ceil(runs / 20), seed })) {
+      const first = await sendRaw(url, bytes);
+      if (/^HTTP\/1\.1 5/.test(first) && !/^HTTP\/1\.1 50[15] /.test(first))
+        throw new Error(`bytes ${JSON.stringify(bytes)}: ${first}`);
+      count(report.raw, /^HTTP\/1\.1 (\d+)/.exec(first)?.[1] ?? "closed");
+    }
+    const alive = await fetch(new URL("/health", url));
+    if (alive.status !== 200) throw new Error(`after the run /health answers ${alive.status}`);
+    return report;
+  } finally {
+    await shop.close();
+  }
+}
+
+const count = (counts: Record<string, number>, key: string) => {
+  counts[key] = (counts[key] ?? 0) + 1;
+};
+
+type Judge = ReturnType<typeof createJudge>;
+
+function createJudge(document: Document) {
+  const ajv = new Ajv2020({ strict: false, allErrors: false });
+  (addFormats as unknown as typeof addFormats.default)(ajv);
+  ajv.addSchema({ ...document, $id: "document" }, "document");
+  const compiled = new Map<string, ValidateFunction>();
+  const at = (...steps: string[]): ValidateFunction => {
+    const pointer = `document#/${steps.map((step) => encodeURIComponent(step.replaceAll("~", "~0").replaceAll("/", "~1"))).join("/")}`;
+    const validate = compiled.get(pointer) ?? ajv.compile({ $ref: pointer });
+    compiled.set(pointer, validate);
+    return validate;
+  };
+  const isError = at("components", "schemas", "Error");
+
+  return {
+    /** Whether the document takes this value; a number on the wire is text. */
+    takes(path: string, method: string, index: number, value: string): boolean {
+      const validate = at("paths", path, method, "parameters", String(index), "schema");
+      return validate(value) || (/^-?\d+(\.\d+)?$/.test(value) && validate(Number(value)));
+    },
+    /** Throws what is wrong with the answer; the error's code, or null for another answer. */
+    check(drawn: Drawn, { status, headers, body }: Answer): string | null {
+      const fail = (what: string): never => {
+        throw new Error(`${drawn.method} ${drawn.path}: ${status} ${what}: ${body.slice(0, 300)}`);
+      };
+      if (status >= 500) fail("is the server's fault");
+      if (status !== 204 && headers["x-request-id"] === undefined) fail("has no X-Request-Id");
+      if (drawn.wrong.length > 0 && ![400, 413, 415].includes(status))
+        fail(`although ${drawn.wrong.join(", ")} is wrong`);
+      const declared = drawn.operation === null ? undefined : operationOf(document, drawn.operation)?.responses;
+      if (declared !== undefined && declared[status] === undefined) fail("is not declared by the document");
+      if (drawn.method === "HEAD" || status === 204) return null;
+      if (status < 400) {
+        const [path = "", method = ""] = (drawn.operation ?? "").split(" ");
+        if (declared?.[status]?.content?.["application/json"] === undefined) return null;
+        const validate = at(
+          "paths",
+          path,
+          method,
+          "responses",
+          String(status),
+          "content",
+          "application/json",
+          "schema",
+        );
+        if (!validate(JSON.parse(body))) fail(`does not have the declared shape (${ajv.errorsText(validate.errors)})`);
+        return null;
+      }
+      const error = parseError(body) ?? fail("has no JSON body");
+      if (!isError(error)) fail(`has another error body (${ajv.errorsText(isError.errors)})`);
+      if (error.requestId !== headers["x-request-id"]) fail("names another request id than its header");
+      return error.code;
+    },
+  };
+}
+
+function parseError(body: string): { code: string; requestId: string } | null {
+  try {
+    return JSON.parse(body) as { code: string; requestId: string };
+  } catch {
+    return null;
+  }
+}
+
+/** By "path method", as the document has them. */
+function operationOf(document: Document, key: string): Operation | undefined {
+  const [path = "", method = ""] = key.split(" ");
+  return document.paths[path]?.[method];
+}
+
+function requests(
+  document: Document,
+  judge: Judge,
+  signatures: { fixed: string; fresh: Record<string, string> },
+  owner: string,
+  tokenId: number,
+): fc.Arbitrary<Drawn> {
+  const text = fc.oneof(
+    { weight: 3, arbitrary: fc.constantFrom(...NASTY) },
+    { weight: 2, arbitrary: fc.string({ unit: "binary", maxLength: 60 }) },
+    { weight: 2, arbitrary: fc.constantFrom(String(tokenId), "7", "999999", owner, owner.toLowerCase()) },
+    { weight: 1, arbitrary: fc.nat().map(String) },
+    { weight: 1, arbitrary: fc.stringMatching(/^0x[0-9a-fA-F]{40}$/) },
+  );
+  const fieldValue = fc.oneof(
+    fc.string({ unit: "grapheme-ascii", maxLength: 200 }),
+    fc.constantFrom("0", "'; --", "x".repeat(8_000), "*/*", "\t", "gzip", "0x"),
+  );
+  const signature = fc.oneof(
+    fc.constant(undefined),
+    fc.constant(signatures.fixed),
+    fc.stringMatching(/^[0-9a-f]{130}$/).map((hex) => `Bearer 0x${hex}`),
+    fc.stringMatching(/^[0-9a-f]{0,300}$/).map((hex) => `Bearer 0x${hex}`),
+    fieldValue.map((value) => `Bearer ${value}`),
+    fieldValue,
+  );
+  const message = Buffer.from(signatures.fresh["x-access-message"] ?? "", "base64").toString();
+  const mutated = fc
+    .tuple(fc.nat({ max: message.length }), fc.nat({ max: 40 }), fc.string({ maxLength: 20 }))
+    .map(([from, length, patch]) => message.slice(0, from) + patch + message.slice(from + length));
+  const accessMessage = fc.oneof(
+    { weight: 3, arbitrary: fc.constant(undefined) },
+    { weight: 2, arbitrary: mutated.map((value) => Buffer.from(value).toString("base64")) },
+    { weight: 1, arbitrary: fc.base64String({ maxLength: 400 }) },
+    { weight: 1, arbitrary: fieldValue },
+  );
+  const headers = fc
+    .record({
+      authorization: signature,
+      "x-access-message": accessMessage,
+      "content-type": fc.option(fc.oneof(fc.constantFrom(...TYPES), fieldValue), { nil: undefined }),
+      accept: fc.option(fieldValue, { nil: undefined }),
+      origin: fc.option(fieldValue, { nil: undefined }),
+      "if-none-match": fc.option(fieldValue, { nil: undefined }),
+      range: fc.option(fc.constantFrom("bytes=0-1", "bytes=-", "x"), { nil: undefined }),
+      "cf-connecting-ip": fc.oneof(fc.ipV4(), fc.ipV6(), fieldValue, fc.constant(undefined)),
+      "x-forwarded-for": fc.option(fieldValue, { nil: undefined }),
+    })
+    .map((record) =>
+      Object.fromEntries(Object.entries(record).filter((entry): entry is [string, string] => entry[1] !== undefined)),
+    );
+  const body = fc.option(fc.oneof(fc.constantFrom(...BODIES), fc.json(), fc.string({ unit: "binary" })), { nil: null });
+
+  const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
+    Object.entries(methods).map(([method, operation]) => ({ path, method, operation })),
+  );
+  const toOperation = fc.constantFrom(...operations).chain(({ path, method, operation }) => {
+    const parameters = operation.parameters ?? [];
+    const values = fc.tuple(
+      ...parameters.map((parameter) => (parameter.in === "path" ? text : fc.option(text, { nil: undefined }))),
+    );
+    return fc.record({ values, headers, body }).map((drawn) => {
+      let target = path;
+      const query = new URLSearchParams();
+      const wrong: string[] = [];
+      for (const [index, parameter] of parameters.entries()) {
+        const value = drawn.values[index]?.toWellFormed();
+        if (value === undefined || parameter.in === "header") continue;
+        if (parameter.in === "path") target = target.replace(`{${parameter.name}}`, () => encodeURIComponent(value));
+        else query.append(parameter.name, value);
+        if (!judge.takes(path, method, index, value)) wrong.push(`${parameter.name} ${JSON.stringify(value)}`);
+      }
+      // An empty segment, "." and ".." make another path of it.
+      const same =
+        target.split("/").length === path.split("/").length && !/\/(%2e|\.){0,2}(\/|$)/i.test(target.slice(1));
+      const search = query.size === 0 ? "" : `?${query}`;
+      return {
+        method: method.toUpperCase(),
+        path: target + search,
+        headers: drawn.headers,
+        body: method === "get" ? null : drawn.body,
+        operation: same ? `${path} ${method}` : null,
+        wrong: same ? wrong : [],
+      };
+    });
+  });
+  const elsewhere = fc
+    .record({
+      method: fc.constantFrom(...METHODS),
+      path: fc.oneof(
+        fc.webPath().map((path) => path || "/"),
+        fc.constantFrom(...operations.map(({ path }) => path.replace(/\{\w+\}/, String(tokenId)))),
+        text.map((value) => `/${encodeURIComponent(value.toWellFormed())}`),
+        fc.webQueryParameters().map((query) => `/vms/${owner}?${query}`),
+        fc.constantFrom(
+          "//",
+          "/./",
+          "/%2f",
+          "/status/%",
+          "/status//1",
+          "/status/1/",
+          "/STATUS/1",
+          "/docs/../health",
+          "/?",
+          "/*",
+        ),
+      ),
+      headers,
+      body,
+    })
+    .map((drawn) => ({ ...drawn, operation: null, wrong: [] }));
+  return fc.oneof({ weight: 3, arbitrary: toOperation }, { weight: 1, arbitrary: elsewhere });
+}
+
+const rawBytes = fc.oneof(
+  fc.string({ unit: "binary", maxLength: 200 }),
+  fc.constantFrom(
+    "GET / HTTP/1.1\r\n\r\n",
+    "GET /health HTTP/9.9\r\nHost: x\r\n\r\n",
+    "GET /status/\u0000 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "POST /credentials/0/ack HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "POST /credentials/0/ack HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "POST /credentials/0/ack HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    `GET /${"a".repeat(100_000)} HTTP/1.1\r\nHost: x\r\n\r\n`,
+    `GET /health HTTP/1.1\r\nHost: x\r\nX: ${"a".repeat(100_000)}\r\n\r\n`,
+    "GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+    "GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n",
+  ),
+);
+
+function send(url: URL, { method, path, headers, body }: Sent): Promise<Answer> {
+  const options: RequestOptions = { host: url.hostname, port: url.port, method, path, headers: clean(headers) };
+  return new Promise((resolve, reject) => {
+    const sent = request(options, (response) => {
+      const chunks: Buffer[] = [];
+      response.on("data", (chunk: Buffer) => chunks.push(chunk));
+      response.on("end", () => {
+        const text = Buffer.concat(chunks).toString();
+        resolve({ status: response.statusCode ?? 0, headers: response.headers, body: text });
+      });
+      response.on("error", reject);
+    });
+    sent.on("error", reject);
+    // Node frames the body of a GET only when told its length; nothing may follow a HEAD.
+    const bytes = Buffer.from(method === "HEAD" ? "" : (body ?? ""));
+    if (bytes.length > 0) sent.setHeader("content-length", bytes.length);
+    sent.end(bytes);
+  });
+}
+
+/** Node refuses to send control characters and what is beyond Latin-1 in a header: those go as raw bytes instead. */
+const clean = (headers: Record<string, string>): Record<string, string> =>
+  Object.fromEntries(
+    Object.entries(headers).map(([name, value]) => [name, value.replace(/[^\t\x20-\x7e\x80-\xff]/g, "?")]),
+  );
+
+function sendRaw(url: URL, bytes: string): Promise<string> {
+  return new Promise((resolve) => {
+    let answer = "";
+    const socket = connect(Number(url.port), url.hostname, () => socket.end(Buffer.from(bytes, "utf8")));
+    socket.setTimeout(5_000, () => socket.destroy());
+    socket.on("data", (chunk) => {
+      answer += chunk.toString("latin1");
+    });
+    socket.on("error", () => resolve(answer));
+    socket.on("close", () => resolve(answer));
+  });
+}
+
+if (import.meta.main) {
+  const { program } = await import("commander");
+  program
+    .name("npm run fuzz --")
+    .description("Sends requests drawn from the OpenAPI document and prints how many were answered with which status.")
+    .option("--runs <n>", "requests", Number, 20_000)
+    .option("--seed <n>", "the same seed sends the same requests", Number, 1);
+  const { runs, seed } = program.parse().opts<{ runs: number; seed: number }>();
+  const report = await fuzz({ runs, seed });
+  console.log(`${report.requests} requests, seed ${seed}`);
+  for (const [title, counts] of [
+    ["by status", report.byStatus],
+    ["by error code", report.byCode],
+    ["bytes that are no HTTP", report.raw],
+  ] as const) {
+    console.log(`\n${title}`);
+    for (const [key, value] of Object.entries(counts).sort()) console.log(`  ${key.padEnd(26)} ${value}`);
+  }
+  process.exit(0);
+}
