@@ -129,7 +129,11 @@ function parser<Schema extends z.ZodType>(worker: string, schema: Schema) {
       // Messages name what is expected; zod never quotes the value it was given in these.
       throw new ConfigError(
         worker,
-        result.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`),
+        result.error.issues.map((issue) => {
+          const name = issue.path.join(".");
+          const given = issue.path.length > 1 || (env as Record<string, unknown>)[name] !== undefined;
+          return `${name}: ${given ? issue.message : "is not set"}`;
+        }),
       );
     }
     parsed.set(env, result.data);

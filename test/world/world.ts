@@ -3,6 +3,7 @@
 import { randomBytes } from "node:crypto";
 import { type HttpBindings, type ServerType, serve } from "@hono/node-server";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
 import { freePort } from "./ports.ts";
@@ -101,7 +102,7 @@ export async function startWorld(options: WorldOptions = {}) {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const variables = workerVariables(parts, url);
-  const adminKey = `claw_${randomBytes(24).toString("hex")}`;
+  const adminKey = makeAdminKey();
   const workers = createTestHarness({
     root: ROOT.pathname,
     workers: [

@@ -1,0 +1,52 @@
+// `npm run keys`: makes the secrets that a deployment makes for itself, and the two files that hold them.
+import { mkdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { bytesToHex } from "@noble/hashes/utils.js";
+import { program } from "commander";
+import { privateKeyToAddress } from "viem/accounts";
+import { makeAdminKey } from "../access/admin-key.ts";
+import { dataKeyId } from "../credentials/ecies.ts";
+
+program
+  .name("npm run keys --")
+  .description(
+    "Makes the data key, the operator wallet and the first admin key, each into the file of the Worker that holds it.",
+  )
+  .option("--out <folder>", "where the files go; none that exists is overwritten", ".secrets")
+  .action(async ({ out }: { out: string }) => {
+    const dataKey = secp256k1.keygen();
+    const operatorKey = bytesToHex(secp256k1.utils.randomSecretKey());
+    // Empty ones are for you to fill in.
+    const files = {
+      edge: { RPC_URLS: "", DATA_PRIVATE_KEY: bytesToHex(dataKey.secretKey), ADMIN_API_KEY: makeAdminKey() },
+      provisioner: {
+        RPC_URLS: "",
+        DATA_PUBLIC_KEY: bytesToHex(dataKey.publicKey),
+        VULTR_API_KEY: "",
+        RUNPOD_API_KEY: "",
+        OPERATOR_PRIVATE_KEY: operatorKey,
+      },
+    };
+    await mkdir(out, { recursive: true, mode: 0o700 });
+    try {
+      for (const [worker, secrets] of Object.entries(files)) {
+        const text = `${JSON.stringify(secrets, null, 2)}\n`;
+        await writeFile(join(out, `${worker}.json`), text, { mode: 0o600, flag: "wx" });
+      }
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+      program.error(
+        `${(error as NodeJS.ErrnoException).path} exists: a new data key would not open what the old one sealed. Move it away first.`,
+      );
+    }
+    console.log(`Secrets are in ${join(out, "edge.json")} and ${join(out, "provisioner.json")}, readable by you alone.
+
+  data key         ${dataKeyId(dataKey.publicKey)} (its id; the private half goes to the edge, the public half to the provisioner)
+  operator wallet  ${privateKeyToAddress(`0x${operatorKey}`)}
+  admin key        in edge.json: it makes the first key of the operators' API
+
+Fill in RPC_URLS in both, VULTR_API_KEY and RUNPOD_API_KEY in provisioner.json; "npm run deploy" uploads them.
+Keep a copy of both files off this machine: without the data key no stored SSH key can be opened.`);
+  });
+await program.parseAsync();
