@@ -1,20 +1,10 @@
 // `npm run deploy`: checks what both Workers would run with, then deploys them with wrangler, the edge first. Arguments
 // go to wrangler: `npm run deploy -- --dry-run` builds both and uploads nothing.
 import { spawnSync } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
+import { existsSync } from "node:fs";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { unstable_readConfig } from "wrangler";
-import { edgeConfig, provisionerConfig } from "../config.ts";
+import { type Environment, readEnvironment, WORKERS, type WorkerName, WRANGLER } from "./environment.ts";
 
-const WORKERS = {
-  edge: { file: "wrangler.toml", secrets: ".secrets/edge.json", parse: edgeConfig },
-  provisioner: {
-    file: "src/provisioner/wrangler.toml",
-    secrets: ".secrets/provisioner.json",
-    parse: provisionerConfig,
-  },
-} as const;
 /** What has to be the same on both sides. */
 const SHARED = ["DEPLOYMENT_ID", "CHAIN_ID", "CONTRACT_ADDRESS", "PURCHASE_EVENT", "EXPIRY_GRACE_SECONDS"];
 const PLACEHOLDER_ID = /^0{8}-/;
@@ -27,23 +17,9 @@ const UPLOADED_BEFORE = {
   RUNPOD_API_KEY: "uploaded before",
 };
 
-type Name = keyof typeof WORKERS;
-/** What we read of wrangler's configuration. */
-type Declared = {
-  vars: Record<string, unknown>;
-  d1_databases: { binding: string; database_id?: string }[];
-  queues: { producers?: { binding: string }[] };
-  durable_objects: { bindings: { name: string }[] };
-};
-type Environment = {
-  vars: Record<string, unknown>;
-  secrets: Record<string, string> | null;
-  databases: (string | undefined)[];
-};
-
 const args = process.argv.slice(2);
 const dryRun = args.includes("--dry-run");
-const environments = { edge: read("edge"), provisioner: read("provisioner") };
+const environments = { edge: readEnvironment("edge"), provisioner: readEnvironment("provisioner") };
 const problems = [...check("edge"), ...check("provisioner"), ...compare(environments.edge, environments.provisioner)];
 for (const problem of problems) console.error(`! ${problem}`);
 if (problems.length > 0 && !dryRun) {
@@ -54,10 +30,7 @@ for (const { file, secrets } of Object.values(WORKERS)) {
   console.log(`\n${file}`);
   if (!existsSync(secrets)) console.log(`There is no ${secrets}: the Worker keeps the secrets that it has.`);
   const upload = existsSync(secrets) && !dryRun ? ["--secrets-file", secrets] : [];
-  const wrangler = fileURLToPath(
-    import.meta.resolve("wrangler/package.json").replace("package.json", "bin/wrangler.js"),
-  );
-  const { status } = spawnSync(process.execPath, [wrangler, "deploy", "-c", file, ...upload, ...args], {
+  const { status } = spawnSync(process.execPath, [WRANGLER, "deploy", "-c", file, ...upload, ...args], {
     stdio: "inherit",
   });
   if (status !== 0) process.exit(status ?? 1);
@@ -65,32 +38,16 @@ for (const { file, secrets } of Object.values(WORKERS)) {
 if (problems.length > 0)
   console.log(`\nBuilt. A deployment refuses until the ${problems.length} lines above are settled.`);
 
-function read(name: Name): Environment {
-  const { file, secrets } = WORKERS[name];
-  const config = unstable_readConfig({ config: file }) as Declared;
-  return {
-    vars: {
-      ...config.vars,
-      // Bindings as the Worker's own check wants to see them: declared or not.
-      ...Object.fromEntries(config.d1_databases.map(({ binding }) => [binding, { prepare: () => null }])),
-      ...Object.fromEntries((config.queues.producers ?? []).map(({ binding }) => [binding, { send: () => null }])),
-      ...Object.fromEntries(config.durable_objects.bindings.map(({ name }) => [name, { idFromName: () => null }])),
-    },
-    secrets: existsSync(secrets) ? (JSON.parse(readFileSync(secrets, "utf8")) as Record<string, string>) : null,
-    databases: config.d1_databases.map((database) => database.database_id),
-  };
-}
-
 /** What the Worker itself would say of this environment, in one line each. */
-function check(name: Name): string[] {
-  const { vars, secrets, databases } = environments[name];
+function check(name: WorkerName): string[] {
+  const { vars, secrets, bindings, databases } = environments[name];
   const { file, parse } = WORKERS[name];
   const found: string[] = [];
-  if (databases.some((id) => id === undefined || PLACEHOLDER_ID.test(id))) {
+  if (databases.some(({ id }) => id === undefined || PLACEHOLDER_ID.test(id))) {
     found.push(`${file}: database_id is not set; "npx wrangler d1 create clawcloud" prints it`);
   }
   try {
-    parse({ ...vars, ...(secrets ?? UPLOADED_BEFORE) });
+    parse({ ...vars, ...(secrets ?? UPLOADED_BEFORE), ...bindings });
   } catch (error) {
     const [, list = String(error)] = /refuses to run: (.*)\.$/s.exec((error as Error).message) ?? [];
     for (const item of list.split("; ")) found.push(`${name}: ${item}`);
@@ -102,7 +59,7 @@ function compare(edge: Environment, provisioner: Environment): string[] {
   const found = SHARED.filter((name) => edge.vars[name] !== provisioner.vars[name]).map(
     (name) => `${name} differs between the two wrangler.toml files`,
   );
-  if (edge.databases.join() !== provisioner.databases.join()) found.push("database_id differs between the two files");
+  if (edge.databases[0]?.id !== provisioner.databases[0]?.id) found.push("database_id differs between the two files");
   const secret = edge.secrets?.["DATA_PRIVATE_KEY"];
   const expected = provisioner.secrets?.["DATA_PUBLIC_KEY"];
   // Sealed under a key that nobody holds, every SSH key would be lost (hard case 8).

@@ -314,7 +314,8 @@ function credentialsBody(tokenId: string, door: Door, privateKey: string | null,
       privateKey,
       publicKey,
       fingerprint: fingerprint(publicKey),
-      knownHosts: hostPublicKey === null ? null : knownHostsLine(host, port, hostPublicKey),
+      // Unknown for machines that were imported.
+      knownHosts: hostPublicKey === null || hostPublicKey === "" ? null : knownHostsLine(host, port, hostPublicKey),
       deliveredAt: isoOf(deliveredAt),
     },
   };

@@ -1,0 +1,222 @@
+// `npm run admin -- import` as an operator runs it, into wrangler's local database; then the edge scans the same chain.
+import { execFile } from "node:child_process";
+import { generateKeyPairSync } from "node:crypto";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { encrypt } from "eciesjs";
+import ssh2 from "ssh2";
+import { generatePrivateKey, privateKeyToAddress } from "viem/accounts";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { openSecret } from "../../src/credentials/ecies.ts";
+import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { buy, fixedHeaders } from "../world/agent.ts";
+import { type BareLog, type BareWorkers, startBareWorkers, wrangler } from "../world/bare-workers.ts";
+import { type Chain, startChain } from "../world/chain.ts";
+
+const run = promisify(execFile);
+const dataKey = secp256k1.keygen();
+const legacyKey = secp256k1.keygen();
+const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
+
+/** `ecc:` as the old backend wrote it: eciesjs, parts in hex. */
+function seal(text: string): string {
+  const sealed = encrypt(legacyKey.publicKey, Buffer.from(text));
+  const parts = [sealed.subarray(0, 65), sealed.subarray(65, 81), sealed.subarray(81, 97), sealed.subarray(97)];
+  return `ecc:${parts.map(hex).join(":")}`;
+}
+
+const rsa = generateKeyPairSync("rsa", { modulusLength: 2_048 }).privateKey.export({ type: "pkcs1", format: "pem" });
+const ed25519 = ssh2.utils.generateKeyPairSync("ed25519").private;
+const walletKeys = [generatePrivateKey(), generatePrivateKey()] as const;
+
+let chain: Chain;
+let folder: string;
+const tokens: number[] = [];
+
+beforeAll(async () => {
+  chain = await startChain({ blockTimeSeconds: 0 });
+  folder = await mkdtemp(join(tmpdir(), "clawcloud-test-"));
+  const [owner] = chain.agents;
+  if (owner === undefined) throw new Error("the chain has no accounts");
+  for (let count = 0; count < 5; count++) tokens.push((await buy(chain, owner, count % 4, 1)).tokenId);
+  await wrangler(["d1", "migrations", "apply", "clawcloud", "--local", "--persist-to", folder]);
+});
+afterAll(async () => {
+  await chain.stop();
+  await rm(folder, { recursive: true });
+});
+
+const variables = () => ({
+  DEPLOYMENT_ID: "import",
+  CONTRACT_ADDRESS,
+  RPC_URLS: chain.url,
+  START_BLOCK: "0",
+  DATA_PRIVATE_KEY: hex(dataKey.secretKey),
+});
+
+async function importFile(data: object): Promise<{ failed: boolean; text: string }> {
+  const file = join(folder, "old.json");
+  await writeFile(file, JSON.stringify(data));
+  const env = { ...process.env, ...variables(), LEGACY_DATA_KEY: hex(legacyKey.secretKey) };
+  const args = ["src/admin/main.ts", "import", file, "--local", "--persist-to", folder];
+  return run(process.execPath, args, { env }).then(
+    ({ stdout }) => ({ failed: false, text: stdout }),
+    (error: { stdout: string; stderr: string }) => ({ failed: true, text: error.stdout + error.stderr }),
+  );
+}
+
+async function query(sql: string): Promise<Record<string, string | number | null>[]> {
+  const text = await wrangler([
+    ...["d1", "execute", "clawcloud", "--local", "--persist-to", folder, "--json", "--command", sql],
+  ]);
+  return (JSON.parse(text) as { results: Record<string, string | number | null>[] }[])[0]?.results ?? [];
+}
+
+const machine = { instance_id: "11111111-aaaa-4bbb-8ccc-000000000001", ssh_host: "203.0.113.5", ssh_port: 2222 };
+
+test("what can't be imported is listed, nothing is written, and no key is told", async () => {
+  const { failed, text } = await importFile({
+    vms: [
+      { ...machine, token_id: 999, status: "running", ssh_private_key: rsa },
+      { ...machine, token_id: tokens[0], status: "running", ssh_private_key: "secret-but-no-key" },
+      { token_id: tokens[1], status: "running", ssh_private_key: rsa },
+      { ...machine, token_id: tokens[2], status: "running" },
+    ],
+    agent_wallets: [
+      { agent_id: "agent-1", address: `0x${"1".repeat(40)}`, private_key: walletKeys[0] },
+      {
+        agent_id: "agent-2",
+        address: privateKeyToAddress(walletKeys[1]),
+        private_key: `${seal("x").slice(0, -4)}beef`,
+      },
+    ],
+  });
+  expect(failed).toBe(true);
+  for (const line of [
+    "token 999: the chain has no purchase of it",
+    `token ${tokens[0]}: its ssh_private_key is no private key that can be read`,
+    `token ${tokens[1]}: a running VM needs instance_id and ssh_host`,
+    `token ${tokens[2]}: it needs ssh_private_key, or ssh_public_key where the private one is gone`,
+    "wallet agent-1: its private_key is not that of its address",
+    "wallet agent-2: its ecc: value does not open; set LEGACY_DATA_KEY to the old backend's private key",
+  ]) {
+    expect(text).toContain(line);
+  }
+  for (const secret of ["secret-but-no-key", walletKeys[0].slice(2)]) expect(text).not.toContain(secret);
+  expect(await query("SELECT count(*) AS n FROM vms")).toEqual([{ n: 0 }]);
+});
+
+test("imported VMs are served and not bought again; what the old backend had not made is left to the scan", async () => {
+  const { failed, text } = await importFile({
+    vms: [
+      { ...machine, token_id: tokens[0], status: "running", vm_type: "gcp", ssh_private_key: rsa },
+      {
+        ...machine,
+        instance_id: "i-2",
+        token_id: String(tokens[1]),
+        status: "running",
+        ssh_private_key: seal(ed25519),
+      },
+      { token_id: tokens[2], status: "terminated" },
+      { token_id: tokens[3], status: "provisioning", instance_id: "i-4" },
+      { token_id: tokens[4], status: "expired", instance_id: "i-5" },
+    ],
+    agent_wallets: walletKeys.map((key, i) => ({
+      agent_id: `agent-${i}`,
+      address: privateKeyToAddress(key).toLowerCase(),
+      private_key: i === 0 ? key : seal(key.slice(2)),
+    })),
+  });
+  expect([failed, text]).toEqual([false, expect.stringContaining("2 running and 2 ended VMs, 2 wallets")]);
+  expect(text).toContain(`token ${tokens[3]} is "provisioning": left to the scan`);
+  expect(text).toContain("end the old backend's machine i-4 by hand first");
+
+  for (const row of await query("SELECT * FROM agent_wallets ORDER BY agent_id")) {
+    const context = { kind: "wallet", subject: String(row["agent_id"]), attempt: 0 } as const;
+    const { secret } = await openSecret(dataKey.secretKey, context, String(row["private_key"]));
+    expect(privateKeyToAddress(`0x${hex(secret)}`)).toBe(row["address"]);
+  }
+
+  const logs: string[] = [];
+  const workers = await startEdge(({ message }) => logs.push(message));
+  try {
+    for (const table of ["vms", "attempts"]) await copyRows(workers, table);
+    const edge = await workers.miniflare.getWorker("edge");
+    await edge.scheduled({ cron: "* * * * *" });
+    const seen = logs.map((line) => JSON.parse(line) as { event: string; count?: number });
+    expect(seen.filter((line) => line.event === "purchases_seen")).toMatchObject([{ count: 1 }]);
+    const statuses = [];
+    for (const tokenId of tokens) {
+      const answer = await fetch(`${workers.url("edge")}/status/${tokenId}`);
+      statuses.push(((await answer.json()) as { status: string }).status);
+    }
+    expect(statuses).toEqual(["running", "running", "terminated", "provisioning", "expired"]);
+    await chain.node.mine({ blocks: 1 });
+    expect(await credentialsOf(workers, tokens[0] ?? -1)).toMatchObject({
+      host: machine.ssh_host,
+      privateKey: rsa,
+      ssh: { port: 2222, knownHosts: null, publicKey: publicLine(rsa.toString()) },
+    });
+    const second = await credentialsOf(workers, tokens[1] ?? -1);
+    expect(second.ssh.publicKey).toBe(publicLine(ed25519));
+    expect(publicLine(second.privateKey)).toBe(publicLine(ed25519));
+  } finally {
+    await workers.stop();
+  }
+});
+
+test("once the scan has begun an import is refused: it would change nothing of what is on order", async () => {
+  await wrangler([
+    ...["d1", "execute", "clawcloud", "--local", "--persist-to", folder, "--command"],
+    "INSERT INTO cursors (id, block_number, block_hash, block_timestamp, checkpoints, range, scanned_at) VALUES (1, 1, '0x', 1, '[]', 1, 1)",
+  ]);
+  const { failed, text } = await importFile({ vms: [{ token_id: tokens[2], status: "terminated" }] });
+  expect([failed, text]).toEqual([true, expect.stringContaining("Nothing was imported: the scan has begun")]);
+});
+
+const startEdge = (onLog: (line: BareLog) => void) =>
+  startBareWorkers(
+    [
+      {
+        name: "edge",
+        config: "wrangler.toml",
+        variables: {
+          ...variables(),
+          CHAIN_ID: "8453",
+          CONFIRMATIONS: "0",
+          SCAN_RUN_SECONDS: "2",
+          PUBLIC_URLS: "https://api.example",
+        },
+        objects: { IP_GUARD: { className: "IpGuard" } },
+      },
+    ],
+    onLog,
+  );
+
+async function copyRows({ database }: BareWorkers, table: string): Promise<void> {
+  for (const row of await query(`SELECT * FROM ${table}`)) {
+    const names = Object.keys(row);
+    const marks = names.map(() => "?").join(", ");
+    await database
+      .prepare(`INSERT INTO ${table} (${names.join(", ")}) VALUES (${marks})`)
+      .bind(...Object.values(row))
+      .run();
+  }
+}
+
+async function credentialsOf(workers: BareWorkers, tokenId: number) {
+  const [owner] = chain.agents;
+  if (owner === undefined) throw new Error("the chain has no accounts");
+  const headers = await fixedHeaders(owner, tokenId);
+  const answer = await fetch(`${workers.url("edge")}/credentials/${tokenId}`, { headers });
+  return (await answer.json()) as { host: string; privateKey: string; ssh: { publicKey: string } };
+}
+
+function publicLine(privateKey: string): string {
+  const parsed = ssh2.utils.parseKey(privateKey);
+  if (parsed instanceof Error) throw parsed;
+  return `${parsed.type} ${parsed.getPublicSSH().toString("base64")}`;
+}
