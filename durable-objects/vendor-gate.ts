@@ -18,26 +18,28 @@ type Refusal = { ok: false; message: string; retryAfterSeconds: number };
 export type SnapshotAnswer = { ok: true; snapshot: Snapshot } | Refusal;
 export type SuppliesAnswer = { ok: true; supplies: Supplies } | Refusal;
 
-/** Vultr refuses the 31st request within a second: a full bucket and a second's refill stay below that. */
+/** Vultr refuses the 31st request within a second: a full bucket and a second's refill are at most 30. */
 const VULTR_RATE = { perSecond: 15, burst: 15 };
 /** RunPod counts by the minute. */
 const RUNPOD_BURST_SECONDS = 10;
 const SUPPLIES_AGE_MS = 3_600_000;
+/** What `prepare` asks of Vultr the first time; later it is less. */
+const PREPARE_CALLS = 6;
 
 export class VendorGate extends DurableObject<object> {
   #snapshot: Snapshot | undefined;
   #reading: Promise<Snapshot> | undefined;
   #preparing: Promise<Supplies> | undefined;
 
-  /** Takes one permit. 0: go; otherwise the seconds after which to ask again. */
-  take(now: number): number {
+  /** Takes a permit for one call, or for some that belong together. 0: go; else the seconds after which to ask again. */
+  take(now: number, calls = 1): number {
     const { perSecond, burst } = this.#rate();
     const known = this.ctx.storage.kv.get<Bucket>("bucket");
     const bucket = known ?? { tokens: burst, at: now, closedUntil: 0 };
     if (bucket.closedUntil > now) return Math.ceil((bucket.closedUntil - now) / 1_000);
     const tokens = Math.min(burst, bucket.tokens + (Math.max(0, now - bucket.at) / 1_000) * perSecond);
     if (tokens < 1) return Math.max(1, Math.ceil((1 - tokens) / perSecond));
-    this.ctx.storage.kv.put("bucket", { tokens: tokens - 1, at: now, closedUntil: 0 } satisfies Bucket);
+    this.ctx.storage.kv.put("bucket", { tokens: tokens - calls, at: now, closedUntil: 0 } satisfies Bucket);
     return 0;
   }
 
@@ -76,10 +78,13 @@ export class VendorGate extends DurableObject<object> {
    * fifty times, nor make fifty firewalls.
    */
   async supplies(now: number): Promise<SuppliesAnswer> {
-    const known = this.ctx.storage.kv.get<{ supplies: Supplies; readAt: number }>("supplies");
-    if (known !== undefined && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
+    const { DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS } = provisionerConfig(this.env);
+    // Under other settings they are others.
+    const of = [DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS].join("/");
+    const known = this.ctx.storage.kv.get<{ supplies: Supplies; readAt: number; of: string }>("supplies");
+    if (known?.of === of && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
     if (this.#preparing === undefined) {
-      const wait = this.take(now);
+      const wait = this.take(now, PREPARE_CALLS);
       if (wait > 0) return usedUp(wait);
       this.#preparing = this.#vendor()
         .prepare()
@@ -89,7 +94,7 @@ export class VendorGate extends DurableObject<object> {
     }
     try {
       const supplies = await this.#preparing;
-      this.ctx.storage.kv.put("supplies", { supplies, readAt: now });
+      this.ctx.storage.kv.put("supplies", { supplies, readAt: now, of });
       return { ok: true, supplies };
     } catch (error) {
       return this.#refusal("vendor_not_prepared", error, now);

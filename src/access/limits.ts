@@ -32,12 +32,13 @@ export const limited =
   };
 
 /**
- * The same while the route already reads: the handler awaits `admitted` before it does more than read our own tables,
- * and no answer leaves before the limiter's.
+ * The same while the route already reads: the handler awaits `admitted` before it does more than read a row or two of our
+ * own tables, and no answer leaves before the limiter's. A ban that the isolate knows lets nothing begin.
  */
 export const limitedBeside =
   (route: LimitedRoute): MiddlewareHandler<App> =>
   async (c, next) => {
+    refuseKnownBan(c, route);
     const admitted = admit(c, route);
     // Awaited below, whatever the handler does.
     admitted.catch(() => undefined);
@@ -47,37 +48,45 @@ export const limitedBeside =
   };
 
 async function admit(c: Context<App>, route: LimitedRoute): Promise<void> {
-  const { IP_GUARD, RATE_LIMITS, BAN_CACHE_SECONDS } = c.get("config");
+  refuseKnownBan(c, route);
+  const { IP_GUARD, BAN_CACHE_SECONDS } = c.get("config");
   const address = clientAddress(c.req.header("cf-connecting-ip"));
   const now = Date.now();
-  const limit = RATE_LIMITS[route] ?? LIMITS[route];
-  const state = (rest: number, resetAt: number) => {
-    c.header("X-RateLimit-Limit", String(limit.requests));
-    c.header("X-RateLimit-Remaining", String(rest));
-    c.header("X-RateLimit-Reset", String(resetAt));
-  };
-  const refuseBanned = (until: number): never => {
-    state(0, Math.ceil(until / 1_000));
-    throw banned(until, now);
-  };
-  const known = bans.get(address);
-  if (known !== undefined) {
-    if (known.forgetAt > now) return refuseBanned(known.until);
-    bans.delete(address);
-  }
-  const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limit, now);
+  const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limitOf(c, route), now);
   if (verdict.kind === "banned") {
     bans.set(address, { until: verdict.until, forgetAt: Math.min(verdict.until, now + BAN_CACHE_SECONDS * 1_000) });
     log("security", "ip_refused", { requestId: c.get("requestId"), address, route });
-    return refuseBanned(verdict.until);
+    return refuseBanned(c, route, verdict.until, now);
   }
-  state(verdict.remaining, verdict.resetAt);
+  stateLimit(c, verdict.limit, verdict.remaining, verdict.resetAt);
   if (verdict.kind === "allowed") return;
   log("security", "rate_limited", { requestId: c.get("requestId"), address, route });
   const retryAfterSeconds = Math.max(1, verdict.resetAt - Math.floor(now / 1_000));
   throw new AppError("rate_limited", `Too many requests; try again in ${retryAfterSeconds} seconds.`, {
     retryAfterSeconds,
   });
+}
+
+const limitOf = (c: Context<App>, route: LimitedRoute): Limit => c.get("config").RATE_LIMITS[route] ?? LIMITS[route];
+
+function stateLimit(c: Context<App>, limit: number, remaining: number, resetAt: number): void {
+  c.header("X-RateLimit-Limit", String(limit));
+  c.header("X-RateLimit-Remaining", String(remaining));
+  c.header("X-RateLimit-Reset", String(resetAt));
+}
+
+function refuseKnownBan(c: Context<App>, route: LimitedRoute): void {
+  const address = clientAddress(c.req.header("cf-connecting-ip"));
+  const known = bans.get(address);
+  if (known === undefined) return;
+  const now = Date.now();
+  if (known.forgetAt > now) refuseBanned(c, route, known.until, now);
+  bans.delete(address);
+}
+
+function refuseBanned(c: Context<App>, route: LimitedRoute, until: number, now: number): never {
+  stateLimit(c, limitOf(c, route).requests, 0, Math.ceil(until / 1_000));
+  throw banned(until, now);
 }
 
 /**

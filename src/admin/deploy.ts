@@ -3,7 +3,8 @@
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { type Environment, readEnvironment, WORKERS, type WorkerName, WRANGLER } from "./environment.ts";
+import { type Environment, readEnvironment, WORKERS, type WorkerName } from "./environment.ts";
+import { WRANGLER } from "./wrangler.ts";
 
 /** What has to be the same on both sides. */
 const SHARED = ["DEPLOYMENT_ID", "CHAIN_ID", "CONTRACT_ADDRESS", "PURCHASE_EVENT", "EXPIRY_GRACE_SECONDS"];
@@ -60,6 +61,9 @@ function compare(edge: Environment, provisioner: Environment): string[] {
     (name) => `${name} differs between the two wrangler.toml files`,
   );
   if (edge.databases[0]?.id !== provisioner.databases[0]?.id) found.push("database_id differs between the two files");
+  if ((edge.secrets === null) !== (provisioner.secrets === null)) {
+    found.push("only one of the two files in .secrets exists: their data keys can't be compared");
+  }
   const secret = edge.secrets?.["DATA_PRIVATE_KEY"];
   const expected = provisioner.secrets?.["DATA_PUBLIC_KEY"];
   // Sealed under a key that nobody holds, every SSH key would be lost (hard case 8).

@@ -1,6 +1,5 @@
 // What the two Workers will run with, as the files of this checkout say.
 import { existsSync, readFileSync } from "node:fs";
-import { fileURLToPath } from "node:url";
 import { unstable_readConfig } from "wrangler";
 import { edgeConfig, provisionerConfig } from "../config.ts";
 
@@ -13,11 +12,6 @@ export const WORKERS = {
   },
 } as const;
 export type WorkerName = keyof typeof WORKERS;
-
-/** wrangler's own program, as `npx wrangler` would run it. */
-export const WRANGLER = fileURLToPath(
-  import.meta.resolve("wrangler/package.json").replace("package.json", "bin/wrangler.js"),
-);
 
 export type Environment = {
   vars: Record<string, unknown>;
@@ -41,7 +35,7 @@ export function readEnvironment(worker: WorkerName): Environment {
   const config = unstable_readConfig({ config: file }) as Declared;
   return {
     vars: config.vars,
-    secrets: existsSync(secrets) ? (JSON.parse(readFileSync(secrets, "utf8")) as Record<string, string>) : null,
+    secrets: existsSync(secrets) ? (readJson(secrets) as Record<string, string>) : null,
     bindings: {
       ...Object.fromEntries(config.d1_databases.map(({ binding }) => [binding, { prepare: () => null }])),
       ...Object.fromEntries((config.queues.producers ?? []).map(({ binding }) => [binding, { send: () => null }])),
@@ -52,4 +46,14 @@ export function readEnvironment(worker: WorkerName): Environment {
       id: database_id,
     })),
   };
+}
+
+/** A file's JSON. Its parser's own message would quote what stands beside the fault, which may be a key. */
+export function readJson(file: string): unknown {
+  const text = readFileSync(file, "utf8");
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Error(`${file} is not valid JSON`);
+  }
 }

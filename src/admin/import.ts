@@ -2,7 +2,7 @@
 // served is bought a second time. What a token is, its purchase on chain says; what its machine is, the file says.
 import { spawnSync } from "node:child_process";
 import { createPrivateKey } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
@@ -11,26 +11,34 @@ import ssh2 from "ssh2";
 import { getAddress, isAddress } from "viem";
 import { privateKeyToAddress } from "viem/accounts";
 import { z } from "zod";
-import { askFirst, type Chain, connectChain, readHead } from "../chain/client.ts";
+import { askFirst, connectChain, readHead } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { fetchEvents, type Purchase } from "../chain/events.ts";
 import { incarnationKey } from "../chain/incarnation.ts";
-import { shrinkRange } from "../chain/log-ranges.ts";
+import { growRange, shrinkRange } from "../chain/log-ranges.ts";
 import type { EdgeConfig } from "../config.ts";
 import { dataKeyId, decrypt, isEncrypted, sealSecret } from "../credentials/ecies.ts";
 import { BEGUN_SQL, type ImportedRows, importSql } from "../db/import.ts";
 import { TIERS } from "../vms/tiers.ts";
-import { readEnvironment, WORKERS, WRANGLER } from "./environment.ts";
+import { readEnvironment, readJson, WORKERS } from "./environment.ts";
+import { WRANGLER } from "./wrangler.ts";
 
 const ATTEMPT = 1;
 const VENDORS = { vm: "vultr", gpu: "runpod" } as const;
 
-const time = z.union([z.iso.datetime({ offset: true }), z.int()]).transform((value) => new Date(value).getTime());
+const SMALLEST_MS = 1_000_000_000_000;
+// A number of seconds taken for milliseconds would be 1970, and a key whose grace is over.
+const time = z
+  .union([z.iso.datetime({ offset: true }), z.int().min(SMALLEST_MS, "must be unix milliseconds or ISO 8601")])
+  .transform((value) => new Date(value).getTime());
+/** `coerce` would make token 0 of null and of "". */
+const tokenId = z.union([z.int().min(0), z.string().regex(/^\d+$/).transform(Number).pipe(z.int())]);
 
 /** A row of the old `vms` table as JSON; other columns are ignored. */
 const oldVm = z.object({
-  token_id: z.coerce.number().int().min(0),
-  status: z.string(),
+  token_id: tokenId,
+  /** The reference's statuses, and `failed`. */
+  status: z.enum(["provisioning", "running", "terminated", "expired", "failed"]),
   instance_id: z.string().min(1).nullish(),
   provider: z.enum(["vultr", "runpod"]).nullish(),
   ssh_host: z.string().min(1).nullish(),
@@ -56,17 +64,17 @@ export type ImportOptions = { local?: boolean; remote?: boolean; persistTo?: str
 
 /** Reads the file, looks its tokens up on chain and writes the rows with wrangler. Throws an `Error` that says what to do. */
 export async function importOldBackend(file: string, options: ImportOptions): Promise<void> {
-  const { config, database } = readConfig();
+  const { config, database } = readConfig(options);
   const data = parseFile(file);
   const keys = readKeys(config);
   const served = data.vms.filter((vm) => ["running", "expired", "terminated"].includes(vm.status));
   const left = data.vms.filter((vm) => !served.includes(vm));
-  const problems: string[] = [];
+  const problems = [...findDuplicates(data), ...left.flatMap(findUnended)];
   const rows: ImportedRows = { vms: [], attempts: [], wallets: [] };
-  const purchases = await findPurchases(config, new Set(served.map((vm) => vm.token_id)));
+  const history = await readHistory(config, new Set(served.map((vm) => vm.token_id)));
   for (const vm of served) {
     try {
-      const { row, attempt } = await toRows(vm, purchases.get(vm.token_id), config, keys);
+      const { row, attempt } = await toRows(vm, history, config, keys);
       rows.vms.push(row);
       rows.attempts.push(attempt);
     } catch (error) {
@@ -85,7 +93,6 @@ export async function importOldBackend(file: string, options: ImportOptions): Pr
   console.log(`${running} running and ${rows.vms.length - running} ended VMs, ${rows.wallets.length} wallets`);
   for (const vm of left) {
     console.log(`token ${vm.token_id} is "${vm.status}": left to the scan, which orders a machine for it`);
-    if (vm.instance_id != null) console.log(`  end the old backend's machine ${vm.instance_id} by hand first`);
   }
   if (!options.local && !options.remote) {
     console.log("Nothing was written: say --remote (or --local) to write it.");
@@ -94,13 +101,43 @@ export async function importOldBackend(file: string, options: ImportOptions): Pr
   write(database, importSql(rows), options);
 }
 
-function readConfig(): { config: EdgeConfig; database: string } {
+/** Two rows for one machine, and the scan would take the second for a machine that nobody has. */
+function findDuplicates({ vms, agent_wallets: wallets }: z.output<typeof oldData>): string[] {
+  const twice = (what: string, values: (string | number)[]) =>
+    [...new Set(values.filter((value, i) => values.indexOf(value) !== i))].map(
+      (value) => `${what} ${value} is there twice`,
+    );
+  return [
+    ...twice(
+      "token",
+      vms.map((vm) => vm.token_id),
+    ),
+    ...twice(
+      "instance_id",
+      vms.flatMap((vm) => vm.instance_id ?? []),
+    ),
+    ...twice(
+      "wallet",
+      wallets.map((wallet) => wallet.agent_id),
+    ),
+  ];
+}
+
+/** A machine behind a purchase that the scan will serve again would run beside the new one for ever. */
+const findUnended = ({ token_id, status, instance_id }: OldVm): string[] =>
+  instance_id == null
+    ? []
+    : [
+        `token ${token_id}: it is "${status}" and has a machine; end ${instance_id} at the vendor and drop its instance_id`,
+      ];
+
+function readConfig({ local }: ImportOptions): { config: EdgeConfig; database: string } {
   const { vars, secrets, bindings, databases } = readEnvironment("edge");
-  const config = WORKERS.edge.parse({ ...vars, ...secrets, ...fromShell(), ...bindings });
+  const config = WORKERS.edge.parse({ ...vars, ...secrets, ...(local ? fromShell() : {}), ...bindings });
   return { config, database: databases[0]?.name ?? "" };
 }
 
-/** The shell's variables go before the files', for a trial against another chain. */
+/** A trial against another chain is set up in the shell; what goes to an account comes from the files alone. */
 const fromShell = () =>
   Object.fromEntries(
     ["RPC_URLS", "CONTRACT_ADDRESS", "START_BLOCK", "DATA_PRIVATE_KEY", "DEPLOYMENT_ID"].flatMap((name) => {
@@ -110,7 +147,7 @@ const fromShell = () =>
   );
 
 function parseFile(file: string): z.output<typeof oldData> {
-  const result = oldData.safeParse(JSON.parse(readFileSync(file, "utf8")));
+  const result = oldData.safeParse(readJson(file));
   if (result.success) return result.data;
   // Paths and rules only: the values may be keys.
   const issues = result.error.issues.map((issue) => `${issue.path.join(".")}: ${issue.message}`);
@@ -135,41 +172,43 @@ async function readSecret(value: string, { openers }: Keys): Promise<Uint8Array>
   throw new Error("its ecc: value does not open; set LEGACY_DATA_KEY to the old backend's private key");
 }
 
-async function findPurchases(config: EdgeConfig, tokens: ReadonlySet<number>): Promise<Map<number, Purchase>> {
+type History = { purchases: Map<number, Purchase>; expiries: Map<number, number> };
+
+/** The purchases of these tokens and how far renewals have moved their end, up to the chain's head. */
+async function readHistory(config: EdgeConfig, tokens: ReadonlySet<number>): Promise<History> {
+  const history: History = { purchases: new Map(), expiries: new Map() };
+  if (tokens.size === 0) return history;
   const chain = connectChain(config);
-  const found = new Map<number, Purchase>();
-  if (tokens.size === 0) return found;
+  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
   const { number: head } = await askFirst(chain, (node) => readHead(node));
   let range = config.SCAN_MAX_RANGE;
-  for (let from = config.START_BLOCK; from <= head && found.size < tokens.size; ) {
+  for (let from = config.START_BLOCK; from <= head; ) {
     const to = Math.min(head, from + range - 1);
     try {
-      for (const purchase of await readPurchases(chain, config, from, to)) {
-        if (tokens.has(purchase.tokenId)) found.set(purchase.tokenId, purchase);
-      }
+      const events = await askFirst(chain, (node) => fetchEvents(node, source, from, to));
+      for (const purchase of events.purchases) history.purchases.set(purchase.tokenId, purchase);
+      for (const { tokenId, newExpiry } of events.renewals) history.expiries.set(tokenId, newExpiry);
       from = to + 1;
+      range = growRange(range, config.SCAN_MAX_RANGE);
     } catch (error) {
       if (range === 1) throw error;
-      range = shrinkRange(range, error);
+      range = shrinkRange(range, (error as Error).cause);
     }
   }
-  return found;
+  return history;
 }
 
-const readPurchases = async (chain: Chain, config: EdgeConfig, from: number, to: number): Promise<Purchase[]> => {
-  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
-  return (await askFirst(chain, (node) => fetchEvents(node, source, from, to))).purchases;
-};
-
-async function toRows(vm: OldVm, purchase: Purchase | undefined, config: EdgeConfig, keys: Keys) {
+async function toRows(vm: OldVm, { purchases, expiries }: History, config: EdgeConfig, keys: Keys) {
+  const purchase = purchases.get(vm.token_id);
   if (purchase === undefined) throw new Error("the chain has no purchase of it");
   const spec = TIERS[purchase.tier];
   if (spec === undefined) throw new Error(`its tier ${purchase.tier} is not sold here`);
   const running = vm.status === "running";
-  // What the old backend called expired and never deleted is proved and ended like any other.
+  // What the old backend called expired and never deleted goes through the proof like any other, and may be running after it.
   const unended = vm.status === "expired" && vm.instance_id != null;
-  if (running && (vm.instance_id == null || vm.ssh_host == null)) {
-    throw new Error("a running VM needs instance_id and ssh_host");
+  const alive = running || unended;
+  if (alive && (vm.instance_id == null || vm.ssh_host == null)) {
+    throw new Error("a VM whose machine exists needs instance_id and ssh_host");
   }
   const login = await readLogin(vm, keys);
   const incarnation = incarnationKey({
@@ -179,7 +218,8 @@ async function toRows(vm: OldVm, purchase: Purchase | undefined, config: EdgeCon
     txHash: purchase.txHash,
     ordinal: purchase.ordinal,
   });
-  const expiresAt = purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY;
+  const paidUntil = purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY;
+  const expiresAt = Math.max(paidUntil, expiries.get(purchase.tokenId) ?? 0);
   const startedAt = purchase.purchaseDate * 1_000;
   const provider = vm.provider ?? VENDORS[spec.type];
   const owner = purchase.buyer.toLowerCase();
@@ -203,10 +243,10 @@ async function toRows(vm: OldVm, purchase: Purchase | undefined, config: EdgeCon
     checkAt: running ? expiresAt + config.EXPIRY_GRACE_SECONDS : null,
     attempt: ATTEMPT,
     provider,
-    instanceId: running || unended ? (vm.instance_id ?? null) : null,
+    instanceId: alive ? (vm.instance_id ?? null) : null,
     sshHost: vm.ssh_host ?? null,
     sshPort: vm.ssh_port ?? 22,
-    sshPrivateKey: login.secret === null || !running ? null : await sealSecret(keys.publicKey, context, login.secret),
+    sshPrivateKey: login.secret === null || !alive ? null : await sealSecret(keys.publicKey, context, login.secret),
     keyId,
     runningAt: startedAt,
     deliveredAt: vm.delivered_at ?? (login.secret === null ? startedAt : null),
@@ -229,7 +269,7 @@ async function toRows(vm: OldVm, purchase: Purchase | undefined, config: EdgeCon
     startedAt,
     endedAt: startedAt,
     outcome: "running",
-    goneAt: running || unended ? null : startedAt,
+    goneAt: alive ? null : startedAt,
   };
   return { row, attempt };
 }
@@ -237,7 +277,7 @@ async function toRows(vm: OldVm, purchase: Purchase | undefined, config: EdgeCon
 /** The key as this backend stores it (PKCS#8 DER where the type allows), and its public half. */
 async function readLogin(vm: OldVm, keys: Keys): Promise<{ secret: Uint8Array | null; publicKey: string }> {
   if (vm.ssh_private_key == null) {
-    if (vm.status === "running" && vm.ssh_public_key == null) {
+    if (vm.instance_id != null && vm.status !== "terminated" && vm.ssh_public_key == null) {
       throw new Error("it needs ssh_private_key, or ssh_public_key where the private one is gone");
     }
     return { secret: null, publicKey: vm.ssh_public_key ?? "" };
@@ -277,7 +317,7 @@ function write(database: string, sql: string, options: ImportOptions): void {
   const [answer] = JSON.parse(begun) as { results: { begun: number }[] }[];
   if (answer?.results[0]?.begun !== 0) {
     throw new Error(
-      "Nothing was imported: the scan has begun, and machines are on order for what it found. Import into an empty, migrated database before the first deployment.",
+      "Nothing was imported: the database has rows already, of a scan that has begun or of an import. It takes an import once, before the first deployment.",
     );
   }
   const folder = mkdtempSync(join(tmpdir(), "clawcloud-import-"));

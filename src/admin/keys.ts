@@ -1,4 +1,5 @@
 // `npm run keys`: makes the secrets that a deployment makes for itself, and the two files that hold them.
+import { existsSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
@@ -29,16 +30,17 @@ program
       },
     };
     await mkdir(out, { recursive: true, mode: 0o700 });
-    try {
-      for (const [worker, secrets] of Object.entries(files)) {
-        const text = `${JSON.stringify(secrets, null, 2)}\n`;
-        await writeFile(join(out, `${worker}.json`), text, { mode: 0o600, flag: "wx" });
+    const paths = Object.entries(files).map(([worker, secrets]) => [join(out, `${worker}.json`), secrets] as const);
+    for (const [path] of paths) {
+      // Both or none: half a pair would seal what nobody can open.
+      if (existsSync(path)) {
+        program.error(
+          `${path} exists: a new data key would not open what the old one sealed. Move both files away first.`,
+        );
       }
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-      program.error(
-        `${(error as NodeJS.ErrnoException).path} exists: a new data key would not open what the old one sealed. Move it away first.`,
-      );
+    }
+    for (const [path, secrets] of paths) {
+      await writeFile(path, `${JSON.stringify(secrets, null, 2)}\n`, { mode: 0o600, flag: "wx" });
     }
     console.log(`Secrets are in ${join(out, "edge.json")} and ${join(out, "provisioner.json")}, readable by you alone.
 

@@ -188,13 +188,20 @@ export async function readReceipt(chain: Chain, hash: Hex): Promise<TransactionR
   return (await askTwo(chain, read, ({ receipt }) => receipt?.blockHash ?? "none")).receipt;
 }
 
-/** A token at the finalized block, as two nodes see it. */
-export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
+/** A token as two nodes agree on owner and validity. */
+export const readAgreedToken = (
+  chain: Chain,
+  tokenId: number,
+  blockTag: "latest" | "finalized" = "latest",
+): Promise<TokenView> =>
   askTwo(
     chain,
-    (node) => readToken(chain, node, BigInt(tokenId), "finalized"),
+    (node) => readToken(chain, node, BigInt(tokenId), blockTag),
     (view) => `${view.owner}/${view.valid}`,
   );
+
+export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
+  readAgreedToken(chain, tokenId, "finalized");
 
 export type Head = { number: number; hash: Hex; timestamp: number };
 

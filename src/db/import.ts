@@ -10,17 +10,18 @@ export type ImportedRows = {
   wallets: (typeof agentWallets.$inferInsert)[];
 };
 
-/** Counts what would make an import too late: rows that the scan has written, or a scan that has begun. */
-export const BEGUN_SQL = "SELECT (SELECT count(*) FROM cursors) + (SELECT count(*) FROM purchases) AS begun";
+/** Counts what would make an import too late: a scan that has begun, or an import before this one. */
+export const BEGUN_SQL =
+  "SELECT (SELECT count(*) FROM cursors) + (SELECT count(*) FROM purchases) + (SELECT count(*) FROM vms) + (SELECT count(*) FROM agent_wallets) AS begun";
 
-/** One INSERT per row; a row that is there already stays as it is. */
+/** One INSERT per row. A conflict fails the whole file: half a machine would be ended as nobody's. */
 export function importSql(rows: ImportedRows): string {
   const dialect = new SQLiteAsyncDialect();
   const db = drizzle({} as D1Database);
   const inserts = [
-    ...rows.vms.map((row) => db.insert(vms).values(row).onConflictDoNothing()),
-    ...rows.attempts.map((row) => db.insert(attempts).values(row).onConflictDoNothing()),
-    ...rows.wallets.map((row) => db.insert(agentWallets).values(row).onConflictDoNothing()),
+    ...rows.vms.map((row) => db.insert(vms).values(row)),
+    ...rows.attempts.map((row) => db.insert(attempts).values(row)),
+    ...rows.wallets.map((row) => db.insert(agentWallets).values(row)),
   ];
   return inserts.map((insert) => `${dialect.sqlToQuery(insert.getSQL().inlineParams()).sql};\n`).join("");
 }

@@ -40,6 +40,27 @@ export const attemptsByLabel = (db: Database, provider: "vultr" | "runpod", labe
       ),
     );
 
+/** Which of these machines a running row has. */
+export async function runningInstances(
+  db: Database,
+  provider: "vultr" | "runpod",
+  instanceIds: readonly string[],
+): Promise<Set<string>> {
+  if (instanceIds.length === 0) return new Set();
+  const rows = await db
+    .select({ instanceId: vms.instanceId })
+    .from(vms)
+    .where(
+      and(
+        eq(vms.provider, provider),
+        sql`${vms.instanceId} IN (SELECT value FROM json_each(${JSON.stringify(instanceIds)}))`,
+        isNotNull(vms.instanceId),
+        eq(vms.status, "running"),
+      ),
+    );
+  return new Set(rows.flatMap((row) => row.instanceId ?? []));
+}
+
 /** Takes over the address that a running machine has at its vendor now. */
 export const moveAddress = (
   db: Database,
@@ -107,12 +128,15 @@ export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number
   requireMove(vm.status, move.status ?? vm.status);
   const row = await db
     .update(vms)
-    .set({ ...move, generation: vm.generation + 1, lease: "", leaseUntil: 0 })
+    .set({ ...move, ...nextTurn(vm) })
     .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.generation, vm.generation)))
     .returning({ generation: vms.generation })
     .get();
   return row?.generation ?? null;
 }
+
+/** What ends a turn: messages of the one before are stale from here on, and the row is free. */
+const nextTurn = (vm: Vm) => ({ generation: vm.generation + 1, lease: "", leaseUntil: 0 });
 
 // First in a batch: fails, and with it the whole batch, when the lease is not the writer's (see schema, `lease`).
 const fenceByLease = (db: Database, vm: Vm, lease: string) =>
@@ -183,9 +207,7 @@ export async function recordMachine(
         plan,
         instanceId,
         wakeAt: times.wakeAt,
-        generation: vm.generation + 1,
-        lease: "",
-        leaseUntil: 0,
+        ...nextTurn(vm),
       })
       .where(eq(vms.incarnation, vm.incarnation)),
   ]);
@@ -209,7 +231,7 @@ export async function closeAttempt(
       .where(and(isAttempt(vm, number), isNull(attempts.endedAt))),
     db
       .update(vms)
-      .set({ ...move, generation: vm.generation + 1, lease: "", leaseUntil: 0 })
+      .set({ ...move, ...nextTurn(vm) })
       .where(eq(vms.incarnation, vm.incarnation)),
   ]);
   return vm.generation + 1;
@@ -221,7 +243,7 @@ export const markGone = (db: Database, attempt: Attempt, now: number) =>
     db
       .update(attempts)
       .set({ goneAt: now, privateKey: null, endedAt: sql`COALESCE(${attempts.endedAt}, ${now})` })
-      .where(and(eq(attempts.incarnation, attempt.incarnation), eq(attempts.number, attempt.number))),
+      .where(isAttempt(attempt, attempt.number)),
     db
       .update(vms)
       .set({ instanceId: null })
@@ -233,7 +255,7 @@ export const closeLost = (db: Database, attempt: Attempt, detail: string, now: n
   db
     .update(attempts)
     .set({ outcome: "lost", detail, endedAt: now, goneAt: now, privateKey: null })
-    .where(and(eq(attempts.incarnation, attempt.incarnation), eq(attempts.number, attempt.number)));
+    .where(isAttempt(attempt, attempt.number));
 
 /** Publishes the machine with the keys stored for its attempt; the attempt keeps no copy. */
 export async function publish(
@@ -250,9 +272,7 @@ export async function publish(
       .set({
         status: "running",
         step: "idle",
-        generation: vm.generation + 1,
-        lease: "",
-        leaseUntil: 0,
+        ...nextTurn(vm),
         wakeAt: null,
         sshHost: at.host,
         sshPort: at.port,
@@ -295,9 +315,7 @@ export async function failVm(
         failure: cause,
         wakeAt,
         checkAt: null,
-        generation: vm.generation + 1,
-        lease: "",
-        leaseUntil: 0,
+        ...nextTurn(vm),
       })
       .where(eq(vms.incarnation, vm.incarnation)),
   ]);
@@ -357,8 +375,8 @@ export const wakeAt = (db: Database, incarnation: string, at: number) =>
     .set({ wakeAt: at })
     .where(and(eq(vms.incarnation, incarnation), isNotNull(vms.wakeAt)));
 
-const isAttempt = (vm: Vm, number: number) =>
-  and(eq(attempts.incarnation, vm.incarnation), eq(attempts.number, number));
+const isAttempt = ({ incarnation }: Pick<Attempt, "incarnation">, number: number) =>
+  and(eq(attempts.incarnation, incarnation), eq(attempts.number, number));
 
 /** The machine is gone: nothing more to do, and no key to keep. A replaced purchase gives its token up as well. */
 export const terminate = (db: Database, vm: Vm, failure?: "reorged") => {

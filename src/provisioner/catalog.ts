@@ -9,7 +9,7 @@ const VENDORS: readonly VendorName[] = ["vultr", "runpod"];
 export async function refreshCatalog(context: Context): Promise<void> {
   for (const name of VENDORS) {
     try {
-      await permit(context, name);
+      await permit(context, name, context.vendors[name].catalogCalls);
       const offers = await context.vendors[name].catalog();
       await saveStock(context.db, name, { readAt: context.now(), offers });
     } catch (error) {

@@ -43,8 +43,8 @@ export function createContext(config: ProvisionerConfig, now: () => number = Dat
   };
 }
 
-/** A permit for one call; throws `VendorError` `wait` when the vendor's rate is used up. */
-export async function permit(context: Context, vendor: VendorName): Promise<void> {
-  const wait = await context.gate(vendor).take(context.now());
+/** A permit for so many calls; throws `VendorError` `wait` when the vendor's rate is used up. */
+export async function permit(context: Context, vendor: VendorName, calls = 1): Promise<void> {
+  const wait = await context.gate(vendor).take(context.now(), calls);
   if (wait > 0) throw new VendorError(vendor, "wait", "the shared rate is used up", { retryAfterSeconds: wait });
 }

@@ -71,7 +71,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   }
 }
 
-/** RSA takes most of a second of CPU, and what it took is told: nothing else here is slow by itself. */
+/** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
 async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<SshKeyPair> {
   const began = now();
   const pair = await generateSshKeyPair(config.SSH_KEY_ALGORITHM);

@@ -1,6 +1,6 @@
 // The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
 // a purchase that the chain replaced ends once two nodes show what took its place (5).
-import { askTwo, readFinalToken, readToken } from "../chain/client.ts";
+import { readAgreedToken, readFinalToken } from "../chain/client.ts";
 import * as store from "../db/vms.ts";
 import { log } from "../log.ts";
 import { type Context, DONE, type Next, sendAfter } from "./context.ts";
@@ -36,11 +36,7 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
   if (view.owner !== null && view.blockTimestamp < vm.expiresAt + config.EXPIRY_GRACE_SECONDS) {
     // After its time the grace still runs. Before it the owner gave it up, unless a renewal made it valid since.
     if (view.blockTimestamp >= vm.expiresAt) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
-    const latest = await askTwo(
-      chain,
-      (node) => readToken(chain, node, BigInt(vm.tokenId)),
-      (seen) => `${seen.owner}/${seen.valid}`,
-    );
+    const latest = await readAgreedToken(chain, vm.tokenId);
     if (latest.valid) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   }
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);

@@ -179,7 +179,18 @@ export async function reap(context: Context): Promise<void> {
   for (const provider of ["vultr", "runpod"] as const) {
     const answer = await context.gate(provider).machines(now(), now() - SNAPSHOT_AGE_MS);
     if (!answer.ok) continue;
-    const ours = answer.snapshot.machines.filter((one) => one.label.startsWith(`clawcloud-${config.DEPLOYMENT_ID}-`));
+    const isOurs = (one: Machine) => one.label.startsWith(`clawcloud-${config.DEPLOYMENT_ID}-`);
+    const ours = answer.snapshot.machines.filter(isOurs);
+    // Imported machines bear other names: a running row knows them by their ids.
+    const others = answer.snapshot.machines.filter((one) => !isOurs(one));
+    const imported = await store.runningInstances(
+      db,
+      provider,
+      others.map((machine) => machine.instanceId),
+    );
+    for (const machine of others.filter((one) => imported.has(one.instanceId))) {
+      await followMachine(context, provider, machine);
+    }
     const labels = ours.map((machine) => machine.label);
     const known = await store.attemptsByLabel(db, provider, labels);
     let unexplained = 0;

@@ -48,7 +48,14 @@ const route = createRoute({
   },
 });
 
-type Cached = { tiers: z.infer<typeof tierSchema>[]; tiersAt: number; readAt: number };
+type Cached = {
+  tiers: z.infer<typeof tierSchema>[];
+  tiersAt: number;
+  listedAt: number;
+  /** What the list is made from: it is made again when nothing can be read, since stock ages. */
+  stored: StoredTiers;
+  stock: StockByVendor;
+};
 // Per isolate; a warm answer reads nothing.
 const cache = new WeakMap<object, Cached>();
 
@@ -57,18 +64,19 @@ export function mountTiers(app: Router): void {
     const { db, chain, config } = c.var;
     const now = Date.now();
     let known = cache.get(config);
-    if (known === undefined || now - known.readAt > CACHE_MS) {
+    if (known === undefined || now - known.listedAt > CACHE_MS) {
       try {
         const [row] = await statementsOf(db).catalog.all();
         const stored = row?.tiers ?? (await firstRead(() => refreshTiers(db, chain, now)));
-        const tiers = listTiers(stored, recentStock(row?.stock ?? {}, now));
-        known = { tiers, tiersAt: row?.tiersAt ?? now, readAt: now };
-        cache.set(config, known);
+        const stock = row?.stock ?? {};
+        known = { tiers: listTiers(stored, stock, now), tiersAt: row?.tiersAt ?? now, listedAt: now, stored, stock };
       } catch (error) {
         // Once seen, an answer is better than none: its age is in the header.
         if (known === undefined) throw error;
         log("warn", "tiers_not_refreshed", errorFields(error));
+        known = { ...known, tiers: listTiers(known.stored, known.stock, now), listedAt: now };
       }
+      cache.set(config, known);
     }
     c.header("Age", String(Math.max(0, Math.floor((now - known.tiersAt) / 1_000))));
     c.header("Cache-Control", "public, max-age=30");
@@ -76,8 +84,9 @@ export function mountTiers(app: Router): void {
   });
 }
 
-const listTiers = (stored: StoredTiers, stock: StockByVendor): Cached["tiers"] =>
-  stored.flatMap(({ tier, name, active, pricePerDayUsdc6 }) => {
+function listTiers(stored: StoredTiers, stock: StockByVendor, now: number): Cached["tiers"] {
+  const recent = recentStock(stock, now);
+  return stored.flatMap(({ tier, name, active, pricePerDayUsdc6 }) => {
     const spec = TIERS[tier];
     if (spec === undefined) return [];
     const pricePerDay = BigInt(pricePerDayUsdc6);
@@ -90,10 +99,11 @@ const listTiers = (stored: StoredTiers, stock: StockByVendor): Cached["tiers"] =
         active,
         type: wireType(spec.type),
         specs: spec.specs,
-        stock: stockOf(tier, stock),
+        stock: stockOf(tier, recent),
       },
     ];
   });
+}
 
 /** Before the first sweep nothing is stored yet: the contract is asked once. */
 async function firstRead(read: () => Promise<StoredTiers>): Promise<StoredTiers> {

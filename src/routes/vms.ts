@@ -1,5 +1,5 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { limitedBeside } from "../access/limits.ts";
+import { limited } from "../access/limits.ts";
 import type { Router } from "../app.ts";
 import { readTogether, statementsOf } from "../db/reads.ts";
 import { wireType } from "../vms/tiers.ts";
@@ -33,7 +33,7 @@ const route = createRoute({
   method: "get",
   path: "/vms/{address}",
   summary: "VMs whose tokens an address owns now, newest first",
-  middleware: [limitedBeside("vms")] as const,
+  middleware: [limited("vms")] as const,
   request: {
     params: z.object({ address: addressSchema }),
     query: z.object({
@@ -75,10 +75,7 @@ export function mountVms(app: Router): void {
     const owner = address.toLowerCase();
     const before = cursor === undefined ? ABOVE_ANY_TOKEN : Number(cursor);
     const { vmsOfOwner, countOfOwner } = statementsOf(db);
-    const [[rows, counts]] = await Promise.all([
-      readTogether(db, [vmsOfOwner, countOfOwner], { owner, before, limit }),
-      c.var.admitted,
-    ]);
+    const [rows, counts] = await readTogether(db, [vmsOfOwner, countOfOwner], { owner, before, limit });
     const last = rows.at(-1);
     return c.json(
       {

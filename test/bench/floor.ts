@@ -44,16 +44,18 @@ app.get("/tiers", async (c) => {
 });
 
 app.get("/status/:tokenId", async (c) => {
-  await guard(c, "status");
-  const vm = await c.env.DB.prepare("SELECT * FROM vms WHERE token_id = ? AND current = 1")
-    .bind(Number(c.req.param("tokenId")))
-    .first<{ incarnation: string; attempt: number }>();
+  const [vm] = await Promise.all([
+    c.env.DB.prepare("SELECT * FROM vms WHERE token_id = ? AND current = 1")
+      .bind(Number(c.req.param("tokenId")))
+      .first<{ incarnation: string; attempt: number; status: string; created_at: number; expires_at: number }>(),
+    guard(c, "status"),
+  ]);
   const { results } = await c.env.DB.prepare(
     "SELECT provider, region, started_at, ended_at, outcome FROM attempts WHERE incarnation = ? ORDER BY number LIMIT ?",
   )
     .bind(vm?.incarnation, vm?.attempt)
     .all();
-  return c.json({ ...vm, attempts: results });
+  return c.json({ status: vm?.status, created: vm?.created_at, expires: vm?.expires_at, attempts: results });
 });
 
 app.get("/vms/:address", async (c) => {

@@ -73,7 +73,8 @@ const commands = [...new Set(shellLines.filter((line) => line.startsWith("npx wr
 test.each(commands)("README: wrangler's own help knows `%s`", async (command) => {
   const words = command.replace("npx wrangler ", "").split(/\s+/);
   const flags = words.filter((word) => word.startsWith("-")).map((flag) => flag.split("=")[0]);
-  const plain = words.slice(0, words.findIndex((word) => word.startsWith("-")) >>> 0);
+  const firstFlag = words.findIndex((word) => word.startsWith("-"));
+  const plain = firstFlag === -1 ? words : words.slice(0, firstFlag);
   // Subcommands come first and arguments after them: the longest run of words that has a help page of its own.
   let help = "";
   let depth = plain.length;

@@ -8,4 +8,6 @@ test("thousands of requests drawn from the OpenAPI document: no 5xx, and every a
   for (const status of ["200", "204", "400", "401", "404", "405", "413", "415"]) {
     expect(report.byStatus[status], status).toBeGreaterThan(0);
   }
+  // A nonce is used only by a signature that was accepted.
+  expect(report.byCode["nonce_used"]).toBeGreaterThan(0);
 });

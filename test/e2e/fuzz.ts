@@ -34,6 +34,9 @@ export type FuzzReport = {
   raw: Record<string, number>;
 };
 
+type Signatures = { fixed: Record<string, string>; fresh: Record<string, string>[] };
+
+const FRESH_SIGNATURES = 30;
 const METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "QUERY"];
 const NASTY = [
   "",
@@ -106,10 +109,12 @@ export async function fuzz({ runs, seed }: { runs: number; seed: number }): Prom
     const url = new URL(workers.url("edge"));
     const document = (await (await fetch(new URL("/openapi.json", url))).json()) as Document;
     const judge = createJudge(document);
-    const signatures = {
-      fixed: (await fixedHeaders(owner, tokenId))["authorization"] ?? "",
-      fresh: await freshHeaders(PUBLIC_URL, owner, tokenId),
-    };
+    const signatures: Signatures = { fixed: await fixedHeaders(owner, tokenId), fresh: [] };
+    for (let number = 10; number < 10 + FRESH_SIGNATURES; number++) {
+      // A nonce opens once: the second request with it is refused.
+      const action = number % 2 === 0 ? "" : "/ack";
+      signatures.fresh.push(await freshHeaders(PUBLIC_URL, owner, tokenId, action, { Nonce: `fuzz-nonce-${number}` }));
+    }
     const report: FuzzReport = { requests: 0, byStatus: {}, byCode: {}, raw: {} };
     const property = fc.asyncProperty(requests(document, judge, signatures, owner.address, tokenId), async (drawn) => {
       const answer = await send(url, drawn);
@@ -211,14 +216,15 @@ function operationOf(document: Document, key: string): Operation | undefined {
 function requests(
   document: Document,
   judge: Judge,
-  signatures: { fixed: string; fresh: Record<string, string> },
+  signatures: Signatures,
   owner: string,
   tokenId: number,
 ): fc.Arbitrary<Drawn> {
   const text = fc.oneof(
     { weight: 3, arbitrary: fc.constantFrom(...NASTY) },
     { weight: 2, arbitrary: fc.string({ unit: "binary", maxLength: 60 }) },
-    { weight: 2, arbitrary: fc.constantFrom(String(tokenId), "7", "999999", owner, owner.toLowerCase()) },
+    { weight: 2, arbitrary: fc.constantFrom("7", "999999", owner, owner.toLowerCase()) },
+    { weight: 2, arbitrary: fc.constant(String(tokenId)) },
     { weight: 1, arbitrary: fc.nat().map(String) },
     { weight: 1, arbitrary: fc.stringMatching(/^0x[0-9a-fA-F]{40}$/) },
   );
@@ -228,13 +234,13 @@ function requests(
   );
   const signature = fc.oneof(
     fc.constant(undefined),
-    fc.constant(signatures.fixed),
+    fc.constant(signatures.fixed["authorization"]),
     fc.stringMatching(/^[0-9a-f]{130}$/).map((hex) => `Bearer 0x${hex}`),
     fc.stringMatching(/^[0-9a-f]{0,300}$/).map((hex) => `Bearer 0x${hex}`),
     fieldValue.map((value) => `Bearer ${value}`),
     fieldValue,
   );
-  const message = Buffer.from(signatures.fresh["x-access-message"] ?? "", "base64").toString();
+  const message = Buffer.from(signatures.fresh[0]?.["x-access-message"] ?? "", "base64").toString();
   const mutated = fc
     .tuple(fc.nat({ max: message.length }), fc.nat({ max: 40 }), fc.string({ maxLength: 20 }))
     .map(([from, length, patch]) => message.slice(0, from) + patch + message.slice(from + length));
@@ -244,7 +250,7 @@ function requests(
     { weight: 1, arbitrary: fc.base64String({ maxLength: 400 }) },
     { weight: 1, arbitrary: fieldValue },
   );
-  const headers = fc
+  const wildHeaders = fc
     .record({
       authorization: signature,
       "x-access-message": accessMessage,
@@ -259,6 +265,16 @@ function requests(
     .map((record) =>
       Object.fromEntries(Object.entries(record).filter((entry): entry is [string, string] => entry[1] !== undefined)),
     );
+  const signedHeaders = fc.constantFrom(signatures.fixed, ...signatures.fresh);
+  const headers = fc.oneof(
+    { weight: 4, arbitrary: wildHeaders },
+    {
+      weight: 1,
+      arbitrary: fc
+        .tuple(wildHeaders, signedHeaders)
+        .map(([wild, signed]) => ({ ...wild, "content-type": "application/json", ...signed })),
+    },
+  );
   const body = fc.option(fc.oneof(fc.constantFrom(...BODIES), fc.json(), fc.string({ unit: "binary" })), { nil: null });
 
   const operations = Object.entries(document.paths).flatMap(([path, methods]) =>

@@ -11,10 +11,10 @@ import ssh2 from "ssh2";
 import { generatePrivateKey, privateKeyToAddress } from "viem/accounts";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { openSecret } from "../../src/credentials/ecies.ts";
-import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, fixedHeaders } from "../world/agent.ts";
 import { type BareLog, type BareWorkers, startBareWorkers, wrangler } from "../world/bare-workers.ts";
-import { type Chain, startChain } from "../world/chain.ts";
+import { type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
 
 const run = promisify(execFile);
 const dataKey = secp256k1.keygen();
@@ -42,6 +42,7 @@ beforeAll(async () => {
   const [owner] = chain.agents;
   if (owner === undefined) throw new Error("the chain has no accounts");
   for (let count = 0; count < 5; count++) tokens.push((await buy(chain, owner, count % 4, 1)).tokenId);
+  await renew(tokens[4] ?? -1, 2);
   await wrangler(["d1", "migrations", "apply", "clawcloud", "--local", "--persist-to", folder]);
 });
 afterAll(async () => {
@@ -80,7 +81,10 @@ const machine = { instance_id: "11111111-aaaa-4bbb-8ccc-000000000001", ssh_host:
 test("what can't be imported is listed, nothing is written, and no key is told", async () => {
   const { failed, text } = await importFile({
     vms: [
-      { ...machine, token_id: 999, status: "running", ssh_private_key: rsa },
+      { ...machine, instance_id: "i-9", token_id: 999, status: "running", ssh_private_key: rsa },
+      { ...machine, token_id: tokens[3], status: "terminated" },
+      { token_id: tokens[3], status: "terminated" },
+      { token_id: tokens[4], status: "provisioning", instance_id: "i-4" },
       { ...machine, token_id: tokens[0], status: "running", ssh_private_key: "secret-but-no-key" },
       { token_id: tokens[1], status: "running", ssh_private_key: rsa },
       { ...machine, token_id: tokens[2], status: "running" },
@@ -98,7 +102,11 @@ test("what can't be imported is listed, nothing is written, and no key is told",
   for (const line of [
     "token 999: the chain has no purchase of it",
     `token ${tokens[0]}: its ssh_private_key is no private key that can be read`,
-    `token ${tokens[1]}: a running VM needs instance_id and ssh_host`,
+    `token ${tokens[1]}: a VM whose machine exists needs instance_id and ssh_host`,
+    // Either would leave a machine that is ended as nobody's, or one that is bought twice.
+    `token ${tokens[3]} is there twice`,
+    `instance_id ${machine.instance_id} is there twice`,
+    `token ${tokens[4]}: it is "provisioning" and has a machine; end i-4 at the vendor and drop its instance_id`,
     `token ${tokens[2]}: it needs ssh_private_key, or ssh_public_key where the private one is gone`,
     "wallet agent-1: its private_key is not that of its address",
     "wallet agent-2: its ecc: value does not open; set LEGACY_DATA_KEY to the old backend's private key",
@@ -107,6 +115,15 @@ test("what can't be imported is listed, nothing is written, and no key is told",
   }
   for (const secret of ["secret-but-no-key", walletKeys[0].slice(2)]) expect(text).not.toContain(secret);
   expect(await query("SELECT count(*) AS n FROM vms")).toEqual([{ n: 0 }]);
+});
+
+test.each([
+  ["a status that no one knows", { token_id: 1, status: "Running" }, "vms.0.status"],
+  ["no token id, which must not become token 0", { token_id: null, status: "running" }, "vms.0.token_id"],
+  ["seconds for milliseconds", { token_id: 1, status: "running", delivered_at: 1_790_000_000 }, "vms.0.delivered_at"],
+])("%s is refused by its place in the file", async (_, vm, place) => {
+  const { failed, text } = await importFile({ vms: [vm] });
+  expect([failed, text]).toEqual([true, expect.stringContaining(`${place}: `)]);
 });
 
 test("imported VMs are served and not bought again; what the old backend had not made is left to the scan", async () => {
@@ -121,8 +138,8 @@ test("imported VMs are served and not bought again; what the old backend had not
         ssh_private_key: seal(ed25519),
       },
       { token_id: tokens[2], status: "terminated" },
-      { token_id: tokens[3], status: "provisioning", instance_id: "i-4" },
-      { token_id: tokens[4], status: "expired", instance_id: "i-5" },
+      { token_id: tokens[3], status: "provisioning" },
+      { ...machine, instance_id: "i-5", token_id: tokens[4], status: "expired", ssh_private_key: rsa },
     ],
     agent_wallets: walletKeys.map((key, i) => ({
       agent_id: `agent-${i}`,
@@ -132,7 +149,11 @@ test("imported VMs are served and not bought again; what the old backend had not
   });
   expect([failed, text]).toEqual([false, expect.stringContaining("2 running and 2 ended VMs, 2 wallets")]);
   expect(text).toContain(`token ${tokens[3]} is "provisioning": left to the scan`);
-  expect(text).toContain("end the old backend's machine i-4 by hand first");
+  // Its end may be disproved: then it needs its key and the end of what was paid for, renewal included.
+  const [renewed] = await query(
+    `SELECT ssh_private_key, expires_at - created_at AS paid FROM vms WHERE token_id = ${tokens[4]}`,
+  );
+  expect(renewed).toMatchObject({ ssh_private_key: expect.stringMatching(/^ecc:/), paid: 3 * 86_400 });
 
   for (const row of await query("SELECT * FROM agent_wallets ORDER BY agent_id")) {
     const context = { kind: "wallet", subject: String(row["agent_id"]), attempt: 0 } as const;
@@ -168,14 +189,39 @@ test("imported VMs are served and not bought again; what the old backend had not
   }
 });
 
-test("once the scan has begun an import is refused: it would change nothing of what is on order", async () => {
-  await wrangler([
-    ...["d1", "execute", "clawcloud", "--local", "--persist-to", folder, "--command"],
+test("a second import is refused, as is one after the scan has begun", async () => {
+  const again = () => importFile({ vms: [{ token_id: tokens[2], status: "terminated" }] });
+  const refused = [true, expect.stringContaining("Nothing was imported: the database has rows already")];
+  const execute = (sql: string) =>
+    wrangler(["d1", "execute", "clawcloud", "--local", "--persist-to", folder, "--command", sql]);
+  expect(Object.values(await again())).toEqual(refused);
+  for (const table of ["vms", "attempts", "agent_wallets"]) await execute(`DELETE FROM ${table}`);
+  await execute(
     "INSERT INTO cursors (id, block_number, block_hash, block_timestamp, checkpoints, range, scanned_at) VALUES (1, 1, '0x', 1, '[]', 1, 1)",
-  ]);
-  const { failed, text } = await importFile({ vms: [{ token_id: tokens[2], status: "terminated" }] });
-  expect([failed, text]).toEqual([true, expect.stringContaining("Nothing was imported: the scan has begun")]);
+  );
+  expect(Object.values(await again())).toEqual(refused);
 });
+
+async function renew(tokenId: number, days: number): Promise<void> {
+  const [owner] = chain.agents;
+  if (owner === undefined) throw new Error("the chain has no accounts");
+  const wallet = (account: typeof owner) => chain.wallet(account);
+  const confirm = async (hash: `0x${string}`) => chain.reader.waitForTransactionReceipt({ hash });
+  const contract = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
+  await confirm(
+    await wallet(chain.deployer).writeContract({ ...contract, functionName: "setOptions", args: [true, true] }),
+  );
+  const approval = {
+    address: USDC_ADDRESS,
+    abi: usdcAbi,
+    functionName: "approve",
+    args: [CONTRACT_ADDRESS, 10n ** 12n],
+  } as const;
+  await confirm(await wallet(owner).writeContract(approval));
+  await confirm(
+    await wallet(owner).writeContract({ ...contract, functionName: "renewVM", args: [BigInt(tokenId), days] }),
+  );
+}
 
 const startEdge = (onLog: (line: BareLog) => void) =>
   startBareWorkers(

@@ -8,10 +8,10 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { readD1Migrations } from "@cloudflare/vitest-plugin";
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4MiniflareOptions } from "miniflare";
+import { WRANGLER } from "../../src/admin/wrangler.ts";
 import { freePort } from "./ports.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
-const WRANGLER = fileURLToPath(import.meta.resolve("wrangler/package.json")).replace("package.json", "bin/wrangler.js");
 const run = promisify(execFile);
 
 /** Runs wrangler as an operator would, without calls home; resolves with what it printed. */

@@ -1,6 +1,7 @@
 // An RPC URL that can lag, lie and fail, in front of the honest node.
 import { type ServerType, serve } from "@hono/node-server";
 import { Hono } from "hono";
+import { z } from "zod";
 
 /**
  * What the proxy does to the calls it passes on:
@@ -11,10 +12,12 @@ import { Hono } from "hono";
  * - `max_range`: eth_getLogs refuses more than `blocks` blocks, in a provider's words
  * - `rewrite`: the result of calls to `method` is `result`
  */
-export type RpcFault =
-  | { kind: "down" | "hang" | "drop_logs" }
-  | { kind: "lag" | "max_range"; blocks: number }
-  | { kind: "rewrite"; method: string; result: unknown };
+const faultSchema = z.discriminatedUnion("kind", [
+  z.strictObject({ kind: z.enum(["down", "hang", "drop_logs"]) }),
+  z.strictObject({ kind: z.enum(["lag", "max_range"]), blocks: z.int().min(0) }),
+  z.strictObject({ kind: z.literal("rewrite"), method: z.string(), result: z.unknown() }),
+]);
+export type RpcFault = z.input<typeof faultSchema>;
 
 type Call = { jsonrpc: "2.0"; id: unknown; method: string; params: unknown[] };
 type Answer = { jsonrpc: "2.0"; id: unknown; result?: unknown; error?: { code: number; message: string } };
@@ -28,7 +31,9 @@ export async function startRpcProxy(target: string) {
 
   app.get("/control/faults", (c) => c.json(faults));
   app.post("/control/faults", async (c) => {
-    faults.push((await c.req.json()) as RpcFault);
+    const fault = faultSchema.safeParse(await c.req.json().catch(() => null));
+    if (!fault.success) return c.json({ error: z.prettifyError(fault.error) }, 400);
+    faults.push(fault.data);
     return c.json(faults, 201);
   });
   app.delete("/control/faults", (c) => {

@@ -223,12 +223,14 @@ export async function startRunpod(options: RunpodOptions) {
     const ours = pod.args.startsWith("bash -c '") && pod.args.endsWith("exec /start.sh'");
     const hostKey = ours ? Buffer.from(pod.env["CLAWCLOUD_HOST_KEY"] ?? "", "base64").toString() : null;
     const mark = pod.args.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
-    pod.door = await openDoor(
-      "127.0.0.1",
-      pod.sshPort,
-      { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id },
-      { hostKey, authorizedKeys: publicKey.split("\n"), addendum: pod.wrongMark ? "somebody-else" : mark },
+    const hardware = { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id };
+    const addendum = pod.wrongMark ? "somebody-else" : mark;
+    const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum };
+    // Between the order and the boot another process may have taken the port; ports move at RunPod anyway.
+    pod.door = await openDoor("127.0.0.1", pod.sshPort, hardware, keys).catch(() =>
+      openDoor("127.0.0.1", 0, hardware, keys),
     );
+    pod.sshPort = pod.door.port;
   }
 
   function view(pod: Pod) {

@@ -1,4 +1,7 @@
 // `npm start`: the local world with the main job in front of the reader. Options: --once, --serve, --json.
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { parseArgs, styleText } from "node:util";
 import type { LocalAccount } from "viem/accounts";
 import { buy, type Credentials, fixedHeaders, waitForStatus } from "./agent.ts";
@@ -18,6 +21,7 @@ const say = (text: string) => console.log(`${color("dim", seconds(began).padStar
 const options = readOptions();
 let world: World | undefined;
 let stopping: Promise<void> | undefined;
+let keyFolder: string | undefined;
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
   process.on(signal, () => {
     void shutDown().then(() => process.exit(0));
@@ -86,7 +90,7 @@ async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
     }),
   );
   const credentials = await phase("credentials", () => fetchCredentials(url, agent, tokenId));
-  say(`credentials: ${color("cyan", credentials.instructions)}`);
+  say(`credentials: ${color("cyan", options.once ? credentials.instructions : pasteable(credentials))}`);
   const command = credentials.type === "gcp" ? "uname -a" : "nvidia-smi";
   const result = await phase("ssh", () => runOverSsh(credentials, command));
   say(`${color("dim", `$ ${command}`)}\n${result.output.trim().replace(/^/gm, "         ")}`);
@@ -101,6 +105,13 @@ async function firstAttempt(url: string, tokenId: number): Promise<void> {
     await new Promise((resolve) => setTimeout(resolve, 700));
   }
   throw new Error("no machine was ordered");
+}
+
+/** Saves the key where the printed command finds it: the world takes it away again. */
+function pasteable({ tokenId, ssh, instructions }: Credentials): string {
+  keyFolder ??= mkdtempSync(join(tmpdir(), "clawcloud-keys-"));
+  writeFileSync(join(keyFolder, `clawcloud-${tokenId}.pem`), ssh.privateKey ?? "", { mode: 0o600 });
+  return instructions.replace("-i ", `-i ${keyFolder}/`);
 }
 
 async function fetchCredentials(url: string, agent: LocalAccount, tokenId: number): Promise<Credentials> {
@@ -161,6 +172,7 @@ ${color("bold", "To try")}
 }
 
 function shutDown(): Promise<void> {
+  if (keyFolder !== undefined) rmSync(keyFolder, { recursive: true, force: true });
   stopping ??= world?.stop() ?? Promise.resolve();
   return stopping;
 }

@@ -2,6 +2,7 @@
 // faults that tests and scripts switch on over the simulator's own control URL.
 import { type ServerType, serve } from "@hono/node-server";
 import { type Context, Hono } from "hono";
+import { z } from "zod";
 
 export const FAULT_KINDS = [
   "sold_out",
@@ -20,17 +21,18 @@ export const FAULT_KINDS = [
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
 /** A fault on one kind of call. `times` counts down; `region` narrows it to one region or cloud; `ms` is its length. */
-export type Fault = {
-  call: string;
-  kind: FaultKind;
-  times?: number;
-  region?: string;
-  ms?: number;
+const faultSchema = z.strictObject({
+  call: z.enum(["create", "get", "list", "delete", "catalog"]),
+  kind: z.enum(FAULT_KINDS),
+  times: z.int().min(1).optional(),
+  region: z.string().optional(),
+  ms: z.int().min(0).optional(),
   /** For `answer`: what is answered instead, without the effect. */
-  status?: number;
-  body?: unknown;
-  headers?: Record<string, string>;
-};
+  status: z.int().min(200).max(599).optional(),
+  body: z.unknown().optional(),
+  headers: z.record(z.string(), z.string()).optional(),
+});
+export type Fault = z.input<typeof faultSchema>;
 
 export type Exchange = {
   method: string;
@@ -83,11 +85,10 @@ export class VendorServer {
     this.app.get("/control/journal", (c) => c.json(this.journal));
     this.app.get("/control/faults", (c) => c.json(this.#faults));
     this.app.post("/control/faults", async (c) => {
-      const fault = (await c.req.json()) as Fault;
-      if (!FAULT_KINDS.includes(fault.kind))
-        return c.json({ error: `kind must be one of ${FAULT_KINDS.join(", ")}` }, 400);
-      this.#faults.push({ ...fault });
-      return c.json(fault, 201);
+      const fault = faultSchema.safeParse(await c.req.json().catch(() => null));
+      if (!fault.success) return c.json({ error: z.prettifyError(fault.error) }, 400);
+      this.#faults.push(fault.data);
+      return c.json(fault.data, 201);
     });
     this.app.delete("/control/faults", (c) => {
       this.clearFaults();

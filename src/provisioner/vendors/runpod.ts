@@ -142,6 +142,7 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
 
     list,
 
+    catalogCalls: RUNPOD_CLOUDS.length,
     async catalog(): Promise<Offer[]> {
       const wanted = new Set(Object.values(RUNPOD_GPUS).flat());
       const offers: Offer[] = [];

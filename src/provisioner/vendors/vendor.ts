@@ -46,6 +46,8 @@ export type Vendor = {
   list(): Promise<Machine[]>;
   /** What could be had at this moment; no reservation. */
   catalog(): Promise<Offer[]>;
+  /** How many calls that takes. */
+  catalogCalls: number;
 };
 
 /**

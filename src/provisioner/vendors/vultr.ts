@@ -178,6 +178,7 @@ export function createVultr(config: ProvisionerConfig): Vendor {
 
     list,
 
+    catalogCalls: VULTR_REGIONS.length,
     async catalog(): Promise<Offer[]> {
       const schema = z.object({ available_plans: z.array(z.string()) });
       const offers: Offer[] = [];

@@ -4,6 +4,7 @@ import { expect, test } from "vitest";
 import type { IpGuard } from "../../../durable-objects/ip-guard.ts";
 import { clientAddress, LIMITS } from "../../../src/access/limits.ts";
 import { deploy } from "../deployment.ts";
+import { billOf } from "../meter.ts";
 
 const HOUR = 3_600_000;
 const guards = (env as unknown as { IP_GUARD: DurableObjectNamespace<IpGuard> }).IP_GUARD;
@@ -110,4 +111,13 @@ test("a banned address is refused with 403, Retry-After and its limit's headers,
   expect(Number(last.headers.get("retry-after"))).toBeGreaterThan(3_000);
   expect(last.headers.get("x-ratelimit-remaining")).toBe("0");
   expect((await world.request("/health", from("198.51.100.9"))).status).toBe(200);
+});
+
+test("a banned address reads no row, on a route that reads beside its limiter too", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "tiers=1/60" } });
+  for (let count = 0; count < 13; count++) await world.request("/tiers", from("198.51.100.10"));
+  const bill = await billOf(async () => {
+    expect((await world.request("/status/1", from("198.51.100.10"))).status).toBe(403);
+  });
+  expect(bill).toEqual({ rowsRead: 0, rowsWritten: 0, roundTrips: 0 });
 });

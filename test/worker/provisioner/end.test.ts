@@ -61,6 +61,18 @@ test("the end of the paid time ends the machine at the vendor: expired, then ter
   expect(await code(gone)).toEqual([404, "vm_terminated"]);
 });
 
+test("an imported machine, known by its instance id alone, ends with its paid time", async () => {
+  const world = await deploy();
+  const tokenId = await running(world);
+  await world.sql.prepare("UPDATE attempts SET label = 'imported-42', mark = '', region = 'imported'").run();
+  await passTime(DAY + 10);
+  await world.scan();
+  await world.sweep();
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "terminated" });
+  expect(await world.machines("vultr")).toEqual([]);
+});
+
 test("our clock may run for days: while the chain stands still nothing expires (hard case 26)", async () => {
   const world = await deploy();
   const tokenId = await running(world);

@@ -81,6 +81,26 @@ test("a RunPod address that moved is taken over by the next look at the vendor (
   });
 });
 
+test("an imported machine, known by its instance id alone, is followed where its address moves", async () => {
+  const world = await deploy();
+  const { tokenId } = await buy(chain, agent(0), 4, 1);
+  await world.scan();
+  await world.drain();
+  const before = await world.vm(tokenId);
+  // The old backend's name for it: no label and no mark of ours.
+  const renamed = await fetch(`${world.provisioner.RUNPOD_API_URL}/v2/pods/${before?.["instance_id"]}`, {
+    method: "PATCH",
+    headers: { authorization: `Bearer ${world.provisioner.RUNPOD_API_KEY}`, "content-type": "application/json" },
+    body: JSON.stringify({ name: "old-backend-42" }),
+  });
+  expect(renamed.status).toBe(200);
+  await world.sql.prepare("UPDATE attempts SET label = 'imported-42', mark = ''").run();
+  await world.sql.prepare("UPDATE vms SET ssh_host = '198.51.100.1', ssh_port = 9").run();
+  await new Promise((resolve) => setTimeout(resolve, 2_100));
+  await reap(world.context);
+  expect(await world.vm(tokenId)).toMatchObject({ ssh_host: before?.["ssh_host"], ssh_port: before?.["ssh_port"] });
+});
+
 test("a machine whose purchase a forged row claims to be at its end still needs the proof (hard case 13)", async () => {
   const world = await deploy();
   const { tokenId } = await buy(chain, agent(0), 0, 1);
