@@ -23,8 +23,6 @@ const VULTR_RATE = { perSecond: 15, burst: 15 };
 /** RunPod counts by the minute. */
 const RUNPOD_BURST_SECONDS = 10;
 const SUPPLIES_AGE_MS = 3_600_000;
-/** What `prepare` asks of Vultr the first time; later it is less. */
-const PREPARE_CALLS = 6;
 
 export class VendorGate extends DurableObject<object> {
   #snapshot: Snapshot | undefined;
@@ -84,7 +82,8 @@ export class VendorGate extends DurableObject<object> {
     const known = this.ctx.storage.kv.get<{ supplies: Supplies; readAt: number; of: string }>("supplies");
     if (known?.of === of && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
     if (this.#preparing === undefined) {
-      const wait = this.take(now, PREPARE_CALLS);
+      const { prepareCalls } = this.#vendor();
+      const wait = prepareCalls === 0 ? 0 : this.take(now, prepareCalls);
       if (wait > 0) return usedUp(wait);
       this.#preparing = this.#vendor()
         .prepare()

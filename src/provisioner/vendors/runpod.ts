@@ -100,6 +100,7 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
   return {
     name: "runpod",
 
+    prepareCalls: 0,
     prepare: async () => ({}),
 
     async create(spec: MachineSpec): Promise<Machine> {

@@ -37,6 +37,8 @@ export type Vendor = {
   name: VendorName;
   /** Reads (or makes once) what `create` needs, so that a create is one call. Makes no machine. */
   prepare(): Promise<Supplies>;
+  /** How many calls that takes the first time. */
+  prepareCalls: number;
   create(spec: MachineSpec, supplies: Supplies): Promise<Machine>;
   /** Null where the vendor knows no such machine. */
   get(instanceId: string): Promise<Machine | null>;

@@ -138,6 +138,7 @@ export function createVultr(config: ProvisionerConfig): Vendor {
   return {
     name: "vultr",
 
+    prepareCalls: 6,
     prepare: async () => ({ osId: await findOs(), firewallGroup: await ensureFirewall() }),
 
     async create(spec: MachineSpec, supplies: Supplies): Promise<Machine> {
