@@ -82,14 +82,12 @@ export class VendorGate extends DurableObject<object> {
     const known = this.ctx.storage.kv.get<{ supplies: Supplies; readAt: number; of: string }>("supplies");
     if (known?.of === of && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
     if (this.#preparing === undefined) {
-      const { prepareCalls } = this.#vendor();
-      const wait = prepareCalls === 0 ? 0 : this.take(now, prepareCalls);
+      const vendor = this.#vendor();
+      const wait = vendor.prepareCalls === 0 ? 0 : this.take(now, vendor.prepareCalls);
       if (wait > 0) return usedUp(wait);
-      this.#preparing = this.#vendor()
-        .prepare()
-        .finally(() => {
-          this.#preparing = undefined;
-        });
+      this.#preparing = vendor.prepare().finally(() => {
+        this.#preparing = undefined;
+      });
     }
     try {
       const supplies = await this.#preparing;

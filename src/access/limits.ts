@@ -27,7 +27,9 @@ const bans = new Map<string, { until: number; forgetAt: number }>();
 export const limited =
   (route: LimitedRoute): MiddlewareHandler<App> =>
   async (c, next) => {
-    await admit(c, route);
+    const address = clientAddress(c.req.header("cf-connecting-ip"));
+    refuseKnownBan(c, route, address);
+    await admit(c, route, address);
     await next();
   };
 
@@ -38,8 +40,9 @@ export const limited =
 export const limitedBeside =
   (route: LimitedRoute): MiddlewareHandler<App> =>
   async (c, next) => {
-    refuseKnownBan(c, route);
-    const admitted = admit(c, route);
+    const address = clientAddress(c.req.header("cf-connecting-ip"));
+    refuseKnownBan(c, route, address);
+    const admitted = admit(c, route, address);
     // Awaited below, whatever the handler does.
     admitted.catch(() => undefined);
     c.set("admitted", admitted);
@@ -47,10 +50,8 @@ export const limitedBeside =
     await admitted;
   };
 
-async function admit(c: Context<App>, route: LimitedRoute): Promise<void> {
-  refuseKnownBan(c, route);
+async function admit(c: Context<App>, route: LimitedRoute, address: string): Promise<void> {
   const { IP_GUARD, BAN_CACHE_SECONDS } = c.get("config");
-  const address = clientAddress(c.req.header("cf-connecting-ip"));
   const now = Date.now();
   const verdict = await IP_GUARD.get(IP_GUARD.idFromName(address)).hit(route, limitOf(c, route), now);
   if (verdict.kind === "banned") {
@@ -75,8 +76,7 @@ function stateLimit(c: Context<App>, limit: number, remaining: number, resetAt: 
   c.header("X-RateLimit-Reset", String(resetAt));
 }
 
-function refuseKnownBan(c: Context<App>, route: LimitedRoute): void {
-  const address = clientAddress(c.req.header("cf-connecting-ip"));
+function refuseKnownBan(c: Context<App>, route: LimitedRoute, address: string): void {
   const known = bans.get(address);
   if (known === undefined) return;
   const now = Date.now();

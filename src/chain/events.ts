@@ -117,7 +117,7 @@ function decodeLog(
   const abi = entry.topics[0] === purchaseTopic ? (layout === undefined ? [] : [layout]) : eventAbi;
   try {
     const decoded = decodeEventLog({ abi: abi as readonly AbiEvent[], topics: entry.topics, data: entry.data });
-    return decoded.args as unknown as Record<string, unknown>;
+    return { ...decoded.args };
   } catch {
     // A purchase that can't be read is money without a machine: a person has to look.
     const level = entry.topics[0] === purchaseTopic ? "page" : "warn";

@@ -27,8 +27,11 @@ export function parseIncarnation(key: string): Incarnation {
   };
 }
 
+/** What the names of a deployment's machines begin with. */
+export const labelPrefix = (deploymentId: string): string => `clawcloud-${deploymentId}-`;
+
 /** A machine's name at the vendor: `clawcloud-<deployment>-<token id>-<tx8>-<ordinal>-<attempt>`. */
 export function machineLabel(key: string, attempt: number): string {
   const { deploymentId, tokenId, txHash, ordinal } = parseIncarnation(key);
-  return `clawcloud-${deploymentId}-${tokenId}-${txHash.slice(2, 10)}-${ordinal}-${attempt}`;
+  return `${labelPrefix(deploymentId)}${tokenId}-${txHash.slice(2, 10)}-${ordinal}-${attempt}`;
 }

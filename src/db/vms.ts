@@ -103,25 +103,7 @@ export const releaseLease = (db: Database, vm: Vm, lease: string) =>
     .set({ lease: "", leaseUntil: 0 })
     .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.lease, lease)));
 
-type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<
-  Pick<
-    Vm,
-    | "attempt"
-    | "provider"
-    | "region"
-    | "plan"
-    | "instanceId"
-    | "sshHost"
-    | "sshPort"
-    | "keyId"
-    | "runningAt"
-    | "failure"
-    | "checkAt"
-    | "expiredAt"
-    | "expiresAt"
-    | "current"
-  >
->;
+type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<Pick<Vm, "attempt" | "checkAt">>;
 
 /** Moves a row on from the generation it was read at; the new generation, or null where it had moved already. */
 export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number | null> {
@@ -293,7 +275,7 @@ export async function failVm(
   db: Database,
   vm: Vm,
   failure: { cause: string; detail: string; now: number; step: "clear" | "idle"; wakeAt: number | null },
-): Promise<number | null> {
+): Promise<void> {
   const { cause, detail, now, step, wakeAt } = failure;
   requireMove(vm.status, "failed");
   await db.batch([
@@ -319,7 +301,6 @@ export async function failVm(
       })
       .where(eq(vms.incarnation, vm.incarnation)),
   ]);
-  return vm.generation + 1;
 }
 
 /** Where a row goes on when its purchase turns out to stand after all. */

@@ -17,7 +17,8 @@ import { verifyPurchase } from "./verify.ts";
 const LEASE_MS = 300_000;
 /** No further vendor call is begun in a turn that has lasted this long. */
 const TURN_MS = 45_000;
-const STALL_MS = 180_000;
+/** After a move without a word from its message, the sweep sends the row again. */
+export const STALL_MS = 180_000;
 const RECEIPT_WAIT_SECONDS = 3;
 const PAGED_WAIT_SECONDS = 60;
 /** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */

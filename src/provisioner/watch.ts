@@ -1,15 +1,15 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
+import { labelPrefix } from "../chain/incarnation.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
 import { readBanner } from "./banner.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
-import { isTooLate, keepMachine } from "./create.ts";
+import { isTooLate, keepMachine, STALL_MS } from "./create.ts";
 import { type Machine, VendorError } from "./vendors/vendor.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
-const STALL_MS = 180_000;
 const LOST = "no answer, and no list showed a machine";
 /** Vendors' clocks and ours. */
 const CLOCK_SKEW_MS = 120_000;
@@ -179,7 +179,7 @@ export async function reap(context: Context): Promise<void> {
   for (const provider of ["vultr", "runpod"] as const) {
     const answer = await context.gate(provider).machines(now(), now() - SNAPSHOT_AGE_MS);
     if (!answer.ok) continue;
-    const isOurs = (one: Machine) => one.label.startsWith(`clawcloud-${config.DEPLOYMENT_ID}-`);
+    const isOurs = (one: Machine) => one.label.startsWith(labelPrefix(config.DEPLOYMENT_ID));
     const ours = answer.snapshot.machines.filter(isOurs);
     // Imported machines bear other names: a running row knows them by their ids.
     const others = answer.snapshot.machines.filter((one) => !isOurs(one));

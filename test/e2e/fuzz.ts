@@ -3,11 +3,11 @@
 // no 5xx; every answer is one that the document declares, in the shape that it declares; wrong parameters are 400.
 import { type IncomingHttpHeaders, type RequestOptions, request } from "node:http";
 import { connect } from "node:net";
-import { Ajv2020, type ValidateFunction } from "ajv/dist/2020.js";
-import addFormats from "ajv-formats";
+import type { ValidateFunction } from "ajv/dist/2020.js";
 import fc from "fast-check";
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL } from "../world/shop.ts";
+import { createAjv } from "./vendor-documents.ts";
 
 type Parameter = { in: "path" | "query" | "header"; name: string; required?: boolean; schema: object };
 type Operation = {
@@ -145,8 +145,7 @@ const count = (counts: Record<string, number>, key: string) => {
 type Judge = ReturnType<typeof createJudge>;
 
 function createJudge(document: Document) {
-  const ajv = new Ajv2020({ strict: false, allErrors: false });
-  (addFormats as unknown as typeof addFormats.default)(ajv);
+  const ajv = createAjv({ allErrors: false });
   ajv.addSchema({ ...document, $id: "document" }, "document");
   const compiled = new Map<string, ValidateFunction>();
   const at = (...steps: string[]): ValidateFunction => {

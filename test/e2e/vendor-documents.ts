@@ -1,5 +1,6 @@
 // Holds recorded traffic against an OpenAPI document.
 import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { Ajv2020, type ValidateFunction } from "ajv/dist/2020.js";
 import addFormats from "ajv-formats";
 import type { Exchange } from "../world/vendor-server.ts";
@@ -13,11 +14,18 @@ type Operation = {
 };
 type Document = { paths: Record<string, Record<string, Operation>> };
 
+/** A validator of OpenAPI 3.1 schemas, formats included. */
+export function createAjv(options: { allErrors: boolean }): Ajv2020 {
+  const ajv = new Ajv2020({ strict: false, ...options });
+  // The package's types describe a module that its default export is not.
+  (addFormats as unknown as (target: Ajv2020) => void)(ajv);
+  return ajv;
+}
+
 /** Checks each exchange: known operation, query names, request body, status, content type, answer's body. */
 export async function checkJournal(file: URL, prefix: string, journal: readonly Exchange[]) {
-  const document = JSON.parse(readFileSync(file, "utf8")) as Document;
-  const ajv = new Ajv2020({ strict: false, allErrors: true });
-  (addFormats as unknown as (target: Ajv2020) => void)(ajv);
+  const document = JSON.parse(readFileSync(fileURLToPath(file.href), "utf8")) as Document;
+  const ajv = createAjv({ allErrors: true });
   ajv.addSchema(document, "doc");
   const compiled = new Map<string, ValidateFunction>();
   const problems: string[] = [];

@@ -300,12 +300,13 @@ test.each(["NothingIndexed", "TokenIndexed"] as const)("the purchase event of %s
   const hash = await wallet.deployContract({ abi: artifact.abi as Abi, bytecode: artifact.bytecode as Hex });
   const { contractAddress } = await chain.reader.waitForTransactionReceipt({ hash });
   const own = await deploy({ edge: { CONTRACT_ADDRESS: String(contractAddress) } });
-  await wallet.writeContract({
+  const sale = await wallet.writeContract({
     address: contractAddress as Hex,
     abi: artifact.abi as Abi,
     functionName: "purchase",
     args: [7n, agent(3).address, 5, 9, 324_000_000n],
   });
+  await chain.reader.waitForTransactionReceipt({ hash: sale });
   await own.scan();
   const [purchase] = await own.rows("SELECT * FROM purchases");
   expect(purchase).toMatchObject({
