@@ -1,7 +1,7 @@
 import { cloudflareTest, readD1Migrations } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
 
-import { gateVariables } from "./test/worker/parts.ts";
+import { bookVariables, gateVariables } from "./test/worker/parts.ts";
 
 const migrations = await readD1Migrations("migrations");
 
@@ -24,10 +24,11 @@ export default defineConfig({
                 queueProducers: { JOBS: "jobs" },
                 durableObjects: {
                   IP_GUARD: { className: "IpGuard", useSQLite: true },
+                  LOG_BOOK: { className: "LogBook", useSQLite: true },
                   VENDOR_GATE: { className: "VendorGate", useSQLite: true },
                 },
                 // What the vendors' gate, an object, runs with; the handlers get theirs from the tests.
-                bindings: { MIGRATIONS: migrations, ...gateVariables(parts) },
+                bindings: { MIGRATIONS: migrations, ...gateVariables(parts), ...bookVariables(parts) },
                 modulesRules: [{ type: "Text", include: ["**/swagger-ui-bundle.js", "**/swagger-ui.css", "**/*.txt"] }],
               },
             };
@@ -48,6 +49,7 @@ export default defineConfig({
                   "viem",
                   "viem/accounts",
                   "hono",
+                  "hono/route",
                   "@hono/zod-openapi",
                   "zod",
                   "drizzle-orm",

@@ -1,81 +1,223 @@
-// One object per client address (IPv6 per /64), named by it: request counts per route, violations, and the ban. State is
-// in SQLite, since an idle object is evicted after about ten seconds. Windows are fixed: they begin with the first
-// request and end after the route's span. An alarm deletes everything once nothing is left to remember.
+// One object per client (an address, IPv6 per /64; another Worker; cross-site requests apart), named by it: what it asked
+// for lately, its violations, its ban.
+//
+// Windows slide and are exact: the times of the requests that were let through are kept, so of N + k at once N pass. An
+// object that idles for about ten seconds loses its memory. So windows that are `kept` (wallets, admin, an hour) and
+// violations and bans are written before the answer leaves; the other minute windows are written together by a timer,
+// five seconds after the first request that changed them. A crash of the object may forgive these five seconds, no more.
+// An alarm deletes all storage once there is nothing left to remember.
+//
+// Keys of the storage: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`.
 import { DurableObject } from "cloudflare:workers";
+import { deleteBan, saveBan } from "../src/db/bans.ts";
+import { openDatabase } from "../src/db/client.ts";
+import { errorFields, log } from "../src/log.ts";
 
 export type Limit = { requests: number; windowSeconds: number };
-export type Verdict =
-  | { kind: "allowed" | "limited"; limit: number; remaining: number; resetAt: number }
-  | { kind: "banned"; until: number };
 
-/** This many violations within the window ban the address. Reference: 10+ within 1 hour, 1 hour. */
+export type Hit = {
+  /** What is counted apart: a route. */
+  bucket: string;
+  limit: Limit;
+  /** Written with each request instead of by the timer. */
+  kept: boolean;
+  /**
+   * What a refusal counts towards a ban. `once` per window: a poller that is told to wait and does not is rude, no attacker
+   * (hard case 22).
+   */
+  counts: "each" | "once" | "never";
+  /** Counted although the client is banned: a caller that may show who it is. */
+  evenIfBanned: boolean;
+  /** Unix milliseconds. */
+  now: number;
+};
+
+export type Verdict = {
+  allowed: boolean;
+  remaining: number;
+  /** Unix milliseconds at which the next request is given back. */
+  resetAt: number;
+  bannedUntil: number | null;
+  /** The request was the violation that made the ban. */
+  bansNow: boolean;
+};
+
+export type Ban = { until: number; since: number; reason: string; by: string };
+type StoredBan = Ban & { mirrored: boolean };
+type Violation = { at: number; bucket: string };
+
+/** Reference: 10+ within 1 hour, 1 hour. */
 const VIOLATIONS_TO_BAN = 10;
 const VIOLATION_WINDOW_MS = 3_600_000;
 const BAN_MS = 3_600_000;
-// A poller that is told to wait and does not is rude, not an attacker: one violation per window (hard case 22).
-const POLLED_ROUTES = new Set(["credentials", "status", "vms"]);
+const FLUSH_MS = 5_000;
+const ALARM_MS = 900_000;
+const MIRROR_RETRY_MS = 30_000;
 
-export class IpGuard extends DurableObject {
-  readonly #sql: SqlStorage;
+export class IpGuard extends DurableObject<{ DB: D1Database }> {
+  readonly #windows = new Map<string, { times: number[]; limit: Limit; kept: boolean }>();
+  #violations: Violation[] = [];
+  #ban: StoredBan | null = null;
+  #flushing: ReturnType<typeof setTimeout> | undefined;
+  /** Whether the alarm is set: it is from the first write on until everything is deleted. */
+  #alarmed = false;
 
-  constructor(ctx: DurableObjectState, env: Cloudflare.Env) {
+  constructor(ctx: DurableObjectState, env: { DB: D1Database }) {
     super(ctx, env);
-    this.#sql = ctx.storage.sql;
-    this.#createTables();
+    for (const [key, value] of ctx.storage.kv.list()) {
+      this.#alarmed = true;
+      if (key === "ban") this.#ban = value as StoredBan;
+      else if (key === "violations") this.#violations = value as Violation[];
+      else if (key === "minutes") {
+        for (const [bucket, { times, limit }] of Object.entries(value as Minutes)) {
+          this.#windows.set(bucket, { times, limit, kept: false });
+        }
+      } else {
+        const { times, limit } = value as Minutes[string];
+        this.#windows.set(key.slice("window:".length), { times, limit, kept: true });
+      }
+    }
   }
 
-  #createTables(): void {
-    this.#sql.exec(`
-      CREATE TABLE IF NOT EXISTS windows (route TEXT PRIMARY KEY, began_at INTEGER NOT NULL, ends_at INTEGER NOT NULL, count INTEGER NOT NULL);
-      CREATE TABLE IF NOT EXISTS violations (at INTEGER NOT NULL);
-      CREATE TABLE IF NOT EXISTS bans (id INTEGER PRIMARY KEY CHECK (id = 1), until INTEGER NOT NULL);`);
+  /** Counts one request, if it may pass. */
+  hit({ bucket, limit, kept, counts, evenIfBanned, now }: Hit): Verdict {
+    const bannedUntil = this.#bannedUntil(now);
+    if (bannedUntil !== null && !evenIfBanned) {
+      return { allowed: false, remaining: 0, resetAt: bannedUntil, bannedUntil, bansNow: false };
+    }
+    const windowMs = limit.windowSeconds * 1_000;
+    const times = (this.#windows.get(bucket)?.times ?? []).filter((at) => at > now - windowMs);
+    const allowed = times.length < limit.requests;
+    if (allowed) {
+      // Isolates' clocks differ by a little; the list stays in order.
+      times.push(Math.max(now, times.at(-1) ?? 0));
+      this.#windows.set(bucket, { times, limit, kept });
+      if (kept) this.#put(`window:${bucket}`, { times, limit });
+      else this.#flushLater();
+    }
+    const violates =
+      !allowed &&
+      bannedUntil === null &&
+      (counts === "each" || (counts === "once" && !this.#violatedSince(bucket, now - windowMs)));
+    const bansNow = violates && this.#violate(bucket, now);
+    return {
+      allowed,
+      remaining: limit.requests - times.length,
+      resetAt: (times[0] ?? now) + windowMs,
+      bannedUntil: this.#bannedUntil(now),
+      bansNow,
+    };
   }
 
-  /** Counts one request. `now` is unix milliseconds. */
-  hit(route: string, limit: Limit, now: number): Verdict {
-    const ban = this.#sql.exec<{ until: number }>("SELECT until FROM bans WHERE until > ?", now).toArray()[0];
-    if (ban !== undefined) return { kind: "banned", until: ban.until };
-    const known = this.#sql
-      .exec<{ ends_at: number; count: number }>(
-        "SELECT ends_at, count FROM windows WHERE route = ? AND ends_at > ?",
-        route,
-        now,
-      )
-      .toArray()[0];
-    const endsAt = known?.ends_at ?? now + limit.windowSeconds * 1_000;
-    const count = (known?.count ?? 0) + 1;
-    this.#sql.exec("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?)", route, now, endsAt, count);
-    this.#forgetLater(now);
-    const resetAt = Math.ceil(endsAt / 1_000);
-    if (count <= limit.requests) {
-      return { kind: "allowed", limit: limit.requests, remaining: limit.requests - count, resetAt };
-    }
-    const firstInWindow = count === limit.requests + 1;
-    if (firstInWindow || !POLLED_ROUTES.has(route)) {
-      const until = this.#violation(now);
-      if (until !== null) return { kind: "banned", until };
-    }
-    return { kind: "limited", limit: limit.requests, remaining: 0, resetAt };
+  /** A violation that is no limit's: an injection attempt, a wrong admin key. Says until when the client is banned now. */
+  violate(what: string, now: number): { bannedUntil: number | null; bansNow: boolean } {
+    const bansNow = this.#bannedUntil(now) === null && this.#violate(what, now);
+    return { bannedUntil: this.#bannedUntil(now), bansNow };
+  }
+
+  /** An operator's ban, in force before this resolves. */
+  async ban(ban: Ban): Promise<void> {
+    this.#setBan(ban);
+    await this.#mirror();
+  }
+
+  /** Ends a ban, automatic or manual, and forgets what led to it. */
+  async lift(): Promise<void> {
+    this.#ban = null;
+    this.#violations = [];
+    this.ctx.storage.kv.delete("ban");
+    this.ctx.storage.kv.delete("violations");
+    await deleteBan(openDatabase(this.env.DB), this.#name());
   }
 
   override async alarm(): Promise<void> {
-    await this.ctx.storage.deleteAll();
-    // The object may live on in memory and be asked again.
-    this.#createTables();
+    const now = Date.now();
+    if (this.#ban !== null && !this.#ban.mirrored) await this.#mirror();
+    if (this.#forget(now)) {
+      clearTimeout(this.#flushing);
+      this.#flushing = undefined;
+      // Takes the alarm along; what comes next sets a new one.
+      await this.ctx.storage.deleteAll();
+      this.#alarmed = false;
+    } else {
+      await this.ctx.storage.setAlarm(now + (this.#ban?.mirrored === false ? MIRROR_RETRY_MS : ALARM_MS));
+    }
   }
 
-  #violation(now: number): number | null {
-    this.#sql.exec("DELETE FROM violations WHERE at <= ?", now - VIOLATION_WINDOW_MS);
-    this.#sql.exec("INSERT INTO violations VALUES (?)", now);
-    const { count } = this.#sql.exec<{ count: number }>("SELECT COUNT(*) AS count FROM violations").one();
-    if (count < VIOLATIONS_TO_BAN) return null;
-    const until = now + BAN_MS;
-    this.#sql.exec("INSERT OR REPLACE INTO bans VALUES (1, ?)", until);
-    this.#sql.exec("DELETE FROM violations");
-    return until;
+  /** Drops what is over; true when nothing is left. */
+  #forget(now: number): boolean {
+    for (const [bucket, { times, limit }] of this.#windows) {
+      if ((times.at(-1) ?? 0) <= now - limit.windowSeconds * 1_000) this.#windows.delete(bucket);
+    }
+    this.#violations = this.#violations.filter(({ at }) => at > now - VIOLATION_WINDOW_MS);
+    if (this.#bannedUntil(now) === null && this.#ban?.mirrored !== false) this.#ban = null;
+    return this.#windows.size === 0 && this.#violations.length === 0 && this.#ban === null;
   }
 
-  #forgetLater(now: number): void {
-    void this.ctx.storage.setAlarm(now + Math.max(VIOLATION_WINDOW_MS, BAN_MS) * 2);
+  #bannedUntil(now: number): number | null {
+    return this.#ban !== null && this.#ban.until > now ? this.#ban.until : null;
+  }
+
+  #violatedSince(bucket: string, since: number): boolean {
+    return this.#violations.some((violation) => violation.bucket === bucket && violation.at > since);
+  }
+
+  /** True when this is the one that bans. */
+  #violate(bucket: string, now: number): boolean {
+    this.#violations = this.#violations.filter(({ at }) => at > now - VIOLATION_WINDOW_MS);
+    this.#violations.push({ at: now, bucket });
+    if (this.#violations.length < VIOLATIONS_TO_BAN) {
+      this.#put("violations", this.#violations);
+      return false;
+    }
+    this.#violations = [];
+    this.ctx.storage.kv.delete("violations");
+    const reason = `${VIOLATIONS_TO_BAN} violations within an hour, the last one: ${bucket}`;
+    this.#setBan({ since: now, until: now + BAN_MS, reason, by: "auto" });
+    this.ctx.waitUntil(this.#mirror());
+    return true;
+  }
+
+  #setBan(ban: Ban): void {
+    this.#ban = { ...ban, mirrored: false };
+    this.#put("ban", this.#ban);
+  }
+
+  /** Operators list bans from the database, since nothing can list objects. What fails is tried again by the alarm. */
+  async #mirror(): Promise<void> {
+    const ban = this.#ban;
+    if (ban === null) return;
+    try {
+      const { until, since, reason, by } = ban;
+      await saveBan(openDatabase(this.env.DB), { client: this.#name(), until, since, reason, by });
+      if (this.#ban !== ban) return;
+      this.#ban = { ...ban, mirrored: true };
+      this.#put("ban", this.#ban);
+    } catch (error) {
+      log("error", "ban_not_mirrored", errorFields(error));
+      await this.ctx.storage.setAlarm(Date.now() + MIRROR_RETRY_MS);
+    }
+  }
+
+  #flushLater(): void {
+    this.#flushing ??= setTimeout(() => {
+      this.#flushing = undefined;
+      const minutes: Minutes = {};
+      for (const [bucket, { times, limit, kept }] of this.#windows) if (!kept) minutes[bucket] = { times, limit };
+      this.#put("minutes", minutes);
+    }, FLUSH_MS);
+  }
+
+  #put(key: string, value: unknown): void {
+    this.ctx.storage.kv.put(key, value);
+    if (this.#alarmed) return;
+    this.#alarmed = true;
+    void this.ctx.storage.setAlarm(Date.now() + ALARM_MS);
+  }
+
+  #name(): string {
+    return this.ctx.id.name ?? this.ctx.id.toString();
   }
 }
+
+type Minutes = Record<string, { times: number[]; limit: Limit }>;

@@ -3,14 +3,20 @@ import { OpenAPIHono } from "@hono/zod-openapi";
 import { type Context, Hono } from "hono";
 import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
+import { routePath } from "hono/route";
 import { secureHeaders } from "hono/secure-headers";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
-import { limited } from "./access/limits.ts";
+import { limited } from "./access/admission.ts";
+import { refuseKnownBan, takeRefusals } from "./access/bans.ts";
+import { clientName } from "./access/client-name.ts";
+import { screenRefused } from "./access/screening.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
 import { AppError, STATUS_OF } from "./errors.ts";
-import { errorFields, log } from "./log.ts";
+import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "./log.ts";
+import { redactText } from "./redact.ts";
+import { mountAgents } from "./routes/agents.ts";
 import { mountCredentials } from "./routes/credentials.ts";
 import { mountDocuments } from "./routes/documents.ts";
 import { mountHealth } from "./routes/health.ts";
@@ -20,22 +26,54 @@ import { mountVms } from "./routes/vms.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
 
-const EXPOSED_HEADERS = "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,Retry-After,Age";
+/** Of CORS, an answer needs these two; the preflight has the rest. */
+const CORS_HEADERS = {
+  "Access-Control-Allow-Origin": "*",
+  "Access-Control-Expose-Headers":
+    "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age",
+};
+
+const MAX_LOGGED_PATH = 100;
+/** Failed authentication, for the audit. */
+const DENIALS: ReadonlySet<string> = new Set([
+  "signature_missing",
+  "signature_invalid",
+  "signature_expired",
+  "nonce_used",
+  "fresh_signature_required",
+  "not_owner",
+  "api_key_missing",
+  "api_key_invalid",
+]);
+/** Headers or body were not what a schema takes. */
+const SCREENED: ReadonlySet<string> = new Set([
+  "invalid_request",
+  "signature_invalid",
+  "api_key_invalid",
+  "unsupported_media_type",
+]);
 
 export type App = {
   Variables: {
     requestId: string;
+    /** Name of the client's guard. */
+    client: string;
     config: EdgeConfig;
     db: Database;
     chain: Chain;
     /** Behind `limitedBeside`: resolves once the limiter lets the request pass, rejects with its refusal. */
     admitted: Promise<void>;
+    /** Behind `limitedEvenIfBanned`: unix milliseconds. */
+    bannedUntil: number | null;
+    /** Behind `operatorsOnly`: the id of the caller's key. */
+    operator: string;
   };
 };
 export type Router = OpenAPIHono<App>;
 
 /** Builds the application over one parsed environment. */
 export function createApp(config: EdgeConfig): Router {
+  setLogLevel(config.LOG_LEVEL);
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
   const app: Router = new OpenAPIHono<App>({
@@ -44,16 +82,20 @@ export function createApp(config: EdgeConfig): Router {
     },
   });
 
-  app.use(async (c, next) => {
-    c.set("requestId", crypto.randomUUID());
+  app.use((c, next) => {
+    const requestId = crypto.randomUUID();
+    c.set("requestId", requestId);
+    c.set("client", clientName(c.req.raw.headers));
     c.set("config", config);
     c.set("db", db);
     c.set("chain", chain);
-    c.header("X-Request-Id", c.get("requestId"));
-    // Of CORS, an answer needs these two; the preflight has the rest.
-    c.header("Access-Control-Allow-Origin", "*");
-    c.header("Access-Control-Expose-Headers", EXPOSED_HEADERS);
-    await next();
+    c.header("X-Request-Id", requestId);
+    for (const [name, value] of Object.entries(CORS_HEADERS)) c.header(name, value);
+    return withLogScope({ requestId }, async () => {
+      const began = Date.now();
+      await next();
+      logRequest(c, Date.now() - began);
+    });
   });
   app.use(
     secureHeaders({
@@ -87,14 +129,49 @@ export function createApp(config: EdgeConfig): Router {
   mountCredentials(app);
   mountVms(app);
   mountStatus(app);
+  mountAgents(app);
   mountDocuments(app);
 
   refuseOtherMethods(app);
   app.all("*", limited("unknown"), () => {
     throw new AppError("not_found", "There is nothing at this path; /docs lists what there is.");
   });
-  app.onError((error, c) => answerError(error, c, c.get("requestId")));
+  app.onError((error, c) => answerScreened(error, c));
+  return serveUnbanned(app, config);
+}
+
+/** What this isolate knows as banned never reaches the routes; lines go to the book behind the answer. */
+function serveUnbanned(app: Router, config: EdgeConfig): Router {
+  const serve = app.fetch;
+  app.fetch = (request, env, ctx) => {
+    const answer = refuseKnownBan(request, config, CORS_HEADERS) ?? serve(request, env, ctx);
+    if (ctx !== undefined) shipLogs(config.LOG_BOOK, (work) => ctx.waitUntil(work), logRefusals);
+    return answer;
+  };
   return app;
+}
+
+/** One line for all refusals of a banned client since the last: it must cost next to nothing. */
+function logRefusals(): void {
+  for (const [address, count] of takeRefusals()) log("security", "banned_requests", { address, count });
+}
+
+/** The one wide event of a request. */
+function logRequest(c: Context<App>, ms: number): void {
+  const { status } = c.res;
+  const route = routePath(c);
+  const { error } = c;
+  log(status >= 500 ? "error" : "info", "request", {
+    method: c.req.method,
+    route,
+    ...(route === "*" ? { path: redactText(c.req.path).slice(0, MAX_LOGGED_PATH) } : c.req.param()),
+    status,
+    ms,
+    address: c.var.client,
+    ray: c.req.header("cf-ray"),
+    ...noted(),
+    ...(error === undefined ? {} : status >= 500 ? errorFields(error) : { code: (error as Partial<AppError>).code }),
+  });
 }
 
 /** Whatever a known path has no handler for is 405, with the methods that it has. */
@@ -119,18 +196,25 @@ export function createRefusal(error: AppError): Hono {
   return app;
 }
 
+/** What was refused as malformed or unproven is looked over for attacks before it is answered. */
+async function answerScreened(error: Error, c: Context<App>): Promise<Response> {
+  const { code } = error as Partial<AppError>;
+  if (code !== undefined && DENIALS.has(code)) {
+    log("security", "access_denied", { address: c.var.client, code, method: c.req.method, path: c.req.path });
+  }
+  if (code !== undefined && SCREENED.has(code)) {
+    try {
+      await screenRefused(c);
+    } catch (attack) {
+      return answerError(attack as Error, c, c.var.requestId);
+    }
+  }
+  return answerError(error, c, c.var.requestId);
+}
+
 function answerError(error: Error, c: Context, requestId: string): Response {
   const known = error instanceof AppError ? error : fromHono(error);
   const status = known === null ? 500 : STATUS_OF[known.code];
-  if (status >= 500) {
-    log("error", "request_failed", {
-      requestId,
-      method: c.req.method,
-      path: c.req.path,
-      status,
-      ...errorFields(error),
-    });
-  }
   // What a client reads of an unknown failure is one fixed sentence; of a known one, its own.
   const isPublic = known !== null && (known.code !== "internal_error" || error instanceof HTTPException);
   // RFC 9110, section 11.6.1.

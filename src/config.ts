@@ -4,10 +4,14 @@ import { hexToBytes } from "@noble/hashes/utils.js";
 import { type AbiEvent, getAddress, isAddress, parseAbiItem } from "viem";
 import { z } from "zod";
 import type { IpGuard, Limit } from "../durable-objects/ip-guard.ts";
+import type { LogBook } from "../durable-objects/log-book.ts";
 import type { VendorGate } from "../durable-objects/vendor-gate.ts";
+import { isWellFormedKey } from "./access/admin-key.ts";
+import { clientAddress } from "./access/client-name.ts";
 import { LIMITS } from "./access/limits.ts";
 import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
 import { ConfigError } from "./errors.ts";
+import { LOG_LEVELS } from "./log.ts";
 import type { Job } from "./provisioner/jobs.ts";
 
 /** Of the public API. */
@@ -31,6 +35,20 @@ const list = z
   .transform((value) => [...new Set(value.split(",").map((item) => item.trim().replace(/\/+$/, "")))])
   .pipe(z.array(z.url({ protocol: /^https?$/ })).min(1));
 
+const privateKey = z
+  .string()
+  .refine(isPrivateKey, "must be 64 hex digits, a secp256k1 private key")
+  .transform((value) => hexToBytes(value.replace(/^0x/, "")));
+const items = z
+  .string()
+  .default("")
+  .transform((value) =>
+    value
+      .split(",")
+      .map((item) => item.trim())
+      .filter((item) => item !== ""),
+  );
+
 const chainFields = {
   DB: binding<D1Database>("prepare"),
   /** Keeps deployments that share a vendor account apart; part of every machine's label. */
@@ -42,9 +60,11 @@ const chainFields = {
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
+  LOG_BOOK: binding<DurableObjectNamespace<LogBook>>("idFromName"),
+  LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(", ")}`).default("info"),
 };
 
-const edgeSchema = z.object({
+const edgeFields = z.object({
   ...chainFields,
   JOBS: binding<Queue<Job>>("send"),
   IP_GUARD: binding<DurableObjectNamespace<IpGuard>>("idFromName"),
@@ -57,10 +77,18 @@ const edgeSchema = z.object({
   /** Machines that one sweep may end, or 5 % of those running if that is more; beyond it stops and pages. */
   SWEEP_MAX_ENDS: integer(1).prefault("3"),
   CATALOG_SECONDS: integer(1).prefault("120"),
-  DATA_PRIVATE_KEY: z
+  DATA_PRIVATE_KEY: privateKey,
+  /** Private halves of data keys that were replaced, comma-separated: they open what is not re-encrypted yet. */
+  RETIRED_DATA_KEYS: items.pipe(z.array(privateKey)),
+  /** Makes the first operator's key, and nothing else. */
+  ADMIN_API_KEY: z.string().refine(isWellFormedKey, 'must be a key that "npm run keys" made').optional(),
+  REQUIRE_FRESH_SIGNATURES: z.stringbool("must be true or false").prefault("false"),
+  /** Gets a signed POST for each line of level `page`. */
+  ALERT_WEBHOOK_URL: z.url({ protocol: /^https?$/, error: "must be an http(s) URL" }).optional(),
+  ALERT_WEBHOOK_SECRET: z
     .string()
-    .refine(isPrivateKey, "must be 64 hex digits, a secp256k1 private key")
-    .transform((value) => hexToBytes(value.replace(/^0x/, ""))),
+    .regex(/^whsec_[A-Za-z0-9+/]{32,}={0,2}$/, "must be whsec_ and base64")
+    .optional(),
   PUBLIC_URLS: list,
   KEY_GRACE_SECONDS: integer(0).prefault("86400"),
   CHAIN_MAX_AGE_SECONDS: integer(1).prefault("20"),
@@ -76,7 +104,15 @@ const edgeSchema = z.object({
     }),
   /** How long an isolate remembers a ban without asking again. */
   BAN_CACHE_SECONDS: integer(0, 3_600).prefault("10"),
+  /** Addresses that are neither counted nor banned: one's own monitoring, a security scan. */
+  UNLIMITED_CLIENTS: items.transform((addresses) => new Set(addresses.map(clientAddress))),
 });
+
+// A page that nobody can tell from a stranger's is worth nothing.
+const edgeSchema = edgeFields.refine(
+  ({ ALERT_WEBHOOK_URL: url, ALERT_WEBHOOK_SECRET: secret }) => url === undefined || secret !== undefined,
+  { path: ["ALERT_WEBHOOK_SECRET"], error: "is not set, although ALERT_WEBHOOK_URL is" },
+);
 
 const provisionerSchema = z.object({
   ...chainFields,
@@ -183,5 +219,5 @@ function isPoint(hex: string): boolean {
 }
 
 /** Names of everything that a Worker's environment may hold, for the test that keeps the two apart (hard case 3). */
-export const EDGE_VARIABLES = Object.keys(edgeSchema.shape);
+export const EDGE_VARIABLES = Object.keys(edgeFields.shape);
 export const PROVISIONER_VARIABLES = Object.keys(provisionerSchema.shape);

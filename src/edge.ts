@@ -1,12 +1,13 @@
-// The edge Worker's switchboard: requests to the application, the cron to the scan.
+// The edge Worker's switchboard: requests to the application, the cron to the scan; the two objects.
 import type { Hono } from "hono";
 import { createApp, createRefusal, type Router } from "./app.ts";
 import { pollChain } from "./chain/poll.ts";
 import { type EdgeBindings, edgeConfig } from "./config.ts";
 import { AppError } from "./errors.ts";
-import { errorFields, log } from "./log.ts";
+import { errorFields, log, setLogLevel, shipLogs } from "./log.ts";
 
 export { IpGuard } from "../durable-objects/ip-guard.ts";
+export { LogBook } from "../durable-objects/log-book.ts";
 
 const apps = new WeakMap<object, Router | Hono>();
 
@@ -15,9 +16,11 @@ export default {
     return (apps.get(env) ?? build(env)).fetch(request, env, ctx);
   },
 
-  async scheduled(_event, env) {
+  async scheduled(_event, env, ctx) {
     try {
-      await pollChain(edgeConfig(env));
+      const config = edgeConfig(env);
+      setLogLevel(config.LOG_LEVEL);
+      await pollChain(config, () => shipLogs(config.LOG_BOOK, (work) => ctx.waitUntil(work)));
     } catch (error) {
       log("page", "cron_failed", errorFields(error));
       throw error;

@@ -3,11 +3,16 @@
 
 export const STATUS_OF = {
   invalid_request: 400,
+  uri_too_long: 400,
+  header_too_large: 400,
+  injection_refused: 400,
   signature_missing: 401,
   signature_invalid: 401,
   signature_expired: 401,
   nonce_used: 401,
   fresh_signature_required: 401,
+  api_key_missing: 401,
+  api_key_invalid: 401,
   not_owner: 403,
   token_expired: 403,
   ip_banned: 403,
@@ -15,8 +20,14 @@ export const STATUS_OF = {
   token_not_found: 404,
   vm_failed: 404,
   vm_terminated: 404,
+  failure_not_found: 404,
+  api_key_not_found: 404,
+  log_not_found: 404,
   method_not_allowed: 405,
   not_delivered: 409,
+  agent_exists: 409,
+  not_retryable: 409,
+  nothing_to_end: 409,
   body_too_large: 413,
   unsupported_media_type: 415,
   rate_limited: 429,
@@ -26,6 +37,7 @@ export const STATUS_OF = {
   chain_unavailable: 503,
   ownership_settling: 503,
   tiers_unavailable: 503,
+  guard_unavailable: 503,
 } as const;
 
 type ErrorCode = keyof typeof STATUS_OF;

@@ -1,15 +1,101 @@
-// One JSON line per event. Errors of other people's code are logged by an allow-list of fields: their messages may
-// carry RPC keys, signed transactions or whole requests.
+// One JSON line per event: to the console (`wrangler tail`), and in batches to the log book. Errors of other people's code
+// are logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
+import { AsyncLocalStorage } from "node:async_hooks";
+import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
 import { AppError, GiveUp } from "./errors.ts";
+import { redactFields } from "./redact.ts";
 
-type Level = "debug" | "info" | "warn" | "error" | "security" | "page";
+/** `security`: for the audit. `page`: a person should look now. */
+export type Level = "debug" | "info" | "warn" | "error" | "security" | "page";
+export const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
 
-/** Writes one event. `page` means that a person should look now. */
+const RANK: Record<Level, number> = { debug: 0, info: 1, warn: 2, error: 3, security: 4, page: 4 };
+const SHIP_AFTER_MS = 1_000;
+/** A request that had taken the lines on itself and died: the next one does it. */
+const SHIP_LOST_MS = 15_000;
+/** While the book can't be reached. What is dropped is still in the console. */
+const MAX_PENDING = 5_000;
+
+type Scope = { shared: Record<string, unknown>; noted: Record<string, unknown> };
+
+// State of the isolate: one environment, one threshold, one batch under way.
+const scopes = new AsyncLocalStorage<Scope>();
+let threshold = RANK.info;
+let pending: LogBatch = emptyBatch();
+let shippingSince = 0;
+
+/** Below it nothing is written; audit and pages always are. */
+export function setLogLevel(level: (typeof LOG_LEVELS)[number]): void {
+  threshold = RANK[level];
+}
+
+/** Writes one event. */
 export function log(level: Level, event: string, fields: Record<string, unknown> = {}): void {
-  const line = JSON.stringify({ time: new Date().toISOString(), level, event, ...fields });
+  if (RANK[level] < threshold) return;
+  const shared = scopes.getStore()?.shared;
+  const safe = redactFields(shared === undefined ? fields : { ...shared, ...fields });
+  const line = JSON.stringify({ time: new Date().toISOString(), level, event, ...safe });
   if (level === "error" || level === "page") console.error(line);
   else if (level === "warn" || level === "security") console.warn(line);
   else console.log(line);
+  if (pending.combined.length >= MAX_PENDING) return;
+  pending.combined.push(line);
+  if (level === "error" || level === "page") pending.error.push(line);
+  if (level === "security") pending.security.push(line);
+  if (level === "page") pending.pages.push(line);
+}
+
+/** Runs work whose lines all carry `shared`: a request's id, a job's. */
+export const withLogScope = <T>(shared: Record<string, unknown>, work: () => T): T =>
+  scopes.run({ shared, noted: {} }, work);
+
+/** Adds to the one wide event that ends the scope. */
+export function note(fields: Record<string, unknown>): void {
+  Object.assign(scopes.getStore()?.noted ?? {}, fields);
+}
+
+/** What was noted in this scope. */
+export const noted = (): Record<string, unknown> => scopes.getStore()?.noted ?? {};
+
+/**
+ * Sends what is waiting to the book, a second from now and behind the response; one such batch at a time. `last` may add
+ * lines to it.
+ */
+export function shipLogs(
+  book: DurableObjectNamespace<LogBook>,
+  waitUntil: (work: Promise<unknown>) => void,
+  last: () => void = () => {},
+): void {
+  const now = Date.now();
+  if (now - shippingSince < SHIP_LOST_MS) return;
+  shippingSince = now;
+  const rest = new Promise((resolve) => setTimeout(resolve, SHIP_AFTER_MS));
+  waitUntil(
+    rest.then(() => {
+      last();
+      return sendLogs(book);
+    }),
+  );
+}
+
+/** Sends what is waiting now. Never rejects: a book that can't be reached must not fail what it tells of. */
+export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<void> {
+  const batch = pending;
+  pending = emptyBatch();
+  shippingSince = 0;
+  if (batch.combined.length === 0) return;
+  try {
+    await book.get(book.idFromName("book")).append(batch);
+  } catch (error) {
+    const { error: name } = errorFields(error);
+    console.error(
+      JSON.stringify({ time: new Date().toISOString(), level: "error", event: "logs_not_kept", error: name }),
+    );
+  }
+}
+
+function emptyBatch(): LogBatch {
+  return { combined: [], error: [], security: [], pages: [] };
 }
 
 /** What may be told of an error: everything of our own; name, numbers and place of any other; causes included. */

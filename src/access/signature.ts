@@ -1,26 +1,39 @@
 // Wallet signatures. The fixed form is the reference's: EIP-191 over `ClawCloud Access Request: {tokenId}`. The fresh form
 // signs the same first line and then EIP-4361's fields, so that it names site, chain, contract and moment, and works once.
-import { type Address, isHex, recoverMessageAddress } from "viem";
+// A plain account's signature is recovered here; what a contract says of one (ERC-1271, ERC-6492) is the chain's answer.
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { type Address, type Hex, hashMessage, isHex, recoverAddress } from "viem";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 
 const FRESH_SECONDS = 300;
 const CLOCK_SKEW_SECONDS = 60;
 const MAX_MESSAGE_BYTES = 2_048;
-const SIGNATURE_HEX = 2 + 65 * 2;
+/** r, s and v of a plain account; anything longer is for a contract to read. */
+const PLAIN_HEX = 2 + 65 * 2;
+const MAX_SIGNATURE_HEX = 2 + 8_000 * 2;
+const HALF_ORDER = secp256k1.Point.CURVE().n / 2n;
 const NONCE = /^[A-Za-z0-9_-]{8,64}$/;
 
 export type Action = "credentials" | "ack";
 
-/** Who signed. `fresh` carries the nonce that the caller has to use up, once it knows that the signer may act. */
-export type Signed = { signer: Address; fresh: { nonce: string; expiresAt: number } | null };
+/**
+ * What was signed. `signer` is null where only a contract can tell. `fresh` carries the nonce that the caller has to use up,
+ * once it knows that the signer may act.
+ */
+export type Signed = {
+  signer: Address | null;
+  hash: Hex;
+  signature: Hex;
+  fresh: { nonce: string; expiresAt: number } | null;
+};
 
 type SignatureInput = {
   authorization: string | undefined;
   accessMessage: string | undefined;
   tokenId: number;
   action: Action;
-  config: Pick<EdgeConfig, "CHAIN_ID" | "CONTRACT_ADDRESS" | "PUBLIC_URLS">;
+  config: Pick<EdgeConfig, "CHAIN_ID" | "CONTRACT_ADDRESS" | "PUBLIC_URLS" | "REQUIRE_FRESH_SIGNATURES">;
   /** Unix milliseconds. */
   now: number;
 };
@@ -32,31 +45,48 @@ const accessRequest = (tokenId: number): string => `ClawCloud Access Request: ${
 const actionPath = (tokenId: number, action: Action): string =>
   action === "ack" ? `/credentials/${tokenId}/ack` : `/credentials/${tokenId}`;
 
-/** Recovers the signer of either form. Throws 401 `AppError` with a sentence that says what is wrong. */
+/** Reads a signature of either form. Throws 401 `AppError` with a sentence that says what is wrong. */
 export async function readSignature(input: SignatureInput): Promise<Signed> {
   const signature = readBearer(input.authorization);
-  if (input.accessMessage === undefined) {
-    return { signer: await recover(accessRequest(input.tokenId), signature), fresh: null };
+  const message = input.accessMessage === undefined ? null : decodeMessage(input.accessMessage);
+  if (message === null && input.config.REQUIRE_FRESH_SIGNATURES) {
+    throw new AppError(
+      "fresh_signature_required",
+      "This service takes the fresh form of signature alone (X-Access-Message).",
+    );
   }
-  const message = decodeMessage(input.accessMessage);
-  const fresh = checkFresh(message, input);
-  return { signer: await recover(message, signature), fresh };
+  const fresh = message === null ? null : checkFresh(message, input);
+  const hash = hashMessage(message ?? accessRequest(input.tokenId));
+  return { signer: signature.length === PLAIN_HEX ? await recover(hash, signature) : null, hash, signature, fresh };
 }
 
-function readBearer(header: string | undefined): `0x${string}` {
+function readBearer(header: string | undefined): Hex {
   if (header === undefined || header.trim() === "") {
     throw new AppError("signature_missing", "Send the wallet signature as `Authorization: Bearer 0x…`.");
   }
   const token = /^Bearer\s+(\S+)$/i.exec(header.trim())?.[1];
-  if (token === undefined || !isHex(token, { strict: true }) || token.length !== SIGNATURE_HEX) {
-    throw new AppError("signature_invalid", "The bearer token must be a 65-byte EIP-191 signature in hex.");
+  const isSignature =
+    token !== undefined &&
+    isHex(token, { strict: true }) &&
+    token.length % 2 === 0 &&
+    token.length >= PLAIN_HEX &&
+    token.length <= MAX_SIGNATURE_HEX;
+  if (!isSignature) {
+    throw new AppError(
+      "signature_invalid",
+      "The bearer token must be a signature in hex: 65 bytes (EIP-191) of a plain account, more of a smart wallet.",
+    );
   }
   return token;
 }
 
-async function recover(message: string, signature: `0x${string}`): Promise<Address> {
+async function recover(hash: Hex, signature: Hex): Promise<Address> {
+  // Of each signature there is a twin with the other half of the curve's order (EIP-2): only one of them is taken.
+  if (BigInt(`0x${signature.slice(66, 130)}`) > HALF_ORDER) {
+    throw new AppError("signature_invalid", "The signature is not canonical (s is above half the order): sign again.");
+  }
   try {
-    return await recoverMessageAddress({ message, signature });
+    return await recoverAddress({ hash, signature });
   } catch (cause) {
     throw new AppError("signature_invalid", "No signer can be recovered from the signature.", { cause });
   }

@@ -203,6 +203,23 @@ export const readAgreedToken = (
 export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
   readAgreedToken(chain, tokenId, "finalized");
 
+/**
+ * Whether a contract takes a signature for its own: one that is deployed (ERC-1271), or one that the signature itself says
+ * how to deploy (ERC-6492). Two nodes have to say the same. A plain account has none: `plain` saves asking for one.
+ */
+export async function isContractSignature(
+  chain: Chain,
+  signer: Address,
+  { hash, signature, plain }: { hash: Hex; signature: Hex; plain: boolean },
+): Promise<boolean> {
+  const code = plain
+    ? await askFirst(chain, async ({ client }) => (await client.getCode({ address: signer })) ?? "0x")
+    : null;
+  if (code === "0x") return false;
+  const ask = async ({ client }: Node) => ({ valid: await client.verifyHash({ address: signer, hash, signature }) });
+  return (await askTwo(chain, ask, ({ valid }) => String(valid))).valid;
+}
+
 export type Head = { number: number; hash: Hex; timestamp: number };
 
 const toHead = (block: Block): Head => {

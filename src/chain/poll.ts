@@ -17,7 +17,7 @@ const MAX_PASSES = 120;
 const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
 /** Scans and sweeps for `SCAN_RUN_SECONDS`. A failed pass is logged and the next one tries again. */
-export async function pollChain(config: EdgeConfig): Promise<void> {
+export async function pollChain(config: EdgeConfig, afterPass: () => void = () => {}): Promise<void> {
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
   const holder = crypto.randomUUID();
@@ -39,16 +39,22 @@ export async function pollChain(config: EdgeConfig): Promise<void> {
       const context = { db, chain, config, fence, now };
       const result = await scanPass(context);
       await enqueue(config.JOBS, result.queued);
+      log(result.queued.length > 0 ? "info" : "debug", "scan_pass", {
+        outcome: result.outcome,
+        caughtUp: result.caughtUp,
+        purchases: result.queued.length,
+        ms: Date.now() - now,
+      });
       if (result.outcome === "advanced" || result.outcome === "rolled_back") heldUntil = fence.leaseUntil;
       // Catching up goes without a pause, until what is left of the passes has to last for the rest of the minute.
       if (!result.caughtUp) pause = passes < MAX_PASSES / 2 ? 0 : (until - now) / (MAX_PASSES - passes);
-      if (result.queued.length > 0) log("info", "purchases_seen", { count: result.queued.length });
       if (await claimTurn(db, "sweptAt", now, config.SWEEP_INTERVAL_SECONDS * 1_000)) await sweep(context);
     } catch (error) {
       // The lease may be another's by now: take it again before the next write.
       heldUntil = 0;
       log("error", "scan_pass_failed", errorFields(error));
     }
+    afterPass();
     await wait(pause);
   }
   await releaseScanLease(db, holder);

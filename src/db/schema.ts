@@ -95,6 +95,8 @@ export const vms = sqliteTable(
     index("vms_to_check").on(table.checkAt).where(sql`check_at IS NOT NULL`),
     index("vms_pending").on(table.createdAt).where(sql`current = 1 AND status = 'provisioning'`),
     index("vms_delivered").on(table.deliveredAt).where(sql`ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL`),
+    index("vms_by_status").on(table.status, table.tokenId).where(sql`current = 1`),
+    index("vms_by_key").on(table.keyId).where(sql`ssh_private_key IS NOT NULL`),
   ],
 );
 
@@ -127,7 +129,11 @@ export const attempts = sqliteTable(
     /** When the vendor no longer knew the machine. */
     goneAt: integer("gone_at"),
   },
-  (table) => [primaryKey({ columns: [table.incarnation, table.number] }), index("attempts_by_label").on(table.label)],
+  (table) => [
+    primaryKey({ columns: [table.incarnation, table.number] }),
+    index("attempts_by_label").on(table.label),
+    index("attempts_by_key").on(table.keyId).where(sql`private_key IS NOT NULL`),
+  ],
 );
 
 /** Every purchase that ended without a machine, and why; an operator works from here. */
@@ -240,14 +246,67 @@ export const nonces = sqliteTable(
 );
 
 /** Wallets made for agents, keys sealed. */
-export const agentWallets = sqliteTable("agent_wallets", {
-  agentId: text("agent_id").primaryKey(),
-  address: text().notNull(),
-  privateKey: text("private_key").notNull(),
-  keyId: text("key_id"),
-  /** The caller's key that the answer was sealed to, so that the same caller gets the same answer again. */
-  recipientPublicKey: text("recipient_public_key"),
-  createdAt: integer("created_at").notNull(),
+export const agentWallets = sqliteTable(
+  "agent_wallets",
+  {
+    agentId: text("agent_id").primaryKey(),
+    address: text().notNull(),
+    privateKey: text("private_key").notNull(),
+    keyId: text("key_id"),
+    /** The caller's key that the answer was sealed to (33 bytes, hex), so that the same caller gets the same answer again. */
+    recipientPublicKey: text("recipient_public_key"),
+    /** That answer. */
+    sealedPrivateKey: text("sealed_private_key"),
+    createdAt: integer("created_at").notNull(),
+  },
+  (table) => [index("agent_wallets_by_key").on(table.keyId)],
+);
+
+/** Bans in force, mirrored by the guards for the operators' list. `client` is the guard's name. */
+export const bans = sqliteTable(
+  "bans",
+  {
+    client: text().primaryKey(),
+    until: integer().notNull(),
+    since: integer().notNull(),
+    reason: text().notNull(),
+    /** `auto`, or the id of an operator's key. */
+    by: text().notNull(),
+  },
+  (table) => [index("bans_by_end").on(table.until)],
+);
+
+/** Operators' keys. The key itself is shown once and stored nowhere. */
+export const adminKeys = sqliteTable(
+  "admin_keys",
+  {
+    id: text().primaryKey(),
+    name: text().notNull(),
+    /** SHA-256 of the key, hex: 256 random bits need no salt. */
+    hash: text().notNull(),
+    createdAt: integer("created_at").notNull(),
+    expiresAt: integer("expires_at").notNull(),
+    lastUsedAt: integer("last_used_at"),
+    revokedAt: integer("revoked_at"),
+  },
+  (table) => [uniqueIndex("admin_keys_by_hash").on(table.hash)],
+);
+
+/** What operators have stopped by hand. A row means stopped. */
+export const pauses = sqliteTable("pauses", {
+  what: text({ enum: ["provisioning", "payouts"] }).primaryKey(),
+  since: integer().notNull(),
+  reason: text().notNull(),
+  /** Id of the operator's key. */
+  by: text().notNull(),
+});
+
+/** Ids of the data keys that the edge can open, as it last said; the provisioner seals under no other (hard case 8). */
+export const dataKeys = sqliteTable("data_keys", {
+  id: text().primaryKey(),
+  /** What the edge itself seals under now. */
+  current: integer({ mode: "boolean" }).notNull(),
+  publishedAt: integer("published_at").notNull(),
 });
 
 /** Kept by triggers on vms, in the same transaction as the change they count. */

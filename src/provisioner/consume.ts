@@ -2,7 +2,7 @@
 // message (hard case 11).
 import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
-import { errorFields, log } from "../log.ts";
+import { errorFields, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
 import { type Context, DONE, type Next } from "./context.ts";
@@ -45,7 +45,24 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
   }
 }
 
-async function runStep(context: Context, vm: Vm): Promise<Next> {
+/** Runs one step, with its one wide event: what only waits is for debugging. */
+const runStep = (context: Context, vm: Vm): Promise<Next> =>
+  withLogScope({ tokenId: vm.tokenId, step: vm.step }, async () => {
+    const began = context.now();
+    const next = await takeStep(context, vm);
+    const waits = next.kind === "send" && next.generation === vm.generation;
+    log(waits ? "debug" : "info", "step", {
+      status: vm.status,
+      generation: vm.generation,
+      attempt: vm.attempt,
+      next: next.kind,
+      ...(next.kind === "send" ? { afterSeconds: next.afterSeconds } : {}),
+      ms: context.now() - began,
+    });
+    return next;
+  });
+
+async function takeStep(context: Context, vm: Vm): Promise<Next> {
   try {
     return await STEPS[vm.step](context, vm);
   } catch (error) {
@@ -77,7 +94,8 @@ export async function consume(context: Context, message: Message<unknown>): Prom
       message.ack();
       return;
     }
-    log("error", "job_failed", { id: message.id, attempts: message.attempts, ...errorFields(error) });
+    const job = isJob(body) ? body : {};
+    log("error", "job_failed", { ...job, id: message.id, attempts: message.attempts, ...errorFields(error) });
     message.retry({ delaySeconds: Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) });
   }
 }

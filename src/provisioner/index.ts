@@ -1,6 +1,6 @@
 // The provisioner Worker: queues in, vendors out. It has no route to the world.
 import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
-import { errorFields, log } from "../log.ts";
+import { errorFields, log, sendLogs, setLogLevel } from "../log.ts";
 import { consume, consumeDead } from "./consume.ts";
 import { createContext } from "./context.ts";
 
@@ -9,11 +9,14 @@ export { VendorGate } from "../../durable-objects/vendor-gate.ts";
 const DEAD_LETTER_QUEUE = "clawcloud-jobs-dead";
 
 export default {
-  async queue(batch, env) {
+  async queue(batch, env, ctx) {
     try {
-      const context = createContext(provisionerConfig(env));
+      const config = provisionerConfig(env);
+      setLogLevel(config.LOG_LEVEL);
+      const context = createContext(config);
       const handle = batch.queue === DEAD_LETTER_QUEUE ? consumeDead : consume;
       await Promise.all(batch.messages.map((message) => handle(context, message)));
+      ctx.waitUntil(sendLogs(config.LOG_BOOK));
     } catch (error) {
       log("page", "batch_refused", errorFields(error));
       batch.retryAll({ delaySeconds: 30 });

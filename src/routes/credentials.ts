@@ -1,11 +1,12 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { Context, MiddlewareHandler } from "hono";
 import type { Address } from "viem";
+import { limitedEvenIfBanned } from "../access/admission.ts";
+import { banRefusal } from "../access/bans.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
-import { limited } from "../access/limits.ts";
 import { type Action, readSignature, type Signed } from "../access/signature.ts";
 import type { App, Router } from "../app.ts";
-import { askFirst, askTwo, readToken, type TokenView } from "../chain/client.ts";
+import { askFirst, askTwo, isContractSignature, readToken, type TokenView } from "../chain/client.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
 import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
 import { acknowledge, markFreshOwner } from "../db/delivery.ts";
@@ -32,6 +33,21 @@ const refuseHead: MiddlewareHandler<App> = async (c, next) => {
   if (c.req.method === "HEAD") throw new AppError("method_not_allowed", "HEAD is not allowed here; use GET.");
   await next();
 };
+/**
+ * A ban of the address does not shut out the owner of a token whose signature is recovered here without asking anybody:
+ * who owns it, our own index says, and that only lifts the ban for this request (hard case 22).
+ */
+const ownerIfBanned: MiddlewareHandler<App> = async (c, next) => {
+  const { bannedUntil, db } = c.var;
+  if (bannedUntil !== null) {
+    const tokenId = tokenIdSchema.safeParse(c.req.param("tokenId")).data;
+    const signed = tokenId === undefined ? null : await readSigned(c, Number(tokenId), actionOf(c)).catch(() => null);
+    const [vm] = signed?.signer == null ? [] : await statementsOf(db).vmOfToken.all({ tokenId: Number(tokenId) });
+    if (vm === undefined || vm.owner !== signed?.signer?.toLowerCase()) throw banRefusal(bannedUntil, Date.now());
+  }
+  await next();
+};
+const actionOf = (c: Context<App>): Action => (c.req.path.endsWith("/ack") ? "ack" : "credentials");
 // Read by hand: a missing or malformed one is 401, not 400.
 const SIGNED = {
   security: [{ walletSignature: [] }],
@@ -84,7 +100,7 @@ const readRoute = createRoute({
   method: "get",
   path: "/credentials/{tokenId}",
   summary: "SSH credentials, for the token's owner",
-  middleware: [limited("credentials"), refuseHead] as const,
+  middleware: [limitedEvenIfBanned("credentials"), refuseHead, ownerIfBanned] as const,
   ...SIGNED,
   request: { params },
   responses: {
@@ -102,7 +118,7 @@ const ackRoute = createRoute({
   path: "/credentials/{tokenId}/ack",
   summary: "The owner has the key: erase the stored copy",
   description: "Fresh form of signature only, its URI naming this path. 409 before the key was delivered.",
-  middleware: [limited("credentials"), limitedBody, jsonBody] as const,
+  middleware: [limitedEvenIfBanned("credentials"), ownerIfBanned, limitedBody, jsonBody] as const,
   ...SIGNED,
   request: { params },
   responses: {
@@ -123,7 +139,8 @@ export function mountCredentials(app: Router): void {
     type: "http",
     scheme: "bearer",
     bearerFormat: "0x…, EIP-191",
-    description: "The owner's signature of `ClawCloud Access Request: {tokenId}` or of the fresh message.",
+    description:
+      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account, or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
   });
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
@@ -194,14 +211,7 @@ type Admission = {
 async function admit(c: Context<App>, tokenIdText: string, action: Action, now: number): Promise<Admission> {
   const { db, chain, config } = c.var;
   const tokenId = Number(tokenIdText);
-  const signed = await readSignature({
-    authorization: c.req.header("authorization"),
-    accessMessage: c.req.header("x-access-message"),
-    tokenId,
-    action,
-    config,
-    now,
-  });
+  const signed = await readSigned(c, tokenId, action, now);
   if (action === "ack" && signed.fresh === null) {
     throw new AppError(
       "fresh_signature_required",
@@ -233,7 +243,10 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
     });
   }
   if (signed.signer !== view.owner) {
-    throw new AppError("not_owner", `The signer ${signed.signer} does not own token ${tokenId}.`);
+    const plain = signed.signer !== null;
+    if (!(await isContractSignature(chain, view.owner, { ...signed, plain }))) {
+      throw new AppError("not_owner", `${signed.signer ?? "Whoever signed"} does not own token ${tokenId}.`);
+    }
   }
   if (!view.valid) throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
   if (vm !== null && vm.owner !== view.owner.toLowerCase()) {
@@ -243,7 +256,7 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
       retryAfterSeconds: SETTLING_SECONDS,
     });
   }
-  if (signed.fresh !== null && !(await useNonce(db, signed.signer, signed.fresh.nonce, signed.fresh.expiresAt))) {
+  if (signed.fresh !== null && !(await useNonce(db, view.owner, signed.fresh.nonce, signed.fresh.expiresAt))) {
     throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
   }
   const owner = view.owner.toLowerCase();
@@ -252,6 +265,16 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
   }
   return { door, vm, view, signed, owner: view.owner, scanned };
 }
+
+const readSigned = (c: Context<App>, tokenId: number, action: Action, now = Date.now()): Promise<Signed> =>
+  readSignature({
+    authorization: c.req.header("authorization"),
+    accessMessage: c.req.header("x-access-message"),
+    tokenId,
+    action,
+    config: c.var.config,
+    now,
+  });
 
 /** Not older than what we scanned, nor than a node that stands still may be. */
 const isUsable = (view: TokenView, scanned: number, maxAgeSeconds: number, now: number): boolean =>

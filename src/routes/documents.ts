@@ -1,7 +1,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js";
-import { limited } from "../access/limits.ts";
+import { limited } from "../access/admission.ts";
 import type { Router } from "../app.ts";
 import { type EdgeConfig, VERSION } from "../config.ts";
 import llmsText from "./llms.txt";

@@ -1,5 +1,5 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { limitedBeside } from "../access/limits.ts";
+import { limitedBeside } from "../access/admission.ts";
 import type { Router } from "../app.ts";
 import { askFirst, type Chain, readToken } from "../chain/client.ts";
 import { statementsOf } from "../db/reads.ts";

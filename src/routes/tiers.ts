@@ -1,5 +1,5 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { limited } from "../access/limits.ts";
+import { limited } from "../access/admission.ts";
 import type { Router } from "../app.ts";
 import { statementsOf } from "../db/reads.ts";
 import type { StockByVendor } from "../db/schema.ts";

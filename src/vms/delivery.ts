@@ -1,8 +1,7 @@
 // Handing out a private key, once. The first 200 may come by either form of signature; until the owner acknowledges or the
 // grace ends, the owner gets it again by the fresh form alone; then it is erased (hard case 21).
-import { secp256k1 } from "@noble/curves/secp256k1.js";
 import type { EdgeConfig } from "../config.ts";
-import { dataKeyId, openSecret, sealSecret } from "../credentials/ecies.ts";
+import { keyRing } from "../credentials/key-ring.ts";
 import { formatPrivateKey } from "../credentials/ssh-keys.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/delivery.ts";
@@ -10,7 +9,7 @@ import type { Vm } from "../db/vms.ts";
 
 export type DeliveryContext = {
   db: Database;
-  config: Pick<EdgeConfig, "DATA_PRIVATE_KEY" | "KEY_GRACE_SECONDS">;
+  config: Pick<EdgeConfig, "DATA_PRIVATE_KEY" | "RETIRED_DATA_KEYS" | "KEY_GRACE_SECONDS">;
   /** Lower-case address of the owner who asks. */
   owner: string;
   fresh: boolean;
@@ -43,7 +42,8 @@ export async function deliverKey(
   const stored = vm.sshPrivateKey;
   if (decision === "withheld" || stored === null) return { privateKey: null, deliveredAt: vm.deliveredAt };
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
-  const { secret, legacy } = await openSecret(config.DATA_PRIVATE_KEY, secretContext, stored);
+  const ring = keyRing(config);
+  const { secret, legacy } = await ring.open(secretContext, stored, vm.keyId);
   const row = { incarnation: vm.incarnation, sshPrivateKey: stored };
   const delivery = { owner, fresh, now, erase: config.KEY_GRACE_SECONDS === 0, before: vm.deliveredAt };
   if (decision === "first" && !(await store.markDelivered(db, row, delivery))) {
@@ -51,8 +51,8 @@ export async function deliverKey(
     return { privateKey: null, deliveredAt: vm.deliveredAt ?? now };
   }
   if (legacy && config.KEY_GRACE_SECONDS > 0) {
-    const publicKey = secp256k1.getPublicKey(config.DATA_PRIVATE_KEY);
-    await store.replaceKey(db, row, await sealSecret(publicKey, secretContext, secret), dataKeyId(publicKey));
+    const { sealed, keyId } = await ring.seal(secretContext, secret);
+    await store.replaceKey(db, row, sealed, keyId);
   }
   return { privateKey: formatPrivateKey(secret), deliveredAt: decision === "first" ? now : vm.deliveredAt };
 }

@@ -3,6 +3,7 @@
 import { askFirst, type Chain, readFinalToken, readTier } from "../chain/client.ts";
 import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
 import type { EdgeConfig } from "../config.ts";
+import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
 import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
@@ -43,6 +44,7 @@ export async function sweep(context: ScanContext): Promise<void> {
     reap: () => jobs.send({ kind: "reap" }),
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),
+    bans: () => deleteOldBans(db, now),
     owners: () => settleDisputes(context),
     newest: () => probeNewest(context),
     gaps: async () => enqueue(jobs, await fillGaps(context)),
@@ -52,13 +54,17 @@ export async function sweep(context: ScanContext): Promise<void> {
       await refreshTiers(db, chain, now);
     },
   };
+  const began = Date.now();
+  const failed: string[] = [];
   for (const [part, run] of Object.entries(parts)) {
     try {
       await run();
     } catch (error) {
+      failed.push(part);
       log("error", "sweep_part_failed", { part, ...errorFields(error) });
     }
   }
+  log("debug", "sweep", { failed, ms: Date.now() - began });
 }
 
 /**

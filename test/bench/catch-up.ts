@@ -72,8 +72,8 @@ async function scanAll(chain: Chain, contract: Address, startBlock: number, purc
     finished = resolve;
   });
   const onLog = ({ message }: BareLog) => {
-    const line = JSON.parse(message) as { time: string; level: string; event: string; count?: number };
-    if (line.event === "purchases_seen") queued += line.count ?? 0;
+    const line = JSON.parse(message) as { time: string; level: string; event: string; purchases?: number };
+    if (line.event === "scan_pass") queued += line.purchases ?? 0;
     if (queued >= purchases) finished(Date.parse(line.time));
   };
   const workers = await startBareWorkers(
@@ -91,7 +91,7 @@ async function scanAll(chain: Chain, contract: Address, startBlock: number, purc
           PUBLIC_URLS: "https://api.example",
           DATA_PRIVATE_KEY: "11".repeat(32),
         },
-        objects: { IP_GUARD: { className: "IpGuard" } },
+        objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
       },
     ],
     onLog,

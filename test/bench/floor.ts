@@ -18,10 +18,17 @@ type Env = {
     DATA_PRIVATE_KEY: string;
   };
 };
-const LIMIT = { requests: 1_000_000_000, windowSeconds: 60 };
+const LIMIT = { requests: 5_000, windowSeconds: 60 };
 
 const guard = (c: Context<Env>, route: string) =>
-  c.env.IP_GUARD.get(c.env.IP_GUARD.idFromName(c.req.header("cf-connecting-ip") ?? "")).hit(route, LIMIT, Date.now());
+  c.env.IP_GUARD.get(c.env.IP_GUARD.idFromName(c.req.header("cf-connecting-ip") ?? "")).hit({
+    bucket: route,
+    limit: LIMIT,
+    kept: false,
+    counts: "each",
+    evenIfBanned: false,
+    now: Date.now(),
+  });
 
 const app = new Hono<Env>();
 

@@ -1,10 +1,10 @@
 // The edge, with a bill on every answer: what the request asked of the database, of objects and of the chain's nodes.
 
 import type { EdgeBindings } from "../../src/config.ts";
-import edge, { IpGuard } from "../../src/edge.ts";
+import edge, { IpGuard, LogBook } from "../../src/edge.ts";
 import { type Bill, meterDatabase } from "../worker/meter.ts";
 
-export { IpGuard };
+export { IpGuard, LogBook };
 
 export type RequestBill = Bill & { objectCalls: number; rpcCalls: number };
 
@@ -24,7 +24,7 @@ export default {
     headers.set("x-bill", JSON.stringify(bill));
     return new Response(answer.body, { status: answer.status, headers });
   },
-  scheduled: (event, env) => edge.scheduled(event, env),
+  scheduled: (event, env, ctx) => edge.scheduled(event, env, ctx),
 } satisfies ExportedHandler<EdgeBindings>;
 
 function empty(): RequestBill {

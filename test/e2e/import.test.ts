@@ -168,7 +168,7 @@ test("imported VMs are served and not bought again; what the old backend had not
     const edge = await workers.miniflare.getWorker("edge");
     await edge.scheduled({ cron: "* * * * *" });
     const seen = logs.map((line) => JSON.parse(line) as { event: string; count?: number });
-    expect(seen.filter((line) => line.event === "purchases_seen")).toMatchObject([{ count: 1 }]);
+    expect(seen.filter((line) => line.event === "scan_pass")).toMatchObject([{ purchases: 1 }]);
     const statuses = [];
     for (const tokenId of tokens) {
       const answer = await fetch(`${workers.url("edge")}/status/${tokenId}`);
@@ -236,7 +236,7 @@ const startEdge = (onLog: (line: BareLog) => void) =>
           SCAN_RUN_SECONDS: "2",
           PUBLIC_URLS: "https://api.example",
         },
-        objects: { IP_GUARD: { className: "IpGuard" } },
+        objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
       },
     ],
     onLog,

@@ -16,6 +16,7 @@ import {
 } from "viem";
 import { type LocalAccount, mnemonicToAccount } from "viem/accounts";
 import { inject } from "vitest";
+import type { IpGuard } from "../../durable-objects/ip-guard.ts";
 import { createApp } from "../../src/app.ts";
 import { connectChain } from "../../src/chain/client.ts";
 import { scanPass, startCursor } from "../../src/chain/scan.ts";
@@ -27,12 +28,14 @@ import { type Context, createContext } from "../../src/provisioner/context.ts";
 import type { Job } from "../../src/provisioner/jobs.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
 import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { buy } from "../world/agent.ts";
 import type { RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
 
 type TestBindings = {
   DB: D1Database;
-  IP_GUARD: DurableObjectNamespace;
+  IP_GUARD: DurableObjectNamespace<IpGuard>;
+  LOG_BOOK: DurableObjectNamespace;
   VENDOR_GATE: DurableObjectNamespace;
   MIGRATIONS: D1Migration[];
 };
@@ -72,7 +75,9 @@ type Sent = { body: Job; delaySeconds: number };
 export type Deployment = Awaited<ReturnType<typeof deploy>>;
 
 /** A fresh deployment whose scan starts at the chain's head. */
-export async function deploy(overrides: { edge?: Record<string, string>; provisioner?: Record<string, string> } = {}) {
+export async function deploy(
+  overrides: { edge?: Record<string, string>; provisioner?: Record<string, string>; brokenGuard?: boolean } = {},
+) {
   await reset();
   await applyD1Migrations(bindings.DB, bindings.MIGRATIONS);
   await clearFaults();
@@ -90,15 +95,25 @@ export async function deploy(overrides: { edge?: Record<string, string>; provisi
   const shared = {
     DB: bindings.DB,
     JOBS: jobs,
+    LOG_BOOK: bindings.LOG_BOOK,
     DEPLOYMENT_ID: `t-${bytesToHex(randomBytes(4))}`,
     CHAIN_ID: "8453",
     CONTRACT_ADDRESS,
     RPC_URLS: parts.rpcUrls.join(","),
     RPC_TIMEOUT_MS: "1000",
   };
+  let guardCalls = 0;
+  const guards = {
+    idFromName: (name: string) => bindings.IP_GUARD.idFromName(name),
+    get: (id: DurableObjectId) => {
+      guardCalls += 1;
+      if (overrides.brokenGuard) throw new Error("the object is overloaded");
+      return bindings.IP_GUARD.get(id);
+    },
+  };
   const edge = edgeConfig({
     ...shared,
-    IP_GUARD: bindings.IP_GUARD,
+    IP_GUARD: guards,
     START_BLOCK: String(await chain.reader.getBlockNumber()),
     CONFIRMATIONS: "0",
     PUBLIC_URLS: "https://api.example",
@@ -146,6 +161,13 @@ export async function deploy(overrides: { edge?: Record<string, string>; provisi
         ...init,
         headers: { "cf-connecting-ip": "203.0.113.7", ...(init.headers as Record<string, string> | undefined) },
       }),
+    guard: (client: string) => bindings.IP_GUARD.get(bindings.IP_GUARD.idFromName(client)),
+    /** Counts the calls to guards from here on. */
+    countGuardCalls: () => {
+      const before = guardCalls;
+      return () => guardCalls - before;
+    },
+    buy: (index: number, tier = 0) => buy(chain, agent(index), tier, 1),
     scanContext,
     /** Scans until nothing is left to read; queues what it found. */
     scan: async () => {
@@ -186,6 +208,15 @@ export async function deploy(overrides: { edge?: Record<string, string>; provisi
   };
   await startCursor({ db, chain: edgeChain, config: edge, now: Date.now() });
   return deployment;
+}
+
+/** A machine of tier 0 that runs, for an agent; resolves with its token. */
+export async function buyAndRun(world: Deployment, index: number): Promise<number> {
+  const { tokenId } = await world.buy(index);
+  await world.scan();
+  await world.drain();
+  await chain.mine(1);
+  return tokenId;
 }
 
 // Rows as SQLite gives them; a test names the columns that it looks at.

@@ -31,6 +31,7 @@ const info: PartsInfo = {
   runpodControlUrl: parts.runpod.controlUrl,
   runpodKey: parts.keys.runpod,
   sshPort: parts.sshPort,
+  pagerUrl: parts.pager.url,
 };
 console.log(JSON.stringify(info));
 // Standard input closes when the parent ends, however it ends.

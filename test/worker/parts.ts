@@ -15,6 +15,7 @@ export type PartsInfo = {
   runpodControlUrl: string;
   runpodKey: string;
   sshPort: number;
+  pagerUrl: string;
 };
 
 declare module "vitest" {
@@ -36,6 +37,14 @@ export default async function setup(project: TestProject): Promise<() => Promise
     await ended;
   };
 }
+
+export const PAGER_SECRET = "whsec_YSBzZWNyZXQgb2YgdGhlIHdvcmtlciB0ZXN0cyBvbmx5";
+
+/** What the log book, an object, runs with. */
+export const bookVariables = (parts: PartsInfo) => ({
+  ALERT_WEBHOOK_URL: `${parts.pagerUrl}/page`,
+  ALERT_WEBHOOK_SECRET: PAGER_SECRET,
+});
 
 /** The provisioner's variables as the vendors' gate reads them in the tests. */
 export const gateVariables = (parts: PartsInfo) => ({

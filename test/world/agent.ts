@@ -91,15 +91,18 @@ export async function transfer(chain: Clients, from: LocalAccount, to: Address, 
   return hash;
 }
 
+/** Whoever signs for a wallet. */
+export type Signer = Pick<LocalAccount, "signMessage">;
+
 /** Headers of the reference's fixed form. */
-export async function fixedHeaders(agent: LocalAccount, tokenId: number): Promise<Record<string, string>> {
+export async function fixedHeaders(agent: Signer, tokenId: number): Promise<Record<string, string>> {
   return { authorization: `Bearer ${await agent.signMessage({ message: `ClawCloud Access Request: ${tokenId}` })}` };
 }
 
 /** Headers of the fresh form; `action` is the path behind the token id. */
 export async function freshHeaders(
   api: string,
-  agent: LocalAccount,
+  agent: Signer,
   tokenId: number,
   action: "" | "/ack" = "",
   fields: Record<string, string> = {},

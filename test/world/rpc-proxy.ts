@@ -10,12 +10,17 @@ import { z } from "zod";
  * - `lag`: it is `blocks` behind: its head is older, and logs above it are an empty list, not an error
  * - `drop_logs`: eth_getLogs answers an empty list, however old the range
  * - `max_range`: eth_getLogs refuses more than `blocks` blocks, in a provider's words
- * - `rewrite`: the result of calls to `method` is `result`
+ * - `rewrite`: the result of calls to `method`, or of those whose parameters contain `includes`, is `result`
  */
 const faultSchema = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.enum(["down", "hang", "drop_logs"]) }),
   z.strictObject({ kind: z.enum(["lag", "max_range"]), blocks: z.int().min(0) }),
-  z.strictObject({ kind: z.literal("rewrite"), method: z.string(), result: z.unknown() }),
+  z.strictObject({
+    kind: z.literal("rewrite"),
+    method: z.string(),
+    includes: z.string().optional(),
+    result: z.unknown(),
+  }),
 ]);
 export type RpcFault = z.input<typeof faultSchema>;
 
@@ -62,7 +67,11 @@ export async function startRpcProxy(target: string) {
 
   async function answer(call: Call): Promise<Answer> {
     for (const fault of faults) {
-      if (fault.kind === "rewrite" && fault.method === call.method)
+      if (
+        fault.kind === "rewrite" &&
+        fault.method === call.method &&
+        JSON.stringify(call.params).includes(fault.includes ?? "")
+      )
         return { jsonrpc: "2.0", id: call.id, result: fault.result };
       if (fault.kind === "drop_logs" && call.method === "eth_getLogs")
         return { jsonrpc: "2.0", id: call.id, result: [] };

@@ -23,9 +23,9 @@ export const EDGE_UNDER_LOAD: WorkerSource = {
     CONFIRMATIONS: "0",
     SCAN_RUN_SECONDS: "1",
     PUBLIC_URLS: PUBLIC_URL,
-    RATE_LIMITS: ROUTES.map((route) => `${route}=1000000000/60`).join(","),
+    RATE_LIMITS: ROUTES.map((route) => `${route}=5000/60`).join(","),
   },
-  objects: { IP_GUARD: { className: "IpGuard" } },
+  objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
 };
 
 /** Every Worker gets RPC_URLS, RPC_URL and DATA_PRIVATE_KEY beside its own variables; `more` knows the first token. */

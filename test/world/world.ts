@@ -6,6 +6,7 @@ import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
+import { startPager } from "./pager.ts";
 import { freePort } from "./ports.ts";
 import { startRpcProxy } from "./rpc-proxy.ts";
 import { type RunpodOptions, startRunpod } from "./runpod.ts";
@@ -39,28 +40,33 @@ const { createTestHarness } = await import("wrangler");
 export async function startParts(options: PartsOptions = {}) {
   const sshPort = await freePort();
   const keys = { vultr: `vultr-${randomBytes(12).toString("hex")}`, runpod: `rpa_${randomBytes(12).toString("hex")}` };
-  const [chain, vultr, runpod] = await Promise.all([
+  const [chain, vultr, runpod, pager] = await Promise.all([
     startChain(options.chain),
     startVultr({ apiKey: keys.vultr, sshPort, ...options.vultr }),
     startRunpod({ apiKey: keys.runpod, ...options.runpod }),
+    startPager(),
   ]);
   const [proxy, second] = await Promise.all([startRpcProxy(chain.url), startRpcProxy(chain.url)]);
   return {
     chain,
     vultr,
     runpod,
+    pager,
     proxy,
     sshPort,
     keys,
     /** The first passes the proxy with faults; the others are honest. */
     rpcUrls: [proxy.url, chain.url, second.url],
     stop: async () => {
-      await Promise.all([vultr.stop(), runpod.stop(), proxy.stop(), second.stop()]);
+      await Promise.all([vultr.stop(), runpod.stop(), pager.stop(), proxy.stop(), second.stop()]);
       await chain.stop();
     },
   };
 }
 export type Parts = Awaited<ReturnType<typeof startParts>>;
+
+/** The webhook's secret in the local world: "whsec_" and base64, as standardwebhooks.com has it. */
+export const PAGER_SECRET = `whsec_${Buffer.from("a secret of the local world only").toString("base64")}`;
 
 /** The variables that both Workers get in the local world. */
 export function workerVariables(parts: Parts, publicUrl: string) {
@@ -79,6 +85,8 @@ export function workerVariables(parts: Parts, publicUrl: string) {
       CATALOG_SECONDS: "30",
       PUBLIC_URLS: publicUrl,
       DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
+      ALERT_WEBHOOK_URL: `${parts.pager.url}/page`,
+      ALERT_WEBHOOK_SECRET: PAGER_SECRET,
     },
     provisioner: {
       ...shared,

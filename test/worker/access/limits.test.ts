@@ -1,15 +1,23 @@
-import { runDurableObjectAlarm } from "cloudflare:test";
-import { env } from "cloudflare:workers";
+// The limits as clients meet them on the routes.
 import { expect, test } from "vitest";
-import type { IpGuard } from "../../../durable-objects/ip-guard.ts";
-import { clientAddress, LIMITS } from "../../../src/access/limits.ts";
-import { deploy } from "../deployment.ts";
+import { forgetBan } from "../../../src/access/bans.ts";
+import { blockOf, clientAddress, clientName } from "../../../src/access/client-name.ts";
+import { LIMITS } from "../../../src/access/limits.ts";
+import { fixedHeaders } from "../../world/agent.ts";
+import { agent, buyAndRun, type Deployment, deploy } from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
-const HOUR = 3_600_000;
-const guards = (env as unknown as { IP_GUARD: DurableObjectNamespace<IpGuard> }).IP_GUARD;
-const guard = () => guards.get(guards.idFromName(crypto.randomUUID()));
-const from = (address: string) => ({ headers: { "cf-connecting-ip": address } });
+const from = (address: string, more: Record<string, string> = {}) => ({
+  headers: { "cf-connecting-ip": address, ...more },
+});
+const ADDRESS = `/vms/0x${"2".repeat(40)}`;
+/** Ten violations: the address is banned with the last. */
+async function getBanned(world: Deployment, address: string, more: Record<string, string> = {}) {
+  for (let count = 0; count < 10; count++) {
+    const { status } = await world.request("/tiers?x=1'%20OR%201=1--", from(address, more));
+    expect(status).toBe(400);
+  }
+}
 
 test("the limits are the reference's", () => {
   expect(LIMITS).toMatchObject({
@@ -17,6 +25,10 @@ test("the limits are the reference's", () => {
     credentials: { requests: 30, windowSeconds: 3_600 },
     vms: { requests: 30, windowSeconds: 60 },
     status: { requests: 100, windowSeconds: 60 },
+    wallets: { requests: 3, windowSeconds: 60 },
+    admin: { requests: 20, windowSeconds: 60 },
+    documents: { requests: 100, windowSeconds: 60 },
+    unknown: { requests: 60, windowSeconds: 60 },
   });
 });
 
@@ -52,72 +64,161 @@ test("/health has no limit", async () => {
   expect((await world.request("/health", from("198.51.100.4"))).headers.get("x-ratelimit-limit")).toBeNull();
 });
 
+test("the standard fields say the same in seconds from now", async () => {
+  const world = await deploy();
+  const { headers } = await world.request("/tiers", from("198.51.100.20"));
+  expect(headers.get("ratelimit-policy")).toBe('"tiers";q=100;w=60');
+  expect(headers.get("ratelimit")).toMatch(/^"tiers";r=99;t=(60|59)$/);
+});
+
 test.each([
-  ["2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"],
-  ["2001:db8:1:2::9", "2001:db8:1:2::/64"],
-  ["2001:0DB8:0001:0002::", "2001:db8:1:2::/64"],
-  ["::1", "0:0:0:0::/64"],
-  ["203.0.113.7", "203.0.113.7"],
-  [undefined, "unknown"],
-])("%s counts as %s", (header, address) => {
+  ["2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64", "2001:db8:1::/48"],
+  ["2001:db8:1:2::9", "2001:db8:1:2::/64", "2001:db8:1::/48"],
+  ["2001:0DB8:0001:0002::", "2001:db8:1:2::/64", "2001:db8:1::/48"],
+  ["::1", "0:0:0:0::/64", "0:0:0::/48"],
+  ["203.0.113.7", "203.0.113.7", null],
+  [null, "unknown", null],
+])("%s counts as %s, in the block %s", (header, address, block) => {
   expect(clientAddress(header)).toBe(address);
+  expect(blockOf(address)).toBe(block);
+  expect(blockOf(`${address}#cross-site`)).toBe(block);
 });
 
-test("ten violations within an hour ban the address for an hour, counted where the requests are refused", async () => {
-  const stub = guard();
-  const limit = { requests: 1, windowSeconds: 60 };
-  const now = 1_000_000_000_000;
-  const kinds = [];
-  for (let count = 0; count < 11; count++) kinds.push((await stub.hit("tiers", limit, now + count)).kind);
-  expect(kinds).toEqual(["allowed", ...Array.from({ length: 9 }, () => "limited"), "banned"]);
-  expect((await stub.hit("vms", limit, now + HOUR - 1_000)).kind).toBe("banned");
-  expect((await stub.hit("vms", limit, now + HOUR + 1_000)).kind).toBe("allowed");
+test("requests of other people's Workers share an address and count by their zone (hard case 22)", () => {
+  const name = (headers: Record<string, string>) => clientName(new Headers(headers));
+  const shared = "2a06:98c0:3600::103";
+  expect(name({ "cf-connecting-ip": shared, "cf-worker": "Shop.example" })).toBe("worker:shop.example");
+  expect(name({ "cf-connecting-ip": shared })).toBe("2a06:98c0:3600:0::/64");
+  expect(name({ "cf-connecting-ip": shared, "cf-worker": "no zone" })).toBe("2a06:98c0:3600:0::/64");
+  // A client of its own can't choose its name.
+  expect(name({ "cf-connecting-ip": "198.51.100.1", "cf-worker": "shop.example" })).toBe("198.51.100.1");
 });
 
-test("a poller that overruns its window collects one violation for it, not a ban (hard case 22)", async () => {
-  const stub = guard();
-  const limit = { requests: 30, windowSeconds: 3_600 };
-  const kinds = new Set<string>();
-  for (let count = 0; count < 200; count++)
-    kinds.add((await stub.hit("credentials", limit, 2_000_000_000_000 + count)).kind);
-  expect([...kinds]).toEqual(["allowed", "limited"]);
+test("what a web page makes its visitors send bans such requests alone (hard case 22)", async () => {
+  const world = await deploy();
+  const visitor = "198.51.100.30";
+  const crossSite = { "sec-fetch-site": "cross-site" };
+  await getBanned(world, visitor, crossSite);
+  expect((await world.request(ADDRESS, from(visitor, crossSite))).status).toBe(403);
+  expect((await world.request(ADDRESS, from(visitor))).status).toBe(200);
+  expect((await world.request(ADDRESS, from(visitor, { "sec-fetch-site": "same-site" }))).status).toBe(200);
 });
 
-test("a window ends after its span", async () => {
-  const stub = guard();
-  const limit = { requests: 1, windowSeconds: 60 };
-  const now = 1_500_000_000_000;
-  expect((await stub.hit("tiers", limit, now)).kind).toBe("allowed");
-  expect((await stub.hit("tiers", limit, now + 59_999)).kind).toBe("limited");
-  expect((await stub.hit("tiers", limit, now + 60_001)).kind).toBe("allowed");
+test("a poller of credentials is told to wait, however long it goes on, and is never banned (hard case 22)", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "credentials=2/3600" } });
+  const statuses = new Set<number>();
+  for (let count = 0; count < 15; count++)
+    statuses.add((await world.request("/credentials/1", from("198.51.100.31"))).status);
+  expect([...statuses]).toEqual([401, 429]);
 });
 
-test("a guard that was cleared by its alarm still answers", async () => {
-  const stub = guard();
-  const limit = { requests: 5, windowSeconds: 60 };
-  await stub.hit("tiers", limit, Date.now());
-  expect(await runDurableObjectAlarm(stub as never)).toBe(true);
-  expect((await stub.hit("tiers", limit, Date.now())).kind).toBe("allowed");
+test("the Retry-After of a 202 keeps a poller inside thirty requests an hour (hard case 22)", async () => {
+  const world = await deploy();
+  const { tokenId } = await world.buy(0);
+  await world.scan();
+  const answer = await world.request(`/credentials/${tokenId}`, { headers: await fixedHeaders(agent(0), tokenId) });
+  expect([answer.status, answer.headers.get("retry-after")]).toEqual([202, "10"]);
 });
 
-test("a banned address is refused with 403, Retry-After and its limit's headers, from the isolate's memory", async () => {
-  const world = await deploy({ edge: { RATE_LIMITS: "tiers=1/60" } });
-  const responses = [];
-  for (let count = 0; count < 13; count++) responses.push(await world.request("/tiers", from("198.51.100.9")));
-  const last = responses.at(-1);
-  if (last === undefined) throw new Error("nothing was asked");
-  expect(last.status).toBe(403);
-  expect(await last.json()).toMatchObject({ code: "ip_banned" });
-  expect(Number(last.headers.get("retry-after"))).toBeGreaterThan(3_000);
-  expect(last.headers.get("x-ratelimit-remaining")).toBe("0");
+test("a banned address is refused with 403, its end, Retry-After and its limit's headers", async () => {
+  const world = await deploy();
+  await getBanned(world, "198.51.100.9");
+  const answer = await world.request("/tiers", from("198.51.100.9"));
+  const body = (await answer.json()) as { error: string; code: string; requestId: string };
+  expect([answer.status, body.code, body.requestId]).toEqual([403, "ip_banned", answer.headers.get("x-request-id")]);
+  const until = Date.parse(/until (\S+):/.exec(body.error)?.[1] ?? "");
+  expect(until - Date.now()).toBeGreaterThan(3_500_000);
+  expect(Number(answer.headers.get("retry-after"))).toBeGreaterThan(3_500);
+  expect(answer.headers.get("x-ratelimit-limit")).toBe("100");
+  expect(answer.headers.get("x-ratelimit-remaining")).toBe("0");
+  expect(answer.headers.get("access-control-allow-origin")).toBe("*");
+  for (const path of ["/", "/docs", "/status/1", ADDRESS, "/agents/generate-wallet", "/admin/bans", "/nothing"]) {
+    expect((await world.request(path, from("198.51.100.9"))).status, path).toBe(403);
+  }
   expect((await world.request("/health", from("198.51.100.9"))).status).toBe(200);
 });
 
-test("a banned address reads no row, on a route that reads beside its limiter too", async () => {
-  const world = await deploy({ edge: { RATE_LIMITS: "tiers=1/60" } });
-  for (let count = 0; count < 13; count++) await world.request("/tiers", from("198.51.100.10"));
+test("a banned address costs no row and no object call", async () => {
+  const world = await deploy();
+  await getBanned(world, "198.51.100.10");
+  const calls = world.countGuardCalls();
   const bill = await billOf(async () => {
-    expect((await world.request("/status/1", from("198.51.100.10"))).status).toBe(403);
+    for (const path of ["/status/1", "/tiers", "/vms/x", "/nothing"]) {
+      expect((await world.request(path, from("198.51.100.10"))).status).toBe(403);
+    }
   });
   expect(bill).toEqual({ rowsRead: 0, rowsWritten: 0, roundTrips: 0 });
+  expect(calls()).toBe(0);
+});
+
+test("a ban that its operator lifted ends within BAN_CACHE_SECONDS in every isolate", async () => {
+  const world = await deploy({ edge: { BAN_CACHE_SECONDS: "1" } });
+  const address = "198.51.100.11";
+  await getBanned(world, address);
+  await world.guard(address).lift();
+  expect((await world.request("/tiers", from(address))).status).toBe(403);
+  await new Promise((resolve) => setTimeout(resolve, 1_100));
+  expect((await world.request("/tiers", from(address))).status).toBe(200);
+});
+
+test("a ban is in force at once where no isolate knew of it", async () => {
+  const world = await deploy();
+  const now = Date.now();
+  await world.guard("198.51.100.12").ban({ until: now + 60_000, since: now, reason: "test", by: "key_1" });
+  expect((await world.request("/tiers", from("198.51.100.12"))).status).toBe(403);
+});
+
+test("the owner of a token reads its credentials from a banned address; nobody else does (hard case 22)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  const address = "198.51.100.13";
+  await getBanned(world, address);
+  const ask = async (index: number, id = tokenId) => {
+    const headers = { "cf-connecting-ip": address, ...(await fixedHeaders(agent(index), id)) };
+    return (await world.request(`/credentials/${id}`, { headers })).status;
+  };
+  expect(await ask(1)).toBe(403);
+  expect(await ask(0, tokenId + 1)).toBe(403);
+  expect((await world.request(`/credentials/${tokenId}`, from(address))).status).toBe(403);
+  expect(await ask(0)).toBe(200);
+  expect((await world.request(`/status/${tokenId}`, from(address))).status).toBe(403);
+  forgetBan(address);
+  expect(await ask(1)).toBe(403);
+  expect(await ask(0)).toBe(200);
+});
+
+test("the ban's exception keeps to the route's limit", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "credentials=1/3600" } });
+  const tokenId = await buyAndRun(world, 0);
+  await getBanned(world, "198.51.100.14");
+  const headers = { "cf-connecting-ip": "198.51.100.14", ...(await fixedHeaders(agent(0), tokenId)) };
+  expect((await world.request(`/credentials/${tokenId}`, { headers })).status).toBe(200);
+  expect((await world.request(`/credentials/${tokenId}`, { headers })).status).toBe(429);
+});
+
+test("where the guard can't be asked, public reads are served and the rest waits", async () => {
+  const world = await deploy({ brokenGuard: true });
+  expect((await world.request("/tiers")).status).toBe(200);
+  expect((await world.request(ADDRESS)).status).toBe(200);
+  expect((await world.request("/status/999999")).status).toBe(404);
+  expect((await world.request("/llms.txt")).status).toBe(200);
+  for (const [method, path] of [
+    ["GET", "/credentials/1"],
+    ["POST", "/credentials/1/ack"],
+    ["POST", "/agents/generate-wallet"],
+    ["GET", "/admin/bans"],
+  ] as const) {
+    const answer = await world.request(path, { method });
+    expect([path, answer.status, answer.headers.get("retry-after")]).toEqual([path, 503, "5"]);
+    expect(await answer.json()).toMatchObject({ code: "guard_unavailable" });
+  }
+});
+
+test("a client that is not to be counted is neither limited nor banned", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "tiers=1/60", UNLIMITED_CLIENTS: "198.51.100.15, 2001:db8::1" } });
+  for (let count = 0; count < 12; count++) {
+    expect((await world.request("/tiers?x='or'1'='1'", from("198.51.100.15"))).status).toBe(400);
+  }
+  expect((await world.request("/tiers", from("198.51.100.15"))).status).toBe(200);
+  expect((await world.request("/tiers", from("2001:db8::2"))).status).toBe(200);
 });

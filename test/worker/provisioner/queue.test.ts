@@ -115,7 +115,7 @@ test.each([null, 7, "x", {}, { kind: "advance" }, { kind: "advance", incarnation
 test("a provisioner with a wrong environment refuses the whole batch and keeps it for later", async () => {
   const batch = createMessageBatch("clawcloud-jobs", [messageOf({ kind: "catalog" })]);
   const context = createExecutionContext();
-  await provisioner.queue(batch as never, {} as never);
+  await provisioner.queue(batch as never, {} as never, context);
   const result = await getQueueResult(batch, context);
   expect(result.explicitAcks).toEqual([]);
   expect(result.retryBatch.retry).toBe(true);

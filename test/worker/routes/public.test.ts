@@ -201,6 +201,6 @@ test.each([
   expect(body.code).toBe("misconfigured");
   expect(body.error).toMatch(new RegExp(`${name}(\\.0)?: `));
   for (const value of Object.values(env)) if (value.length > 2) expect(body.error).not.toContain(value);
-  const cron = await edge.scheduled({} as never, env as never).catch((error: unknown) => String(error));
+  const cron = await edge.scheduled({} as never, env as never, context).catch((error: unknown) => String(error));
   expect(cron).toContain(name);
 });

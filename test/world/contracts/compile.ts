@@ -6,8 +6,23 @@ import solc from "solc";
 
 const path = (file: string) => fileURLToPath(new URL(file, import.meta.url).href);
 const require = createRequire(import.meta.url);
-const SOURCES = ["ClawCloudVMs.sol", "UsdCoin.sol", "Multicall3.sol", "EventLayouts.sol", "SalesHistory.sol"];
-const CONTRACTS = ["ClawCloudVMs", "UsdCoin", "Multicall3", "NothingIndexed", "TokenIndexed", "SalesHistory"] as const;
+const SOURCES = [
+  "ClawCloudVMs.sol",
+  "UsdCoin.sol",
+  "Multicall3.sol",
+  "EventLayouts.sol",
+  "SalesHistory.sol",
+  "SmartWallet.sol",
+];
+const CONTRACTS = [
+  "ClawCloudVMs",
+  "UsdCoin",
+  "Multicall3",
+  "NothingIndexed",
+  "TokenIndexed",
+  "SalesHistory",
+  "SmartWalletFactory",
+] as const;
 
 export type Artifacts = Record<(typeof CONTRACTS)[number], { abi: unknown[]; bytecode: string }>;
 

@@ -1,0 +1,210 @@
+// The logs of both Workers, one object: three streams as files of at most 5 MB, of which five are kept, and the pages that
+// go to a webhook. Workers send lines in batches, a second after the first of them; whatever is lost on the way is still
+// in `wrangler tail`.
+//
+// `chunks` holds a batch's lines of one stream as one row of text; a file is the chunks that bear its number. `alerts` holds
+// pages until the webhook has taken them.
+import { DurableObject } from "cloudflare:workers";
+import { Webhook } from "standardwebhooks";
+
+export const STREAMS = ["combined", "error", "security"] as const;
+export type Stream = (typeof STREAMS)[number];
+/** Lines of JSON; each line of the others is in `combined` too. */
+export type LogBatch = Record<Stream | "pages", string[]>;
+/** `index` 0 is being written, 1 the one before. */
+export type LogFile = { stream: Stream; index: number; bytes: number; from: number; to: number };
+export type EventFilter = { event?: string; address?: string; since?: number; until?: number; limit: number };
+type Env = { ALERT_WEBHOOK_URL?: string; ALERT_WEBHOOK_SECRET?: string };
+
+/** Reference: 5MB max, 5 files. */
+const MAX_FILE_BYTES = 5_000_000;
+const FILES_KEPT = 5;
+/** A value in the storage has at most 2 MB. */
+const MAX_CHUNK_BYTES = 500_000;
+/** The same page again within this time is one page. */
+const REPEAT_MS = 600_000;
+const WEBHOOK_TIMEOUT_MS = 10_000;
+const FIRST_RETRY_MS = 15_000;
+const MAX_RETRY_MS = 3_600_000;
+const MAX_TRIES = 24;
+
+export class LogBook extends DurableObject<Env> {
+  readonly #sql: SqlStorage;
+  /** The file that each stream writes, read once. */
+  readonly #current = new Map<Stream, { file: number; bytes: number }>();
+
+  constructor(ctx: DurableObjectState, env: Env) {
+    super(ctx, env);
+    this.#sql = ctx.storage.sql;
+    this.#sql.exec(`
+      CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, stream TEXT NOT NULL, file INTEGER NOT NULL, bytes INTEGER NOT NULL, at INTEGER NOT NULL, lines TEXT NOT NULL);
+      CREATE INDEX IF NOT EXISTS chunks_by_file ON chunks (stream, file);
+      CREATE TABLE IF NOT EXISTS alerts (id TEXT PRIMARY KEY, what TEXT NOT NULL, line TEXT NOT NULL, at INTEGER NOT NULL, tries INTEGER NOT NULL, next_try_at INTEGER);`);
+  }
+
+  /** Takes a batch. `now` is unix milliseconds. */
+  async append(batch: LogBatch, now = Date.now()): Promise<void> {
+    for (const stream of STREAMS) this.#write(stream, batch[stream], now);
+    if (this.env.ALERT_WEBHOOK_URL === undefined || batch.pages.length === 0) return;
+    for (const line of batch.pages) this.#page(line, now);
+    await this.#deliverLater(now);
+  }
+
+  /** Every file there is. */
+  files(): LogFile[] {
+    const rows = this.#sql.exec<{ stream: Stream; file: number; bytes: number; from_at: number; to_at: number }>(
+      "SELECT stream, file, SUM(bytes) AS bytes, MIN(at) AS from_at, MAX(at) AS to_at FROM chunks GROUP BY stream, file ORDER BY stream, file DESC",
+    );
+    const newest = new Map<Stream, number>();
+    return [...rows].map(({ stream, file, bytes, from_at: from, to_at: to }) => {
+      const first = newest.get(stream) ?? file;
+      newest.set(stream, first);
+      return { stream, index: first - file, bytes, from, to };
+    });
+  }
+
+  /** A file's lines; null where there is none. */
+  read(stream: Stream, index: number): string | null {
+    const rows = this.#sql.exec<{ lines: string }>(
+      "SELECT lines FROM chunks WHERE stream = ? AND file = ? ORDER BY id",
+      stream,
+      this.#newest(stream).file - index,
+    );
+    const chunks = [...rows].map(({ lines }) => lines);
+    return chunks.length === 0 ? null : chunks.join("");
+  }
+
+  /** Events of the security stream, newest first. */
+  events({
+    event,
+    address,
+    since = 0,
+    until = Number.MAX_SAFE_INTEGER,
+    limit,
+  }: EventFilter): Record<string, unknown>[] {
+    const found: Record<string, unknown>[] = [];
+    const chunks = this.#sql.exec<{ lines: string }>(
+      "SELECT lines FROM chunks WHERE stream = 'security' AND at >= ? ORDER BY id DESC",
+      since,
+    );
+    for (const { lines } of chunks) {
+      for (const line of lines.trimEnd().split("\n").reverse()) {
+        const entry = JSON.parse(line) as Record<string, unknown>;
+        const at = Date.parse(String(entry["time"]));
+        if (at < since || at > until) continue;
+        if (event !== undefined && entry["event"] !== event) continue;
+        if (address !== undefined && entry["address"] !== address) continue;
+        found.push(entry);
+        if (found.length === limit) return found;
+      }
+    }
+    return found;
+  }
+
+  override async alarm(): Promise<void> {
+    const now = Date.now();
+    this.#sql.exec("DELETE FROM alerts WHERE next_try_at IS NULL AND at <= ?", now - REPEAT_MS);
+    const due = this.#sql
+      .exec<{ id: string; line: string; tries: number }>(
+        "SELECT id, line, tries FROM alerts WHERE next_try_at <= ? ORDER BY at LIMIT 20",
+        now,
+      )
+      .toArray();
+    for (const { id, line, tries } of due) {
+      const taken = await this.#send(id, line, now);
+      const next = taken || tries + 1 >= MAX_TRIES ? null : now + Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** tries);
+      this.#sql.exec("UPDATE alerts SET tries = ?, next_try_at = ? WHERE id = ?", tries + 1, next, id);
+    }
+    await this.#deliverLater(now);
+  }
+
+  #newest(stream: Stream): { file: number; bytes: number } {
+    const known = this.#current.get(stream);
+    if (known !== undefined) return known;
+    const row = this.#sql
+      .exec<{ file: number; bytes: number }>(
+        "SELECT file, SUM(bytes) AS bytes FROM chunks WHERE stream = ? GROUP BY file ORDER BY file DESC LIMIT 1",
+        stream,
+      )
+      .toArray()[0];
+    const current = row ?? { file: 0, bytes: 0 };
+    this.#current.set(stream, current);
+    return current;
+  }
+
+  #write(stream: Stream, lines: readonly string[], now: number): void {
+    if (lines.length === 0) return;
+    const current = this.#newest(stream);
+    let chunk = "";
+    let size = 0;
+    const flush = () => {
+      if (size === 0) return;
+      this.#sql.exec(
+        "INSERT INTO chunks (stream, file, bytes, at, lines) VALUES (?, ?, ?, ?, ?)",
+        stream,
+        current.file,
+        size,
+        now,
+        chunk,
+      );
+      current.bytes += size;
+      chunk = "";
+      size = 0;
+    };
+    for (const line of lines) {
+      const length = Buffer.byteLength(line) + 1;
+      if (size + length > MAX_CHUNK_BYTES) flush();
+      if (current.bytes + size + length > MAX_FILE_BYTES) {
+        flush();
+        current.file += 1;
+        current.bytes = 0;
+        this.#sql.exec("DELETE FROM chunks WHERE stream = ? AND file <= ?", stream, current.file - FILES_KEPT);
+      }
+      chunk += `${line}\n`;
+      size += length;
+    }
+    flush();
+  }
+
+  /** Keeps a page for the webhook, unless the same one was kept a short while ago. */
+  #page(line: string, now: number): void {
+    const { time: _time, requestId: _request, ...what } = JSON.parse(line) as Record<string, unknown>;
+    const same = JSON.stringify(what);
+    const known = this.#sql.exec("SELECT id FROM alerts WHERE what = ? AND at > ?", same, now - REPEAT_MS).toArray();
+    if (known.length > 0) return;
+    this.#sql.exec("INSERT INTO alerts VALUES (?, ?, ?, ?, 0, ?)", `msg_${crypto.randomUUID()}`, same, line, now, now);
+  }
+
+  async #deliverLater(now: number): Promise<void> {
+    const next = this.#sql
+      .exec<{ at: number | null }>("SELECT MIN(COALESCE(next_try_at, at + ?)) AS at FROM alerts", REPEAT_MS + 1)
+      .one().at;
+    if (next !== null) await this.ctx.storage.setAlarm(Math.max(next, now));
+  }
+
+  /** Signed as standardwebhooks.com has it: headers webhook-id, webhook-timestamp, webhook-signature. */
+  async #send(id: string, line: string, now: number): Promise<boolean> {
+    const { ALERT_WEBHOOK_URL: url, ALERT_WEBHOOK_SECRET: secret } = this.env;
+    if (url === undefined || secret === undefined) return false;
+    const body = JSON.stringify({ type: "page", data: JSON.parse(line) as unknown });
+    const at = new Date(now);
+    const headers = {
+      "content-type": "application/json",
+      "webhook-id": id,
+      "webhook-timestamp": String(Math.floor(now / 1_000)),
+      "webhook-signature": new Webhook(secret).sign(id, at, body),
+    };
+    try {
+      const answer = await fetch(url, {
+        method: "POST",
+        headers,
+        body,
+        signal: AbortSignal.timeout(WEBHOOK_TIMEOUT_MS),
+      });
+      await answer.body?.cancel();
+      return answer.ok;
+    } catch {
+      return false;
+    }
+  }
+}

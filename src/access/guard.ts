@@ -1,0 +1,48 @@
+// The guards of clients, as the edge's routes reach them.
+import type { Context } from "hono";
+import type { App } from "../app.ts";
+import type { EdgeConfig } from "../config.ts";
+import { errorFields, log } from "../log.ts";
+import { rememberBan } from "./bans.ts";
+
+const GUARD_TIMEOUT_MS = 2_000;
+
+/** A guard by the name of whom it counts. */
+export const guardOf = ({ IP_GUARD }: Pick<EdgeConfig, "IP_GUARD">, name: string) =>
+  IP_GUARD.get(IP_GUARD.idFromName(name));
+
+/** Tells the client's guard of something that counts towards a ban beside the limits. */
+export async function violate(c: Context<App>, what: string): Promise<void> {
+  const { config, client } = c.var;
+  if (config.UNLIMITED_CLIENTS.has(client)) return;
+  try {
+    const { bannedUntil, bansNow } = await inTime(guardOf(config, client).violate(what, Date.now()));
+    if (bannedUntil !== null) learnBan(c, what, bannedUntil, bansNow);
+  } catch (error) {
+    log("error", "guard_unavailable", { route: what, ...errorFields(error) });
+  }
+}
+
+/** The isolate knows the ban from here on; the audit, once. */
+export function learnBan(c: Context<App>, route: string, until: number, isNew: boolean): void {
+  const { client, config } = c.var;
+  rememberBan(client, until, Date.now(), config.BAN_CACHE_SECONDS);
+  if (isNew) log("security", "ip_banned", { address: client, route, until: new Date(until).toISOString() });
+}
+
+/** A guard that hangs is one that can't be asked. */
+export async function inTime<T>(work: Promise<T>): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new GuardTimeout()), GUARD_TIMEOUT_MS);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+class GuardTimeout extends Error {
+  override readonly name = "GuardTimeout";
+}

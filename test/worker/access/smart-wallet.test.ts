@@ -1,0 +1,119 @@
+// Tokens owned by contracts: their keepers sign, and the chain says whether that counts (ERC-1271, ERC-6492). And of plain
+// accounts: of each signature one spelling only.
+import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { type Abi, type Address, encodeFunctionData, type Hex, serializeErc6492Signature } from "viem";
+import { beforeEach, expect, test } from "vitest";
+import { type Credentials, fixedHeaders, freshHeaders, type Signer, transfer } from "../../world/agent.ts";
+import artifacts from "../../world/contracts/artifacts.json";
+import { addRpcFault, agent, buyAndRun, chain, type Deployment, deploy, deployer } from "../deployment.ts";
+
+const API = "https://api.example";
+const factoryAbi = artifacts.SmartWalletFactory.abi as Abi;
+
+let world: Deployment;
+let tokenId: number;
+let factory: Address;
+let wallet: Address;
+
+beforeEach(async () => {
+  world = await deploy();
+  const clients = chain.wallet(deployer);
+  const bytecode = artifacts.SmartWalletFactory.bytecode as Hex;
+  const hash = await clients.deployContract({ abi: factoryAbi, bytecode });
+  factory = (await chain.reader.waitForTransactionReceipt({ hash })).contractAddress ?? "0x";
+  const of = { address: factory, abi: factoryAbi, functionName: "addressOf", args: [agent(2).address] } as const;
+  wallet = (await chain.reader.readContract(of)) as Address;
+  tokenId = await buyAndRun(world, 0);
+  await transfer(chain, agent(0), wallet, tokenId);
+  await world.scan();
+  await chain.mine(1);
+});
+
+const deployData = (keeper: Address) => encodeFunctionData({ abi: factoryAbi, functionName: "deploy", args: [keeper] });
+async function deployWallet(keeper: Address): Promise<void> {
+  const hash = await chain.wallet(deployer).sendTransaction({ to: factory, data: deployData(keeper) });
+  await chain.reader.waitForTransactionReceipt({ hash });
+  await chain.mine(1);
+}
+/** Signs as a wallet that is not deployed yet does. */
+const counterfactual = (keeper: number): Signer => ({
+  signMessage: async (message) =>
+    serializeErc6492Signature({
+      address: factory,
+      data: deployData(agent(keeper).address),
+      signature: await agent(keeper).signMessage(message),
+    }),
+});
+async function ask(headers: Record<string, string>, path = `/credentials/${tokenId}`, method = "GET") {
+  const answer = await world.request(path, { method, headers });
+  const body = (await answer.json()) as Credentials & { code?: string };
+  return { status: answer.status, code: body.code, key: body.ssh?.privateKey ?? null };
+}
+
+test("a deployed wallet's keeper gets the key, by either form", async () => {
+  await deployWallet(agent(2).address);
+  expect(await ask(await fixedHeaders(agent(2), tokenId))).toMatchObject({ status: 200, key: expect.any(String) });
+  expect(await ask(await freshHeaders(API, agent(2), tokenId))).toMatchObject({ status: 200, key: expect.any(String) });
+});
+
+test("a wallet that is not deployed yet gets the key, by either form", async () => {
+  expect(await ask(await fixedHeaders(counterfactual(2), tokenId))).toMatchObject({
+    status: 200,
+    key: expect.any(String),
+  });
+  const again = await ask(await freshHeaders(API, counterfactual(2), tokenId));
+  expect(again).toMatchObject({ status: 200, key: expect.any(String) });
+});
+
+test("nobody else does: not another keeper, not the seller, not another wallet's deployment", async () => {
+  const refused = { status: 403, code: "not_owner", key: null };
+  expect(await ask(await fixedHeaders(counterfactual(3), tokenId))).toEqual(refused);
+  expect(await ask(await fixedHeaders(agent(0), tokenId))).toEqual(refused);
+  // Before its deployment the keeper's bare signature proves nothing.
+  expect(await ask(await fixedHeaders(agent(2), tokenId))).toEqual(refused);
+  await deployWallet(agent(2).address);
+  expect(await ask(await fixedHeaders(agent(3), tokenId))).toEqual(refused);
+  expect(await ask({ authorization: `Bearer 0x${"ab".repeat(200)}` })).toEqual(refused);
+});
+
+test("a wallet's fresh signature is used up once, and its keeper can acknowledge", async () => {
+  await deployWallet(agent(2).address);
+  const headers = await freshHeaders(API, agent(2), tokenId);
+  expect((await ask(headers)).status).toBe(200);
+  expect(await ask(headers)).toMatchObject({ status: 401, code: "nonce_used" });
+  const forAck = await freshHeaders(API, agent(2), tokenId, "/ack");
+  expect((await ask(forAck, `/credentials/${tokenId}/ack`, "POST")).status).toBe(200);
+});
+
+test("one node that calls a contract's signature valid is not believed", async () => {
+  await deployWallet(agent(2).address);
+  const stranger = { authorization: `Bearer 0x${"ab".repeat(200)}` };
+  const TRUE = `0x${"0".repeat(63)}1`;
+  // The check alone: the read of the token, which names no signature, goes through as it is.
+  await addRpcFault({ kind: "rewrite", method: "eth_call", ifIncludes: "abababab", result: TRUE } as never);
+  expect(await ask(stranger)).toMatchObject({ status: 403, code: "not_owner" });
+});
+
+test("the signature's twin with the high s is refused (malleable), and so is another length", async () => {
+  const { authorization = "" } = await fixedHeaders(agent(0), tokenId);
+  const hex = authorization.slice("Bearer 0x".length);
+  const order = secp256k1.Point.CURVE().n;
+  const s = (order - BigInt(`0x${hex.slice(64, 128)}`)).toString(16).padStart(64, "0");
+  const v = hex.slice(128) === "1b" ? "1c" : "1b";
+  const twin = `Bearer 0x${hex.slice(0, 64)}${s}${v}`;
+  expect(await ask({ authorization: twin })).toMatchObject({ status: 401, code: "signature_invalid" });
+  for (const wrong of [hex.slice(2), `${hex}a`, "", "00".repeat(8_001)]) {
+    expect(await ask({ authorization: `Bearer 0x${wrong}` })).toMatchObject({ status: expect.toBeOneOf([400, 401]) });
+  }
+});
+
+test("REQUIRE_FRESH_SIGNATURES turns the fixed form off", async () => {
+  const strict = await deploy({ edge: { REQUIRE_FRESH_SIGNATURES: "true" } });
+  const own = await buyAndRun(strict, 0);
+  const request = async (headers: Record<string, string>) => {
+    const answer = await strict.request(`/credentials/${own}`, { headers });
+    return [answer.status, ((await answer.json()) as { code?: string }).code];
+  };
+  expect(await request(await fixedHeaders(agent(0), own))).toEqual([401, "fresh_signature_required"]);
+  expect(await request(await freshHeaders(API, agent(0), own))).toEqual([200, undefined]);
+});

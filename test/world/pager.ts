@@ -1,0 +1,35 @@
+// What an operator's on-call service looks like from here: takes signed webhooks and shows them.
+import { type ServerType, serve } from "@hono/node-server";
+import { Hono } from "hono";
+import { freePort } from "./ports.ts";
+
+export type Page = { headers: Record<string, string>; body: string };
+
+/** `POST /page` takes one; `GET /pages` shows those taken; `POST /refuse/:times` answers the next ones with 503. */
+export async function startPager() {
+  const pages: Page[] = [];
+  let refusals = 0;
+  const app = new Hono()
+    .post("/page", async (c) => {
+      if (refusals > 0) {
+        refusals -= 1;
+        return c.text("not now", 503);
+      }
+      pages.push({ headers: Object.fromEntries(c.req.raw.headers), body: await c.req.text() });
+      return c.body(null, 204);
+    })
+    .get("/pages", (c) => c.json(pages))
+    .post("/refuse/:times", (c) => {
+      refusals = Number(c.req.param("times"));
+      return c.body(null, 204);
+    });
+  const port = await freePort();
+  const server = await new Promise<ServerType>((resolve) => {
+    const started = serve({ fetch: app.fetch, hostname: "127.0.0.1", port }, () => resolve(started));
+  });
+  return {
+    url: `http://127.0.0.1:${port}`,
+    pages,
+    stop: () => new Promise<void>((resolve) => server.close(() => resolve())),
+  };
+}
