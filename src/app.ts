@@ -9,6 +9,7 @@ import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { limited } from "./access/admission.ts";
 import { refuseKnownBan, takeRefusals } from "./access/bans.ts";
 import { clientName } from "./access/client-name.ts";
+import { operatorsOnly } from "./access/operators.ts";
 import { screenRefused } from "./access/screening.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
@@ -16,6 +17,11 @@ import { type Database, openDatabase } from "./db/client.ts";
 import { AppError, STATUS_OF } from "./errors.ts";
 import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "./log.ts";
 import { redactText } from "./redact.ts";
+import { mountAdminBans } from "./routes/admin/bans.ts";
+import { mountAdminKeys } from "./routes/admin/keys.ts";
+import { mountAdminLogs } from "./routes/admin/logs.ts";
+import { mountAdminMachines } from "./routes/admin/machines.ts";
+import { mountAdminUpkeep } from "./routes/admin/upkeep.ts";
 import { mountAgents } from "./routes/agents.ts";
 import { mountCredentials } from "./routes/credentials.ts";
 import { mountDocuments } from "./routes/documents.ts";
@@ -131,11 +137,18 @@ export function createApp(config: EdgeConfig): Router {
   mountStatus(app);
   mountAgents(app);
   mountDocuments(app);
+  mountAdminKeys(app);
+  mountAdminBans(app);
+  mountAdminMachines(app);
+  mountAdminLogs(app);
+  mountAdminUpkeep(app);
 
   refuseOtherMethods(app);
-  app.all("*", limited("unknown"), () => {
+  const nothingHere = () => {
     throw new AppError("not_found", "There is nothing at this path; /docs lists what there is.");
-  });
+  };
+  app.all("/admin/*", ...operatorsOnly, nothingHere);
+  app.all("*", limited("unknown"), nothingHere);
   app.onError((error, c) => answerScreened(error, c));
   return serveUnbanned(app, config);
 }

@@ -26,6 +26,7 @@ export const STATUS_OF = {
   method_not_allowed: 405,
   not_delivered: 409,
   agent_exists: 409,
+  api_key_exists: 409,
   not_retryable: 409,
   nothing_to_end: 409,
   body_too_large: 413,

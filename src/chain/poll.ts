@@ -1,7 +1,9 @@
 // The cron fires once a minute; a purchase must be seen within seconds. So one invocation keeps polling until the next
 // one takes over. Waiting costs no CPU, and a lease in the database keeps two of them apart.
 import type { EdgeConfig } from "../config.ts";
+import { keyRing } from "../credentials/key-ring.ts";
 import { openDatabase } from "../db/client.ts";
+import { publishDataKeys } from "../db/data-keys.ts";
 import { claimTurn, releaseScanLease, takeScanLease } from "../db/scan.ts";
 import { errorFields, log } from "../log.ts";
 import { enqueue, sweep } from "../vms/sweep.ts";
@@ -20,6 +22,7 @@ const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, 
 export async function pollChain(config: EdgeConfig, afterPass: () => void = () => {}): Promise<void> {
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
+  await publishDataKeys(db, keyRing(config), Date.now());
   const holder = crypto.randomUUID();
   const until = Date.now() + config.SCAN_RUN_SECONDS * 1_000;
   let heldUntil = 0;

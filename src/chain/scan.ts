@@ -210,7 +210,7 @@ export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> 
   for (const gap of due) await store.postponeGap(db, gap.tokenId, now + GAP_RETRY_MS * 2 ** Math.min(gap.tries, 12));
   const queued: store.QueuedVm[] = [];
   for (const { fromBlock, toBlock } of distinctRanges(due)) {
-    for (const node of chain.nodes) queued.push(...(await rereadRange(context, node, fromBlock, toBlock)));
+    for (const node of chain.nodes) queued.push(...(await rereadRange(context, node, fromBlock, toBlock)).queued);
   }
   const known = await store.knownTokens(
     db,
@@ -222,8 +222,22 @@ export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> 
   return queued;
 }
 
+/** Reads a range that the scan has passed again, from every node. Throws `ChainUnavailable` when none could be read to its end. */
+export async function rescan(
+  context: Omit<ScanContext, "fence">,
+  fromBlock: number,
+  toBlock: number,
+): Promise<store.QueuedVm[]> {
+  const reads = [];
+  for (const node of context.chain.nodes) reads.push(await rereadRange(context, node, fromBlock, toBlock));
+  if (!reads.some(({ complete }) => complete)) throw new ChainUnavailable();
+  return reads.flatMap(({ queued }) => queued);
+}
+
+type Reread = { queued: store.QueuedVm[]; complete: boolean };
+
 /** A range in pieces that the node takes; what it refuses is left to the next node and the next try. */
-async function rereadRange(context: ScanContext, node: Node, from: number, to: number): Promise<store.QueuedVm[]> {
+async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from: number, to: number): Promise<Reread> {
   const { db, config, now } = context;
   const queued: store.QueuedVm[] = [];
   let range = config.SCAN_MAX_RANGE;
@@ -236,12 +250,12 @@ async function rereadRange(context: ScanContext, node: Node, from: number, to: n
     } catch (error) {
       if (!(error instanceof RangeRefused) || range === 1) {
         log("warn", "gap_not_read", { node: node.name, ...errorFields(error) });
-        return queued;
+        return { queued, complete: false };
       }
       range = shrinkRange(range, error.cause);
     }
   }
-  return queued;
+  return { queued, complete: true };
 }
 
 const distinctRanges = (rows: readonly { fromBlock: number; toBlock: number }[]) => [

@@ -7,7 +7,7 @@ import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
 import { type Context, DONE, type Next } from "./context.ts";
 import { create } from "./create.ts";
-import { prove, retire } from "./end.ts";
+import { end, prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
 import { boot, clear, find, reap } from "./watch.ts";
 
@@ -22,6 +22,7 @@ const STEPS: Record<Step, (context: Context, vm: Vm) => Promise<Next>> = {
   clear,
   prove,
   retire,
+  end,
   idle: async () => DONE,
 };
 

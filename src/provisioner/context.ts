@@ -1,7 +1,10 @@
 import type { VendorGate } from "../../durable-objects/vendor-gate.ts";
 import { type Chain, connectChain } from "../chain/client.ts";
 import type { ProvisionerConfig } from "../config.ts";
+import { dataKeyId } from "../credentials/ecies.ts";
 import { type Database, openDatabase } from "../db/client.ts";
+import { publishedKeys } from "../db/data-keys.ts";
+import { ConfigError } from "../errors.ts";
 import { createRunpod } from "./vendors/runpod.ts";
 import { type Vendor, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { createVultr } from "./vendors/vultr.ts";
@@ -41,6 +44,24 @@ export function createContext(config: ProvisionerConfig, now: () => number = Dat
     gate: (vendor) => config.VENDOR_GATE.get(config.VENDOR_GATE.idFromName(vendor)),
     now,
   };
+}
+
+const KEY_CHECK_MS = 60_000;
+const checkedKeys = new Map<string, number>();
+
+/**
+ * Refuses to work under a data key that the edge can't open: what is sealed under it would be lost (hard case 8). The edge
+ * says with each cron which keys it holds; a yes is good for a minute.
+ */
+export async function requireDataKey({ config, db, now }: Context): Promise<void> {
+  const id = dataKeyId(config.DATA_PUBLIC_KEY);
+  if ((checkedKeys.get(id) ?? 0) > now() - KEY_CHECK_MS) return;
+  if (!(await publishedKeys(db)).includes(id)) {
+    throw new ConfigError("provisioner", [
+      `DATA_PUBLIC_KEY: the edge does not hold the private half of data key ${id}`,
+    ]);
+  }
+  checkedKeys.set(id, now());
 }
 
 /** A permit for so many calls; throws `VendorError` `wait` when the vendor's rate is used up. */

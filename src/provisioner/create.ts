@@ -5,6 +5,7 @@ import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
 import { machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
+import { isPaused } from "../db/pauses.ts";
 import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -21,6 +22,8 @@ const TURN_MS = 45_000;
 export const STALL_MS = 180_000;
 const RECEIPT_WAIT_SECONDS = 3;
 const PAGED_WAIT_SECONDS = 60;
+/** How soon an operator's resume is noticed. */
+const PAUSED_WAIT_SECONDS = 15;
 /** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */
 const MAX_WAIT_SECONDS = 60;
 const SNAPSHOT_AGE_MS = 15_000;
@@ -44,6 +47,7 @@ export async function create(context: Context, vm: store.Vm): Promise<Next> {
 
 async function takeTurn(context: Context, vm: store.Vm, lease: string, began: number): Promise<Next> {
   const { db, chain, config, now } = context;
+  if (await isPaused(db, "provisioning")) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
   const tried = await store.loadAttempts(db, vm.incarnation);
   // An attempt without an end may have a machine that we don't know of, or one that is not gone.
   const unresolved = tried.find((attempt) => attempt.endedAt === null);

@@ -67,6 +67,14 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
   return DONE;
 }
 
+/** An operator's order: the state of the row is the order, and machines go by their stored ids (hard case 13). */
+export async function end(context: Context, vm: store.Vm): Promise<Next> {
+  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
+  await store.terminate(context.db, vm);
+  log("warn", "vm_ended_by_order", { tokenId: vm.tokenId });
+  return DONE;
+}
+
 /** Whether final history has passed the block in which the purchase once stood. */
 async function isFinal(context: Context, vm: store.Vm): Promise<boolean> {
   const view = await readFinalToken(context.chain, vm.tokenId);

@@ -2,7 +2,7 @@
 import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
 import { errorFields, log, sendLogs, setLogLevel } from "../log.ts";
 import { consume, consumeDead } from "./consume.ts";
-import { createContext } from "./context.ts";
+import { createContext, requireDataKey } from "./context.ts";
 
 export { VendorGate } from "../../durable-objects/vendor-gate.ts";
 
@@ -14,6 +14,7 @@ export default {
       const config = provisionerConfig(env);
       setLogLevel(config.LOG_LEVEL);
       const context = createContext(config);
+      await requireDataKey(context);
       const handle = batch.queue === DEAD_LETTER_QUEUE ? consumeDead : consume;
       await Promise.all(batch.messages.map((message) => handle(context, message)));
       ctx.waitUntil(sendLogs(config.LOG_BOOK));

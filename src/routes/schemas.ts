@@ -16,7 +16,7 @@ const json = (description: string) => ({ description, content: { "application/js
 
 export const errorResponses = {
   400: json("Malformed input"),
-  401: json("Missing or invalid signature"),
+  401: json("Missing or invalid signature or key"),
   403: json("Not the owner, token expired, or address banned"),
   404: json("Unknown"),
   409: json("In conflict with what exists"),
@@ -28,12 +28,11 @@ export const errorResponses = {
   503: json("The chain or the database does not answer; see Retry-After"),
 } as const;
 
-/** The listed statuses with their bodies, and those that every limited route has: banned, too many, our own fault. */
-export const errorsOf = <Status extends keyof typeof errorResponses>(...statuses: Status[]) =>
-  Object.fromEntries([...statuses, 403, 429, 500].map((status) => [status, errorResponses[status as Status]])) as Pick<
-    typeof errorResponses,
-    Status | 403 | 429 | 500
-  >;
+/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault. */
+export const errorsOf = <Status extends keyof typeof errorResponses = never>(...statuses: Status[]) =>
+  Object.fromEntries(
+    [...statuses, 400, 403, 429, 500].map((status) => [status, errorResponses[status as Status]]),
+  ) as Pick<typeof errorResponses, Status | 400 | 403 | 429 | 500>;
 
 /** Decimal, no sign, no leading zero, at most 2^53-1. Token 0 exists. */
 export const tokenIdSchema = z

@@ -3,11 +3,12 @@
 //   provisioning: create -> boot -> (published)       create -> find -> boot | create       boot -> clear -> create
 //   running:      idle                                          failed: clear -> idle
 //   expired:      prove -> (terminated | back to running)       any, once another incarnation holds its token: retire
+//   any of these: end, by an operator's order
 
 export const STATUSES = ["provisioning", "running", "expired", "terminated", "failed"] as const;
 export type Status = (typeof STATUSES)[number];
 
-export const STEPS = ["create", "find", "boot", "clear", "prove", "retire", "idle"] as const;
+export const STEPS = ["create", "find", "boot", "clear", "prove", "retire", "end", "idle"] as const;
 export type Step = (typeof STEPS)[number];
 
 /** What `GET /credentials` and `/status` say while a machine is made. */
@@ -18,6 +19,7 @@ export const STEP_SENTENCES: Record<Step, string> = {
   clear: "Ending a machine that did not start, before the next one is ordered.",
   prove: "Checking the end of the paid time on chain.",
   retire: "Ending the machine of a purchase that the chain replaced.",
+  end: "Ending the machine by an operator's order.",
   idle: "Nothing to do.",
 };
 

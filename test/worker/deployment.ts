@@ -17,11 +17,14 @@ import {
 import { type LocalAccount, mnemonicToAccount } from "viem/accounts";
 import { inject } from "vitest";
 import type { IpGuard } from "../../durable-objects/ip-guard.ts";
+import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { createApp } from "../../src/app.ts";
 import { connectChain } from "../../src/chain/client.ts";
 import { scanPass, startCursor } from "../../src/chain/scan.ts";
 import { edgeConfig, provisionerConfig } from "../../src/config.ts";
+import { keyRing } from "../../src/credentials/key-ring.ts";
 import { openDatabase } from "../../src/db/client.ts";
+import { publishDataKeys } from "../../src/db/data-keys.ts";
 import { takeScanLease } from "../../src/db/scan.ts";
 import { advance } from "../../src/provisioner/consume.ts";
 import { type Context, createContext } from "../../src/provisioner/context.ts";
@@ -92,6 +95,7 @@ export async function deploy(
     },
   };
   const dataKey = secp256k1.keygen();
+  const bootstrapKey = makeAdminKey();
   const shared = {
     DB: bindings.DB,
     JOBS: jobs,
@@ -111,16 +115,18 @@ export async function deploy(
       return bindings.IP_GUARD.get(id);
     },
   };
-  const edge = edgeConfig({
+  const edgeVariables = {
     ...shared,
     IP_GUARD: guards,
     START_BLOCK: String(await chain.reader.getBlockNumber()),
     CONFIRMATIONS: "0",
     PUBLIC_URLS: "https://api.example",
+    ADMIN_API_KEY: bootstrapKey,
     DATA_PRIVATE_KEY: bytesToHex(dataKey.secretKey),
     ...overrides.edge,
-  });
-  const provisioner = provisionerConfig({
+  };
+  const edge = edgeConfig(edgeVariables);
+  const provisionerVariables = {
     ...shared,
     VENDOR_GATE: bindings.VENDOR_GATE,
     DATA_PUBLIC_KEY: bytesToHex(dataKey.publicKey),
@@ -135,7 +141,8 @@ export async function deploy(
     LISTING_LAG_MS: "500",
     POLL_SECONDS: "1",
     ...overrides.provisioner,
-  });
+  };
+  const provisioner = provisionerConfig(provisionerVariables);
   const app = createApp(edge);
   const context: Context = createContext(provisioner);
   const db = openDatabase(bindings.DB);
@@ -150,6 +157,9 @@ export async function deploy(
   const deployment = {
     edge,
     provisioner,
+    edgeVariables,
+    provisionerVariables,
+    appOf: createApp,
     context,
     db,
     sql: bindings.DB,
@@ -161,6 +171,16 @@ export async function deploy(
         ...init,
         headers: { "cf-connecting-ip": "203.0.113.7", ...(init.headers as Record<string, string> | undefined) },
       }),
+    bootstrapKey,
+    /** Makes the first operator's key. */
+    operatorKey: async (name = "test"): Promise<string> => {
+      const answer = await app.request("https://api.example/admin/keys", {
+        method: "POST",
+        body: JSON.stringify({ name }),
+        headers: { "x-api-key": bootstrapKey, "content-type": "application/json", "cf-connecting-ip": "192.0.2.254" },
+      });
+      return ((await answer.json()) as { key: string }).key;
+    },
     guard: (client: string) => bindings.IP_GUARD.get(bindings.IP_GUARD.idFromName(client)),
     /** Counts the calls to guards from here on. */
     countGuardCalls: () => {
@@ -207,6 +227,7 @@ export async function deploy(
     },
   };
   await startCursor({ db, chain: edgeChain, config: edge, now: Date.now() });
+  await publishDataKeys(db, keyRing(edge), Date.now());
   return deployment;
 }
 

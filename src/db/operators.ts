@@ -1,0 +1,93 @@
+// What operators read and order.
+import { and, asc, desc, eq, gt, inArray, isNull, lt, sql } from "drizzle-orm";
+import type { Status } from "../vms/states.ts";
+import { type Database, runBatch } from "./client.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
+import { failedProvisionings, vms } from "./schema.ts";
+
+/** Machines by status, newest token first, below a token id. */
+export const listVms = (db: Database, status: Status | undefined, before: number, limit: number) =>
+  db
+    .select({
+      tokenId: vms.tokenId,
+      status: vms.status,
+      step: vms.step,
+      tier: vms.tier,
+      owner: vms.owner,
+      provider: vms.provider,
+      region: vms.region,
+      plan: vms.plan,
+      instanceId: vms.instanceId,
+      sshHost: vms.sshHost,
+      attempt: vms.attempt,
+      failure: vms.failure,
+      txHash: vms.txHash,
+      createdAt: vms.createdAt,
+      expiresAt: vms.expiresAt,
+    })
+    .from(vms)
+    .where(and(sql`current = 1`, lt(vms.tokenId, before), status === undefined ? undefined : eq(vms.status, status)))
+    .orderBy(desc(vms.tokenId))
+    .limit(limit)
+    .all();
+
+export type Failure = typeof failedProvisionings.$inferSelect;
+
+/** Failed provisionings, oldest first, behind an id; without those that were settled unless they are asked for. */
+export const listFailures = (db: Database, settled: boolean, after: number, limit: number): Promise<Failure[]> =>
+  db
+    .select()
+    .from(failedProvisionings)
+    .where(and(gt(failedProvisionings.id, after), settled ? undefined : isNull(failedProvisionings.resolvedAt)))
+    .orderBy(asc(failedProvisionings.id))
+    .limit(limit)
+    .all();
+
+export const loadFailure = async (db: Database, id: number): Promise<Failure | null> =>
+  (await db.select().from(failedProvisionings).where(eq(failedProvisionings.id, id)).get()) ?? null;
+
+/**
+ * Sends a failed purchase back to work with a deadline of its own. Null where it is not failed any more, its token has
+ * another incarnation, or a machine of it is still being ended.
+ */
+export async function retryFailed(
+  db: Database,
+  incarnation: string,
+  now: number,
+  configuredSeconds: number,
+): Promise<QueuedVm | null> {
+  const [rows] = await runBatch(db, [
+    sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
+      generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS},
+      deadline = (SELECT block_timestamp FROM cursors) + MIN(${configuredSeconds},
+        COALESCE((SELECT duration_days FROM purchases WHERE purchases.incarnation = vms.incarnation), 1) * 8640)
+      WHERE incarnation = ${incarnation} AND current = 1 AND status = 'failed' AND step = 'idle'
+      RETURNING incarnation, generation`,
+    sql`UPDATE failed_provisionings SET resolved_at = ${now} WHERE incarnation = ${incarnation} AND resolved_at IS NULL
+      AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
+  ]);
+  return (rows?.[0] as QueuedVm | undefined) ?? null;
+}
+
+/** Orders the end of a token's machine, whatever its paid time says. Null where there is none to end. */
+export const orderEnd = async (db: Database, tokenId: number, now: number): Promise<QueuedVm | null> =>
+  (await db
+    .update(vms)
+    .set({
+      step: "end",
+      checkAt: null,
+      lease: "",
+      leaseUntil: 0,
+      generation: sql`${vms.generation} + 1`,
+      wakeAt: now + WAKE_AFTER_MS,
+    })
+    .where(
+      and(
+        eq(vms.tokenId, tokenId),
+        sql`current = 1`,
+        inArray(vms.status, ["provisioning", "running", "expired"]),
+        sql`${vms.step} <> 'retire'`,
+      ),
+    )
+    .returning({ incarnation: vms.incarnation, generation: vms.generation })
+    .get()) ?? null;

@@ -1,0 +1,26 @@
+// What operators have stopped by hand.
+import { eq, sql } from "drizzle-orm";
+import { type Database, runBatch } from "./client.ts";
+import { pauses } from "./schema.ts";
+
+export type Pause = typeof pauses.$inferSelect;
+export type Pausable = Pause["what"];
+
+export const listPauses = (db: Database): Promise<Pause[]> => db.select().from(pauses).all();
+
+export const isPaused = async (db: Database, what: Pausable): Promise<boolean> =>
+  (await db.select({ since: pauses.since }).from(pauses).where(eq(pauses.what, what)).get()) !== undefined;
+
+/** A pause that stands keeps its beginning. */
+export const pause = (db: Database, { what, since, reason, by }: Pause) =>
+  db
+    .insert(pauses)
+    .values({ what, since, reason, by })
+    .onConflictDoUpdate({ target: pauses.what, set: { reason, by } });
+
+/** Goes on. What waited for a machine meanwhile has that much longer to get one. */
+export async function resume(db: Database, what: Pausable, now: number): Promise<void> {
+  const extend = sql`UPDATE vms SET deadline = deadline + COALESCE((SELECT (${now} - MAX(since, created_at * 1000)) / 1000 FROM pauses WHERE what = 'provisioning'), 0)
+    WHERE current = 1 AND status = 'provisioning'`;
+  await runBatch(db, [...(what === "provisioning" ? [extend] : []), sql`DELETE FROM pauses WHERE what = ${what}`]);
+}

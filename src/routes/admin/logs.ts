@@ -1,0 +1,117 @@
+import { createRoute, z } from "@hono/zod-openapi";
+import { STREAMS } from "../../../durable-objects/log-book.ts";
+import type { Router } from "../../app.ts";
+import type { EdgeConfig } from "../../config.ts";
+import { AppError } from "../../errors.ts";
+import { isoOf, isoTime } from "../schemas.ts";
+import { adminErrors, FOR_OPERATORS, jsonOf, limitQuery } from "./shared.ts";
+
+const MAX_EVENTS = 1_000;
+
+const streamSchema = z.enum(STREAMS);
+const timeQuery = z
+  .string()
+  .refine((value) => Number.isFinite(Date.parse(value)), "must be an ISO 8601 time")
+  .transform((value) => Date.parse(value))
+  .optional()
+  .openapi({ type: "string", format: "date-time" });
+
+const readFiles = createRoute({
+  method: "get",
+  path: "/admin/logs",
+  summary: "Log files: three streams, at most 5 MB a file, five files a stream",
+  ...FOR_OPERATORS,
+  responses: {
+    200: jsonOf(
+      "The files; 0 is being written",
+      z.object({
+        files: z.array(
+          z.object({ stream: streamSchema, file: z.number(), bytes: z.number(), from: isoTime, to: isoTime }),
+        ),
+      }),
+    ),
+    ...adminErrors(),
+  },
+});
+
+const readFile = createRoute({
+  method: "get",
+  path: "/admin/logs/{stream}",
+  summary: "A log file, one JSON object a line",
+  ...FOR_OPERATORS,
+  request: {
+    params: z.object({ stream: streamSchema }),
+    query: z.object({
+      file: z
+        .string()
+        .regex(/^[0-4]$/, "must be 0 (the newest) to 4")
+        .transform(Number)
+        .optional()
+        .openapi({ type: "integer", minimum: 0, maximum: 4 }),
+    }),
+  },
+  responses: {
+    200: { description: "The lines", content: { "text/plain": { schema: z.string() } } },
+    ...adminErrors(404),
+  },
+});
+
+const readEvents = createRoute({
+  method: "get",
+  path: "/admin/security-events",
+  summary: "Security events, newest first",
+  ...FOR_OPERATORS,
+  request: {
+    query: z.object({
+      event: z
+        .string()
+        .regex(/^[a-z_]{1,60}$/, "must be an event's name")
+        .optional(),
+      address: z.string().max(300).optional(),
+      since: timeQuery,
+      until: timeQuery,
+      limit: limitQuery(MAX_EVENTS, 100),
+    }),
+  },
+  responses: {
+    200: jsonOf("The events", z.object({ events: z.array(z.record(z.string(), z.unknown())) })),
+    ...adminErrors(),
+  },
+});
+
+const bookOf = ({ LOG_BOOK }: EdgeConfig) => LOG_BOOK.get(LOG_BOOK.idFromName("book"));
+
+export function mountAdminLogs(app: Router): void {
+  app.openapi(readFiles, async (c) => {
+    const files = await bookOf(c.var.config).files();
+    const body = files.map(({ stream, index, bytes, from, to }) => ({
+      stream,
+      file: index,
+      bytes,
+      from: isoOf(from) ?? "",
+      to: isoOf(to) ?? "",
+    }));
+    return c.json({ files: body }, 200);
+  });
+
+  app.openapi(readFile, async (c) => {
+    const { stream } = c.req.valid("param");
+    const { file = 0 } = c.req.valid("query");
+    const lines = await bookOf(c.var.config).read(stream, file);
+    if (lines === null) throw new AppError("log_not_found", `The stream ${stream} has no file ${file}.`);
+    c.header("Content-Disposition", `attachment; filename="${stream}${file === 0 ? "" : `.${file}`}.log"`);
+    return c.text(lines, 200);
+  });
+
+  app.openapi(readEvents, async (c) => {
+    const { event, address, since, until, limit } = c.req.valid("query");
+    const filter = {
+      limit,
+      ...(event === undefined ? {} : { event }),
+      ...(address === undefined ? {} : { address }),
+      ...(since === undefined ? {} : { since }),
+      ...(until === undefined ? {} : { until }),
+    };
+    return c.json({ events: (await bookOf(c.var.config).events(filter)) as Record<string, unknown>[] }, 200);
+  });
+}

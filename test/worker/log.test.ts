@@ -1,0 +1,259 @@
+// Lines, their redaction, the book that keeps them, and the pages that it sends.
+import {
+  createExecutionContext,
+  evictDurableObject,
+  runDurableObjectAlarm,
+  runInDurableObject,
+  waitOnExecutionContext,
+} from "cloudflare:test";
+import { env } from "cloudflare:workers";
+import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
+import { Webhook } from "standardwebhooks";
+import { beforeEach, expect, inject, test, vi } from "vitest";
+import type { LogBatch, LogBook } from "../../durable-objects/log-book.ts";
+import { makeAdminKey } from "../../src/access/admin-key.ts";
+import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
+import { log, note, noted, sendLogs, setLogLevel, withLogScope } from "../../src/log.ts";
+import { redactFields } from "../../src/redact.ts";
+import { fixedHeaders } from "../world/agent.ts";
+import type { Page } from "../world/pager.ts";
+import { agent, type Deployment, deploy } from "./deployment.ts";
+import { PAGER_SECRET } from "./parts.ts";
+import { operator } from "./routes/admin/operator.ts";
+
+const books = (env as unknown as { LOG_BOOK: DurableObjectNamespace<LogBook> }).LOG_BOOK;
+const book = () => books.get(books.idFromName(crypto.randomUUID()));
+const pager = inject("parts").pagerUrl;
+const batch = (fields: Partial<LogBatch>): LogBatch => ({
+  combined: [],
+  error: [],
+  security: [],
+  pages: [],
+  ...fields,
+});
+const line = (fields: object) =>
+  JSON.stringify({ time: new Date().toISOString(), level: "info", event: "x", ...fields });
+
+let world: Deployment;
+beforeEach(async () => {
+  world = await deploy();
+});
+
+test("a file ends at 5 MB, five are kept, and no line is cut", async () => {
+  const stub = book();
+  const text = "y".repeat(9_900);
+  let sent = 0;
+  for (let count = 0; count < 60; count++) {
+    const combined = Array.from({ length: 50 }, () => line({ number: sent++, text }));
+    await stub.append(batch({ combined }));
+  }
+  const files = await stub.files();
+  expect(files.map(({ index }) => index)).toEqual([0, 1, 2, 3, 4]);
+  for (const { bytes, index } of files) {
+    expect(bytes).toBeLessThanOrEqual(5_000_000);
+    if (index > 0) expect(bytes).toBeGreaterThan(4_900_000);
+  }
+  const numbers: number[] = [];
+  for (const index of [4, 3, 2, 1, 0]) {
+    const lines = String(await stub.read("combined", index))
+      .trimEnd()
+      .split("\n");
+    numbers.push(...lines.map((one) => (JSON.parse(one) as { number: number }).number));
+  }
+  // The oldest went, the rest is whole and in order.
+  expect(numbers.at(-1)).toBe(sent - 1);
+  expect(numbers).toEqual(Array.from({ length: numbers.length }, (_, i) => sent - numbers.length + i));
+  expect(await stub.read("combined", 5)).toBeNull();
+  expect(await stub.read("error", 0)).toBeNull();
+});
+
+test("what is in the book survives the object's end", async () => {
+  const stub = book();
+  await stub.append(batch({ combined: [line({ n: 1 })], error: [line({ n: 1 })] }));
+  await evictDurableObject(stub as never);
+  await stub.append(batch({ combined: [line({ n: 2 })] }));
+  expect(String(await stub.read("combined", 0)).split("\n")).toHaveLength(3);
+});
+
+test("security events by name, address and time, newest first", async () => {
+  const stub = book();
+  const at = (minute: number) => new Date(Date.UTC(2026, 1, 3, 12, minute)).toISOString();
+  const entry = (minute: number, event: string, address: string) =>
+    JSON.stringify({ time: at(minute), level: "security", event, address });
+  await stub.append(
+    batch({ security: [entry(1, "rate_limited", "a"), entry(2, "ip_banned", "a")] }),
+    Date.parse(at(2)),
+  );
+  await stub.append(batch({ security: [entry(3, "rate_limited", "b")] }), Date.parse(at(3)));
+  const times = async (filter: object) => {
+    const events: unknown = await stub.events({ limit: 10, ...filter });
+    return (events as { time: string }[]).map(({ time }) => time);
+  };
+  expect(await times({})).toEqual([at(3), at(2), at(1)]);
+  expect(await times({ event: "rate_limited" })).toEqual([at(3), at(1)]);
+  expect(await times({ address: "a" })).toEqual([at(2), at(1)]);
+  expect(await times({ since: Date.parse(at(2)), until: Date.parse(at(2)) })).toEqual([at(2)]);
+  expect(await times({ limit: 1 })).toEqual([at(3)]);
+});
+
+const pages = async () => (await (await fetch(`${pager}/pages`)).json()) as Page[];
+
+test("a page reaches the webhook, signed; refused, it is sent again; repeated, it is one", async () => {
+  const stub = book();
+  const mark = crypto.randomUUID();
+  await fetch(`${pager}/refuse/1`, { method: "POST" });
+  const page = () => line({ level: "page", event: "job_dead", mark });
+  await stub.append(batch({ combined: [page()], error: [page()], pages: [page(), page()] }));
+  const mine = async () => (await pages()).filter(({ body }) => body.includes(mark));
+  // The alarm may ring by itself meanwhile; by hand it comes at once.
+  await runDurableObjectAlarm(stub as never);
+  await vi.waitFor(async () => {
+    await runInDurableObject(stub as never, (_object: unknown, state: DurableObjectState) => {
+      state.storage.sql.exec("UPDATE alerts SET next_try_at = 0 WHERE next_try_at IS NOT NULL");
+    });
+    await runDurableObjectAlarm(stub as never);
+    expect(await mine()).toHaveLength(1);
+  }, 5_000);
+  const [taken] = await mine();
+  if (taken === undefined) throw new Error("no page came");
+  // A second implementation of the standard is content with it, and not with another body.
+  const verifier = new Webhook(PAGER_SECRET);
+  expect(verifier.verify(taken.body, taken.headers)).toMatchObject({ type: "page", data: { event: "job_dead", mark } });
+  expect(() => verifier.verify(taken.body.replace("job_dead", "job_done"), taken.headers)).toThrow();
+  await stub.append(batch({ combined: [page()], pages: [page()] }));
+  await runDurableObjectAlarm(stub as never);
+  expect(await mine()).toHaveLength(1);
+});
+
+test("one wide event per request, and the audit's lines, in the book and downloadable", async () => {
+  const key = await world.operatorKey();
+  await world.request("/status/999999");
+  await world.request("/tiers?x=<script>");
+  await sendLogs(world.edge.LOG_BOOK);
+  const ask = operator(world, key);
+  const stream = async (name: string) => {
+    const answer = await world.request(`/admin/logs/${name}`, {
+      headers: { "x-api-key": key, "cf-connecting-ip": "10.9.9.9" },
+    });
+    expect(answer.headers.get("content-disposition")).toBe(`attachment; filename="${name}.log"`);
+    return (await answer.text())
+      .trimEnd()
+      .split("\n")
+      .map((one) => JSON.parse(one) as Record<string, unknown>);
+  };
+  const combined = await stream("combined");
+  expect(combined.filter(({ event }) => event === "request")).toMatchObject([
+    { route: "/admin/keys", status: 201, operator: "bootstrap" },
+    { route: "/status/:tokenId", tokenId: "999999", status: 404, code: "token_not_found", address: "203.0.113.7" },
+    { route: "/tiers", status: 400, code: "injection_refused" },
+  ]);
+  for (const { time, requestId } of combined) {
+    expect(time).toMatch(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
+    expect(requestId).toMatch(/^[0-9a-f-]{36}$/);
+  }
+  expect((await stream("security")).map(({ event }) => event)).toEqual(["admin_call", "injection_attempt"]);
+  const { body } = await ask<{ events: unknown[] }>("GET", "/admin/security-events?event=injection_attempt");
+  expect(body.events).toMatchObject([{ address: "203.0.113.7", route: "/tiers" }]);
+  const files = await ask<{ files: { stream: string }[] }>("GET", "/admin/logs");
+  expect(files.body.files.map((file) => file.stream)).toEqual(["combined", "security"]);
+  expect((await ask("GET", "/admin/logs/error")).status).toBe(404);
+  expect((await ask("GET", "/admin/logs/other")).status).toBe(400);
+});
+
+test("lines are sent behind the answer, in one batch", async () => {
+  const context = createExecutionContext();
+  for (let count = 0; count < 3; count++) {
+    await world.app.request("https://api.example/health", {}, undefined, context);
+  }
+  await waitOnExecutionContext(context);
+  const stub = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  expect(String(await stub.read("combined", 0)).match(/"route":"\/health"/g)).toHaveLength(3);
+});
+
+test("a book that can't be reached fails nothing", async () => {
+  log("info", "lost");
+  const broken = { idFromName: () => ({}), get: () => ({ append: () => Promise.reject(new Error("overloaded")) }) };
+  await sendLogs(broken as never);
+});
+
+test("the level decides what is written, and never keeps an audit line or a page back", async () => {
+  setLogLevel("error");
+  for (const level of ["debug", "info", "warn", "error", "security", "page"] as const) log(level, `at_${level}`);
+  setLogLevel("debug");
+  log("debug", "for_debugging");
+  setLogLevel("info");
+  await sendLogs(world.edge.LOG_BOOK);
+  const stub = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  const events = String(await stub.read("combined", 0))
+    .trimEnd()
+    .split("\n")
+    .map((one) => (JSON.parse(one) as { event: string }).event);
+  expect(events).toEqual(["at_error", "at_security", "at_page", "for_debugging"]);
+});
+
+test("a scope's fields are on each of its lines and in nobody else's", async () => {
+  const lines: Record<string, unknown>[] = [];
+  vi.spyOn(console, "log").mockImplementation((text: string) => void lines.push(JSON.parse(text) as never));
+  await Promise.all(
+    [1, 2].map((job) =>
+      withLogScope({ job }, async () => {
+        note({ seen: job });
+        await new Promise((resolve) => setTimeout(resolve, 5));
+        log("info", "done", noted());
+      }),
+    ),
+  );
+  vi.restoreAllMocks();
+  expect(lines).toMatchObject([
+    { job: 1, seen: 1 },
+    { job: 2, seen: 2 },
+  ]);
+});
+
+test("whatever a field is called, a secret does not get into a line", async () => {
+  const { authorization = "" } = await fixedHeaders(agent(0), 7);
+  const secrets = [
+    `0x${bytesToHex(randomBytes(32))}`,
+    bytesToHex(randomBytes(32)),
+    authorization.slice("Bearer ".length),
+    makeAdminKey(),
+    generateHostKey().privateKey.split("\n")[2] ?? "",
+    Buffer.from(randomBytes(64)).toString("base64"),
+    "rpa_0123456789ABCDEF",
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789",
+    `ecc:${bytesToHex(randomBytes(65))}:${bytesToHex(randomBytes(16))}`,
+    PAGER_SECRET,
+    "10.1.2.3",
+    "192.168.7.9",
+    "172.20.0.4",
+    "fd00:1:2::3",
+  ];
+  for (const secret of secrets) {
+    for (const fields of [
+      { detail: `the vendor said ${secret}, twice` },
+      { deep: { list: [{ of: `x=${secret}&y` }] } },
+      { message: `-----BEGIN PRIVATE KEY-----\n${secret}\n-----END PRIVATE KEY-----` },
+      { url: `https://rpc.example/v2/${secret}?k=${secret}` },
+    ]) {
+      expect(JSON.stringify(redactFields(fields)), secret).not.toContain(secret);
+    }
+  }
+  expect(redactFields({ privateKey: "short", apiKey: "short", signature: "0x1" })).toEqual({
+    privateKey: "[redacted]",
+    apiKey: "[redacted]",
+    signature: "[redacted]",
+  });
+});
+
+test("what an audit is about stays readable", () => {
+  const fields = {
+    address: "10.1.2.3",
+    txHash: `0x${"ab".repeat(32)}`,
+    message: `The signer ${agent(0).address} does not own token 7.`,
+    url: "https://api.vultr.com/v2/instances?page=2",
+    label: "clawcloud-production-1234567-0a1b2c3d-0-1",
+    tokenId: 7,
+    none: undefined,
+  };
+  expect(redactFields(fields)).toEqual({ ...fields, url: "https://api.vultr.com/…", none: undefined });
+});
