@@ -1,13 +1,14 @@
 // What the two Workers will run with, as the files of this checkout say.
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { unstable_readConfig } from "wrangler";
 import { edgeConfig, provisionerConfig } from "../config.ts";
+import { EDGE_SECRETS, PROVISIONER_SECRETS, readJson } from "./secrets.ts";
 
 export const WORKERS = {
-  edge: { file: "wrangler.toml", secrets: ".secrets/edge.json", parse: edgeConfig },
+  edge: { file: "wrangler.toml", secrets: EDGE_SECRETS, parse: edgeConfig },
   provisioner: {
     file: "src/provisioner/wrangler.toml",
-    secrets: ".secrets/provisioner.json",
+    secrets: PROVISIONER_SECRETS,
     parse: provisionerConfig,
   },
 } as const;
@@ -46,14 +47,4 @@ export function readEnvironment(worker: WorkerName): Environment {
       id: database_id,
     })),
   };
-}
-
-/** A file's JSON. Its parser's own message would quote what stands beside the fault, which may be a key. */
-export function readJson(file: string): unknown {
-  const text = readFileSync(file, "utf8");
-  try {
-    return JSON.parse(text);
-  } catch {
-    throw new Error(`${file} is not valid JSON`);
-  }
 }

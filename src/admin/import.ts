@@ -20,7 +20,8 @@ import type { EdgeConfig } from "../config.ts";
 import { dataKeyId, decrypt, isEncrypted, sealSecret } from "../credentials/ecies.ts";
 import { BEGUN_SQL, type ImportedRows, importSql } from "../db/import.ts";
 import { TIERS } from "../vms/tiers.ts";
-import { readEnvironment, readJson, WORKERS } from "./environment.ts";
+import { readEnvironment, WORKERS } from "./environment.ts";
+import { readJson } from "./secrets.ts";
 import { WRANGLER } from "./wrangler.ts";
 
 const ATTEMPT = 1;

@@ -1,4 +1,5 @@
 // `npm run keys`: makes the secrets that a deployment makes for itself, and the two files that hold them.
+import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -8,6 +9,9 @@ import { program } from "commander";
 import { privateKeyToAddress } from "viem/accounts";
 import { makeAdminKey } from "../access/admin-key.ts";
 import { dataKeyId } from "../credentials/ecies.ts";
+
+/** As standardwebhooks.com has it. */
+const webhookSecret = () => `whsec_${randomBytes(32).toString("base64")}`;
 
 program
   .name("npm run keys --")
@@ -20,7 +24,12 @@ program
     const operatorKey = bytesToHex(secp256k1.utils.randomSecretKey());
     // Empty ones are for you to fill in.
     const files = {
-      edge: { RPC_URLS: "", DATA_PRIVATE_KEY: bytesToHex(dataKey.secretKey), ADMIN_API_KEY: makeAdminKey() },
+      edge: {
+        RPC_URLS: "",
+        DATA_PRIVATE_KEY: bytesToHex(dataKey.secretKey),
+        ADMIN_API_KEY: makeAdminKey(),
+        ALERT_WEBHOOK_SECRET: webhookSecret(),
+      },
       provisioner: {
         RPC_URLS: "",
         DATA_PUBLIC_KEY: bytesToHex(dataKey.publicKey),
@@ -46,7 +55,8 @@ program
 
   data key         ${dataKeyId(dataKey.publicKey)} (its id; the private half goes to the edge, the public half to the provisioner)
   operator wallet  ${privateKeyToAddress(`0x${operatorKey}`)}
-  admin key        in edge.json: it makes the first key of the operators' API
+  admin key        in edge.json: "npm run admin -- keys create <name> --first" makes the first operator's key with it
+  webhook secret   in edge.json: for whoever checks the alerts that ALERT_WEBHOOK_URL gets
 
 Fill in RPC_URLS in both, VULTR_API_KEY and RUNPOD_API_KEY in provisioner.json; "npm run deploy" uploads them.
 Keep a copy of both files off this machine: without the data key no stored SSH key can be opened.`);

@@ -18,7 +18,7 @@ const isSecret = (name: string) => /KEY|SECRET|TOKEN|PASSWORD/.test(name) && !/P
 test("no secret is in both Workers (hard case 3)", () => {
   const edge = EDGE_VARIABLES.filter(isSecret);
   const provisioner = PROVISIONER_VARIABLES.filter(isSecret);
-  expect(edge).toEqual(["DATA_PRIVATE_KEY"]);
+  expect(edge).toEqual(["DATA_PRIVATE_KEY", "RETIRED_DATA_KEYS", "ADMIN_API_KEY", "ALERT_WEBHOOK_SECRET"]);
   expect(provisioner).toEqual(["VULTR_API_KEY", "RUNPOD_API_KEY"]);
   expect(edge.filter((name) => provisioner.includes(name))).toEqual([]);
 });
@@ -28,9 +28,15 @@ test("the edge binds no object of the provisioner's, and the provisioner has no 
   const provisioner = unstable_readConfig({ config: "src/provisioner/wrangler.toml" });
   const classes = (config: typeof edge) =>
     config.durable_objects.bindings.map((binding: Binding) => binding.class_name);
-  expect(classes(edge)).toEqual(["IpGuard"]);
+  expect(classes(edge)).toEqual(["IpGuard", "LogBook"]);
   expect(edge.durable_objects.bindings.every((binding: Binding) => binding.script_name === undefined)).toBe(true);
-  expect(classes(provisioner)).toEqual(["VendorGate"]);
+  // Of the edge's objects the provisioner reaches the one that takes its logs.
+  expect(
+    provisioner.durable_objects.bindings.map(({ class_name, script_name }: Binding) => [class_name, script_name]),
+  ).toEqual([
+    ["VendorGate", undefined],
+    ["LogBook", "clawcloud-edge"],
+  ]);
   expect(provisioner).toMatchObject({ workers_dev: false, preview_urls: false });
   expect(provisioner.routes ?? []).toEqual([]);
   expect(edge.services ?? []).toEqual([]);

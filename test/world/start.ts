@@ -139,6 +139,7 @@ function describe(up: World) {
     accounts: up.chain.agents.map((agent) => ({ address: agent.address, privateKey: keyOf(agent) })),
     deployer: { address: up.chain.deployer.address, privateKey: keyOf(up.chain.deployer) },
     adminKey: up.adminKey,
+    pagesUrl: `${up.pager.url}/pages`,
     vultr: { apiUrl: up.vultr.apiUrl, controlUrl: up.vultr.controlUrl, sshPort: up.sshPort },
     runpod: { apiUrl: up.runpod.apiUrl, controlUrl: up.runpod.controlUrl },
   };
@@ -159,6 +160,8 @@ ${color("bold", "The world is up.")} Ctrl-C ends it.
   contract  ${info.contract}    USDC ${info.usdc}
   accounts  (play money)
 ${info.accounts.map(({ address, privateKey }) => `            ${address}  ${privateKey}`).join("\n")}
+
+  operator  CLAWCLOUD_URL=${info.url} CLAWCLOUD_ADMIN_KEY=${info.adminKey} npm run admin -- vms list
 
   controls  Vultr ${info.vultr.controlUrl}    RunPod ${info.runpod.controlUrl}    RPC ${info.rpcControlUrl}
 

@@ -104,23 +104,39 @@ export function workerVariables(parts: Parts, publicUrl: string) {
   };
 }
 
+/** The first operator's key, made with the deployment's own secret as an operator would. */
+async function makeOperatorKey(
+  request: (path: string, init: { method: string; headers: Record<string, string>; body: string }) => Promise<unknown>,
+  bootstrapKey: string,
+): Promise<string> {
+  const headers = { "x-api-key": bootstrapKey, "content-type": "application/json" };
+  const answer = (await request("/admin/keys", {
+    method: "POST",
+    headers,
+    body: '{"name":"local world"}',
+  })) as Response;
+  if (answer.status !== 201) throw new Error(`/admin/keys answered ${answer.status}: ${await answer.text()}`);
+  return ((await answer.json()) as { key: string }).key;
+}
+
 /** Starts everything. `stop` leaves no process and no file behind. */
 export async function startWorld(options: WorldOptions = {}) {
   const parts = await startParts(options);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const variables = workerVariables(parts, url);
-  const adminKey = makeAdminKey();
+  const bootstrapKey = makeAdminKey();
   const workers = createTestHarness({
     root: ROOT.pathname,
     workers: [
-      { configPath: "wrangler.toml", vars: { ...variables.edge, ...options.edge } },
+      { configPath: "wrangler.toml", vars: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge } },
       { configPath: "src/provisioner/wrangler.toml", vars: { ...variables.provisioner, ...options.provisioner } },
     ],
   });
   await workers.listen();
   const edge = workers.getWorker("clawcloud-edge");
   await edge.applyD1Migrations("DB");
+  const adminKey = await makeOperatorKey((path, init) => workers.fetch(`${url}${path}`, init), bootstrapKey);
 
   // Cloudflare in front of the Worker: a port known beforehand, and the client's address in its header.
   const front = await new Promise<ServerType>((resolve) => {
@@ -164,6 +180,15 @@ export async function startWorld(options: WorldOptions = {}) {
     url,
     workers,
     adminKey,
+    /** What no log, error or answer may show. */
+    secrets: [
+      adminKey,
+      bootstrapKey,
+      variables.edge.DATA_PRIVATE_KEY,
+      variables.edge.ALERT_WEBHOOK_SECRET,
+      parts.keys.vultr,
+      parts.keys.runpod,
+    ],
     contract: CONTRACT_ADDRESS,
     usdc: USDC_ADDRESS,
     stop: async () => {

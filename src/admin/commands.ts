@@ -1,0 +1,118 @@
+// The commands that are calls to the operators' API.
+import type { Command } from "commander";
+import { call, callJson, callList, connect, type Query, showOne, showRows } from "./api.ts";
+
+const DEFAULT_URL = "https://api.clawcloud.co";
+
+/** Adds them to the program; each takes `--url`. */
+export function addApiCommands(program: Command): void {
+  program.option("--url <url>", "base URL of the API", process.env["CLAWCLOUD_URL"] ?? DEFAULT_URL);
+  const api = (first = false) => connect({ url: program.opts<{ url: string }>().url, first });
+  const list = async (path: string, field: string, query: Query = {}) =>
+    showRows(await callList(api(), path, field, query));
+  const one = async (method: string, path: string, body?: object) => showOne(await callJson(api(), method, path, body));
+  const part = encodeURIComponent;
+
+  const keys = program.command("keys").description("Operators' keys.");
+  keys.command("list").action(() => list("/admin/keys", "keys"));
+  keys
+    .command("create <name>")
+    .description("A new key, shown once.")
+    .option("--first", "with ADMIN_API_KEY, from the environment or .secrets/edge.json, while there is no key")
+    .action(async (name: string, { first = false }: { first?: boolean }) =>
+      showOne(await callJson(api(first), "POST", "/admin/keys", { name })),
+    );
+  keys.command("revoke <id>").action((id: string) => one("DELETE", `/admin/keys/${part(id)}`));
+
+  const bans = program.command("bans").description("Banned addresses.");
+  bans.command("list").action(() => list("/admin/bans", "bans"));
+  bans
+    .command("add <address>")
+    .requiredOption("--reason <text>")
+    .option("--seconds <number>", "how long", "3600")
+    .action((address: string, { reason, seconds }: { reason: string; seconds: string }) =>
+      one("POST", "/admin/bans", { address, reason, durationSeconds: Number(seconds) }),
+    );
+  bans.command("lift <address>").action((address: string) => one("DELETE", `/admin/bans/${part(address)}`));
+
+  const failed = program.command("failed").description("Purchases that ended without a machine.");
+  failed
+    .command("list")
+    .option("--settled", "also those that were settled")
+    .action(({ settled }: { settled?: boolean }) =>
+      list("/admin/failed-provisionings", "failures", { settled: settled ? "true" : undefined }),
+    );
+  failed.command("retry <id>").action((id: string) => one("POST", `/admin/failed-provisionings/${part(id)}/retry`));
+
+  const vms = program.command("vms").description("Machines.");
+  vms
+    .command("list")
+    .option("--status <status>", "provisioning, running, expired, terminated or failed")
+    .option("--limit <number>", "the newest so many")
+    .action((query: Query) => list("/admin/vms", "vms", query));
+  vms
+    .command("terminate <tokenId>")
+    .description("End a machine, whatever its paid time says.")
+    .requiredOption("--reason <text>")
+    .action((tokenId: string, body: { reason: string }) => one("POST", `/admin/vms/${part(tokenId)}/terminate`, body));
+
+  program
+    .command("events")
+    .description("Security events, newest first.")
+    .option("--event <name>", "rate_limited, injection_attempt, access_denied, ip_banned, admin_call, …")
+    .option("--address <address>")
+    .option("--since <time>", "ISO 8601")
+    .option("--until <time>", "ISO 8601")
+    .option("--limit <number>")
+    .action((query: Query) => list("/admin/security-events", "events", query));
+
+  const logs = program.command("logs").description("Log files.");
+  logs.command("list").action(() => list("/admin/logs", "files"));
+  logs
+    .command("get <stream>")
+    .description("Prints combined, error or security.")
+    .option("--file <number>", "0 is being written, 4 the oldest", "0")
+    .action(async (stream: string, { file }: { file: string }) => {
+      process.stdout.write(await (await call(api(), "GET", `/admin/logs/${part(stream)}?file=${part(file)}`)).text());
+    });
+
+  const dataKeys = program.command("data-keys").description("Keys that stored secrets are sealed under.");
+  dataKeys.command("list").action(() => list("/admin/data-keys", "keys"));
+  dataKeys
+    .command("reencrypt")
+    .description("Brings every stored secret under the current key. May be stopped and run again.")
+    .action(async () => {
+      const sum = { reencrypted: 0, skipped: 0, unreadable: 0, remaining: 0 };
+      let after: unknown;
+      do {
+        const batch = await callJson(api(), "POST", "/admin/data-keys/reencrypt", after === undefined ? {} : { after });
+        for (const count of ["reencrypted", "skipped", "unreadable"] as const) sum[count] += Number(batch[count]);
+        sum.remaining = Number(batch["remaining"]);
+        after = batch["next"] ?? undefined;
+        console.error(`${sum.reencrypted} done, ${sum.remaining} to go`);
+        if (after !== undefined) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+      } while (after !== undefined);
+      showOne(sum);
+    });
+
+  program
+    .command("scan <fromBlock> <toBlock>")
+    .description("Reads a range of blocks again.")
+    .action((fromBlock: string, toBlock: string) =>
+      one("POST", "/admin/scan", { fromBlock: Number(fromBlock), toBlock: Number(toBlock) }),
+    );
+
+  program
+    .command("pauses")
+    .description("What is paused.")
+    .action(() => list("/admin/pauses", "pauses"));
+  program
+    .command("pause <what>")
+    .description("provisioning or payouts.")
+    .requiredOption("--reason <text>")
+    .action((what: string, body: { reason: string }) => one("PUT", `/admin/pauses/${part(what)}`, body));
+  program.command("resume <what>").action((what: string) => one("DELETE", `/admin/pauses/${part(what)}`));
+}
+
+/** Twenty calls a minute are let through. */
+const PAUSE_MS = 3_100;

@@ -1,0 +1,108 @@
+// An operator's day against the running world: the command line as a pipe sees it, and what the logs say of all that was
+// done. Nothing secret is in them.
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { buy, type Credentials, fixedHeaders, freshHeaders, waitForStatus } from "../world/agent.ts";
+import { startWorld, type World } from "../world/world.ts";
+
+const run = promisify(execFile);
+let world: World;
+beforeAll(async () => {
+  world = await startWorld();
+});
+afterAll(() => world.stop());
+
+async function admin(...args: string[]): Promise<string> {
+  const env = { ...process.env, CLAWCLOUD_URL: world.url, CLAWCLOUD_ADMIN_KEY: world.adminKey };
+  return (await run(process.execPath, ["src/admin/main.ts", ...args], { env, maxBuffer: 1 << 26 })).stdout;
+}
+const json = async <T = Record<string, unknown>[]>(...args: string[]) => JSON.parse(await admin(...args)) as T;
+
+test("from a purchase to its end by an operator, and the logs of both Workers without a secret in them", async () => {
+  const [agent] = world.chain.agents;
+  if (agent === undefined) throw new Error("the world has no agent");
+  const { tokenId } = await buy(world.chain, agent, 0, 1);
+  await waitForStatus(world.url, tokenId, ["running"]);
+  const headers = await fixedHeaders(agent, tokenId);
+  const fresh = await freshHeaders(world.url, agent, tokenId);
+  const read = async (sent: Record<string, string>) =>
+    (await (await fetch(`${world.url}/credentials/${tokenId}`, { headers: sent })).json()) as Credentials;
+  const { privateKey } = (await read(headers)).ssh;
+  if (privateKey === null) throw new Error("no key was delivered");
+  await read(fresh);
+  // Wrong in every way, with secrets where none belong.
+  await fetch(`${world.url}/${world.adminKey}?key=${world.secrets[2]}' OR '1'='1`);
+  await fetch(`${world.url}/credentials/${tokenId}`, { headers: { authorization: `Bearer ${world.adminKey}` } });
+  await fetch(`${world.url}/admin/bans`, { headers: { "x-api-key": `${world.adminKey}0` } });
+  const wallet = await fetch(`${world.url}/agents/generate-wallet`, {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: '{"agentId":"agent-e2e"}',
+  });
+  const { privateKey: walletKey } = (await wallet.json()) as { privateKey: string };
+
+  expect(await json("vms", "list", "--status", "running")).toMatchObject([{ tokenId, status: "running" }]);
+  expect(await json<object>("bans", "add", "203.0.113.9", "--reason", "scraping", "--seconds", "600")).toMatchObject({
+    client: "203.0.113.9",
+  });
+  expect(await json("bans", "list")).toHaveLength(2);
+  await admin("bans", "lift", "203.0.113.9");
+  expect(await json("bans", "list")).toEqual([]);
+  const bob = await json<{ id: string; key: string }>("keys", "create", "bob");
+  expect(await json("keys", "list")).toMatchObject([{ name: "bob" }, { name: "local world" }]);
+  await admin("keys", "revoke", bob.id);
+  const failure = await admin("keys", "revoke", bob.id).catch((error: { stderr: string }) => error.stderr);
+  expect(failure).toMatch(/There is no key .* that still works\. \(api_key_not_found\)/);
+  expect(await json<object>("data-keys", "reencrypt")).toMatchObject({ remaining: 0 });
+  await admin("pause", "payouts", "--reason", "audit");
+  expect(await json("pauses")).toMatchObject([{ what: "payouts", reason: "audit" }]);
+  await admin("resume", "payouts");
+  await admin("vms", "terminate", String(tokenId), "--reason", "abuse");
+  await waitForStatus(world.url, tokenId, ["terminated"]);
+
+  // The last lines travel a second behind their answers.
+  await new Promise((resolve) => setTimeout(resolve, 2_500));
+  const streams = { combined: "", error: "", security: "" };
+  for (const name of ["combined", "security"] as const) streams[name] = await admin("logs", "get", name);
+  const files = await json<{ stream: string }[]>("logs", "list");
+  if (files.some(({ stream }) => stream === "error")) streams.error = await admin("logs", "get", "error");
+  const events = (text: string) =>
+    text
+      .trimEnd()
+      .split("\n")
+      .map((line) => (JSON.parse(line) as { event: string }).event);
+  for (const event of [
+    "request",
+    "scan_pass",
+    "step",
+    "machine_ordered",
+    "vm_running",
+    "key_delivered",
+    "vm_ended_by_order",
+  ]) {
+    expect(events(streams.combined), event).toContain(event);
+  }
+  for (const event of ["access_denied", "injection_attempt", "admin_call", "wallet_made"]) {
+    expect(events(streams.security), event).toContain(event);
+  }
+  const secrets = [
+    ...world.secrets,
+    bob.key,
+    walletKey.slice(2),
+    ...privateKey.split("\n").filter((line) => line.length > 20 && !line.startsWith("-----")),
+    ...[headers, fresh].map((sent) => (sent["authorization"] ?? "").slice("Bearer 0x".length)),
+    fresh["x-access-message"] ?? "",
+    "PRIVATE KEY",
+    "ecc:",
+  ];
+  for (const [name, text] of Object.entries(streams)) {
+    for (const secret of secrets) {
+      expect(secret.length).toBeGreaterThan(3);
+      expect(text.includes(secret), `${secret.slice(0, 12)}… in ${name}`).toBe(false);
+    }
+    // Machines live at private addresses here: only the clients' own may be named.
+    const others = text.replace(/"(?:address|client)":"[^"]*"/g, "");
+    expect(others).not.toMatch(/\b(?:127|10)\.\d+\.\d+\.\d+|\b192\.168\./);
+  }
+});
