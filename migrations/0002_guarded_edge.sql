@@ -34,5 +34,5 @@ CREATE TABLE `pauses` (
 ALTER TABLE `agent_wallets` ADD `sealed_private_key` text;--> statement-breakpoint
 CREATE INDEX `agent_wallets_by_key` ON `agent_wallets` (`key_id`);--> statement-breakpoint
 CREATE INDEX `attempts_by_key` ON `attempts` (`key_id`) WHERE private_key IS NOT NULL;--> statement-breakpoint
-CREATE INDEX `vms_by_status` ON `vms` (`status`,`token_id`) WHERE current = 1;--> statement-breakpoint
+CREATE INDEX `vms_by_status` ON `vms` (`status`,`token_id`) WHERE current = 1 AND status <> 'provisioning';--> statement-breakpoint
 CREATE INDEX `vms_by_key` ON `vms` (`key_id`) WHERE ssh_private_key IS NOT NULL;

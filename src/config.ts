@@ -105,7 +105,9 @@ const edgeFields = z.object({
   /** How long an isolate remembers a ban without asking again. */
   BAN_CACHE_SECONDS: integer(0, 3_600).prefault("10"),
   /** Addresses that are neither counted nor banned: one's own monitoring, a security scan. */
-  UNLIMITED_CLIENTS: items.transform((addresses) => new Set(addresses.map(clientAddress))),
+  UNLIMITED_CLIENTS: items
+    .pipe(z.array(z.union([z.ipv4(), z.ipv6()], "must be IP addresses, comma-separated")))
+    .transform((addresses) => new Set(addresses.map(clientAddress))),
 });
 
 // A page that nobody can tell from a stranger's is worth nothing.

@@ -56,7 +56,7 @@ const RULES: readonly Rule[] = [
     pattern:
       /\b(?:case\s+when|(?:order|group)\s+by\s+[\w(]|procedure\s+analyse|rlike\s*\(|into\s+(?:outfile|dumpfile))/i,
   },
-  { id: "942440", pattern: /['"`)]\s*(?:--|#|\/\*|;)|\/\*[\s\S]*?\*\/|\/\*!/ },
+  { id: "942440", pattern: /['"`]\s*(?:--|#|\/\*|;)|\)\s*(?:--|#)|\/\*[\s\S]*?\*\/|\/\*!/ },
   { id: "941110", pattern: /<\s*\/?\s*script\b/i },
   { id: "941120", pattern: /(?:^|[\s"'`/<;])on[a-z]{3,25}\s*=/i },
   { id: "941170", pattern: /(?:java|vb|live)script\s*:|data\s*:\s*text\/html/i },

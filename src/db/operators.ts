@@ -26,7 +26,15 @@ export const listVms = (db: Database, status: Status | undefined, before: number
       expiresAt: vms.expiresAt,
     })
     .from(vms)
-    .where(and(sql`current = 1`, lt(vms.tokenId, before), status === undefined ? undefined : eq(vms.status, status)))
+    .where(
+      and(
+        sql`current = 1`,
+        lt(vms.tokenId, before),
+        status === undefined ? undefined : eq(vms.status, status),
+        // What the index on statuses is made for, in its own words.
+        status === undefined || status === "provisioning" ? undefined : sql`status <> 'provisioning'`,
+      ),
+    )
     .orderBy(desc(vms.tokenId))
     .limit(limit)
     .all();

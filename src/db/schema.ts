@@ -95,7 +95,8 @@ export const vms = sqliteTable(
     index("vms_to_check").on(table.checkAt).where(sql`check_at IS NOT NULL`),
     index("vms_pending").on(table.createdAt).where(sql`current = 1 AND status = 'provisioning'`),
     index("vms_delivered").on(table.deliveredAt).where(sql`ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL`),
-    index("vms_by_status").on(table.status, table.tokenId).where(sql`current = 1`),
+    // For operators. Those that wait for a machine have vms_pending, which this one must not take from /health.
+    index("vms_by_status").on(table.status, table.tokenId).where(sql`current = 1 AND status <> 'provisioning'`),
     index("vms_by_key").on(table.keyId).where(sql`ssh_private_key IS NOT NULL`),
   ],
 );

@@ -6,6 +6,7 @@ import provisioner from "../../src/provisioner/index.ts";
 const shared = {
   DB: { prepare: () => null },
   JOBS: { send: () => null },
+  LOG_BOOK: { idFromName: () => null },
   DEPLOYMENT_ID: "test",
   RPC_URLS: "https://one.example,https://two.example",
 };

@@ -93,10 +93,9 @@ test("while provisioning is paused nothing is ordered, and resuming gives the ti
     body: { pauses: [{ what: "provisioning", reason: "vendor incident", by: expect.stringMatching(/^key_/) }] },
   });
   await world.sql.prepare("UPDATE pauses SET since = since - 100000").run();
-  await world.sql.prepare("UPDATE vms SET created_at = created_at - 1000").run();
+  await world.sql.prepare("UPDATE purchases SET seen_at = seen_at - 100000").run();
   expect(await ask("DELETE", "/admin/pauses/provisioning")).toMatchObject({ status: 200, body: { pauses: [] } });
-  await world.sql.prepare("UPDATE vms SET created_at = created_at + 1000").run();
-  expect(Number((await world.vm(tokenId))?.["deadline"]) - before).toBeGreaterThanOrEqual(100);
+  expect(Number((await world.vm(tokenId))?.["deadline"]) - before).toBeOneOf([100, 101, 102]);
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
 });
