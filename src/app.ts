@@ -248,6 +248,7 @@ function answerError(error: Error, c: Context, requestId: string): Response {
 function fromHono(error: Error): AppError | null {
   if (!(error instanceof HTTPException)) return null;
   if (error.status === 400) return new AppError("invalid_request", "The request body is not valid JSON.");
+  if (error.status === 415) return new AppError("unsupported_media_type", "Send the body as application/json.");
   return null;
 }
 

@@ -32,6 +32,14 @@ const guard = (c: Context<Env>, route: string) =>
 
 const app = new Hono<Env>();
 
+/** What no guard stands before. */
+app.get("/bare", (c) => c.json({ status: "ok" }));
+
+app.get("/guarded", async (c) => {
+  await guard(c, "tiers");
+  return c.json({ status: "ok" });
+});
+
 app.get("/health", async (c) => {
   const rows = await c.env.DB.batch([
     c.env.DB.prepare("SELECT block_number, block_timestamp, scanned_at FROM cursors WHERE id = ?").bind(1),

@@ -4,11 +4,21 @@ import type { EdgeBindings } from "../../src/config.ts";
 import edge, { IpGuard, LogBook } from "../../src/edge.ts";
 import { type Bill, meterDatabase } from "../worker/meter.ts";
 
-export { IpGuard, LogBook };
+/** The guard, with a count of what it writes to its storage. */
+class MeteredIpGuard extends IpGuard {
+  constructor(ctx: DurableObjectState, env: { DB: D1Database }) {
+    meterStorage(ctx.storage);
+    super(ctx, env);
+  }
+}
 
-export type RequestBill = Bill & { objectCalls: number; rpcCalls: number };
+export { LogBook, MeteredIpGuard as IpGuard };
+
+/** `guardRows`: rows that guards wrote (an alarm that is set is one), `guardBytes`: of keys and values, as JSON. */
+export type RequestBill = Bill & { objectCalls: number; rpcCalls: number; guardRows: number; guardBytes: number };
 
 let bill: RequestBill = empty();
+let storageIsMetered = false;
 const metered = new WeakMap<object, EdgeBindings>();
 const send = globalThis.fetch;
 globalThis.fetch = (input: RequestInfo | URL, init?: RequestInit) => {
@@ -18,6 +28,8 @@ globalThis.fetch = (input: RequestInfo | URL, init?: RequestInit) => {
 
 export default {
   async fetch(request, env, ctx) {
+    // What timers wrote since the last request.
+    if (new URL(request.url).pathname === "/bill") return Response.json(bill);
     bill = empty();
     const answer = await edge.fetch(request, meter(env), ctx);
     const headers = new Headers(answer.headers);
@@ -28,7 +40,26 @@ export default {
 } satisfies ExportedHandler<EdgeBindings>;
 
 function empty(): RequestBill {
-  return { rowsRead: 0, rowsWritten: 0, roundTrips: 0, objectCalls: 0, rpcCalls: 0 };
+  return { rowsRead: 0, rowsWritten: 0, roundTrips: 0, objectCalls: 0, rpcCalls: 0, guardRows: 0, guardBytes: 0 };
+}
+
+/** Every object of this isolate writes through these two prototypes. */
+function meterStorage(storage: DurableObjectStorage): void {
+  if (storageIsMetered) return;
+  storageIsMetered = true;
+  const kv = Object.getPrototypeOf(storage.kv) as SyncKvStorage;
+  const { put } = kv;
+  kv.put = function <T>(this: SyncKvStorage, key: string, value: T): void {
+    bill.guardRows += 1;
+    bill.guardBytes += key.length + JSON.stringify(value).length;
+    put.call(this, key, value);
+  };
+  const whole = Object.getPrototypeOf(storage) as DurableObjectStorage;
+  const { setAlarm } = whole;
+  whole.setAlarm = function (this: DurableObjectStorage, ...args: Parameters<typeof setAlarm>): Promise<void> {
+    bill.guardRows += 1;
+    return setAlarm.apply(this, args);
+  };
 }
 
 /** One environment per isolate, since the edge keeps its application by it. Requests come one at a time. */

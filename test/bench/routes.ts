@@ -8,10 +8,10 @@ import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts"
 import { median, percentile, table } from "./figures.ts";
 
 const CONNECTIONS = 16;
-const CLIENTS = 64;
+export const CLIENTS = 64;
 
-type Request = { path: string; headers: Record<string, string> };
-type Side = { perSecond: number; p50: number; p99: number };
+export type Request = { path: string; headers: Record<string, string> };
+export type Side = { perSecond: number; p50: number; p99: number };
 
 /** Prints requests per second, p50 and p99 of both sides and their ratio, median over the rounds. */
 export async function benchRoutes(rounds: number): Promise<void> {
@@ -71,7 +71,7 @@ export async function benchRoutes(rounds: number): Promise<void> {
   }
 }
 
-const address = (client: number) => ({ "cf-connecting-ip": `203.0.113.${client % CLIENTS}` });
+export const address = (client: number) => ({ "cf-connecting-ip": `203.0.113.${client % CLIENTS}` });
 
 /** What the edge asks the node for one token: calldata of the same multicall. */
 function multicallBody(tokenId: number): string {
@@ -95,11 +95,12 @@ function multicallBody(tokenId: number): string {
   });
 }
 
-/** Sends `amount` requests over the connections and waits for every answer; any that is not 2xx ends the bench. */
-async function load(
+/** Sends `amount` requests over the connections and waits for every answer; any with another status ends the bench. */
+export async function load(
   url: string,
   amount: number,
   request: (client: number) => Request | Promise<Request>,
+  expected = 200,
 ): Promise<Side> {
   const perConnection = Math.floor(amount / CONNECTIONS);
   const lists: Request[][] = [];
@@ -122,7 +123,10 @@ async function load(
       },
       (error, result) => {
         if (error != null) reject(error);
-        else if (result.non2xx + result.errors > 0)
+        else if (
+          result.errors > 0 ||
+          Object.keys(result.statusCodeStats ?? {}).some((status) => Number(status) !== expected)
+        )
           reject(new Error(`${url}: ${JSON.stringify(result.statusCodeStats)}`));
         else resolve();
       },

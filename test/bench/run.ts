@@ -2,12 +2,14 @@
 import { program } from "commander";
 import { benchCatchUp } from "./catch-up.ts";
 import { benchCosts } from "./costs.ts";
+import { benchGuard } from "./guard.ts";
 import { benchOverhead } from "./overhead.ts";
 import { benchRoutes } from "./routes.ts";
 import { benchStartup } from "./startup.ts";
 
 const PARTS: Record<string, { title: string; run: () => Promise<void> }> = {
   routes: { title: "Routes against their floor, 16 connections, median of 5 rounds", run: () => benchRoutes(5) },
+  guard: { title: "What the guard costs, and a banned client, median of 5 rounds", run: () => benchGuard(5) },
   "catch-up": { title: "Scan from nothing, consumer off, median of 3 rounds", run: () => benchCatchUp(10_000, 3) },
   overhead: { title: "Our own time from block to running", run: () => benchOverhead(50, 10) },
   costs: { title: "What a request costs", run: () => benchCosts() },

@@ -1,6 +1,7 @@
 // A small shop for benches and fuzzing: a chain with some sales, bare Workers that have scanned them, and rows as the provisioner
 // would have left them.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { LIMITS } from "../../src/access/limits.ts";
 import { sealSecret } from "../../src/credentials/ecies.ts";
 import { generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
 import { CONTRACT_ADDRESS } from "./addresses.ts";
@@ -10,7 +11,6 @@ import { startChain } from "./chain.ts";
 
 export const PUBLIC_URL = "https://api.example";
 export const TOKENS = 20;
-const ROUTES = ["tiers", "credentials", "vms", "status", "documents", "unknown"];
 
 export const EDGE_UNDER_LOAD: WorkerSource = {
   name: "edge",
@@ -23,7 +23,9 @@ export const EDGE_UNDER_LOAD: WorkerSource = {
     CONFIRMATIONS: "0",
     SCAN_RUN_SECONDS: "1",
     PUBLIC_URLS: PUBLIC_URL,
-    RATE_LIMITS: ROUTES.map((route) => `${route}=5000/60`).join(","),
+    RATE_LIMITS: Object.keys(LIMITS)
+      .map((route) => `${route}=5000/60`)
+      .join(","),
   },
   objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
 };

@@ -1,0 +1,78 @@
+// What the guard costs: a route with and without it and against its floor, and what a banned client costs against a
+// Worker that guards nothing.
+import { EDGE_UNDER_LOAD, openShop } from "../world/shop.ts";
+import { median, table } from "./figures.ts";
+import { address, CLIENTS, load, type Request, type Side } from "./routes.ts";
+
+const AMOUNT = 4_000;
+const BANNED = "198.51.100.1";
+
+/** Prints requests per second, p50 and p99 of both sides of each pair, and their ratio. */
+export async function benchGuard(rounds: number): Promise<void> {
+  const clients = Array.from({ length: CLIENTS }, (_, client) => `203.0.113.${client}`);
+  const open = { ...EDGE_UNDER_LOAD, name: "open" };
+  const shop = await openShop([
+    EDGE_UNDER_LOAD,
+    { ...open, variables: { ...open.variables, UNLIMITED_CLIENTS: clients.join(",") } },
+    {
+      name: "floor",
+      config: "test/bench/floor.toml",
+      variables: {},
+      objects: { IP_GUARD: { className: "IpGuard", of: "edge" } },
+    },
+  ]);
+  const url = (name: string) => shop.workers.url(name);
+  const ask = (path: string) => (client: number) => ({ path, headers: address(client) });
+  const banned = () => ({ path: "/tiers", headers: { "cf-connecting-ip": BANNED } });
+  type Target = { worker: string; request: (client: number) => Request; status?: number };
+  const pairs: [string, Target, Target][] = [
+    [
+      "/tiers against one object call",
+      { worker: "edge", request: ask("/tiers") },
+      { worker: "floor", request: ask("/guarded") },
+    ],
+    [
+      "/tiers with the guard, without",
+      { worker: "edge", request: ask("/tiers") },
+      { worker: "open", request: ask("/tiers") },
+    ],
+    [
+      "a banned client against bare Hono",
+      { worker: "edge", request: banned, status: 403 },
+      { worker: "floor", request: ask("/bare") },
+    ],
+  ];
+  try {
+    const rows: (string | number)[][] = [];
+    for (const [name, left, right] of pairs) {
+      if (left.status === 403) await getBanned(url("edge"));
+      const sides: [Side[], Side[]] = [[], []];
+      for (let round = -1; round < rounds; round++) {
+        for (const index of round % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const)) {
+          const { worker, request, status = 200 } = index === 0 ? left : right;
+          const result = await load(url(worker), AMOUNT, request, status);
+          if (round >= 0) sides[index].push(result);
+        }
+      }
+      const ratios = sides[0].map((side, round) => side.perSecond / (sides[1][round]?.perSecond ?? Number.NaN));
+      const figure = (index: 0 | 1, field: keyof Side) => median(sides[index].map((side) => side[field]));
+      rows.push([
+        name,
+        Math.round(figure(0, "perSecond")),
+        Math.round(figure(1, "perSecond")),
+        ...(["p50", "p99"] as const).flatMap((field) => [figure(0, field).toFixed(1), figure(1, field).toFixed(1)]),
+        median(ratios).toFixed(2),
+        `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
+      ]);
+    }
+    console.log(table(["", "req/s", "other", "p50 ms", "other", "p99 ms", "other", "ratio", "min-max"], rows));
+  } finally {
+    await shop.close();
+  }
+}
+
+/** The isolate knows the ban for as long as the bench lasts: asked again every ten seconds, as in production. */
+async function getBanned(url: string): Promise<void> {
+  const headers = { "cf-connecting-ip": BANNED };
+  for (let count = 0; count < 10; count++) await (await fetch(`${url}/tiers?x=<script>`, { headers })).text();
+}

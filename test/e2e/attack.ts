@@ -1,0 +1,220 @@
+// `npm run attack`: Debian's sqlmap and wapiti against the edge as it is built for upload. First with the limits lifted for
+// their address: they must find nothing, and no answer may be a 5xx. Then with the limits on: they must end in a ban.
+import { spawn, spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type ServerType, serve } from "@hono/node-server";
+import { makeAdminKey } from "../../src/access/admin-key.ts";
+import { fixedHeaders, freshHeaders } from "../world/agent.ts";
+import { freePort } from "../world/ports.ts";
+import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL } from "../world/shop.ts";
+
+const LIFTED = "203.0.113.80";
+const LIMITED = "203.0.113.81";
+const TOOL_TIMEOUT_MS = 900_000;
+const folder = mkdtempSync(join(tmpdir(), "clawcloud-attack-"));
+
+for (const tool of ["sqlmap", "wapiti"]) {
+  if (spawnSync(tool, ["--version"]).error === undefined) continue;
+  console.error(`${tool} is not installed: apt-get install sqlmap wapiti`);
+  process.exit(2);
+}
+
+const bootstrapKey = makeAdminKey();
+const { RATE_LIMITS: _lifted, ...variables } = EDGE_UNDER_LOAD.variables;
+const shop = await openShop([
+  { ...EDGE_UNDER_LOAD, variables: { ...variables, ADMIN_API_KEY: bootstrapKey, UNLIMITED_CLIENTS: LIFTED } },
+]);
+const statuses: Record<string, Record<string, number>> = {};
+
+/** What Cloudflare does in front: names the client. Counts answers by status. */
+async function front(client: string): Promise<{ url: string; server: ServerType }> {
+  const port = await freePort();
+  const server = await new Promise<ServerType>((resolve) => {
+    const started = serve(
+      {
+        hostname: "127.0.0.1",
+        port,
+        fetch: async (request) => {
+          const { pathname, search } = new URL(request.url);
+          const headers = new Headers(request.headers);
+          headers.set("cf-connecting-ip", client);
+          headers.delete("host");
+          const body = ["GET", "HEAD"].includes(request.method) ? null : await request.arrayBuffer();
+          const target = `${shop.workers.url("edge")}${pathname}${search}`;
+          const answer = await fetch(target, { method: request.method, headers, body, redirect: "manual" });
+          const counts = statuses[client] ?? {};
+          statuses[client] = { ...counts, [answer.status]: (counts[answer.status] ?? 0) + 1 };
+          const text = await answer.arrayBuffer();
+          const passed = [...answer.headers].filter(
+            ([name]) => !/^(content-encoding|content-length|transfer-encoding)$/.test(name),
+          );
+          return new Response(answer.status === 204 ? null : text, { status: answer.status, headers: passed });
+        },
+      },
+      () => resolve(started),
+    );
+  });
+  return { url: `http://127.0.0.1:${port}`, server };
+}
+
+function run(command: string, args: readonly string[]): Promise<string> {
+  return new Promise((resolve) => {
+    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"], timeout: TOOL_TIMEOUT_MS });
+    let output = "";
+    for (const stream of [child.stdout, child.stderr])
+      stream.on("data", (chunk: Buffer) => (output += chunk.toString()));
+    child.on("close", () => resolve(output));
+  });
+}
+
+/** Everything with an input, stars where sqlmap is to inject. */
+async function targets(url: string, operatorKey: string): Promise<string[][]> {
+  const { owner, tokenId } = shop;
+  const fixed = (await fixedHeaders(owner, tokenId))["authorization"] ?? "";
+  const { "x-access-message": message = "" } = await freshHeaders(PUBLIC_URL, owner, tokenId);
+  const asOperator = ["--headers", `X-API-Key: ${operatorKey}`];
+  const json = "Content-Type: application/json";
+  return [
+    ["-u", `${url}/status/${tokenId}*`],
+    ["-u", `${url}/vms/${owner.address}*?limit=10*&cursor=5*`],
+    ["-u", `${url}/credentials/${tokenId}`, "--headers", `Authorization: ${fixed}*\nX-Access-Message: ${message}*`],
+    [
+      "-u",
+      `${url}/agents/generate-wallet`,
+      "--method",
+      "POST",
+      "--headers",
+      json,
+      "--data",
+      '{"agentId":"agent-7*","publicKey":"02*"}',
+    ],
+    ["-u", `${url}/admin/vms?status=running*&limit=5*&cursor=7*`, ...asOperator],
+    ["-u", `${url}/admin/security-events?event=x*&address=y*&since=2026-01-01*`, ...asOperator],
+    ["-u", `${url}/admin/keys`, "--headers", "X-API-Key: claw_x*"],
+    [
+      "-u",
+      `${url}/admin/bans`,
+      "--method",
+      "POST",
+      "--headers",
+      `X-API-Key: ${operatorKey}\n${json}`,
+      "--data",
+      '{"address":"198.51.100.1*","durationSeconds":60,"reason":"x*"}',
+    ],
+    ["-u", `${url}/nothing?q=1*`],
+  ];
+}
+
+const SQLMAP = [
+  "--batch",
+  "--flush-session",
+  "--level",
+  "2",
+  "--risk",
+  "2",
+  "--threads",
+  "4",
+  "--time-sec",
+  "2",
+  "--ignore-code",
+  "400,401,403,404,409,429",
+  "--output-dir",
+  join(folder, "sqlmap"),
+  "--disable-coloring",
+];
+
+async function sqlmap(args: readonly string[]): Promise<{ found: boolean; finished: boolean }> {
+  const output = await run("sqlmap", [...args, ...SQLMAP]);
+  return {
+    found: output.includes("identified the following injection point"),
+    finished: output.includes("do not appear to be injectable"),
+  };
+}
+
+async function wapiti(url: string, operatorKey: string): Promise<string[]> {
+  const report = join(folder, "wapiti.json");
+  const { owner, tokenId } = shop;
+  const paths = [
+    "/tiers",
+    `/status/${tokenId}?x=1`,
+    `/vms/${owner.address}?limit=5&cursor=7`,
+    `/credentials/${tokenId}?x=1`,
+    "/docs",
+    "/llms.txt",
+    "/openapi.json",
+    "/admin/vms?status=running&limit=5",
+    "/admin/logs/combined?file=0",
+  ];
+  const starts = paths.flatMap((path) => ["-s", `${url}${path}`]);
+  const headers = ["-H", `X-API-Key: ${operatorKey}`];
+  const modules = "sql,xss,permanentxss,exec,file,crlf,ssrf,redirect,xxe,shellshock,htaccess,methods,blindsql";
+  await run("wapiti", [
+    "-u",
+    `${url}/`,
+    ...starts,
+    ...headers,
+    "-m",
+    modules,
+    "-f",
+    "json",
+    "-o",
+    report,
+    "--flush-session",
+    "--no-bugreport",
+    "--store-session",
+    join(folder, "wapiti"),
+    "--max-scan-time",
+    "600",
+  ]);
+  const { vulnerabilities } = JSON.parse(readFileSync(report, "utf8")) as {
+    vulnerabilities: Record<string, { info: string }[]>;
+  };
+  return Object.entries(vulnerabilities).flatMap(([kind, list]) => list.map(({ info }) => `${kind}: ${info}`));
+}
+
+const failures: string[] = [];
+const servers: ServerType[] = [];
+try {
+  const made = await fetch(`${shop.workers.url("edge")}/admin/keys`, {
+    method: "POST",
+    headers: { "x-api-key": bootstrapKey, "content-type": "application/json", "cf-connecting-ip": LIFTED },
+    body: '{"name":"attack"}',
+  });
+  const { key: operatorKey } = (await made.json()) as { key: string };
+
+  const lifted = await front(LIFTED);
+  servers.push(lifted.server);
+  console.log("limits lifted");
+  for (const args of await targets(lifted.url, operatorKey)) {
+    const { found, finished } = await sqlmap(args);
+    console.log(
+      `  sqlmap ${new URL(args[1] ?? "").pathname}: ${found ? "INJECTABLE" : finished ? "nothing" : "did not finish"}`,
+    );
+    if (found || !finished) failures.push(`sqlmap: ${args[1]}`);
+  }
+  const findings = await wapiti(lifted.url, operatorKey);
+  console.log(`  wapiti: ${findings.length === 0 ? "nothing" : findings.join("; ")}`);
+  failures.push(...findings);
+  for (const [status, count] of Object.entries(statuses[LIFTED] ?? {})) {
+    console.log(`  ${status}: ${count}`);
+    if (Number(status) >= 500) failures.push(`${count} answers were ${status}`);
+  }
+
+  const limited = await front(LIMITED);
+  servers.push(limited.server);
+  console.log("limits on");
+  await sqlmap(["-u", `${limited.url}/status/${shop.tokenId}*`]);
+  const last = await fetch(`${limited.url}/tiers`);
+  const { code } = (await last.json()) as { code?: string };
+  console.log(`  sqlmap ended with ${last.status} ${code ?? ""}`);
+  for (const [status, count] of Object.entries(statuses[LIMITED] ?? {})) console.log(`  ${status}: ${count}`);
+  if (code !== "ip_banned") failures.push("with the limits on the attack did not end in a ban");
+} finally {
+  for (const server of servers) server.close();
+  await shop.close();
+  rmSync(folder, { recursive: true, force: true });
+}
+for (const failure of failures) console.error(`! ${failure}`);
+process.exit(failures.length === 0 ? 0 : 1);
