@@ -50,6 +50,7 @@ export default defineConfig({
                   "viem/accounts",
                   "hono",
                   "hono/route",
+                  "hono/http-exception",
                   "@hono/zod-openapi",
                   "zod",
                   "drizzle-orm",

@@ -38,7 +38,9 @@ export type Verdict = {
   /** Unix milliseconds at which the next request is given back. */
   resetAt: number;
   bannedUntil: number | null;
-  /** The request was the violation that made the ban. */
+  /** The refusal counts towards a ban. */
+  violates: boolean;
+  /** It was the violation that made the ban. */
   bansNow: boolean;
 };
 
@@ -83,7 +85,7 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
   hit({ bucket, limit, kept, counts, evenIfBanned, now }: Hit): Verdict {
     const bannedUntil = this.#bannedUntil(now);
     if (bannedUntil !== null && !evenIfBanned) {
-      return { allowed: false, remaining: 0, resetAt: bannedUntil, bannedUntil, bansNow: false };
+      return { allowed: false, remaining: 0, resetAt: bannedUntil, bannedUntil, violates: false, bansNow: false };
     }
     const windowMs = limit.windowSeconds * 1_000;
     const times = (this.#windows.get(bucket)?.times ?? []).filter((at) => at > now - windowMs);
@@ -102,9 +104,11 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
     const bansNow = violates && this.#violate(bucket, now);
     return {
       allowed,
-      remaining: limit.requests - times.length,
+      // A limit may have been lowered meanwhile.
+      remaining: Math.max(0, limit.requests - times.length),
       resetAt: (times[0] ?? now) + windowMs,
       bannedUntil: this.#bannedUntil(now),
+      violates,
       bansNow,
     };
   }
@@ -190,6 +194,8 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
     try {
       const { until, since, reason, by } = ban;
       await saveBan(openDatabase(this.env.DB), { client: this.#name(), until, since, reason, by });
+      // Lifted while the row was on its way.
+      if (this.#ban === null) await deleteBan(openDatabase(this.env.DB), this.#name());
       if (this.#ban !== ban) return;
       this.#ban = { ...ban, mirrored: true };
       this.#put("ban", this.#ban);

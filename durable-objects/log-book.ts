@@ -188,13 +188,13 @@ export class LogBook extends DurableObject<Env> {
     if (url === undefined || secret === undefined) return false;
     const body = JSON.stringify({ type: "page", data: JSON.parse(line) as unknown });
     const at = new Date(now);
-    const headers = {
-      "content-type": "application/json",
-      "webhook-id": id,
-      "webhook-timestamp": String(Math.floor(now / 1_000)),
-      "webhook-signature": new Webhook(secret).sign(id, at, body),
-    };
     try {
+      const headers = {
+        "content-type": "application/json",
+        "webhook-id": id,
+        "webhook-timestamp": String(Math.floor(now / 1_000)),
+        "webhook-signature": new Webhook(secret).sign(id, at, body),
+      };
       const answer = await fetch(url, {
         method: "POST",
         headers,

@@ -96,7 +96,8 @@ export function createApp(config: EdgeConfig): Router {
     c.set("db", db);
     c.set("chain", chain);
     c.header("X-Request-Id", requestId);
-    for (const [name, value] of Object.entries(CORS_HEADERS)) c.header(name, value);
+    c.header("Access-Control-Allow-Origin", CORS_HEADERS["Access-Control-Allow-Origin"]);
+    c.header("Access-Control-Expose-Headers", CORS_HEADERS["Access-Control-Expose-Headers"]);
     return withLogScope({ requestId }, async () => {
       const began = Date.now();
       await next();
@@ -110,8 +111,8 @@ export function createApp(config: EdgeConfig): Router {
       contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
       crossOriginResourcePolicy: "cross-origin",
       referrerPolicy: "no-referrer",
-      xFrameOptions: "DENY",
-      // They speak to browsers that are gone, or about windows: nothing here opens one.
+      // They speak to browsers that are gone (frame-ancestors says the same), or about windows: nothing here opens one.
+      xFrameOptions: false,
       crossOriginOpenerPolicy: false,
       originAgentCluster: false,
       xDnsPrefetchControl: false,
@@ -180,7 +181,7 @@ function logRequest(c: Context<App>, ms: number): void {
     ...(route === "*" ? { path: redactText(c.req.path).slice(0, MAX_LOGGED_PATH) } : c.req.param()),
     status,
     ms,
-    address: c.var.client,
+    address: c.get("client"),
     ray: c.req.header("cf-ray"),
     ...noted(),
     ...(error === undefined ? {} : status >= 500 ? errorFields(error) : { code: (error as Partial<AppError>).code }),
@@ -211,7 +212,7 @@ export function createRefusal(error: AppError): Hono {
 
 /** What was refused as malformed or unproven is looked over for attacks before it is answered. */
 async function answerScreened(error: Error, c: Context<App>): Promise<Response> {
-  const { code } = error as Partial<AppError>;
+  const code = (error instanceof AppError ? error : fromHono(error))?.code;
   if (code !== undefined && DENIALS.has(code)) {
     log("security", "access_denied", { address: c.var.client, code, method: c.req.method, path: c.req.path });
   }

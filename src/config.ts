@@ -87,7 +87,7 @@ const edgeFields = z.object({
   ALERT_WEBHOOK_URL: z.url({ protocol: /^https?$/, error: "must be an http(s) URL" }).optional(),
   ALERT_WEBHOOK_SECRET: z
     .string()
-    .regex(/^whsec_[A-Za-z0-9+/]{32,}={0,2}$/, "must be whsec_ and base64")
+    .regex(/^whsec_(?:[A-Za-z0-9+/]{4}){6,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/, "must be whsec_ and base64")
     .optional(),
   PUBLIC_URLS: list,
   KEY_GRACE_SECONDS: integer(0).prefault("86400"),
@@ -99,7 +99,7 @@ const edgeFields = z.object({
     .regex(/^(\w+=\d+\/[1-9]\d*(,\w+=\d+\/[1-9]\d*)*)?$/, "must be route=requests/seconds, comma-separated")
     .default("")
     .transform(limitsOf)
-    .refine((limits) => Object.keys(limits).every((route) => route in LIMITS), {
+    .refine((limits) => Object.keys(limits).every((route) => Object.hasOwn(LIMITS, route)), {
       error: `must name routes of ${Object.keys(LIMITS).join(", ")}`,
     }),
   /** How long an isolate remembers a ban without asking again. */

@@ -4,7 +4,7 @@ import { createApp, createRefusal, type Router } from "./app.ts";
 import { pollChain } from "./chain/poll.ts";
 import { type EdgeBindings, edgeConfig } from "./config.ts";
 import { AppError } from "./errors.ts";
-import { errorFields, log, setLogLevel, shipLogs } from "./log.ts";
+import { errorFields, log, sendLogs, setLogLevel, shipLogs } from "./log.ts";
 
 export { IpGuard } from "../durable-objects/ip-guard.ts";
 export { LogBook } from "../durable-objects/log-book.ts";
@@ -24,6 +24,8 @@ export default {
     } catch (error) {
       log("page", "cron_failed", errorFields(error));
       throw error;
+    } finally {
+      if (env.LOG_BOOK !== undefined) ctx.waitUntil(sendLogs(env.LOG_BOOK));
     }
   },
 } satisfies ExportedHandler<EdgeBindings>;

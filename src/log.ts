@@ -1,5 +1,6 @@
-// One JSON line per event: to the console (`wrangler tail`), and in batches to the log book. Errors of other people's code
-// are logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
+// One JSON line per event: to the console (`wrangler tail`) and to the log book, in batches, a second after the first of
+// them; what wants attention (warnings, errors, audit, pages) goes to the console at once. Errors of other people's code are
+// logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
 import { AppError, GiveUp } from "./errors.ts";
@@ -15,6 +16,7 @@ const SHIP_AFTER_MS = 1_000;
 const SHIP_LOST_MS = 15_000;
 /** While the book can't be reached. What is dropped is still in the console. */
 const MAX_PENDING = 5_000;
+const MAX_UNPRINTED = 200;
 
 type Scope = { shared: Record<string, unknown>; noted: Record<string, unknown> };
 
@@ -22,6 +24,8 @@ type Scope = { shared: Record<string, unknown>; noted: Record<string, unknown> }
 const scopes = new AsyncLocalStorage<Scope>();
 let threshold = RANK.info;
 let pending: LogBatch = emptyBatch();
+/** Lines of the batch that the console has not had yet. A call for each would cost as much as a small request. */
+let unprinted: string[] = [];
 let shippingSince = 0;
 
 /** Below it nothing is written; audit and pages always are. */
@@ -37,12 +41,19 @@ export function log(level: Level, event: string, fields: Record<string, unknown>
   const line = JSON.stringify({ time: new Date().toISOString(), level, event, ...safe });
   if (level === "error" || level === "page") console.error(line);
   else if (level === "warn" || level === "security") console.warn(line);
-  else console.log(line);
+  else unprinted.push(line);
+  if (unprinted.length >= MAX_UNPRINTED) print();
+  // A page is never dropped for what came before it.
+  if (level === "page") pending.pages.push(line);
   if (pending.combined.length >= MAX_PENDING) return;
   pending.combined.push(line);
   if (level === "error" || level === "page") pending.error.push(line);
   if (level === "security") pending.security.push(line);
-  if (level === "page") pending.pages.push(line);
+}
+
+function print(): void {
+  if (unprinted.length > 0) console.log(unprinted.join("\n"));
+  unprinted = [];
 }
 
 /** Runs work whose lines all carry `shared`: a request's id, a job's. */
@@ -80,6 +91,7 @@ export function shipLogs(
 
 /** Sends what is waiting now. Never rejects: a book that can't be reached must not fail what it tells of. */
 export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<void> {
+  print();
   const batch = pending;
   pending = emptyBatch();
   shippingSince = 0;
@@ -87,10 +99,19 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
   try {
     await book.get(book.idFromName("book")).append(batch);
   } catch (error) {
+    keep(batch);
     const { error: name } = errorFields(error);
     console.error(
       JSON.stringify({ time: new Date().toISOString(), level: "error", event: "logs_not_kept", error: name }),
     );
+  }
+}
+
+/** For the next batch: all of it while there is room, pages always. */
+function keep(batch: LogBatch): void {
+  const room = pending.combined.length + batch.combined.length <= MAX_PENDING;
+  for (const stream of ["combined", "error", "security", "pages"] as const) {
+    if (room || stream === "pages") pending[stream].unshift(...batch[stream]);
   }
 }
 

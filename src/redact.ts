@@ -29,7 +29,9 @@ const RULES: readonly [RegExp, string][] = [
 // RFC 1918, RFC 6598, loopback, link-local; RFC 4193.
 const PRIVATE_ADDRESS =
   /\b(?:10|127)(?:\.\d{1,3}){3}\b|\b192\.168(?:\.\d{1,3}){2}\b|\b169\.254(?:\.\d{1,3}){2}\b|\b172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2}\b|\b100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])(?:\.\d{1,3}){2}\b|\b(?:f[cd][0-9a-f]{2}|fe80):[0-9a-f:]+/gi;
-const SHORTEST_SECRET = 8;
+/** What every rule for something short needs one of; the others begin at 32 characters. */
+const SUSPECT = /[:_]|\d\.\d|bearer/i;
+const SHORTEST_RUN = 32;
 
 /** A copy of a line's fields without anything that looks like a secret. */
 export function redactFields(fields: Record<string, unknown>, depth = 0): Record<string, unknown> {
@@ -55,7 +57,7 @@ function redact(value: unknown, key: string, depth: number): unknown {
 
 /** Text without secrets, at most 600 characters. */
 export function redactText(text: string, key = ""): string {
-  if (text.length < SHORTEST_SECRET) return text;
+  if (text.length < SHORTEST_RUN && !SUSPECT.test(text)) return text;
   let safe = text;
   for (const [pattern, replacement] of RULES) safe = safe.replace(pattern, replacement);
   if (!ADDRESS_FIELDS.has(key)) safe = safe.replace(PRIVATE_ADDRESS, "[private address]");

@@ -48,8 +48,8 @@ export const limitedEvenIfBanned =
 
 /** Caps over a /48 and over everybody, for routes that write: an IPv6 client has as many addresses as it likes. */
 export const cappedWallets: MiddlewareHandler<App> = async (c, next) => {
-  if (c.var.config.UNLIMITED_CLIENTS.has(c.var.client)) return next();
-  const block = blockOf(c.var.client);
+  if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return next();
+  const block = blockOf(c.get("client"));
   await Promise.all([
     ...(block === null ? [] : [count(c, "wallets_block", block)]),
     count(c, "wallets_all", "everybody"),
@@ -65,7 +65,8 @@ async function count(c: Context<App>, route: LimitedRoute, name: string): Promis
 }
 
 async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false): Promise<number | null> {
-  const { config, client } = c.var;
+  const config = c.get("config");
+  const client = c.get("client");
   if (config.UNLIMITED_CLIENTS.has(client)) return null;
   const verdict = await ask(c, route, client, evenIfBanned);
   if (verdict === null) return null;
@@ -81,13 +82,14 @@ async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false)
   }
   stateLimit(c.header, route, limit, verdict.remaining, verdict.resetAt, now);
   if (verdict.allowed) return bannedUntil;
-  log("security", "rate_limited", { address: client, route });
+  // One line for each violation: whoever floods us must not flood the audit.
+  if (verdict.violates) log("security", "rate_limited", { address: client, route });
   throw tooMany(verdict.resetAt, now);
 }
 
 /** Null where the guard can't be asked and the route is served all the same. */
 async function ask(c: Context<App>, route: LimitedRoute, name: string, evenIfBanned: boolean): Promise<Verdict | null> {
-  const { config } = c.var;
+  const config = c.get("config");
   const { kept, polled, closed, shared }: Rule = LIMITS[route];
   const limit = limitOf(config, route);
   const hit: Hit = {

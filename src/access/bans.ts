@@ -40,18 +40,18 @@ export const banRefusal = (until: number, now: number): AppError =>
     { retryAfterSeconds: Math.max(1, Math.ceil((until - now) / 1_000)) },
   );
 
-const ROUTES: Record<string, LimitedRoute> = {
-  tiers: "tiers",
-  credentials: "credentials",
-  vms: "vms",
-  status: "status",
-  agents: "wallets",
-  admin: "admin",
-  "": "documents",
-  docs: "documents",
-  "openapi.json": "documents",
-  "llms.txt": "documents",
-};
+const ROUTES: ReadonlyMap<string, LimitedRoute> = new Map([
+  ["tiers", "tiers"],
+  ["credentials", "credentials"],
+  ["vms", "vms"],
+  ["status", "status"],
+  ["agents", "wallets"],
+  ["admin", "admin"],
+  ["", "documents"],
+  ["docs", "documents"],
+  ["openapi.json", "documents"],
+  ["llms.txt", "documents"],
+]);
 
 /**
  * The answer to a client that this isolate knows as banned, or null: it isn't, or it may show that the ban is not meant for
@@ -76,7 +76,7 @@ export function refuseKnownBan(
   const end = url.slice(path).search(/[/?#]|$/);
   const segment = url.slice(path, path + end);
   if (segment === "health") return null;
-  const route = ROUTES[segment] ?? "unknown";
+  const route = ROUTES.get(segment) ?? "unknown";
   if (route === "credentials" && request.headers.has("authorization")) return null;
   if (route === "admin" && isWellFormedKey(readKey(request.headers))) return null;
   refusals.set(client, (refusals.get(client) ?? 0) + 1);

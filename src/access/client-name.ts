@@ -19,6 +19,9 @@ export function clientName(headers: Headers): string {
 /** An IPv4 address as it is, an IPv6 address as its /64, `unknown` where there is none. */
 export function clientAddress(address: string | null): string {
   if (address === null || address === "") return "unknown";
+  // An IPv4 client behind an IPv6 socket (RFC 4291, section 2.5.5.2).
+  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(address)?.[1];
+  if (mapped !== undefined) return mapped;
   return address.includes(":") ? `${groupsOf(address).slice(0, 4).join(":")}::/64` : address;
 }
 

@@ -50,11 +50,11 @@ const requireOperator: MiddlewareHandler<App> = async (c, next) => {
   c.header("Cache-Control", "no-store");
   await next();
   log("security", "admin_call", {
+    ...c.req.param(),
     ...noted(),
     address: c.var.client,
     method: c.req.method,
     route: routePath(c),
-    ...c.req.param(),
     status: c.res.status,
   });
 };

@@ -9,6 +9,9 @@ import { AppError } from "../errors.ts";
 const FRESH_SECONDS = 300;
 const CLOCK_SKEW_SECONDS = 60;
 const MAX_MESSAGE_BYTES = 2_048;
+const MAX_MESSAGE_HEADER = 4_096;
+/** A counterfactual wallet's signature has some thousand characters. */
+const MAX_AUTHORIZATION = 16_384;
 /** r, s and v of a plain account; anything longer is for a contract to read. */
 const PLAIN_HEX = 2 + 65 * 2;
 const MAX_SIGNATURE_HEX = 2 + 8_000 * 2;
@@ -18,11 +21,13 @@ const NONCE = /^[A-Za-z0-9_-]{8,64}$/;
 export type Action = "credentials" | "ack";
 
 /**
- * What was signed. `signer` is null where only a contract can tell. `fresh` carries the nonce that the caller has to use up,
+ * What was signed. `signer` is null where only a contract can tell; `problem` is why it is no plain account's signature,
+ * although it is as long as one. `fresh` carries the nonce that the caller has to use up,
  * once it knows that the signer may act.
  */
 export type Signed = {
   signer: Address | null;
+  problem: AppError | null;
   hash: Hex;
   signature: Hex;
   fresh: { nonce: string; expiresAt: number } | null;
@@ -57,10 +62,12 @@ export async function readSignature(input: SignatureInput): Promise<Signed> {
   }
   const fresh = message === null ? null : checkFresh(message, input);
   const hash = hashMessage(message ?? accessRequest(input.tokenId));
-  return { signer: signature.length === PLAIN_HEX ? await recover(hash, signature) : null, hash, signature, fresh };
+  const plain = signature.length === PLAIN_HEX ? await recover(hash, signature) : { signer: null, problem: null };
+  return { ...plain, hash, signature, fresh };
 }
 
 function readBearer(header: string | undefined): Hex {
+  requireShort("Authorization", header, MAX_AUTHORIZATION);
   if (header === undefined || header.trim() === "") {
     throw new AppError("signature_missing", "Send the wallet signature as `Authorization: Bearer 0x…`.");
   }
@@ -80,19 +87,27 @@ function readBearer(header: string | undefined): Hex {
   return token;
 }
 
-async function recover(hash: Hex, signature: Hex): Promise<Address> {
+async function recover(hash: Hex, signature: Hex): Promise<Pick<Signed, "signer" | "problem">> {
   // Of each signature there is a twin with the other half of the curve's order (EIP-2): only one of them is taken.
   if (BigInt(`0x${signature.slice(66, 130)}`) > HALF_ORDER) {
-    throw new AppError("signature_invalid", "The signature is not canonical (s is above half the order): sign again.");
+    const sentence = "The signature is not canonical (s is above half the order): sign again.";
+    return { signer: null, problem: new AppError("signature_invalid", sentence) };
   }
   try {
-    return await recoverAddress({ hash, signature });
+    return { signer: await recoverAddress({ hash, signature }), problem: null };
   } catch (cause) {
-    throw new AppError("signature_invalid", "No signer can be recovered from the signature.", { cause });
+    const sentence = "No signer can be recovered from the signature.";
+    return { signer: null, problem: new AppError("signature_invalid", sentence, { cause }) };
   }
 }
 
+function requireShort(name: string, header: string | undefined, max: number): void {
+  if ((header?.length ?? 0) <= max) return;
+  throw new AppError("header_too_large", `The header ${name} may have at most ${max} characters.`);
+}
+
 function decodeMessage(header: string): string {
+  requireShort("X-Access-Message", header, MAX_MESSAGE_HEADER);
   try {
     const bytes = Buffer.from(header, "base64");
     if (!/^[A-Za-z0-9+/_-]+={0,2}$/.test(header) || bytes.length === 0 || bytes.length > MAX_MESSAGE_BYTES)

@@ -36,6 +36,9 @@ export async function call({ url, key }: Connection, method: string, path: strin
 export const callJson = async (connection: Connection, method: string, path: string, body?: object): Promise<Row> =>
   (await (await call(connection, method, path, body)).json()) as Row;
 
+/** Twenty calls a minute are let through. */
+export const PAUSE_MS = 3_100;
+
 /** A list, page by page to its end, or to as many rows as were asked for. */
 export async function callList(connection: Connection, path: string, field: string, query: Query = {}): Promise<Row[]> {
   const rows: Row[] = [];
@@ -48,6 +51,7 @@ export async function callList(connection: Connection, path: string, field: stri
     const page = await callJson(connection, "GET", `${path}${search.size === 0 ? "" : `?${search}`}`);
     rows.push(...(page[field] as Row[]));
     cursor = page["nextCursor"] as string | undefined;
+    if (cursor !== undefined) await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
   } while (cursor !== undefined && query["limit"] === undefined);
   return rows;
 }

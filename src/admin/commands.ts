@@ -1,6 +1,6 @@
 // The commands that are calls to the operators' API.
 import type { Command } from "commander";
-import { call, callJson, callList, connect, type Query, showOne, showRows } from "./api.ts";
+import { call, callJson, callList, connect, PAUSE_MS, type Query, showOne, showRows } from "./api.ts";
 
 const DEFAULT_URL = "https://api.clawcloud.co";
 
@@ -113,6 +113,3 @@ export function addApiCommands(program: Command): void {
     .action((what: string, body: { reason: string }) => one("PUT", `/admin/pauses/${part(what)}`, body));
   program.command("resume <what>").action((what: string) => one("DELETE", `/admin/pauses/${part(what)}`));
 }
-
-/** Twenty calls a minute are let through. */
-const PAUSE_MS = 3_100;

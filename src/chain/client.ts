@@ -6,7 +6,11 @@ import {
   createPublicClient,
   decodeFunctionResult,
   defineChain,
+  ExecutionRevertedError,
+  encodeDeployData,
   encodeFunctionData,
+  erc6492SignatureValidatorAbi,
+  erc6492SignatureValidatorByteCode,
   type Hex,
   HttpRequestError,
   http,
@@ -216,7 +220,21 @@ export async function isContractSignature(
     ? await askFirst(chain, async ({ client }) => (await client.getCode({ address: signer })) ?? "0x")
     : null;
   if (code === "0x") return false;
-  const ask = async ({ client }: Node) => ({ valid: await client.verifyHash({ address: signer, hash, signature }) });
+  const data = encodeDeployData({
+    abi: erc6492SignatureValidatorAbi,
+    bytecode: erc6492SignatureValidatorByteCode,
+    args: [signer, hash, signature],
+  });
+  const ask = async ({ client }: Node) => {
+    try {
+      return { valid: Number((await client.call({ data })).data ?? "0x0") === 1 };
+    } catch (error) {
+      // A contract that reverts says no; a node that does not answer says nothing.
+      if (error instanceof BaseError && error.walk((e) => e instanceof ExecutionRevertedError) !== null)
+        return { valid: false };
+      throw error;
+    }
+  };
   return (await askTwo(chain, ask, ({ valid }) => String(valid))).valid;
 }
 

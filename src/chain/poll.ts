@@ -22,7 +22,11 @@ const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, 
 export async function pollChain(config: EdgeConfig, afterPass: () => void = () => {}): Promise<void> {
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
-  await publishDataKeys(db, keyRing(config), Date.now());
+  try {
+    await publishDataKeys(db, keyRing(config), Date.now());
+  } catch (error) {
+    log("error", "data_keys_not_published", errorFields(error));
+  }
   const holder = crypto.randomUUID();
   const until = Date.now() + config.SCAN_RUN_SECONDS * 1_000;
   let heldUntil = 0;

@@ -36,11 +36,17 @@ function makeRing({ DATA_PRIVATE_KEY, RETIRED_DATA_KEYS }: Keys): KeyRing {
     ids: [...byId.keys()],
     seal: async (context, secret) => ({ sealed: await sealSecret(publicKey, context, secret), keyId: current }),
     open: async (context, stored, keyId) => {
-      const key = byId.get(keyId ?? current);
-      if (key === undefined && isEncrypted(stored)) {
-        throw new SecretUnreadable(`it was sealed under the data key ${keyId}, which this Worker does not hold`);
+      const candidates = keyId === null ? [...byId.values()] : [byId.get(keyId)].filter((key) => key !== undefined);
+      if (!isEncrypted(stored)) return openSecret(DATA_PRIVATE_KEY, context, stored);
+      for (const key of candidates) {
+        const opened = await openSecret(key, context, stored).catch(() => null);
+        if (opened !== null) return opened;
       }
-      return openSecret(key ?? DATA_PRIVATE_KEY, context, stored);
+      throw new SecretUnreadable(
+        candidates.length === 0
+          ? `it was sealed under the data key ${keyId}, which this Worker does not hold`
+          : "it does not open with its data key, or belongs to another row",
+      );
     },
   };
 }

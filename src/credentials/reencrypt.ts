@@ -3,6 +3,7 @@
 import type { Database } from "../db/client.ts";
 import * as store from "../db/data-keys.ts";
 import { errorFields, log } from "../log.ts";
+import { SecretUnreadable } from "./ecies.ts";
 import type { KeyRing } from "./key-ring.ts";
 
 export type Progress = {
@@ -53,6 +54,7 @@ async function reseal(
     const { sealed, keyId: current } = await ring.seal(context, secret);
     return (await store.replaceSealed(db, table, row, sealed, current)) ? "reencrypted" : "skipped";
   } catch (error) {
+    if (!(error instanceof SecretUnreadable)) throw error;
     log("security", "secret_unreadable", { table, subject: row.subject, ...errorFields(error) });
     return "unreadable";
   }

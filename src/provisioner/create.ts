@@ -214,9 +214,9 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
   return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
 }
 
-/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). */
-export const isTooLate = async (context: Context, vm: store.Vm): Promise<boolean> =>
-  (await store.chainTime(context.db)) > vm.deadline;
+/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26), and neither does a pause. */
+export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
+  (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
 
 async function tooLate(context: Context, vm: store.Vm): Promise<Next> {
   // Only reached with every attempt resolved and gone: nothing runs that could still have to be ended.

@@ -14,13 +14,16 @@ export default {
       const config = provisionerConfig(env);
       setLogLevel(config.LOG_LEVEL);
       const context = createContext(config);
-      await requireDataKey(context);
+      // A dead letter only wakes its row: that must work whatever is wrong.
+      if (batch.queue !== DEAD_LETTER_QUEUE) await requireDataKey(context);
       const handle = batch.queue === DEAD_LETTER_QUEUE ? consumeDead : consume;
       await Promise.all(batch.messages.map((message) => handle(context, message)));
-      ctx.waitUntil(sendLogs(config.LOG_BOOK));
     } catch (error) {
       log("page", "batch_refused", errorFields(error));
       batch.retryAll({ delaySeconds: 30 });
+    } finally {
+      // A refusal is what a person has to hear of.
+      if (env.LOG_BOOK !== undefined) ctx.waitUntil(sendLogs(env.LOG_BOOK));
     }
   },
 } satisfies ExportedHandler<ProvisionerBindings>;

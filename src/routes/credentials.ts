@@ -6,7 +6,7 @@ import { banRefusal } from "../access/bans.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
 import { type Action, readSignature, type Signed } from "../access/signature.ts";
 import type { App, Router } from "../app.ts";
-import { askFirst, askTwo, isContractSignature, readToken, type TokenView } from "../chain/client.ts";
+import { askFirst, askTwo, type Chain, isContractSignature, readToken, type TokenView } from "../chain/client.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
 import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
 import { acknowledge, markFreshOwner } from "../db/delivery.ts";
@@ -231,6 +231,8 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
   if (first instanceof Error) throw first;
   const view = usable(first) ? first : await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)), usable);
 
+  const isOwner = await ownerSigned(chain, view.owner, signed);
+  if (!isOwner && signed.problem !== null) throw signed.problem;
   if (view.owner === null) {
     if (vm !== null && vm.owner === "")
       throw new AppError("vm_terminated", `Token ${tokenId} was burned and its VM ended.`);
@@ -242,12 +244,7 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
       details: [{ cause: vm.failure }],
     });
   }
-  if (signed.signer !== view.owner) {
-    const plain = signed.signer !== null;
-    if (!(await isContractSignature(chain, view.owner, { ...signed, plain }))) {
-      throw new AppError("not_owner", `${signed.signer ?? "Whoever signed"} does not own token ${tokenId}.`);
-    }
-  }
+  if (!isOwner) throw new AppError("not_owner", `${signed.signer ?? "Whoever signed"} does not own token ${tokenId}.`);
   if (!view.valid) throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
   if (vm !== null && vm.owner !== view.owner.toLowerCase()) {
     // A transfer that one of the two has not seen: a few seconds settle it, or else the sweep does.
@@ -264,6 +261,13 @@ async function admit(c: Context<App>, tokenIdText: string, action: Action, now: 
     await markFreshOwner(db, vm.incarnation, owner);
   }
   return { door, vm, view, signed, owner: view.owner, scanned };
+}
+
+/** By a plain account's signature, or by what a contract that owns the token says of it. */
+async function ownerSigned(chain: Chain, owner: Address | null, signed: Signed): Promise<boolean> {
+  if (owner === null || signed.signer === owner) return owner !== null;
+  const plain = signed.signer !== null || signed.problem !== null;
+  return isContractSignature(chain, owner, { ...signed, plain });
 }
 
 const readSigned = (c: Context<App>, tokenId: number, action: Action, now = Date.now()): Promise<Signed> =>

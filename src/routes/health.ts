@@ -50,7 +50,9 @@ let cachedHead: { head: Head | null; at: number } | undefined;
 
 export function mountHealth(app: Router): void {
   app.openapi(route, async (c) => {
-    const { db, chain, config } = c.var;
+    const db = c.get("db");
+    const chain = c.get("chain");
+    const config = c.get("config");
     const now = Date.now();
     const reads = statementsOf(db);
     const [database, head] = await Promise.all([

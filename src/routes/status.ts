@@ -48,10 +48,11 @@ const route = createRoute({
 
 export function mountStatus(app: Router): void {
   app.openapi(route, async (c) => {
-    const { db, chain } = c.var;
+    const db = c.get("db");
+    const chain = c.get("chain");
     const { tokenId } = c.req.valid("param");
     const reads = statementsOf(db);
-    const [[vm]] = await Promise.all([reads.vmOfToken.all({ tokenId: Number(tokenId) }), c.var.admitted]);
+    const [[vm]] = await Promise.all([reads.vmOfToken.all({ tokenId: Number(tokenId) }), c.get("admitted")]);
     if (vm === undefined) {
       await requireOnChain(chain, Number(tokenId), Date.now());
       const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };

@@ -61,7 +61,9 @@ const cache = new WeakMap<object, Cached>();
 
 export function mountTiers(app: Router): void {
   app.openapi(route, async (c) => {
-    const { db, chain, config } = c.var;
+    const db = c.get("db");
+    const chain = c.get("chain");
+    const config = c.get("config");
     const now = Date.now();
     let known = cache.get(config);
     if (known === undefined || now - known.listedAt > CACHE_MS) {

@@ -69,7 +69,7 @@ const route = createRoute({
 
 export function mountVms(app: Router): void {
   app.openapi(route, async (c) => {
-    const { db } = c.var;
+    const db = c.get("db");
     const { address } = c.req.valid("param");
     const { limit = DEFAULT_LIMIT, cursor } = c.req.valid("query");
     const owner = address.toLowerCase();

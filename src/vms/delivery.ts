@@ -5,7 +5,7 @@ import { keyRing } from "../credentials/key-ring.ts";
 import { formatPrivateKey } from "../credentials/ssh-keys.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/delivery.ts";
-import type { Vm } from "../db/vms.ts";
+import { loadVm, type Vm } from "../db/vms.ts";
 
 export type DeliveryContext = {
   db: Database;
@@ -44,15 +44,19 @@ export async function deliverKey(
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
   const ring = keyRing(config);
   const { secret, legacy } = await ring.open(secretContext, stored, vm.keyId);
-  const row = { incarnation: vm.incarnation, sshPrivateKey: stored };
+  const kept = { incarnation: vm.incarnation, sshPrivateKey: stored };
   const delivery = { owner, fresh, now, erase: config.KEY_GRACE_SECONDS === 0, before: vm.deliveredAt };
-  if (decision === "first" && !(await store.markDelivered(db, row, delivery))) {
+  if (decision === "first" && !(await store.markDelivered(db, kept, delivery))) {
+    // The key was sealed anew under another data key between the read and the mark: nobody has it yet.
+    const row = await loadVm(db, vm.incarnation);
+    const resealed = row !== null && row.deliveredAt === vm.deliveredAt && row.sshPrivateKey !== stored;
+    if (resealed && row.sshPrivateKey !== null) return deliverKey(row, context);
     // Two first requests at once: the other one won, and this one gets nothing. By the fresh form it may ask again.
     return { privateKey: null, deliveredAt: vm.deliveredAt ?? now };
   }
   if (legacy && config.KEY_GRACE_SECONDS > 0) {
     const { sealed, keyId } = await ring.seal(secretContext, secret);
-    await store.replaceKey(db, row, sealed, keyId);
+    await store.replaceKey(db, kept, sealed, keyId);
   }
   return { privateKey: formatPrivateKey(secret), deliveredAt: decision === "first" ? now : vm.deliveredAt };
 }

@@ -138,10 +138,11 @@ async function waitUntilRunning(world: World, tokens: readonly number[]): Promis
 
 /** What the provisioner's log says each token's key took. */
 function keyTimes(world: World): Map<number, number> {
-  const lines = world.workers.getLogs().filter(({ message }) => message.includes('"ssh_key_made"'));
+  const all = world.workers.getLogs().flatMap(({ message }) => message.split("\n"));
+  const lines = all.filter((line) => line.includes('"ssh_key_made"'));
   return new Map(
-    lines.map(({ message }) => {
-      const { tokenId, ms } = JSON.parse(message) as { tokenId: number; ms: number };
+    lines.map((line) => {
+      const { tokenId, ms } = JSON.parse(line) as { tokenId: number; ms: number };
       return [tokenId, ms];
     }),
   );

@@ -77,6 +77,10 @@ test("under a wrong environment the provisioner keeps its messages and pages", a
     ackAll: () => {},
     retryAll: (options: unknown) => retried.push(options),
   };
-  await provisioner.queue(batch as never, { ...PROVISIONER, DATA_PUBLIC_KEY: "x" } as never, {} as never);
+  await provisioner.queue(
+    batch as never,
+    { ...PROVISIONER, DATA_PUBLIC_KEY: "x" } as never,
+    { waitUntil: () => undefined } as never,
+  );
   expect(retried).toEqual([{ delaySeconds: 30 }]);
 });

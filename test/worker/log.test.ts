@@ -172,10 +172,15 @@ test("lines are sent behind the answer, in one batch", async () => {
   expect(String(await stub.read("combined", 0)).match(/"route":"\/health"/g)).toHaveLength(3);
 });
 
-test("a book that can't be reached fails nothing", async () => {
-  log("info", "lost");
+test("a book that can't be reached fails nothing, and gets the lines with the next batch", async () => {
+  log("info", "kept");
+  log("page", "kept_too");
   const broken = { idFromName: () => ({}), get: () => ({ append: () => Promise.reject(new Error("overloaded")) }) };
   await sendLogs(broken as never);
+  await sendLogs(world.edge.LOG_BOOK);
+  const stub = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  expect(String(await stub.read("combined", 0))).toMatch(/"event":"kept"[\s\S]*"event":"kept_too"/);
+  expect(String(await stub.read("error", 0))).toContain('"event":"kept_too"');
 });
 
 test("the level decides what is written, and never keeps an audit line or a page back", async () => {
@@ -195,7 +200,9 @@ test("the level decides what is written, and never keeps an audit line or a page
 
 test("a scope's fields are on each of its lines and in nobody else's", async () => {
   const lines: Record<string, unknown>[] = [];
-  vi.spyOn(console, "log").mockImplementation((text: string) => void lines.push(JSON.parse(text) as never));
+  vi.spyOn(console, "log").mockImplementation((text: string) => {
+    for (const one of text.split("\n")) lines.push(JSON.parse(one) as never);
+  });
   await Promise.all(
     [1, 2].map((job) =>
       withLogScope({ job }, async () => {
@@ -205,6 +212,7 @@ test("a scope's fields are on each of its lines and in nobody else's", async () 
       }),
     ),
   );
+  await sendLogs(world.edge.LOG_BOOK);
   vi.restoreAllMocks();
   expect(lines).toMatchObject([
     { job: 1, seen: 1 },

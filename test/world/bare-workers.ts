@@ -82,7 +82,10 @@ export async function startBareWorkers(sources: readonly WorkerSource[], onLog: 
     cf: false,
     ...(process.env["INSPECT"] ? { inspectorPort: 9333 } : {}),
     stripDisablePrettyError: false,
-    handleStructuredLogs: ({ timestamp, message }) => onLog({ time: timestamp, message }),
+    // The Workers print in batches of lines.
+    handleStructuredLogs: ({ timestamp, message }) => {
+      for (const line of message.split("\n")) onLog({ time: timestamp, message: line });
+    },
     workers: workers.map((worker) => ({
       ...worker.options,
       stripCfConnectingIp: false,

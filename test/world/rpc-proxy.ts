@@ -5,7 +5,7 @@ import { z } from "zod";
 
 /**
  * What the proxy does to the calls it passes on:
- * - `down`: 503 to everything
+ * - `down`: 503 to everything, or to what contains `includes`
  * - `hang`: no answer
  * - `lag`: it is `blocks` behind: its head is older, and logs above it are an empty list, not an error
  * - `drop_logs`: eth_getLogs answers an empty list, however old the range
@@ -13,7 +13,8 @@ import { z } from "zod";
  * - `rewrite`: the result of calls to `method`, or of those whose parameters contain `includes`, is `result`
  */
 const faultSchema = z.discriminatedUnion("kind", [
-  z.strictObject({ kind: z.enum(["down", "hang", "drop_logs"]) }),
+  z.strictObject({ kind: z.enum(["hang", "drop_logs"]) }),
+  z.strictObject({ kind: z.literal("down"), includes: z.string().optional() }),
   z.strictObject({ kind: z.enum(["lag", "max_range"]), blocks: z.int().min(0) }),
   z.strictObject({
     kind: z.literal("rewrite"),
@@ -47,7 +48,9 @@ export async function startRpcProxy(target: string) {
   });
   app.post("/", async (c) => {
     const body = (await c.req.json()) as Call | Call[];
-    if (faults.some((fault) => fault.kind === "down")) return c.text("Service Unavailable", 503);
+    const text = JSON.stringify(body);
+    if (faults.some((fault) => fault.kind === "down" && text.includes(fault.includes ?? "")))
+      return c.text("Service Unavailable", 503);
     if (faults.some((fault) => fault.kind === "hang")) {
       await new Promise((resolve) => setTimeout(resolve, HANG_MS).unref());
     }

@@ -17,7 +17,7 @@ const clientSchema = z
   .max(300)
   .transform((text, context) => {
     const address = text.replace(/#cross-site$/, "");
-    if (/^worker:[a-z0-9.-]+$/.test(address)) return address;
+    if (address === "unknown" || /^worker:[a-z0-9.-]+$/.test(address)) return address;
     const plain = address.replace(/\/64$/, "");
     if (z.ipv4().safeParse(plain).success || z.ipv6().safeParse(plain).success) return clientAddress(plain);
     context.addIssue("must be an IP address, or worker: and a zone");

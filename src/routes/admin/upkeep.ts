@@ -14,8 +14,9 @@ import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, reasonSchema } from "./shar
 
 /** So that one call ends within its time: 25 log queries at each node with the default range. */
 const MAX_SCAN_BLOCKS = 50_000;
-/** An ECIES pair takes about 1 ms of CPU. */
-const MAX_REENCRYPTED = 1_000;
+/** An ECIES pair takes about 1 ms of CPU, and one invocation may run 1,000 statements. */
+const MAX_REENCRYPTED = 400;
+const REENCRYPTED_BY_DEFAULT = 200;
 
 const pausable = z.enum(["provisioning", "payouts"]);
 const pauseSchema = z.object({ what: pausable, since: isoTime, reason: z.string(), by: z.string() }).openapi("Pause");
@@ -131,7 +132,7 @@ export function mountAdminUpkeep(app: Router): void {
   });
 
   app.openapi(runReencryption, async (c) => {
-    const { after, limit = MAX_REENCRYPTED / 5 } = c.req.valid("json");
+    const { after, limit = REENCRYPTED_BY_DEFAULT } = c.req.valid("json");
     const ring = keyRing(c.var.config);
     const progress = await reencrypt(c.var.db, ring, { after, limit });
     const counts = await countSealed(c.var.db);

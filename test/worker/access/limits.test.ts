@@ -77,6 +77,7 @@ test.each([
   ["2001:0DB8:0001:0002::", "2001:db8:1:2::/64", "2001:db8:1::/48"],
   ["::1", "0:0:0:0::/64", "0:0:0::/48"],
   ["203.0.113.7", "203.0.113.7", null],
+  ["::ffff:203.0.113.7", "203.0.113.7", null],
   [null, "unknown", null],
 ])("%s counts as %s, in the block %s", (header, address, block) => {
   expect(clientAddress(header)).toBe(address);
@@ -132,7 +133,18 @@ test("a banned address is refused with 403, its end, Retry-After and its limit's
   expect(answer.headers.get("x-ratelimit-limit")).toBe("100");
   expect(answer.headers.get("x-ratelimit-remaining")).toBe("0");
   expect(answer.headers.get("access-control-allow-origin")).toBe("*");
-  for (const path of ["/", "/docs", "/status/1", ADDRESS, "/agents/generate-wallet", "/admin/bans", "/nothing"]) {
+  // `/constructor` and `/__proto__` once found something in a table of routes that was an object.
+  const paths = [
+    "/",
+    "/docs",
+    "/status/1",
+    ADDRESS,
+    "/agents/generate-wallet",
+    "/admin/bans",
+    "/constructor",
+    "/__proto__",
+  ];
+  for (const path of paths) {
     expect((await world.request(path, from("198.51.100.9"))).status, path).toBe(403);
   }
   expect((await world.request("/health", from("198.51.100.9"))).status).toBe(200);

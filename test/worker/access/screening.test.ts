@@ -88,8 +88,9 @@ test("refused headers and bodies are looked at: ten of them ban", async () => {
       headers: { ...address, "content-type": "application/json", ...headers },
     });
   expect((await post(JSON.stringify({ agentId: "x' OR '1'='1" }))).status).toBe(400);
-  expect((await post(JSON.stringify({ agentId: "good", more: "<script>" }))).status).toBe(400);
   expect((await post("{}", { "content-type": "text/<script>" })).status).toBe(400);
+  // No JSON at all: its parser's error once passed the screening by.
+  expect((await post("' OR '1'='1' --")).status).toBe(400);
   const get = (headers: Record<string, string>) =>
     world.request("/credentials/1", { headers: { ...address, ...headers } });
   for (let count = 0; count < 6; count++) expect((await get({ authorization: "Bearer ' or 1=1--" })).status).toBe(400);
@@ -98,8 +99,8 @@ test("refused headers and bodies are looked at: ten of them ban", async () => {
   expect(last.status).toBe(400);
   expect(events("injection_attempt").map((line) => line["where"])).toEqual([
     "body",
-    "body",
     "content-type",
+    "body",
     ...Array.from({ length: 6 }, () => "authorization"),
     "x-access-message",
   ]);
@@ -159,7 +160,12 @@ test.each([
   ["a path", `/status/${"1".repeat(2_100)}`, {}, "uri_too_long"],
   ["a query", `/tiers?x=${"1".repeat(2_100)}`, {}, "uri_too_long"],
   ["a signature", "/credentials/1", { authorization: `Bearer 0x${"1".repeat(17_000)}` }, "header_too_large"],
-  ["a message", "/credentials/1", { "x-access-message": "a".repeat(5_000) }, "header_too_large"],
+  [
+    "a message",
+    "/credentials/1",
+    { "x-access-message": "a".repeat(5_000), authorization: `Bearer 0x${"1".repeat(130)}` },
+    "header_too_large",
+  ],
 ])("%s that is too long is 400 and no violation", async (_what, path, headers, code) => {
   const answer = await world.request(path, { headers });
   expect([answer.status, ((await answer.json()) as { code: string }).code]).toEqual([400, code]);

@@ -5,7 +5,16 @@ import { type Abi, type Address, encodeFunctionData, type Hex, serializeErc6492S
 import { beforeEach, expect, test } from "vitest";
 import { type Credentials, fixedHeaders, freshHeaders, type Signer, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
-import { addRpcFault, agent, buyAndRun, chain, type Deployment, deploy, deployer } from "../deployment.ts";
+import {
+  addRpcFault,
+  agent,
+  buyAndRun,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+  deployer,
+} from "../deployment.ts";
 
 const API = "https://api.example";
 const factoryAbi = artifacts.SmartWalletFactory.abi as Abi;
@@ -92,6 +101,20 @@ test("one node that calls a contract's signature valid is not believed", async (
   // The check alone: the read of the token, which names no signature, goes through as it is.
   await addRpcFault({ kind: "rewrite", method: "eth_call", ifIncludes: "abababab", result: TRUE } as never);
   expect(await ask(stranger)).toMatchObject({ status: 403, code: "not_owner" });
+});
+
+test("nodes that do not answer make it 503, not somebody else's signature", async () => {
+  const fewer = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "", RPC_TIMEOUT_MS: "500" } });
+  const own = await buyAndRun(fewer, 0);
+  await transfer(chain, agent(0), wallet, own);
+  await fewer.scan();
+  await chain.mine(1);
+  const headers = await fixedHeaders(counterfactual(2), own);
+  const status = async () => (await fewer.request(`/credentials/${own}`, { headers })).status;
+  await addRpcFault({ kind: "down", includes: "64926492" });
+  expect(await status()).toBe(503);
+  await clearRpcFaults();
+  expect(await status()).toBe(200);
 });
 
 test("the signature's twin with the high s is refused (malleable), and so is another length", async () => {

@@ -1,5 +1,5 @@
 // Hard case 8: data keys change, and nothing that was sealed is lost or comes back.
-import { createExecutionContext, createMessageBatch, getQueueResult } from "cloudflare:test";
+import { createExecutionContext, createMessageBatch, getQueueResult, waitOnExecutionContext } from "cloudflare:test";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
 import { expect, test } from "vitest";
@@ -8,8 +8,10 @@ import { dataKeyId } from "../../../src/credentials/ecies.ts";
 import { keyRing } from "../../../src/credentials/key-ring.ts";
 import { reencrypt } from "../../../src/credentials/reencrypt.ts";
 import { countSealed, publishDataKeys, publishedKeys } from "../../../src/db/data-keys.ts";
+import { loadVm, type Vm } from "../../../src/db/vms.ts";
 import { requireDataKey } from "../../../src/provisioner/context.ts";
 import provisioner from "../../../src/provisioner/index.ts";
+import { deliverKey } from "../../../src/vms/delivery.ts";
 import { type Credentials, fixedHeaders, freshHeaders } from "../../world/agent.ts";
 import { agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
 import { operator } from "../routes/admin/operator.ts";
@@ -43,6 +45,10 @@ test("a provisioner whose key the edge can't open refuses to start, and its mess
   const result = await getQueueResult(batch, context);
   expect(result.explicitAcks).toEqual([]);
   expect(result.retryBatch.retry).toBe(true);
+  // The page is in the book already: a refusal is what a person has to hear of.
+  await waitOnExecutionContext(context);
+  const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  expect(String(await book.read("error", 0))).toMatch(/"level":"page","event":"batch_refused".*the edge does not hold/);
   await requireDataKey(world.context);
 });
 
@@ -142,6 +148,17 @@ test("a key that its owner had erased meanwhile does not come back (hard case 8)
     skipped: 1,
   });
   expect(await world.vm(tokenId)).toMatchObject({ ssh_private_key: null });
+});
+
+test("a key that is sealed anew between the read and the mark is delivered all the same (hard case 8)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  const { edge, ring } = rotate(world);
+  const vm = (await loadVm(world.db, String((await world.vm(tokenId))?.["incarnation"]))) as Vm;
+  expect(await reencrypt(world.db, ring, { after: undefined, limit: 10 })).toMatchObject({ reencrypted: 1 });
+  const owner = agent(0).address.toLowerCase();
+  const delivered = await deliverKey(vm, { db: world.db, config: edge, owner, fresh: false, now: Date.now() });
+  expect(delivered.privateKey).toContain("PRIVATE KEY");
 });
 
 test("what no key opens is counted and passed over, not rewritten", async () => {

@@ -92,6 +92,12 @@ test.each([
   expect(await world.rows("SELECT * FROM agent_wallets")).toEqual([]);
 });
 
+test("an empty body of a strange type is 415, once a 500 that the fuzzer found", async () => {
+  const headers = { "cf-connecting-ip": "198.51.100.61", "content-type": "!" };
+  const answer = await world.request("/agents/generate-wallet", { method: "POST", headers });
+  expect([answer.status, ((await answer.json()) as Body).code]).toEqual([415, "unsupported_media_type"]);
+});
+
 test("a fourth wallet within a minute is refused, and so is the thirty-first of a /48 (hard case 22)", async () => {
   const address = "198.51.100.60";
   const statuses = [];

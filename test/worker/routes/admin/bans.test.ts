@@ -1,4 +1,4 @@
-import { beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import { type Deployment, deploy } from "../../deployment.ts";
 import { type Operator, operator } from "./operator.ts";
 
@@ -61,6 +61,15 @@ test.each([
 ])("%j is malformed", async (body) => {
   expect((await ask("POST", "/admin/bans", body)).status).toBe(400);
   expect(await clients()).toEqual([]);
+});
+
+test("the audit names the operator's address and not the lifted one", async () => {
+  const lines: string[] = [];
+  vi.spyOn(console, "warn").mockImplementation((line: string) => void lines.push(line));
+  await ask("DELETE", "/admin/bans/203.0.113.54");
+  vi.restoreAllMocks();
+  const call = JSON.parse(lines.find((line) => line.includes("admin_call")) ?? "{}") as Record<string, unknown>;
+  expect(call).toMatchObject({ lifted: "203.0.113.54", address: expect.stringMatching(/^10\./) });
 });
 
 test("an operator may write what looks like an attack: the schema takes it", async () => {
