@@ -15,8 +15,9 @@ const SHIP_AFTER_MS = 1_000;
 /** A request that had taken the lines on itself and died: the next one does it. */
 const SHIP_LOST_MS = 15_000;
 /** While the book can't be reached. What is dropped is still in the console. */
-const MAX_PENDING = 5_000;
-const MAX_UNPRINTED = 200;
+const MAX_PENDING_CHARS = 2_000_000;
+/** The console cuts what is longer than 256 KB. */
+const MAX_UNPRINTED_CHARS = 50_000;
 
 type Scope = { shared: Record<string, unknown>; noted: Record<string, unknown> };
 
@@ -25,7 +26,7 @@ const scopes = new AsyncLocalStorage<Scope>();
 let threshold = RANK.info;
 let pending: LogBatch = emptyBatch();
 /** Lines of the batch that the console has not had yet. A call for each would cost as much as a small request. */
-let unprinted: string[] = [];
+let unprinted = "";
 let shippingSince = 0;
 
 /** Below it nothing is written; audit and pages always are. */
@@ -41,19 +42,19 @@ export function log(level: Level, event: string, fields: Record<string, unknown>
   const line = JSON.stringify({ time: new Date().toISOString(), level, event, ...safe });
   if (level === "error" || level === "page") console.error(line);
   else if (level === "warn" || level === "security") console.warn(line);
-  else unprinted.push(line);
-  if (unprinted.length >= MAX_UNPRINTED) print();
+  else unprinted += unprinted === "" ? line : `\n${line}`;
+  if (unprinted.length >= MAX_UNPRINTED_CHARS) print();
   // A page is never dropped for what came before it.
   if (level === "page") pending.pages.push(line);
-  if (pending.combined.length >= MAX_PENDING) return;
-  pending.combined.push(line);
-  if (level === "error" || level === "page") pending.error.push(line);
-  if (level === "security") pending.security.push(line);
+  if (pending.combined.length >= MAX_PENDING_CHARS) return;
+  pending.combined += `${line}\n`;
+  if (level === "error" || level === "page") pending.error += `${line}\n`;
+  if (level === "security") pending.security += `${line}\n`;
 }
 
 function print(): void {
-  if (unprinted.length > 0) console.log(unprinted.join("\n"));
-  unprinted = [];
+  if (unprinted !== "") console.log(unprinted);
+  unprinted = "";
 }
 
 /** Runs work whose lines all carry `shared`: a request's id, a job's. */
@@ -95,7 +96,7 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
   const batch = pending;
   pending = emptyBatch();
   shippingSince = 0;
-  if (batch.combined.length === 0) return;
+  if (batch.combined === "") return;
   try {
     await book.get(book.idFromName("book")).append(batch);
   } catch (error) {
@@ -109,14 +110,13 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
 
 /** For the next batch: all of it while there is room, pages always. */
 function keep(batch: LogBatch): void {
-  const room = pending.combined.length + batch.combined.length <= MAX_PENDING;
-  for (const stream of ["combined", "error", "security", "pages"] as const) {
-    if (room || stream === "pages") pending[stream].unshift(...batch[stream]);
-  }
+  pending.pages.unshift(...batch.pages);
+  if (pending.combined.length + batch.combined.length > MAX_PENDING_CHARS) return;
+  for (const stream of ["combined", "error", "security"] as const) pending[stream] = batch[stream] + pending[stream];
 }
 
 function emptyBatch(): LogBatch {
-  return { combined: [], error: [], security: [], pages: [] };
+  return { combined: "", error: "", security: "", pages: [] };
 }
 
 /** What may be told of an error: everything of our own; name, numbers and place of any other; causes included. */

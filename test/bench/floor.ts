@@ -35,11 +35,6 @@ const app = new Hono<Env>();
 /** What no guard stands before. */
 app.get("/bare", (c) => c.json({ status: "ok" }));
 
-app.get("/guarded", async (c) => {
-  await guard(c, "tiers");
-  return c.json({ status: "ok" });
-});
-
 app.get("/health", async (c) => {
   const rows = await c.env.DB.batch([
     c.env.DB.prepare("SELECT block_number, block_timestamp, scanned_at FROM cursors WHERE id = ?").bind(1),

@@ -1,6 +1,6 @@
 // What the guard costs: a route with and without it and against its floor, and what a banned client costs against a
 // Worker that guards nothing.
-import { EDGE_UNDER_LOAD, openShop } from "../world/shop.ts";
+import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop } from "../world/shop.ts";
 import { median, table } from "./figures.ts";
 import { address, CLIENTS, load, type Request, type Side } from "./routes.ts";
 
@@ -10,16 +10,12 @@ const BANNED = "198.51.100.1";
 /** Prints requests per second, p50 and p99 of both sides of each pair, and their ratio. */
 export async function benchGuard(rounds: number): Promise<void> {
   const clients = Array.from({ length: CLIENTS }, (_, client) => `203.0.113.${client}`);
-  const open = { ...EDGE_UNDER_LOAD, name: "open" };
+  const open = { ...EDGE_APART, name: "open" };
   const shop = await openShop([
-    EDGE_UNDER_LOAD,
+    EDGE_APART,
     { ...open, variables: { ...open.variables, UNLIMITED_CLIENTS: clients.join(",") } },
-    {
-      name: "floor",
-      config: "test/bench/floor.toml",
-      variables: {},
-      objects: { IP_GUARD: { className: "IpGuard", of: "edge" } },
-    },
+    OBJECTS_APART,
+    FLOOR_APART,
   ]);
   const url = (name: string) => shop.workers.url(name);
   const ask = (path: string) => (client: number) => ({ path, headers: address(client) });
@@ -29,7 +25,7 @@ export async function benchGuard(rounds: number): Promise<void> {
     [
       "/tiers against one object call",
       { worker: "edge", request: ask("/tiers") },
-      { worker: "floor", request: ask("/guarded") },
+      { worker: "floor", request: ask("/tiers") },
     ],
     [
       "/tiers with the guard, without",

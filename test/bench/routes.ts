@@ -4,7 +4,7 @@ import { type Address, encodeFunctionData, multicall3Abi } from "viem";
 import { contractAbi, multicallAbi } from "../../src/chain/contract.ts";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS } from "../world/addresses.ts";
 import { freshHeaders } from "../world/agent.ts";
-import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
+import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
 import { median, percentile, table } from "./figures.ts";
 
 const CONNECTIONS = 16;
@@ -15,13 +15,9 @@ export type Side = { perSecond: number; p50: number; p99: number };
 
 /** Prints requests per second, p50 and p99 of both sides and their ratio, median over the rounds. */
 export async function benchRoutes(rounds: number): Promise<void> {
-  const floor = {
-    name: "floor",
-    config: "test/bench/floor.toml",
-    variables: {},
-    objects: { IP_GUARD: { className: "IpGuard", of: "edge" } },
-  };
-  const shop = await openShop([EDGE_UNDER_LOAD, floor], (tokenId) => ({ RPC_BODY: multicallBody(tokenId) }));
+  const shop = await openShop([EDGE_APART, OBJECTS_APART, FLOOR_APART], (tokenId) => ({
+    RPC_BODY: multicallBody(tokenId),
+  }));
   const { workers, owner, tokenId } = shop;
   try {
     const path = (route: string) => (client: number) => ({ path: route, headers: address(client) });

@@ -24,12 +24,12 @@ import { operator } from "./routes/admin/operator.ts";
 const books = (env as unknown as { LOG_BOOK: DurableObjectNamespace<LogBook> }).LOG_BOOK;
 const book = () => books.get(books.idFromName(crypto.randomUUID()));
 const pager = inject("parts").pagerUrl;
-const batch = (fields: Partial<LogBatch>): LogBatch => ({
-  combined: [],
-  error: [],
-  security: [],
-  pages: [],
-  ...fields,
+const textOf = (lines: readonly string[] = []) => lines.map((one) => `${one}\n`).join("");
+const batch = ({ combined, error, security, pages = [] }: Partial<Record<keyof LogBatch, string[]>>): LogBatch => ({
+  combined: textOf(combined),
+  error: textOf(error),
+  security: textOf(security),
+  pages,
 });
 const line = (fields: object) =>
   JSON.stringify({ time: new Date().toISOString(), level: "info", event: "x", ...fields });

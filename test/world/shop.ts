@@ -30,6 +30,22 @@ export const EDGE_UNDER_LOAD: WorkerSource = {
   objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
 };
 
+/**
+ * The objects on an isolate of their own, as they are at Cloudflare: neither a route nor its floor shares a thread with
+ * them. Workers that are compared reach them by `of`.
+ */
+export const OBJECTS_APART: WorkerSource = { ...EDGE_UNDER_LOAD, name: "objects" };
+export const EDGE_APART: WorkerSource = {
+  ...EDGE_UNDER_LOAD,
+  objects: { IP_GUARD: { className: "IpGuard", of: "objects" }, LOG_BOOK: { className: "LogBook", of: "objects" } },
+};
+export const FLOOR_APART: WorkerSource = {
+  name: "floor",
+  config: "test/bench/floor.toml",
+  variables: {},
+  objects: { IP_GUARD: { className: "IpGuard", of: "objects" } },
+};
+
 /** Every Worker gets RPC_URLS, RPC_URL and DATA_PRIVATE_KEY beside its own variables; `more` knows the first token. */
 export async function openShop(
   sources: readonly WorkerSource[],
