@@ -34,11 +34,11 @@ export function takeRefusals(): [client: string, count: number][] {
 
 /** Words and time of the refusal. */
 export const banRefusal = (until: number, now: number): AppError =>
-  new AppError(
-    "ip_banned",
-    `This address is banned until ${new Date(until).toISOString()}: it broke its limits or sent attacks too often.`,
-    { retryAfterSeconds: Math.max(1, Math.ceil((until - now) / 1_000)) },
-  );
+  new AppError("ip_banned", sentenceOf(until), { retryAfterSeconds: secondsTo(until, now) });
+
+const sentenceOf = (until: number): string =>
+  `This address is banned until ${new Date(until).toISOString()}: it broke its limits or sent attacks too often.`;
+const secondsTo = (until: number, now: number): number => Math.max(1, Math.ceil((until - now) / 1_000));
 
 const ROUTES: ReadonlyMap<string, LimitedRoute> = new Map([
   ["tiers", "tiers"],
@@ -90,17 +90,18 @@ function answer(
   config: Pick<EdgeConfig, "RATE_LIMITS">,
   common: Readonly<Record<string, string>>,
 ): Response {
-  const { code, message, retryAfterSeconds } = banRefusal(until, now);
   const requestId = crypto.randomUUID();
   const headers: Record<string, string> = {
     ...common,
     "Content-Type": "application/json",
     "X-Request-Id": requestId,
-    "Retry-After": String(retryAfterSeconds),
+    "Retry-After": String(secondsTo(until, now)),
   };
   const set = (name: string, value: string) => {
     headers[name] = value;
   };
   stateLimit(set, route, limitOf(config, route), 0, until, now);
-  return new Response(JSON.stringify({ error: message, code, requestId }), { status: STATUS_OF[code], headers });
+  // No error is thrown for it: its stack would cost more than the rest.
+  const body = JSON.stringify({ error: sentenceOf(until), code: "ip_banned", requestId });
+  return new Response(body, { status: STATUS_OF.ip_banned, headers });
 }

@@ -382,7 +382,26 @@ function requests(
       body,
     })
     .map((drawn) => ({ ...drawn, operation: null, wrong: [] }));
-  return fc.oneof({ weight: 3, arbitrary: toOperation }, { weight: 1, arbitrary: elsewhere });
+  // Among so many operations, one with its own signature would hardly ever be drawn, let alone twice with one nonce.
+  const signed = fc
+    .record({
+      operation: fc.constantFrom("/credentials/{tokenId} get", "/credentials/{tokenId}/ack post"),
+      signature: signedHeaders,
+      client: fc.constantFrom(...CLIENTS),
+    })
+    .map(({ operation, signature, client }) => ({
+      method: operation.endsWith("post") ? "POST" : "GET",
+      path: operation.replace(/ .*/, "").replace("{tokenId}", String(tokenId)),
+      headers: { ...signature, "cf-connecting-ip": client },
+      body: null,
+      operation,
+      wrong: [],
+    }));
+  return fc.oneof(
+    { weight: 30, arbitrary: toOperation },
+    { weight: 10, arbitrary: elsewhere },
+    { weight: 3, arbitrary: signed },
+  );
 }
 
 /** A body's value: mostly what its schema takes, now and then something else. */
