@@ -61,7 +61,8 @@ const RULES: readonly Rule[] = [
   },
   { id: "942440", pattern: /['"`]\s*(?:--|#|\/\*|;)|\)\s*(?:--|#)|\/\*[\s\S]{0,200}?\*\/|\/\*!/ },
   { id: "941110", pattern: /<\s*\/?\s*script\b/i },
-  { id: "941120", pattern: /(?:^|[\s"'`/<;])on[a-z]{3,25}\s*=/i },
+  // Not base64 that happens to begin like a handler's name: its padding is the end.
+  { id: "941120", pattern: /(?:^|[\s"'`/<;])on[a-z]{3,25}\s*=(?!=?$)/i },
   { id: "941170", pattern: /(?:java|vb|live)script\s*:|data\s*:\s*text\/html/i },
   {
     id: "941160",
