@@ -1,8 +1,9 @@
 // One object per vendor, named "vultr" or "runpod", in the provisioner: everything that all its consumers share about a
-// vendor. Calls take a permit here, so that together they stay inside the vendor's rate; machines that are waited for
-// are watched through one list that all consumers read. The rate's state is in storage (an idle object is evicted after
-// about ten seconds and a minute's window must outlive it), and so are the ids that orders need; the list is in memory,
-// since a lost one costs one call.
+// vendor. Calls take a permit here, so that together they stay inside the vendor's rate and leave it alone while it is
+// down (circuit breaker); machines that are waited for are watched through one list that all consumers read; where
+// machines could not be had is known to all. The rate's and the circuit's state is in storage (an idle object is evicted
+// after about ten seconds and a minute's window must outlive it), and so are the ids that orders need; the list is in
+// memory, since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
 import { provisionerConfig } from "../src/config.ts";
 import { errorFields, log } from "../src/log.ts";
@@ -12,6 +13,16 @@ import { createVultr } from "../src/provisioner/vendors/vultr.ts";
 
 /** `take` as it is stored: a token bucket that refills steadily, and a time before which the vendor wants no calls. */
 type Bucket = { tokens: number; at: number; closedUntil: number };
+
+/** Faults in a row; from `FAULTS_TO_OPEN` on no call leaves before `openUntil`, and then one at a time. */
+type Circuit = { faults: number; openUntil: number };
+
+/** `waitSeconds` 0: go. `watched`: the last call failed, so the gate wants to know how this one ends. */
+export type Permit = { waitSeconds: number; watched: boolean };
+
+/** Where machines could not be had or did not come up, until when that counts, and how often it happened. */
+type Trouble = { until: number; times: number };
+export type TroubleKind = "no_stock" | "no_boot";
 
 export type Snapshot = { machines: Machine[]; readAt: number };
 type Refusal = { ok: false; message: string; retryAfterSeconds: number };
@@ -23,14 +34,67 @@ const VULTR_RATE = { perSecond: 15, burst: 15 };
 /** RunPod counts by the minute. */
 const RUNPOD_BURST_SECONDS = 10;
 const SUPPLIES_AGE_MS = 3_600_000;
+const FAULTS_TO_OPEN = 5;
+const FIRST_OPEN_MS = 10_000;
+const MAX_OPEN_MS = 300_000;
+const TROUBLE_MS: Record<TroubleKind, number> = { no_stock: 60_000, no_boot: 600_000 };
+const MAX_TROUBLE_MS = 3_600_000;
 
 export class VendorGate extends DurableObject<object> {
   #snapshot: Snapshot | undefined;
   #reading: Promise<Snapshot> | undefined;
   #preparing: Promise<Supplies> | undefined;
 
-  /** Takes a permit for one call, or for some that belong together. 0: go; else the seconds after which to ask again. */
-  take(now: number, calls = 1): number {
+  /** Takes a permit for one call, or for some that belong together. */
+  take(now: number, calls = 1): Permit {
+    const circuit = this.ctx.storage.kv.get<Circuit>("circuit");
+    const watched = circuit !== undefined;
+    if (circuit !== undefined && circuit.openUntil > now) {
+      return { waitSeconds: Math.ceil((circuit.openUntil - now) / 1_000), watched };
+    }
+    const waitSeconds = this.#takeTokens(now, calls);
+    if (circuit !== undefined && circuit.faults >= FAULTS_TO_OPEN && waitSeconds === 0) {
+      // Half open: this call finds out for all others, who wait as long as it may take.
+      const openUntil = now + provisionerConfig(this.env).VENDOR_TIMEOUT_MS;
+      this.ctx.storage.kv.put("circuit", { ...circuit, openUntil } satisfies Circuit);
+    }
+    return { waitSeconds, watched };
+  }
+
+  /** How a call ended: a fault is no answer, or one that nobody could read. */
+  report(now: number, isFault: boolean): void {
+    const circuit = this.ctx.storage.kv.get<Circuit>("circuit");
+    if (!isFault) {
+      if (circuit !== undefined) this.ctx.storage.kv.delete("circuit");
+      return;
+    }
+    const faults = (circuit?.faults ?? 0) + 1;
+    const openMs = Math.min(MAX_OPEN_MS, FIRST_OPEN_MS * 2 ** Math.max(0, faults - FAULTS_TO_OPEN));
+    // Jitter: not all come back in one moment.
+    const openUntil = faults < FAULTS_TO_OPEN ? 0 : now + openMs * (0.5 + Math.random() / 2);
+    if (faults >= FAULTS_TO_OPEN) log("error", "circuit_open", { vendor: this.#name(), faults, openMs });
+    this.ctx.storage.kv.put("circuit", { faults, openUntil } satisfies Circuit);
+  }
+
+  /** Machines could not be had, or did not come up, at a place (`region/plan`): all consumers try others first. */
+  remember(now: number, place: string, kind: TroubleKind): void {
+    const troubles = this.#troubles(now);
+    const times = (troubles[place]?.times ?? 0) + 1;
+    const until = now + Math.min(MAX_TROUBLE_MS, TROUBLE_MS[kind] * 2 ** (times - 1));
+    this.ctx.storage.kv.put("troubles", { ...troubles, [place]: { until, times } });
+  }
+
+  /** The places of `remember` that still count. */
+  troubled(now: number): string[] {
+    return Object.keys(this.#troubles(now));
+  }
+
+  #troubles(now: number): Record<string, Trouble> {
+    const all = this.ctx.storage.kv.get<Record<string, Trouble>>("troubles") ?? {};
+    return Object.fromEntries(Object.entries(all).filter(([, { until }]) => until > now));
+  }
+
+  #takeTokens(now: number, calls: number): number {
     const { perSecond, burst } = this.#rate();
     const known = this.ctx.storage.kv.get<Bucket>("bucket");
     const bucket = known ?? { tokens: burst, at: now, closedUntil: 0 };
@@ -54,8 +118,8 @@ export class VendorGate extends DurableObject<object> {
     if (this.#snapshot !== undefined && this.#snapshot.readAt >= notBefore)
       return { ok: true, snapshot: this.#snapshot };
     if (this.#reading === undefined) {
-      const wait = this.take(now);
-      if (wait > 0) return usedUp(wait);
+      const { waitSeconds } = this.take(now);
+      if (waitSeconds > 0) return notNow(waitSeconds);
       this.#reading = this.#vendor()
         .list()
         .then((machines) => ({ machines, readAt: now }))
@@ -65,6 +129,7 @@ export class VendorGate extends DurableObject<object> {
     }
     try {
       this.#snapshot = await this.#reading;
+      this.report(now, false);
       return { ok: true, snapshot: this.#snapshot };
     } catch (error) {
       return this.#refusal("vendor_list_failed", error, now);
@@ -83,14 +148,15 @@ export class VendorGate extends DurableObject<object> {
     if (known?.of === of && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
     if (this.#preparing === undefined) {
       const vendor = this.#vendor();
-      const wait = vendor.prepareCalls === 0 ? 0 : this.take(now, vendor.prepareCalls);
-      if (wait > 0) return usedUp(wait);
+      const waitSeconds = vendor.prepareCalls === 0 ? 0 : this.take(now, vendor.prepareCalls).waitSeconds;
+      if (waitSeconds > 0) return notNow(waitSeconds);
       this.#preparing = vendor.prepare().finally(() => {
         this.#preparing = undefined;
       });
     }
     try {
       const supplies = await this.#preparing;
+      this.report(now, false);
       this.ctx.storage.kv.put("supplies", { supplies, readAt: now, of });
       return { ok: true, supplies };
     } catch (error) {
@@ -107,6 +173,7 @@ export class VendorGate extends DurableObject<object> {
     log("error", event, { vendor: this.#name(), ...errorFields(error) });
     const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
     if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
+    if ((error as { action?: string }).action === "unknown") this.report(now, true);
     return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
   }
 
@@ -126,8 +193,8 @@ export class VendorGate extends DurableObject<object> {
   }
 }
 
-const usedUp = (seconds: number): Refusal => ({
+const notNow = (seconds: number): Refusal => ({
   ok: false,
-  message: "the vendor's rate is used up",
+  message: "the vendor's rate is used up, or it does not answer",
   retryAfterSeconds: seconds,
 });

@@ -129,6 +129,12 @@ const provisionerSchema = z.object({
   VULTR_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.vultr.com/v2"),
   VULTR_SSH_PORT: integer(1, 65_535).prefault("22"),
   VULTR_OS: z.string().default("Ubuntu 24.04 LTS x64"),
+  /** In the order in which a machine is looked for: US East, US West, Europe, Asia. */
+  VULTR_REGIONS: items
+    .transform((regions) => (regions.length === 0 ? ["ewr", "lax", "ams", "sgp", "sea", "sjc", "fra", "nrt"] : regions))
+    .pipe(z.array(z.string().regex(/^[a-z]{3}$/, "must be region ids of three letters, comma-separated"))),
+  /** Whether Vultr's support has enabled cloud GPUs for the account: then they stand in for RunPod's A100s. */
+  VULTR_GPUS: z.stringbool("must be true or false").prefault("false"),
   RUNPOD_API_KEY: z.string().min(1),
   RUNPOD_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.runpod.io"),
   RUNPOD_IMAGE: z.string().default("runpod/pytorch:2.1.0-py3.10-cuda11.8.0-devel-ubuntu22.04"),
@@ -136,6 +142,10 @@ const provisionerSchema = z.object({
     .string()
     .regex(/^\d+\.\d+$/)
     .default("11.8"),
+  /** In the order in which a pod is looked for. Community first: the cheaper one. */
+  RUNPOD_CLOUDS: items
+    .transform((clouds) => (clouds.length === 0 ? ["COMMUNITY", "SECURE"] : clouds))
+    .pipe(z.array(z.enum(["COMMUNITY", "SECURE"], "must be COMMUNITY and SECURE, comma-separated"))),
   RUNPOD_DISK_GB: integer(1).prefault("40"),
   RUNPOD_REQUESTS_PER_MINUTE: integer(1).prefault("60"),
   VENDOR_TIMEOUT_MS: integer(100).prefault("30000"),

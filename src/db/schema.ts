@@ -232,7 +232,13 @@ export const catalogs = sqliteTable("catalogs", {
   stock: text({ mode: "json" }).$type<StockByVendor>(),
 });
 
-export type Offer = { region: string; plan: string; stock: "high" | "low" | "none" };
+export type Offer = {
+  region: string;
+  plan: string;
+  stock: "high" | "low" | "none";
+  /** What the vendor takes, where its catalog says so. */
+  usdPerHour?: number;
+};
 export type StockByVendor = Partial<Record<"vultr" | "runpod", { readAt: number; offers: Offer[] }>>;
 
 /** Signed nonces that were used. A row is the use: the insert fails for the second. */

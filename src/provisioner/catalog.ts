@@ -1,6 +1,6 @@
 import { saveStock } from "../db/sweep.ts";
 import { errorFields, log } from "../log.ts";
-import { type Context, permit } from "./context.ts";
+import { ask, type Context } from "./context.ts";
 import { VendorError, type VendorName } from "./vendors/vendor.ts";
 
 const VENDORS: readonly VendorName[] = ["vultr", "runpod"];
@@ -9,8 +9,8 @@ const VENDORS: readonly VendorName[] = ["vultr", "runpod"];
 export async function refreshCatalog(context: Context): Promise<void> {
   for (const name of VENDORS) {
     try {
-      await permit(context, name, context.vendors[name].catalogCalls);
-      const offers = await context.vendors[name].catalog();
+      const { catalogCalls } = context.vendors[name];
+      const offers = await ask(context, name, (vendor) => vendor.catalog(), catalogCalls);
       await saveStock(context.db, name, { readAt: context.now(), offers });
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;

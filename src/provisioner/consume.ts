@@ -97,7 +97,8 @@ export async function consume(context: Context, message: Message<unknown>): Prom
     }
     const job = isJob(body) ? body : {};
     log("error", "job_failed", { ...job, id: message.id, attempts: message.attempts, ...errorFields(error) });
-    message.retry({ delaySeconds: Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) });
+    const delay = Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) * (0.5 + Math.random() / 2);
+    message.retry({ delaySeconds: Math.ceil(delay) });
   }
 }
 

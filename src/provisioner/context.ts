@@ -64,8 +64,39 @@ export async function requireDataKey({ config, db, now }: Context): Promise<void
   checkedKeys.set(id, now());
 }
 
-/** A permit for so many calls; throws `VendorError` `wait` when the vendor's rate is used up. */
-export async function permit(context: Context, vendor: VendorName, calls = 1): Promise<void> {
-  const wait = await context.gate(vendor).take(context.now(), calls);
-  if (wait > 0) throw new VendorError(vendor, "wait", "the shared rate is used up", { retryAfterSeconds: wait });
+/**
+ * A permit for so many calls; throws `VendorError` `wait` when the vendor's rate is used up or its circuit is open.
+ * Resolves with what tells the gate how the call ended.
+ */
+export async function permit(context: Context, vendor: VendorName, calls = 1) {
+  const gate = context.gate(vendor);
+  const { waitSeconds, watched } = await gate.take(context.now(), calls);
+  if (waitSeconds > 0) {
+    const why = "the shared rate is used up, or the vendor does not answer";
+    throw new VendorError(vendor, "wait", why, { retryAfterSeconds: waitSeconds });
+  }
+  return async (error?: unknown): Promise<void> => {
+    if (error !== undefined && !(error instanceof VendorError)) return;
+    if (error?.status === 429) await gate.close(context.now(), error.retryAfterSeconds);
+    const isFault = error?.action === "unknown";
+    if (isFault || watched) await gate.report(context.now(), isFault);
+  };
+}
+
+/** One call to a vendor, or some that belong together, with a permit. */
+export async function ask<T>(
+  context: Context,
+  vendor: VendorName,
+  call: (vendor: Vendor) => Promise<T>,
+  calls = 1,
+): Promise<T> {
+  const settle = await permit(context, vendor, calls);
+  try {
+    const answer = await call(context.vendors[vendor]);
+    await settle();
+    return answer;
+  } catch (error) {
+    await settle(error);
+    throw error;
+  }
 }

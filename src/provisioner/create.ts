@@ -9,7 +9,7 @@ import { isPaused } from "../db/pauses.ts";
 import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
-import { candidatesOf, nextCandidate } from "./candidates.ts";
+import { candidatesOf, nextCandidate, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { verifyPurchase } from "./verify.ts";
@@ -55,25 +55,41 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
   if (await isTooLate(context, vm)) return tooLate(context, vm);
   if (!(await verifyPurchase(chain, config, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
-  const candidates = candidatesOf(vm.tier, (await loadCatalog(db))?.stock ?? {});
+  let candidates = await rankCandidates(context, vm.tier);
   let pair: SshKeyPair | undefined;
+  // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
+  let waitSeconds = Number.POSITIVE_INFINITY;
   for (;;) {
-    const next = nextCandidate(candidates, tried, now());
-    if ("waitMs" in next) return waitForTurn(context, vm, next.waitMs / 1_000);
+    if (candidates.length === 0) return waitForTurn(context, vm, Math.max(1, waitSeconds));
+    const next = nextCandidate(candidates, tried, now(), Math.random());
+    if ("waitMs" in next) return waitForTurn(context, vm, Math.min(waitSeconds, next.waitMs / 1_000));
     if (now() - began > TURN_MS) return waitForTurn(context, vm, 0);
+    const { candidate } = next;
     try {
-      const { supplies, taken } = await prepare(context, vm, next.candidate);
+      const { supplies, taken, settle } = await prepare(context, vm, candidate);
       // Kept while vendors refuse: a refused attempt has used no key.
       pair ??= await makeKeys(context, vm);
       const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
-      const outcome = await tryCandidate(context, vm, lease, next.candidate, supplies, tried, number, pair);
-      if (outcome !== "refused") return outcome;
+      const order = { candidate, supplies, number, pair, settle };
+      const outcome = await tryCandidate(context, vm, lease, order, tried);
+      if (outcome.kind !== "refused") return outcome;
+      if (outcome.waitSeconds === 0) continue;
+      waitSeconds = Math.min(waitSeconds, outcome.waitSeconds);
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
-      log("warn", "create_put_off", { vendor: next.candidate.vendor, ...errorFields(error) });
-      return waitForTurn(context, vm, Math.max(1, error.retryAfterSeconds));
+      log("warn", "create_put_off", { vendor: candidate.vendor, ...errorFields(error) });
+      waitSeconds = Math.min(waitSeconds, error.retryAfterSeconds);
     }
+    candidates = candidates.filter((one) => one.vendor !== candidate.vendor);
   }
+}
+
+async function rankCandidates({ db, config, gate, now }: Context, tier: number): Promise<Candidate[]> {
+  const stock = (await loadCatalog(db))?.stock ?? {};
+  const troubled = new Map<VendorName, string[]>();
+  for (const vendor of vendorsOf(tier, config)) troubled.set(vendor, await gate(vendor).troubled(now()));
+  const isTroubled = (candidate: Candidate) => troubled.get(candidate.vendor)?.includes(placeOf(candidate)) === true;
+  return candidatesOf(tier, { places: config, stock, isTroubled });
 }
 
 /** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
@@ -92,7 +108,11 @@ async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attem
   return goOn(await store.moveVm(context.db, vm, { step, attempt: attempt.number, wakeAt }));
 }
 
-type Preparation = { supplies: Supplies; taken: number };
+type Settle = Awaited<ReturnType<typeof permit>>;
+type Preparation = { supplies: Supplies; taken: number; settle: Settle };
+type Order = Omit<Preparation, "taken"> & { candidate: Candidate; number: number; pair: SshKeyPair };
+/** The vendor made nothing: another candidate may do at once, or the vendor again after a while. */
+type Refused = { kind: "refused"; waitSeconds: number };
 
 /**
  * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
@@ -101,33 +121,29 @@ type Preparation = { supplies: Supplies; taken: number };
  */
 async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): Promise<Preparation> {
   const { now, gate } = context;
-  await permit(context, vendor);
-  const prepared = await gate(vendor).supplies(now());
-  if (!prepared.ok) throw putOff(vendor, prepared);
   const answer = await gate(vendor).machines(now(), now() - SNAPSHOT_AGE_MS);
   if (!answer.ok) throw putOff(vendor, answer);
+  const prepared = await gate(vendor).supplies(now());
+  if (!prepared.ok) throw putOff(vendor, prepared);
   const family = machineLabel(vm.incarnation, 0).slice(0, -1);
   const numbers = answer.snapshot.machines
     .filter((machine) => machine.label.startsWith(family))
     .map((machine) => Number(machine.label.slice(family.length)))
     .filter(Number.isSafeInteger);
-  return { supplies: prepared.supplies, taken: Math.max(0, ...numbers) };
+  return { supplies: prepared.supplies, taken: Math.max(0, ...numbers), settle: await permit(context, vendor) };
 }
 
 const putOff = (vendor: VendorName, { message, retryAfterSeconds }: { message: string; retryAfterSeconds: number }) =>
   new VendorError(vendor, "wait", message, { retryAfterSeconds });
 
-/** One attempt. "refused": the vendor made nothing, and another candidate may do. */
+/** One attempt. */
 async function tryCandidate(
   context: Context,
   vm: store.Vm,
   lease: string,
-  candidate: Candidate,
-  supplies: Supplies,
+  { candidate, supplies, number, pair, settle }: Order,
   tried: store.Attempt[],
-  number: number,
-  pair: SshKeyPair,
-): Promise<Next | "refused"> {
+): Promise<Next | Refused> {
   const { db, config, now } = context;
   const label = machineLabel(vm.incarnation, number);
   const mark = bytesToHex(randomBytes(12));
@@ -160,10 +176,12 @@ async function tryCandidate(
     const { region, plan } = candidate;
     const spec = { label, mark, region, plan, publicKey: pair.publicKey, hostKey };
     const machine = await context.vendors[candidate.vendor].create(spec, supplies);
+    await settle();
     log("info", "machine_ordered", { label, vendor: candidate.vendor, region, plan });
     return sendAfter(await keepMachine(context, vm, attempt, machine), config.POLL_SECONDS);
   } catch (error) {
     if (!(error instanceof VendorError)) throw error;
+    await settle(error);
     return refused(context, vm, lease, attempt, error);
   }
 }
@@ -188,7 +206,7 @@ async function refused(
   lease: string,
   attempt: store.Attempt,
   error: VendorError,
-): Promise<Next | "refused"> {
+): Promise<Next | Refused> {
   const { db, now, gate } = context;
   log(error.action === "page" ? "page" : "warn", "create_refused", { label: attempt.label, ...errorFields(error) });
   if (error.action === "unknown") {
@@ -200,12 +218,14 @@ async function refused(
   await store.closeRefused(db, vm, lease, attempt.number, outcome, error.message, now());
   attempt.outcome = outcome;
   attempt.endedAt = now();
-  if (error.action === "next_candidate") return "refused";
-  if (error.status === 429) await gate(error.vendor).close(now(), error.retryAfterSeconds);
-  if (error.action === "wait") return waitForTurn(context, vm, Math.max(1, error.retryAfterSeconds));
+  if (error.action === "next_candidate") {
+    await gate(error.vendor).remember(now(), placeOf(attempt), "no_stock");
+    return { kind: "refused", waitSeconds: 0 };
+  }
+  if (error.action === "wait") return { kind: "refused", waitSeconds: Math.max(1, error.retryAfterSeconds) };
   // A key, the balance, or a request that the vendor will never take, unless what it names was removed by hand.
   await gate(error.vendor).forgetSupplies();
-  return waitForTurn(context, vm, PAGED_WAIT_SECONDS);
+  return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
 }
 
 async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Promise<Next> {
@@ -218,14 +238,14 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
 export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
   (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
 
-async function tooLate(context: Context, vm: store.Vm): Promise<Next> {
-  // Only reached with every attempt resolved and gone: nothing runs that could still have to be ended.
+/** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
+export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
   await store.failVm(context.db, vm, {
     cause: "no_machine_in_time",
     detail: `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`,
     now: context.now(),
-    step: "idle",
-    wakeAt: null,
+    step,
+    wakeAt: step === "idle" ? null : context.now(),
   });
   log("page", "provisioning_failed", { incarnation: vm.incarnation, attempts: vm.attempt });
   return DONE;

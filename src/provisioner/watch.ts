@@ -4,8 +4,9 @@ import { labelPrefix } from "../chain/incarnation.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
 import { readBanner } from "./banner.ts";
-import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
-import { isTooLate, keepMachine, STALL_MS } from "./create.ts";
+import { placeOf } from "./candidates.ts";
+import { ask, type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
+import { isTooLate, keepMachine, STALL_MS, tooLate } from "./create.ts";
 import { type Machine, VendorError } from "./vendors/vendor.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
@@ -26,6 +27,7 @@ export async function find(context: Context, vm: store.Vm): Promise<Next> {
   if (attempt === null || attempt.endedAt !== null) {
     return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
   }
+  if (await isTooLate(context, vm)) return tooLate(context, vm, "clear");
   const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
   const machine = await findMachine(context, attempt, answer.snapshot.machines);
@@ -87,7 +89,11 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
 /** Ends the machines of failed attempts; the next one is ordered only when the vendor knows none of them. */
 export async function clear(context: Context, vm: store.Vm): Promise<Next> {
   const { db, config, now } = context;
-  if (!(await endMachines(context, vm))) return sendAfter(vm.generation, config.POLL_SECONDS);
+  if (!(await endMachines(context, vm))) {
+    // The buyer doesn't wait for a vendor that does not answer: the purchase ends here, the machine's end goes on.
+    if (vm.status === "provisioning" && (await isTooLate(context, vm))) return tooLate(context, vm, "clear");
+    return sendAfter(vm.generation, config.POLL_SECONDS);
+  }
   if (vm.status === "failed") {
     await store.moveVm(db, vm, { step: "idle", wakeAt: null });
     return DONE;
@@ -110,12 +116,10 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
       allGone = false;
       continue;
     }
-    const vendor = context.vendors[attempt.provider];
     try {
-      await permit(context, attempt.provider);
-      await vendor.delete(instanceId);
-      await permit(context, attempt.provider);
-      if ((await vendor.get(instanceId)) === null) await store.markGone(context.db, attempt, context.now());
+      await ask(context, attempt.provider, (vendor) => vendor.delete(instanceId));
+      const left = await ask(context, attempt.provider, (vendor) => vendor.get(instanceId));
+      if (left === null) await store.markGone(context.db, attempt, context.now());
       else allGone = false;
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
@@ -147,6 +151,7 @@ async function abandon(
 ): Promise<Next> {
   const at = context.now();
   log("warn", "attempt_abandoned", { label: attempt.label, outcome });
+  await context.gate(attempt.provider).remember(at, placeOf(attempt), "no_boot");
   const end = { outcome, detail, now: at, gone: false };
   const move = { step: "clear", wakeAt: at + STALL_MS } as const;
   return goOn(await store.closeAttempt(context.db, vm, attempt.number, end, move));
@@ -159,8 +164,7 @@ async function lookUp(
   instanceId: string,
 ): Promise<Machine | "vanished" | null> {
   try {
-    await permit(context, attempt.provider);
-    const machine = await context.vendors[attempt.provider].get(instanceId);
+    const machine = await ask(context, attempt.provider, (vendor) => vendor.get(instanceId));
     const young = context.now() < attempt.createSentAt + context.config.LISTING_LAG_MS;
     return machine ?? (young ? null : "vanished");
   } catch (error) {
@@ -216,8 +220,7 @@ async function followMachine(context: Context, provider: store.Attempt["provider
 async function endGhost(context: Context, provider: store.Attempt["provider"], machine: Machine): Promise<void> {
   log("warn", "ghost_ended", { label: machine.label, instanceId: machine.instanceId });
   try {
-    await permit(context, provider);
-    await context.vendors[provider].delete(machine.instanceId);
+    await ask(context, provider, (vendor) => vendor.delete(machine.instanceId));
   } catch (error) {
     if (!(error instanceof VendorError)) throw error;
     log("warn", "delete_put_off", { label: machine.label, ...errorFields(error) });

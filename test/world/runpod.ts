@@ -16,11 +16,13 @@ export type RunpodOptions = VendorServerOptions & {
 type Gpu = { id: string; name: string; memory: number; secure: number; community: number };
 const GPUS: Gpu[] = [
   { id: "NVIDIA GeForce RTX 4090", name: "RTX 4090", memory: 24, secure: 0.69, community: 0.34 },
+  { id: "NVIDIA L40S", name: "L40S", memory: 48, secure: 0.86, community: 0.79 },
   { id: "NVIDIA A100-SXM4-40GB", name: "A100 SXM 40GB", memory: 40, secure: 0, community: 0.9 },
   { id: "NVIDIA A100 80GB PCIe", name: "A100 PCIe", memory: 80, secure: 1.64, community: 1.19 },
   { id: "NVIDIA A100-SXM4-80GB", name: "A100 SXM", memory: 80, secure: 1.74, community: 1.39 },
   { id: "NVIDIA H100 PCIe", name: "H100 PCIe", memory: 80, secure: 2.39, community: 1.99 },
   { id: "NVIDIA H100 80GB HBM3", name: "H100 SXM", memory: 80, secure: 2.99, community: 2.69 },
+  { id: "NVIDIA H100 NVL", name: "H100 NVL", memory: 94, secure: 2.79, community: 2.59 },
 ];
 const CREATE_FIELDS = new Set(
   "args disk env image ports registry name cloud cpu dataCenterIds globalNetworking gpu mounts startJupyter startSsh templateId".split(

@@ -19,6 +19,7 @@ const PLANS: Record<string, { vcpu: number; ram: number; disk: number; monthly: 
   "vc2-1c-2gb": { vcpu: 1, ram: 2_048, disk: 55, monthly: 10 },
   "vc2-2c-4gb": { vcpu: 2, ram: 4_096, disk: 80, monthly: 20 },
   "vc2-4c-8gb": { vcpu: 4, ram: 8_192, disk: 160, monthly: 40 },
+  "vcg-a100-12c-120g-80vram": { vcpu: 12, ram: 122_880, disk: 1_400, monthly: 1_750 },
 };
 const REGIONS = ["ewr", "lax", "sjc", "sea", "ams", "fra", "sgp", "nrt"];
 const SYSTEMS = [
@@ -110,7 +111,7 @@ export async function startVultr(options: VultrOptions) {
       bandwidth: 1_024,
       monthly_cost: plan.monthly,
       hourly_cost: plan.monthly / 730,
-      type: "vc2",
+      type: id.slice(0, 3),
       locations: REGIONS,
     }));
     return c.json({ plans, meta: { total: plans.length, links: { next: "", prev: "" } } });
@@ -120,7 +121,8 @@ export async function startVultr(options: VultrOptions) {
       const region = c.req.param("region");
       if (!REGIONS.includes(region)) return error(c, 400, "Invalid region.");
       const soldOut = server.takeFault("catalog", ["sold_out"], region) !== undefined;
-      return c.json({ available_plans: soldOut ? [] : Object.keys(PLANS) });
+      const kind = c.req.query("type") ?? "";
+      return c.json({ available_plans: soldOut ? [] : Object.keys(PLANS).filter((id) => id.startsWith(kind)) });
     }),
   );
 

@@ -8,17 +8,15 @@ import { callVendor, retryAfter, type VendorAnswer } from "./request.ts";
 import { type Machine, type MachineSpec, type Vendor, type VendorAction, VendorError } from "./vendor.ts";
 
 /**
- * The cards of tiers 4 to 7, best first. There is no A100 40GB PCIe any more: the SXM card of that size where it is
- * left, else the 80 GB one, which is more than was paid for.
+ * The cards of tiers 4 to 7: what was paid for, then the next larger ones; cards in one group are as good as each other.
+ * There is no A100 40GB PCIe any more: the SXM card of that size where it is left, else one of 80 GB.
  */
-export const RUNPOD_GPUS: Readonly<Record<number, readonly string[]>> = {
-  4: ["NVIDIA GeForce RTX 4090"],
-  5: ["NVIDIA A100-SXM4-40GB", "NVIDIA A100 80GB PCIe"],
-  6: ["NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB"],
-  7: ["NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3"],
+export const RUNPOD_GPUS: Readonly<Record<number, readonly (readonly string[])[]>> = {
+  4: [["NVIDIA GeForce RTX 4090"], ["NVIDIA L40S"]],
+  5: [["NVIDIA A100-SXM4-40GB"], ["NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB"]],
+  6: [["NVIDIA A100 80GB PCIe"], ["NVIDIA A100-SXM4-80GB"], ["NVIDIA H100 PCIe"]],
+  7: [["NVIDIA H100 PCIe"], ["NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"]],
 };
-/** Community cloud first: it is the cheaper one and what the product promises. */
-export const RUNPOD_CLOUDS = ["COMMUNITY", "SECURE"] as const;
 
 const SSH_PORT = 22;
 const MAX_PAGES = 50;
@@ -43,6 +41,7 @@ const gpuCatalog = z.object({
       secure: z.boolean(),
       community: z.boolean(),
       availability: z.string().optional(),
+      price: z.object({ secure: z.number().nullish(), community: z.number().nullish() }).nullish(),
     }),
   ),
 });
@@ -143,21 +142,23 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
 
     list,
 
-    catalogCalls: RUNPOD_CLOUDS.length,
+    catalogCalls: config.RUNPOD_CLOUDS.length,
     async catalog(): Promise<Offer[]> {
-      const wanted = new Set(Object.values(RUNPOD_GPUS).flat());
+      const wanted = new Set(Object.values(RUNPOD_GPUS).flat(2));
       const offers: Offer[] = [];
-      for (const cloud of RUNPOD_CLOUDS) {
+      for (const cloud of config.RUNPOD_CLOUDS) {
         const query = `?include=AVAILABILITY&product=POD&count=1&cloud=${cloud}`;
         const answer = await callVendor(access, "GET", `/v2/catalog/gpus${query}`);
         if (answer.status !== 200) throw refusal(answer);
         for (const gpu of parse(answer, gpuCatalog).gpus) {
           if (!wanted.has(gpu.id)) continue;
           const sold = cloud === "SECURE" ? gpu.secure : gpu.community;
+          const usdPerHour = cloud === "SECURE" ? gpu.price?.secure : gpu.price?.community;
           offers.push({
             region: cloud,
             plan: gpu.id,
             stock: sold ? (STOCK[gpu.availability ?? "NONE"] ?? "none") : "none",
+            ...(sold && usdPerHour != null ? { usdPerHour } : {}),
           });
         }
       }

@@ -14,9 +14,13 @@ import {
   VendorError,
 } from "./vendor.ts";
 
-/** US East, US West, Europe, Asia: the order in which a machine is looked for. */
-export const VULTR_REGIONS = ["ewr", "lax", "ams", "sgp", "sea", "sjc", "fra", "nrt"] as const;
-export const VULTR_PLANS = ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb", "vc2-4c-8gb"] as const;
+/** By tier. */
+export const VULTR_PLANS: readonly string[] = ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb", "vc2-4c-8gb"];
+/** A whole A100 of 80 GB: what tier 6 pays for and more than tier 5 does. Other cards of ours Vultr has not, or by eights. */
+export const VULTR_GPU_PLANS: Readonly<Record<number, readonly (readonly string[])[]>> = {
+  5: [[], ["vcg-a100-12c-120g-80vram"]],
+  6: [["vcg-a100-12c-120g-80vram"]],
+};
 
 const DEFAULT_OS_ID = 2284;
 const PAGE_SIZE = 500;
@@ -135,6 +139,11 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       page.instances.map((instance) => toMachine(instance, config.VULTR_SSH_PORT)),
     );
 
+  const kinds: [string, readonly string[]][] = [
+    ["vc2", VULTR_PLANS],
+    ...(config.VULTR_GPUS ? [["vcg", Object.values(VULTR_GPU_PLANS).flat(2)] as [string, string[]]] : []),
+  ];
+
   return {
     name: "vultr",
 
@@ -179,14 +188,16 @@ export function createVultr(config: ProvisionerConfig): Vendor {
 
     list,
 
-    catalogCalls: VULTR_REGIONS.length,
+    catalogCalls: config.VULTR_REGIONS.length * kinds.length,
     async catalog(): Promise<Offer[]> {
       const schema = z.object({ available_plans: z.array(z.string()) });
       const offers: Offer[] = [];
-      for (const region of VULTR_REGIONS) {
-        const { available_plans } = await read(`/regions/${region}/availability?type=vc2`, schema);
-        for (const plan of VULTR_PLANS)
-          offers.push({ region, plan, stock: available_plans.includes(plan) ? "high" : "none" });
+      for (const region of config.VULTR_REGIONS) {
+        for (const [kind, plans] of kinds) {
+          const { available_plans } = await read(`/regions/${region}/availability?type=${kind}`, schema);
+          for (const plan of plans)
+            offers.push({ region, plan, stock: available_plans.includes(plan) ? "high" : "none" });
+        }
       }
       return offers;
     },
