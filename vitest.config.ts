@@ -25,6 +25,7 @@ export default defineConfig({
                 durableObjects: {
                   IP_GUARD: { className: "IpGuard", useSQLite: true },
                   LOG_BOOK: { className: "LogBook", useSQLite: true },
+                  OPERATOR_WALLET: { className: "OperatorWallet", useSQLite: true },
                   VENDOR_GATE: { className: "VendorGate", useSQLite: true },
                 },
                 // What the vendors' gate, an object, runs with; the handlers get theirs from the tests.

@@ -1,10 +1,11 @@
 // Both Workers' environments, parsed once per isolate, bindings included. A bad one names the variable and nothing runs.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { hexToBytes } from "@noble/hashes/utils.js";
-import { type AbiEvent, getAddress, isAddress, parseAbiItem } from "viem";
+import { bytesToHex, hexToBytes } from "@noble/hashes/utils.js";
+import { type AbiEvent, getAddress, type Hex, isAddress, parseAbiItem, parseUnits } from "viem";
 import { z } from "zod";
 import type { IpGuard, Limit } from "../durable-objects/ip-guard.ts";
 import type { LogBook } from "../durable-objects/log-book.ts";
+import type { OperatorWallet } from "../durable-objects/operator-wallet.ts";
 import type { VendorGate } from "../durable-objects/vendor-gate.ts";
 import { isWellFormedKey } from "./access/admin-key.ts";
 import { clientAddress } from "./access/client-name.ts";
@@ -49,6 +50,12 @@ const items = z
       .filter((item) => item !== ""),
   );
 
+/** A sum in USDC, as 10^-6 USDC. */
+const usdc = z
+  .string()
+  .regex(/^\d{1,12}(\.\d{1,6})?$/, "must be an amount of USDC, like 2000 or 0.5")
+  .transform((value) => parseUnits(value, 6));
+
 const chainFields = {
   DB: binding<D1Database>("prepare"),
   /** Keeps deployments that share a vendor account apart; part of every machine's label. */
@@ -58,6 +65,7 @@ const chainFields = {
   /** Comma-separated; of different providers in production, since two of them have to agree. */
   RPC_URLS: list,
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
+  USDC_ADDRESS: address.default("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
   LOG_BOOK: binding<DurableObjectNamespace<LogBook>>("idFromName"),
@@ -116,10 +124,21 @@ const edgeSchema = edgeFields.refine(
   { path: ["ALERT_WEBHOOK_SECRET"], error: "is not set, although ALERT_WEBHOOK_URL is" },
 );
 
-const provisionerSchema = z.object({
+const provisionerFields = z.object({
   ...chainFields,
   JOBS: binding<Queue<Job>>("send"),
   VENDOR_GATE: binding<DurableObjectNamespace<VendorGate>>("idFromName"),
+  OPERATOR_WALLET: binding<DurableObjectNamespace<OperatorWallet>>("idFromName"),
+  /** Of the wallet that pays refunds. */
+  OPERATOR_PRIVATE_KEY: privateKey.transform((key): Hex => `0x${bytesToHex(key)}`).optional(),
+  /** `manual`: what is owed waits for an operator. */
+  REFUNDS: z.enum(["automatic", "manual"], "must be automatic or manual").default("automatic"),
+  /** What a machine that came late costs us: `pay` the lost share of the price, or `record` it. */
+  LATE_REFUNDS: z.enum(["record", "pay"], "must be record or pay").default("record"),
+  /** From how many seconds between purchase and login on a machine came late. */
+  LATE_AFTER_SECONDS: integer(0).prefault("600"),
+  /** The most that leaves the operator wallet as refunds within 24 hours; what is beyond it waits. */
+  REFUND_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
   DATA_PUBLIC_KEY: z
     .string()
     .refine(isPublicKey, "must be a secp256k1 public key, 33 or 65 bytes of hex")
@@ -154,6 +173,12 @@ const provisionerSchema = z.object({
   POLL_SECONDS: integer(0, 3_600).prefault("2"),
   BOOT_TIMEOUT_SECONDS: integer(1).prefault("600"),
 });
+
+// Without a wallet nothing can be paid back: whoever wants that says so.
+const provisionerSchema = provisionerFields.refine(
+  ({ REFUNDS: refunds, OPERATOR_PRIVATE_KEY: key }) => refunds === "manual" || key !== undefined,
+  { path: ["OPERATOR_PRIVATE_KEY"], error: "is not set, although REFUNDS is automatic" },
+);
 
 export type EdgeBindings = z.input<typeof edgeSchema>;
 export type ProvisionerBindings = z.input<typeof provisionerSchema>;
@@ -232,4 +257,4 @@ function isPoint(hex: string): boolean {
 
 /** Names of everything that a Worker's environment may hold, for the test that keeps the two apart (hard case 3). */
 export const EDGE_VARIABLES = Object.keys(edgeFields.shape);
-export const PROVISIONER_VARIABLES = Object.keys(provisionerSchema.shape);
+export const PROVISIONER_VARIABLES = Object.keys(provisionerFields.shape);

@@ -251,6 +251,17 @@ const toHead = (block: Block): Head => {
 export const readHead = async (node: Node, blockNumber?: number): Promise<Head> =>
   toHead(await node.client.getBlock(blockNumber === undefined ? {} : { blockNumber: BigInt(blockNumber) }));
 
+/** The highest block that two nodes call final (or the only one does). */
+export async function readFinalNumber(chain: Chain): Promise<number> {
+  const answers = await Promise.allSettled(
+    chain.nodes.map(async ({ client }) => toHead(await client.getBlock({ blockTag: "finalized" })).number),
+  );
+  const numbers = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+  const agreed = numbers.sort((a, b) => b - a)[Math.min(1, chain.nodes.length - 1)];
+  if (agreed === undefined) throw new ChainUnavailable();
+  return agreed;
+}
+
 /** Whether the node itself did not answer, as against answering that the request is wrong or too large. */
 export const nodeIsDown = (error: unknown): boolean =>
   error instanceof BaseError &&

@@ -9,6 +9,12 @@ export const contractAbi = parseAbi([
   "function getTierConfig(uint8 tier) view returns (uint256 pricePerDay, bool active, string name)",
 ]);
 
+/** Of the coin that purchases are paid in. */
+export const coinAbi = parseAbi([
+  "function transfer(address to, uint256 amount) returns (bool)",
+  "function balanceOf(address account) view returns (uint256)",
+]);
+
 export const multicallAbi = parseAbi([
   "function getBlockNumber() view returns (uint256)",
   "function getCurrentBlockTimestamp() view returns (uint256)",

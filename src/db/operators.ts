@@ -56,7 +56,7 @@ export const loadFailure = async (db: Database, id: number): Promise<Failure | n
 
 /**
  * Sends a failed purchase back to work with a deadline of its own. Null where it is not failed any more, its token has
- * another incarnation, or a machine of it is still being ended.
+ * another incarnation, a machine of it is still being ended, or its refund has begun.
  */
 export async function retryFailed(
   db: Database,
@@ -70,7 +70,12 @@ export async function retryFailed(
       deadline = (SELECT block_timestamp FROM cursors) + MIN(${configuredSeconds},
         COALESCE((SELECT duration_days FROM purchases WHERE purchases.incarnation = vms.incarnation), 1) * 8640)
       WHERE incarnation = ${incarnation} AND current = 1 AND status = 'failed' AND step = 'idle'
+        AND NOT EXISTS (SELECT 1 FROM refunds WHERE refunds.incarnation = vms.incarnation AND kind = 'failed'
+          AND state NOT IN ('waiting', 'due', 'cancelled'))
       RETURNING incarnation, generation`,
+    sql`UPDATE refunds SET state = 'cancelled', reason = 'retried', wake_at = NULL
+      WHERE incarnation = ${incarnation} AND kind = 'failed' AND state IN ('waiting', 'due')
+        AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
     sql`UPDATE failed_provisionings SET resolved_at = ${now} WHERE incarnation = ${incarnation} AND resolved_at IS NULL
       AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
   ]);

@@ -78,6 +78,8 @@ export const vms = sqliteTable(
     sshPrivateKey: text("ssh_private_key"),
     keyId: text("key_id"),
     runningAt: integer("running_at"),
+    /** How much of the paid time had gone when it first ran, where that was too long; NULL where it came in time. */
+    lateSeconds: integer("late_seconds"),
     deliveredAt: integer("delivered_at"),
     /** The owner who got the key. */
     deliveredTo: text("delivered_to"),
@@ -152,6 +154,53 @@ export const failedProvisionings = sqliteTable(
     resolvedAt: integer("resolved_at"),
   },
   (table) => [index("failed_provisionings_open").on(table.createdAt).where(sql`resolved_at IS NULL`)],
+);
+
+/** States of a refund. Only `waiting`, `due` and `cancelled` leave room for another try at a machine (hard case 17). */
+export const REFUND_STATES = [
+  /** Owed by configuration to nobody: kept for the books. */
+  "recorded",
+  /** An operator decides. */
+  "waiting",
+  "due",
+  /** Not for us to decide: the token's owner claims it, or an operator looks. */
+  "held",
+  /** The operator wallet has the order: from here on money may have moved. */
+  "paying",
+  "paid",
+  "cancelled",
+] as const;
+export type RefundState = (typeof REFUND_STATES)[number];
+
+/** What a buyer is owed: for time without a machine, or for a machine that came late. One of each per purchase. */
+export const refunds = sqliteTable(
+  "refunds",
+  {
+    incarnation: text().notNull(),
+    kind: text({ enum: ["failed", "late"] }).notNull(),
+    tokenId: integer("token_id").notNull(),
+    state: text({ enum: REFUND_STATES }).notNull(),
+    /** Why it waits or is held: a code. */
+    reason: text(),
+    /** Seconds of the paid time that are owed; NULL for all of it. */
+    owedSeconds: integer("owed_seconds"),
+    /** 10^-6 USDC: by our row until it is paid, then by the chain. */
+    amount: text().notNull(),
+    recipient: text(),
+    /** The owner who claimed it, or whom an operator chose; NULL while only the buyer may get it. */
+    payTo: text("pay_to"),
+    txHash: text("tx_hash"),
+    /** When the sweep sends it again; NULL when nothing is left to do. */
+    wakeAt: integer("wake_at"),
+    createdAt: integer("created_at").notNull(),
+    settledAt: integer("settled_at"),
+  },
+  (table) => [
+    primaryKey({ columns: [table.incarnation, table.kind] }),
+    index("refunds_to_wake").on(table.wakeAt).where(sql`wake_at IS NOT NULL`),
+    index("refunds_by_token").on(table.tokenId),
+    index("refunds_by_state").on(table.state, table.tokenId),
+  ],
 );
 
 /** ERC-721 transfers by block, so that a reorg can take them back. */

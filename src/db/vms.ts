@@ -2,7 +2,8 @@
 // under; a write that finds neither changes nothing, and the caller drops its message.
 import { and, asc, eq, isNotNull, isNull, lt, ne, or, sql } from "drizzle-orm";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
-import type { Database } from "./client.ts";
+import { type Database, runBatch } from "./client.ts";
+import { bookRefund, type NewRefund } from "./refunds.ts";
 import { attempts, cursors, failedProvisionings, vms } from "./schema.ts";
 
 export type Vm = typeof vms.$inferSelect;
@@ -244,10 +245,10 @@ export async function publish(
   db: Database,
   vm: Vm,
   attempt: Attempt,
-  at: { host: string; port: number; now: number },
+  at: { host: string; port: number; now: number; lateSeconds: number | null; refund?: NewRefund },
 ): Promise<void> {
   requireMove(vm.status, "running");
-  await db.batch([
+  await runBatch(db, [
     fenceByGeneration(db, vm),
     db
       .update(vms)
@@ -260,13 +261,16 @@ export async function publish(
         sshPort: at.port,
         sshPrivateKey: attempt.privateKey,
         keyId: attempt.keyId,
-        runningAt: at.now,
+        // A machine that was replaced does not make the purchase run later.
+        runningAt: sql`COALESCE(${vms.runningAt}, ${at.now})`,
+        lateSeconds: sql`COALESCE(${vms.lateSeconds}, ${at.lateSeconds})`,
       })
       .where(eq(vms.incarnation, vm.incarnation)),
     db
       .update(attempts)
       .set({ outcome: "running", endedAt: at.now, privateKey: null })
       .where(isAttempt(vm, attempt.number)),
+    ...(at.refund === undefined ? [] : [bookRefund(db, at.refund)]),
   ]);
 }
 
@@ -274,11 +278,19 @@ export async function publish(
 export async function failVm(
   db: Database,
   vm: Vm,
-  failure: { cause: string; detail: string; now: number; step: "clear" | "idle"; wakeAt: number | null },
+  failure: {
+    cause: string;
+    detail: string;
+    now: number;
+    step: "clear" | "idle";
+    wakeAt: number | null;
+    /** What the buyer gets back, if that is decided with it. */
+    refund?: NewRefund;
+  },
 ): Promise<void> {
-  const { cause, detail, now, step, wakeAt } = failure;
+  const { cause, detail, now, step, wakeAt, refund } = failure;
   requireMove(vm.status, "failed");
-  await db.batch([
+  await runBatch(db, [
     fenceByGeneration(db, vm),
     db.insert(failedProvisionings).values({
       incarnation: vm.incarnation,
@@ -300,6 +312,7 @@ export async function failVm(
         ...nextTurn(vm),
       })
       .where(eq(vms.incarnation, vm.incarnation)),
+    ...(refund === undefined ? [] : [bookRefund(db, refund)]),
   ]);
 }
 

@@ -6,9 +6,10 @@ import { errorFields, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
 import { type Context, DONE, type Next } from "./context.ts";
-import { create } from "./create.ts";
+import { create, refundOf } from "./create.ts";
 import { end, prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
+import { refund } from "./refund.ts";
 import { boot, clear, find, reap } from "./watch.ts";
 
 const MAX_STEPS_PER_MESSAGE = 8;
@@ -75,6 +76,8 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
       now: context.now(),
       step: vm.instanceId === null ? "idle" : "clear",
       wakeAt: vm.instanceId === null ? null : context.now(),
+      // Whoever paid and whose time ran out without a machine gets it back; a mismatch is for a person to judge.
+      ...(error.code === "token_not_valid" ? { refund: await refundOf(context, vm, context.now()) } : {}),
     });
     return DONE;
   }
@@ -87,6 +90,7 @@ export async function consume(context: Context, message: Message<unknown>): Prom
     if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
     else if (body.kind === "catalog") await refreshCatalog(context);
     else if (body.kind === "reap") await reap(context);
+    else if (body.kind === "refund") await refund(context, { incarnation: body.incarnation, kind: body.of });
     else await advance(context, body);
     message.ack();
   } catch (error) {

@@ -6,6 +6,7 @@ import { machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
 import { isPaused } from "../db/pauses.ts";
+import { oweRefund } from "../db/refunds.ts";
 import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -238,14 +239,29 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
 export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
   (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
 
+/** The whole price back; after the machine ran for a while, what is left of its time. */
+export function refundOf({ db, config }: Context, vm: store.Vm, now: number) {
+  const byHand = config.REFUNDS === "manual";
+  const owedSeconds = vm.runningAt === null ? null : Math.max(0, vm.expiresAt - Math.floor(now / 1_000));
+  return oweRefund(db, vm, {
+    kind: "failed",
+    state: byHand ? "waiting" : "due",
+    reason: byHand ? "manual" : null,
+    owedSeconds,
+    now,
+  });
+}
+
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
+  const now = context.now();
   await store.failVm(context.db, vm, {
     cause: "no_machine_in_time",
     detail: `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`,
-    now: context.now(),
+    now,
     step,
-    wakeAt: step === "idle" ? null : context.now(),
+    wakeAt: step === "idle" ? null : now,
+    refund: await refundOf(context, vm, now),
   });
   log("page", "provisioning_failed", { incarnation: vm.incarnation, attempts: vm.attempt });
   return DONE;

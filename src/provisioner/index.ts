@@ -4,6 +4,7 @@ import { errorFields, log, sendLogs, setLogLevel } from "../log.ts";
 import { consume, consumeDead } from "./consume.ts";
 import { createContext, requireDataKey } from "./context.ts";
 
+export { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 export { VendorGate } from "../../durable-objects/vendor-gate.ts";
 
 const DEAD_LETTER_QUEUE = "clawcloud-jobs-dead";

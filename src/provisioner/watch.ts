@@ -1,6 +1,7 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
 import { labelPrefix } from "../chain/incarnation.ts";
+import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
 import { readBanner } from "./banner.ts";
@@ -78,12 +79,26 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
   if (machine?.state === "up" && machine.host !== null && machine.port !== null) {
     const banner = await readBanner(machine.host, machine.port, BANNER_TIMEOUT_MS);
     if (banner?.includes(attempt.mark)) {
-      await store.publish(context.db, vm, attempt, { host: machine.host, port: machine.port, now: now() });
+      const late = await lateness(context, vm);
+      await store.publish(context.db, vm, attempt, { host: machine.host, port: machine.port, now: now(), ...late });
       log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
       return DONE;
     }
   }
   return sendAfter(vm.generation, config.POLL_SECONDS);
+}
+
+/** How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). */
+async function lateness(
+  { db, config, now }: Context,
+  vm: store.Vm,
+): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
+  const lost = (await store.chainTime(db)) - vm.createdAt;
+  if (vm.runningAt !== null || lost <= config.LATE_AFTER_SECONDS) return { lateSeconds: null };
+  const state = config.LATE_REFUNDS === "record" ? "recorded" : config.REFUNDS === "manual" ? "waiting" : "due";
+  const reason = state === "waiting" ? "manual" : null;
+  const owed = { kind: "late", state, reason, owedSeconds: lost, now: now() } as const;
+  return { lateSeconds: lost, refund: await oweRefund(db, vm, owed) };
 }
 
 /** Ends the machines of failed attempts; the next one is ordered only when the vendor knows none of them. */

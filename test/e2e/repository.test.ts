@@ -19,7 +19,7 @@ test("no secret is in both Workers (hard case 3)", () => {
   const edge = EDGE_VARIABLES.filter(isSecret);
   const provisioner = PROVISIONER_VARIABLES.filter(isSecret);
   expect(edge).toEqual(["DATA_PRIVATE_KEY", "RETIRED_DATA_KEYS", "ADMIN_API_KEY", "ALERT_WEBHOOK_SECRET"]);
-  expect(provisioner).toEqual(["VULTR_API_KEY", "RUNPOD_API_KEY"]);
+  expect(provisioner).toEqual(["OPERATOR_PRIVATE_KEY", "VULTR_API_KEY", "RUNPOD_API_KEY"]);
   expect(edge.filter((name) => provisioner.includes(name))).toEqual([]);
 });
 
@@ -35,6 +35,7 @@ test("the edge binds no object of the provisioner's, and the provisioner has no 
     provisioner.durable_objects.bindings.map(({ class_name, script_name }: Binding) => [class_name, script_name]),
   ).toEqual([
     ["VendorGate", undefined],
+    ["OperatorWallet", undefined],
     ["LogBook", "clawcloud-edge"],
   ]);
   expect(provisioner).toMatchObject({ workers_dev: false, preview_urls: false });

@@ -20,6 +20,8 @@ const EDGE = {
 const PROVISIONER = {
   ...shared,
   VENDOR_GATE: { idFromName: () => null },
+  OPERATOR_WALLET: { idFromName: () => null },
+  OPERATOR_PRIVATE_KEY: "22".repeat(32),
   DATA_PUBLIC_KEY: "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798",
   VULTR_API_KEY: "key",
   RUNPOD_API_KEY: "key",

@@ -17,6 +17,7 @@ import {
 import { type LocalAccount, mnemonicToAccount } from "viem/accounts";
 import { inject } from "vitest";
 import type { IpGuard } from "../../durable-objects/ip-guard.ts";
+import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { createApp } from "../../src/app.ts";
 import { connectChain } from "../../src/chain/client.ts";
@@ -29,6 +30,7 @@ import { takeScanLease } from "../../src/db/scan.ts";
 import { advance } from "../../src/provisioner/consume.ts";
 import { type Context, createContext } from "../../src/provisioner/context.ts";
 import type { Job } from "../../src/provisioner/jobs.ts";
+import { refund } from "../../src/provisioner/refund.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
 import { CONTRACT_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
@@ -40,6 +42,7 @@ type TestBindings = {
   IP_GUARD: DurableObjectNamespace<IpGuard>;
   LOG_BOOK: DurableObjectNamespace;
   VENDOR_GATE: DurableObjectNamespace;
+  OPERATOR_WALLET: DurableObjectNamespace<OperatorWallet>;
   MIGRATIONS: D1Migration[];
 };
 const bindings = env as unknown as TestBindings;
@@ -47,6 +50,7 @@ const parts = inject("parts");
 const MNEMONIC = "test test test test test test test test test test test junk";
 
 export const agents = Array.from({ length: 5 }, (_, addressIndex) => mnemonicToAccount(MNEMONIC, { addressIndex }));
+export const operator = mnemonicToAccount(MNEMONIC, { addressIndex: 8 });
 export const deployer = mnemonicToAccount(MNEMONIC, { addressIndex: 9 });
 export const agent = (index: number): LocalAccount => {
   const account = agents[index];
@@ -129,6 +133,8 @@ export async function deploy(
   const provisionerVariables = {
     ...shared,
     VENDOR_GATE: bindings.VENDOR_GATE,
+    OPERATOR_WALLET: bindings.OPERATOR_WALLET,
+    OPERATOR_PRIVATE_KEY: parts.operatorKey,
     DATA_PUBLIC_KEY: bytesToHex(dataKey.publicKey),
     SSH_KEY_ALGORITHM: "ed25519",
     VULTR_API_KEY: parts.vultrKey,
@@ -181,6 +187,7 @@ export async function deploy(
       });
       return ((await answer.json()) as { key: string }).key;
     },
+    wallet: bindings.OPERATOR_WALLET.get(bindings.OPERATOR_WALLET.idFromName("operator")),
     guard: (client: string) => bindings.IP_GUARD.get(bindings.IP_GUARD.idFromName(client)),
     /** Counts the calls to guards from here on. */
     countGuardCalls: () => {
@@ -210,6 +217,9 @@ export async function deploy(
         if (next === undefined) break;
         if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, 60));
         if (next.body.kind === "advance") await advance(context, next.body);
+        if (next.body.kind === "refund") {
+          await refund(context, { incarnation: next.body.incarnation, kind: next.body.of });
+        }
       }
     },
     vm: (tokenId: number) =>

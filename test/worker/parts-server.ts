@@ -1,5 +1,5 @@
 // The outside world of the worker tests, as a process of its own: prints where everything is, ends with its parent.
-import { startParts } from "../world/world.ts";
+import { operatorKey, startParts } from "../world/world.ts";
 import type { PartsInfo } from "./parts.ts";
 
 const parts = await startParts({
@@ -31,6 +31,7 @@ const info: PartsInfo = {
   runpodControlUrl: parts.runpod.controlUrl,
   runpodKey: parts.keys.runpod,
   sshPort: parts.sshPort,
+  operatorKey: operatorKey(parts),
   pagerUrl: parts.pager.url,
 };
 console.log(JSON.stringify(info));

@@ -15,6 +15,7 @@ export type PartsInfo = {
   runpodControlUrl: string;
   runpodKey: string;
   sshPort: number;
+  operatorKey: string;
   pagerUrl: string;
 };
 
@@ -59,4 +60,5 @@ export const gateVariables = (parts: PartsInfo) => ({
   RUNPOD_API_URL: parts.runpodUrl,
   RUNPOD_REQUESTS_PER_MINUTE: "100000",
   VENDOR_TIMEOUT_MS: "500",
+  OPERATOR_PRIVATE_KEY: parts.operatorKey,
 });

@@ -84,6 +84,7 @@ export async function startChain(options: ChainOptions = {}) {
   const agents = Array.from({ length: AGENT_COUNT }, (_, addressIndex) =>
     mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex }),
   );
+  const operator = mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex: 8 });
   const node = connect(chain, transport);
 
   await Promise.race([failed, answers(() => node.getChainId())]);
@@ -93,7 +94,7 @@ export async function startChain(options: ChainOptions = {}) {
   const clawArgs = [deployer.address, USDC_ADDRESS];
   await place(node, CONTRACT_ADDRESS, deployData(clawAbi, artifacts.ClawCloudVMs.bytecode, clawArgs));
   // The accounts' ETH comes with anvil; their USDC is minted here.
-  for (const agent of agents) {
+  for (const agent of [...agents, operator]) {
     await node.writeContract({
       account: deployer,
       address: USDC_ADDRESS,
@@ -112,6 +113,8 @@ export async function startChain(options: ChainOptions = {}) {
     node,
     agents,
     deployer,
+    /** The wallet that pays refunds. */
+    operator,
     /** A wallet client for one of the agents. */
     wallet: (account: LocalAccount) =>
       createWalletClient({ account, chain, transport, pollingInterval: 100, cacheTime: 0 }),

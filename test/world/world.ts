@@ -68,6 +68,9 @@ export type Parts = Awaited<ReturnType<typeof startParts>>;
 /** The webhook's secret in the local world: "whsec_" and base64, as standardwebhooks.com has it. */
 export const PAGER_SECRET = `whsec_${Buffer.from("a secret of the local world only").toString("base64")}`;
 
+export const operatorKey = ({ chain }: Pick<Parts, "chain">): string =>
+  Buffer.from(chain.operator.getHdKey().privateKey ?? []).toString("hex");
+
 /** The variables that both Workers get in the local world. */
 export function workerVariables(parts: Parts, publicUrl: string) {
   const dataKey = secp256k1.keygen();
@@ -91,6 +94,7 @@ export function workerVariables(parts: Parts, publicUrl: string) {
     provisioner: {
       ...shared,
       DATA_PUBLIC_KEY: Buffer.from(dataKey.publicKey).toString("hex"),
+      OPERATOR_PRIVATE_KEY: operatorKey(parts),
       VULTR_API_KEY: parts.keys.vultr,
       VULTR_API_URL: parts.vultr.apiUrl,
       VULTR_SSH_PORT: String(parts.sshPort),
@@ -186,6 +190,7 @@ export async function startWorld(options: WorldOptions = {}) {
       bootstrapKey,
       variables.edge.DATA_PRIVATE_KEY,
       variables.edge.ALERT_WEBHOOK_SECRET,
+      variables.provisioner.OPERATOR_PRIVATE_KEY,
       parts.keys.vultr,
       parts.keys.runpod,
     ],

@@ -1,0 +1,129 @@
+// What buyers are owed. Every move is a compare-and-set on the state it leaves, against the retry of a purchase as well
+// (hard case 17).
+import { and, asc, desc, eq, inArray, lt, sql } from "drizzle-orm";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import type { Database } from "./client.ts";
+import { purchases, type RefundState, refunds, vms } from "./schema.ts";
+
+export type Refund = typeof refunds.$inferSelect;
+export type RefundKey = Pick<Refund, "incarnation" | "kind">;
+
+const WAKE_AFTER_MS = 60_000;
+
+type Owed = {
+  kind: Refund["kind"];
+  state: RefundState;
+  reason: string | null;
+  owedSeconds: number | null;
+  now: number;
+};
+
+/** The share of a price that so many seconds of its time are worth; all of it for null. Rounded down. */
+export function shareOf(totalCost: bigint, durationDays: number, owedSeconds: number | null): bigint {
+  const paid = BigInt(durationDays * SECONDS_PER_DAY);
+  const owed = owedSeconds === null || BigInt(owedSeconds) > paid ? paid : BigInt(owedSeconds);
+  return (totalCost * owed) / paid;
+}
+
+export type NewRefund = typeof refunds.$inferInsert;
+
+/** What is owed for a purchase by our own row of it: before it is paid the chain is asked. */
+export async function oweRefund(
+  db: Database,
+  { incarnation, tokenId }: Pick<Refund, "incarnation" | "tokenId">,
+  { now, ...owed }: Owed,
+): Promise<NewRefund> {
+  const { totalCost, durationDays } = purchases;
+  const isOwn = eq(purchases.incarnation, incarnation);
+  const paid = await db.select({ totalCost, durationDays }).from(purchases).where(isOwn).get();
+  const amount = paid === undefined ? 0n : shareOf(BigInt(paid.totalCost), paid.durationDays, owed.owedSeconds);
+  const wakeAt = owed.state === "due" ? now : null;
+  return { incarnation, tokenId, ...owed, amount: String(amount), wakeAt, createdAt: now };
+}
+
+/** Books it, in a batch with what it is owed for. One that was cancelled is owed again. */
+export const bookRefund = (db: Database, refund: NewRefund) =>
+  db
+    .insert(refunds)
+    .values(refund)
+    .onConflictDoUpdate({
+      target: [refunds.incarnation, refunds.kind],
+      set: refund,
+      setWhere: eq(refunds.state, "cancelled"),
+    });
+
+export const loadRefund = async (db: Database, key: RefundKey): Promise<Refund | null> =>
+  (await db.select().from(refunds).where(isRefund(key)).get()) ?? null;
+
+/** Those whose turn has come; each is left alone for a minute from here on. */
+export const wakeRefunds = (db: Database, now: number, limit: number): Promise<RefundKey[]> =>
+  db
+    .update(refunds)
+    .set({ wakeAt: now + WAKE_AFTER_MS })
+    .where(
+      sql`(incarnation, kind) IN (SELECT incarnation, kind FROM refunds WHERE wake_at IS NOT NULL AND wake_at <= ${now} ORDER BY wake_at LIMIT ${limit})`,
+    )
+    .returning({ incarnation: refunds.incarnation, kind: refunds.kind });
+
+/**
+ * The last look before money moves: false where the purchase went back to work, or somebody else decided meanwhile. From
+ * here on nothing takes it back.
+ */
+export async function beginPaying(db: Database, key: RefundKey, to: string, amount: bigint): Promise<boolean> {
+  const result = await db
+    .update(refunds)
+    .set({ state: "paying", recipient: to, amount: String(amount), reason: null })
+    .where(
+      and(
+        isRefund(key),
+        eq(refunds.state, "due"),
+        key.kind === "late"
+          ? undefined
+          : sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${key.incarnation} AND vms.status = 'failed')`,
+      ),
+    );
+  return result.meta.changes === 1;
+}
+
+/** Moves on from one state; false where it is in another by now. */
+export async function moveRefund(
+  db: Database,
+  key: RefundKey,
+  from: readonly RefundState[],
+  to: Partial<Pick<Refund, "state" | "reason" | "payTo" | "txHash" | "wakeAt" | "settledAt">>,
+): Promise<boolean> {
+  const result = await db
+    .update(refunds)
+    .set(to)
+    .where(and(isRefund(key), inArray(refunds.state, from)));
+  return result.meta.changes === 1;
+}
+
+/** Of the incarnation that holds a token now, the refund that is most telling: one that failed before one that was late. */
+export const refundOf = async (db: Database, incarnation: string): Promise<Refund | null> =>
+  (await db.select().from(refunds).where(eq(refunds.incarnation, incarnation)).orderBy(asc(refunds.kind)).get()) ??
+  null;
+
+/** For operators: by state, newest token first, below a token id. */
+export const listRefunds = (db: Database, state: RefundState | undefined, before: number, limit: number) =>
+  db
+    .select()
+    .from(refunds)
+    .where(and(lt(refunds.tokenId, before), state === undefined ? undefined : eq(refunds.state, state)))
+    .orderBy(desc(refunds.tokenId), asc(refunds.kind))
+    .limit(limit)
+    .all();
+
+/** The refund of a token's current incarnation. */
+export const refundOfToken = async (db: Database, tokenId: number, kind: Refund["kind"]): Promise<Refund | null> =>
+  (
+    await db
+      .select({ refund: refunds })
+      .from(refunds)
+      .innerJoin(vms, eq(vms.incarnation, refunds.incarnation))
+      .where(and(eq(refunds.tokenId, tokenId), eq(refunds.kind, kind), eq(vms.current, true)))
+      .get()
+  )?.refund ?? null;
+
+const isRefund = ({ incarnation, kind }: RefundKey) =>
+  and(eq(refunds.incarnation, incarnation), eq(refunds.kind, kind));

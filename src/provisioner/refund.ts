@@ -1,0 +1,96 @@
+// Money back. What is owed was decided when the purchase failed (or came late); here it is held against final history,
+// to the one whom the chain names, and paid once by the operator wallet (hard cases 16 and 17).
+import { type Address, getAddress, type Hex } from "viem";
+import type { PaymentState } from "../../durable-objects/operator-wallet.ts";
+import { readFinalToken } from "../chain/client.ts";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import { isPaused } from "../db/pauses.ts";
+import * as store from "../db/refunds.ts";
+import { loadVm, type Vm } from "../db/vms.ts";
+import { GiveUp } from "../errors.ts";
+import { log } from "../log.ts";
+import type { Context } from "./context.ts";
+import { readPurchase } from "./verify.ts";
+
+type Payee = { to: Address; amount: bigint };
+
+/** One look at a refund. Whatever it waits for, the sweep sends it again. */
+export async function refund(context: Context, key: store.RefundKey): Promise<void> {
+  const { db } = context;
+  const row = await store.loadRefund(db, key);
+  if (row === null || (row.state !== "due" && row.state !== "paying")) return;
+  // A payment that has begun is carried to its end.
+  if (row.state === "due" && (await isPaused(db, "payouts"))) return;
+  const begun = row.state === "paying" ? row : await begin(context, row);
+  if (begun !== null) await settle(context, begun);
+}
+
+async function begin(context: Context, row: store.Refund): Promise<store.Refund | null> {
+  const { db } = context;
+  const vm = await loadVm(db, row.incarnation);
+  if (vm === null) return null;
+  const payee = await findPayee(context, vm, row);
+  if (payee === "wait") return null;
+  if (typeof payee === "string") {
+    log("page", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
+    await store.moveRefund(db, row, ["due"], { state: "held", reason: payee, wakeAt: null });
+    return null;
+  }
+  if (!(await store.beginPaying(db, row, payee.to, payee.amount))) return null;
+  return store.loadRefund(db, row);
+}
+
+/** Whom the chain's final history names, and how much; "wait", or why it is not for us to decide. */
+async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<Payee | string> {
+  const { chain, config } = context;
+  const view = await readFinalToken(chain, vm.tokenId);
+  let purchase: Awaited<ReturnType<typeof readPurchase>>;
+  try {
+    purchase = await readPurchase(chain, config, vm);
+  } catch (error) {
+    if (error instanceof GiveUp) return error.code;
+    throw error;
+  }
+  if (purchase === null) return view.blockNumber > vm.blockNumber ? "purchase_gone" : "wait";
+  if (purchase.blockNumber > view.blockNumber) return "wait";
+  if (view.owner === null) return "burned";
+  // A renewal was another payment, and not by the buyer perhaps.
+  const paidUntil = purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY;
+  if (row.kind === "failed" && vm.expiresAt > paidUntil) return "renewed";
+  const amount = store.shareOf(purchase.totalCost, purchase.durationDays, row.owedSeconds);
+  if (amount === 0n) return "nothing_owed";
+  if (row.payTo !== null) return view.owner === getAddress(row.payTo) ? { to: view.owner, amount } : "owner_changed";
+  return view.owner === purchase.buyer ? { to: purchase.buyer, amount } : "owner_is_not_the_buyer";
+}
+
+async function settle(context: Context, row: store.Refund): Promise<void> {
+  const { db, config, now } = context;
+  if (row.recipient === null) throw new Error(`the refund of ${row.incarnation} has no recipient`);
+  const wallet = config.OPERATOR_WALLET.get(config.OPERATOR_WALLET.idFromName("operator"));
+  const id = `refund/${row.kind}/${row.incarnation}`;
+  const payment: PaymentState = await wallet.pay({ id, to: row.recipient as Address, amount: row.amount });
+  if (payment.state === "waiting") {
+    log("page", "refund_waits", { tokenId: row.tokenId, why: payment.why });
+    await store.moveRefund(db, row, ["paying"], { reason: payment.why });
+    return;
+  }
+  const { hash } = payment;
+  if (payment.state === "sent") await note(db, row, hash);
+  else if (payment.state === "final") {
+    await store.moveRefund(db, row, ["paying"], {
+      state: "paid",
+      reason: null,
+      txHash: hash,
+      wakeAt: null,
+      settledAt: now(),
+    });
+    log("info", "refund_paid", { tokenId: row.tokenId, kind: row.kind, hash, amount: row.amount });
+  } else {
+    await store.moveRefund(db, row, ["paying"], { state: "held", reason: "reverted", txHash: hash, wakeAt: null });
+  }
+}
+
+/** The hash of the transaction that is on its way: a replacement has another one. */
+async function note(db: Context["db"], row: store.Refund, txHash: Hex): Promise<void> {
+  if (row.txHash !== txHash) await store.moveRefund(db, row, ["paying"], { txHash, reason: null });
+}

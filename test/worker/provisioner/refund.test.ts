@@ -1,0 +1,315 @@
+// Money back, on a real chain: the operator wallet signs, anvil mines, final history closes the books.
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { createWalletClient, http, parseAbi } from "viem";
+import { beforeEach, expect, test } from "vitest";
+import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
+import { retryFailed } from "../../../src/db/operators.ts";
+import { USDC_ADDRESS } from "../../world/addresses.ts";
+import { transfer } from "../../world/agent.ts";
+import { addFault, addRpcFault, agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+
+const usdcAbi = parseAbi([
+  "function balanceOf(address account) view returns (uint256)",
+  "function transfer(address to, uint256 amount) returns (bool)",
+  "event Transfer(address indexed from, address indexed to, uint256 value)",
+]);
+const balanceOf = (address: `0x${string}`) =>
+  chain.reader.readContract({ address: USDC_ADDRESS, abi: usdcAbi, functionName: "balanceOf", args: [address] });
+const refundOf = async (world: Deployment, tokenId: number) =>
+  (await world.rows("SELECT * FROM refunds WHERE token_id = ?", tokenId))[0];
+const statusOf = async (world: Deployment, tokenId: number) =>
+  (await (await world.request(`/status/${tokenId}`)).json()) as { status: string; refund?: object };
+const PRICE = 500_000n;
+
+beforeEach(async () => {
+  await chain.node.setAutomine(true);
+});
+
+/** A purchase that no vendor serves by its deadline. */
+async function failedPurchase(world: Deployment, index = 0): Promise<number> {
+  await addFault("vultr", { call: "create", kind: "sold_out" });
+  const { tokenId } = await world.buy(index);
+  await world.scan();
+  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "no_machine_in_time" });
+  return tokenId;
+}
+/** What the sweep does for refunds, and the wallet's alarm. */
+async function payOut(world: Deployment, now = Date.now()): Promise<void> {
+  world.sent.length = 0;
+  await world.sweep(now);
+  await world.drain();
+  await runDurableObjectAlarm(world.wallet);
+}
+const dropAll = () => chain.node.request({ method: "anvil_dropAllTransactions" as never });
+const payments = async (to: string) =>
+  (
+    await chain.reader.getContractEvents({
+      address: USDC_ADDRESS,
+      abi: usdcAbi,
+      eventName: "Transfer",
+      args: { from: operator.address, to: to as `0x${string}` },
+      fromBlock: 0n,
+    })
+  ).length;
+
+test("a purchase that nobody could serve is paid back to its buyer, once, and /status tells the transaction", async () => {
+  const world = await deploy();
+  const before = await balanceOf(agent(0).address);
+  const tokenId = await failedPurchase(world);
+  expect(await balanceOf(agent(0).address)).toBe(before - PRICE);
+  expect((await statusOf(world, tokenId)).refund).toEqual({ state: "due", amount: "0.50", txHash: null });
+
+  await chain.mine(3);
+  await payOut(world);
+  await chain.mine(1);
+  expect(await balanceOf(agent(0).address)).toBe(before);
+  const { refund } = (await statusOf(world, tokenId)) as { refund: { state: string; txHash: string } };
+  expect(refund).toMatchObject({ state: "sent", amount: "0.50" });
+
+  // Until it is final the books stay open; then nothing more is done, whoever asks.
+  await chain.mine(3);
+  await runDurableObjectAlarm(world.wallet);
+  await payOut(world, Date.now() + 61_000);
+  expect((await statusOf(world, tokenId)).refund).toEqual({ ...refund, state: "paid" });
+  await payOut(world, Date.now() + 300_000);
+  expect(await balanceOf(agent(0).address)).toBe(before);
+  const answer = await world.request(`/status/${tokenId}`);
+  expect(await answer.json()).toMatchObject({ status: "failed" });
+});
+
+test("refunds wait for final history (hard case 16)", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  const paid = await payments(agent(0).address);
+  const { number } = await chain.reader.getBlock({ blockTag: "finalized" });
+  expect(number).toBeLessThan(BigInt((await world.vm(tokenId))?.["block_number"]));
+  await payOut(world);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "due" });
+  expect(await payments(agent(0).address)).toBe(paid);
+});
+
+test("a token that was resold is not paid back to its seller: it is held, and its owner may claim it (hard case 17)", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  await transfer(chain, agent(0), agent(1).address, tokenId);
+  await chain.mine(3);
+  const paid = await payments(agent(0).address);
+  await payOut(world);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "held", reason: "owner_is_not_the_buyer" });
+  expect(await payments(agent(0).address)).toBe(paid);
+  expect((await statusOf(world, tokenId)).refund).toMatchObject({ state: "held" });
+});
+
+test("a retry and a refund exclude each other, whichever comes first (hard case 17)", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  const incarnation = (await world.vm(tokenId))?.["incarnation"] as string;
+  expect(await retryFailed(world.db, incarnation, Date.now(), 3_600)).not.toBeNull();
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "cancelled" });
+  await chain.mine(3);
+  const paid = await payments(agent(0).address);
+  await payOut(world);
+  expect(await payments(agent(0).address)).toBe(paid);
+
+  // Failed again, owed again; once the payment has begun there is no way back to a machine.
+  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.sweep(Date.now() + 400_000);
+  await world.drain();
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "due" });
+  await payOut(world, Date.now() + 500_000);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "paying" });
+  expect(await retryFailed(world.db, incarnation, Date.now(), 3_600)).toBeNull();
+  await chain.mine(1);
+  expect(await payments(agent(0).address)).toBe(paid + 1);
+});
+
+test("where refunds are manual, or payouts paused, nothing leaves", async () => {
+  const manual = await deploy({ provisioner: { REFUNDS: "manual" } });
+  const tokenId = await failedPurchase(manual);
+  expect(await refundOf(manual, tokenId)).toMatchObject({ state: "waiting", reason: "manual" });
+  const paid = await payments(agent(0).address);
+  await chain.mine(3);
+  await payOut(manual);
+
+  const paused = await deploy();
+  await failedPurchase(paused);
+  await paused.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
+  await chain.mine(3);
+  await payOut(paused);
+  expect(await payments(agent(0).address)).toBe(paid);
+  await paused.sql.prepare("DELETE FROM pauses").run();
+  await payOut(paused, Date.now() + 61_000);
+  await chain.mine(1);
+  expect(await payments(agent(0).address)).toBe(paid + 1);
+});
+
+test("a row that names another sum or recipient than the chain pays nobody else (hard case 4)", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  await world.sql
+    .prepare("UPDATE refunds SET amount = '999000000', recipient = ? WHERE token_id = ?")
+    .bind(deployer.address, tokenId)
+    .run();
+  await chain.mine(3);
+  const paid = await payments(agent(0).address);
+  const stolen = await payments(deployer.address);
+  await payOut(world);
+  await chain.mine(1);
+  expect(await payments(deployer.address)).toBe(stolen);
+  expect(await payments(agent(0).address)).toBe(paid + 1);
+  expect(await refundOf(world, tokenId)).toMatchObject({ amount: "500000", recipient: agent(0).address });
+});
+
+test("the same payment asked for many times at once, and after the object's restart, is one transaction", async () => {
+  const world = await deploy();
+  const payment = { id: "test/once", to: agent(3).address, amount: "7" } as const;
+  const before = await payments(agent(3).address);
+  const answers = await Promise.all(Array.from({ length: 10 }, () => world.wallet.pay(payment)));
+  expect(new Set(answers.map((answer) => JSON.stringify(answer))).size).toBe(1);
+  expect(answers[0]).toMatchObject({ state: "sent" });
+  const other = { state: "waiting", why: "other_payment" };
+  expect(await world.wallet.pay({ ...payment, amount: "8" })).toEqual(other);
+  expect(await world.wallet.pay({ ...payment, to: agent(4).address })).toEqual(other);
+  await chain.mine(1);
+  expect(await payments(agent(3).address)).toBe(before + 1);
+});
+
+test("payments of one moment get nonces of their own, and none is lost while every node is down", async () => {
+  const world = await deploy();
+  const before = await payments(agent(3).address);
+  await chain.node.setAutomine(false);
+  const states = await Promise.all(
+    Array.from({ length: 5 }, (_, i) => world.wallet.pay({ id: `test/many-${i}`, to: agent(3).address, amount: "1" })),
+  );
+  expect(states.every((one) => one.state === "sent")).toBe(true);
+  // What the nodes had in their pools is gone; the alarm sends all of it again.
+  await dropAll();
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await payments(agent(3).address)).toBe(before + 5);
+  await chain.mine(3);
+  await runDurableObjectAlarm(world.wallet);
+  for (let i = 0; i < 5; i++) {
+    const state = await world.wallet.pay({ id: `test/many-${i}`, to: agent(3).address, amount: "1" });
+    expect(state).toMatchObject({ state: "final" });
+  }
+});
+
+test("a stuck transaction is replaced at a higher fee under the same nonce, and either of the two closes the order", async () => {
+  const world = await deploy();
+  await chain.node.setAutomine(false);
+  const before = await payments(agent(3).address);
+  const payment = { id: "test/stuck", to: agent(3).address, amount: "3" } as const;
+  const first = await world.wallet.pay(payment);
+  await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
+    storage.sql.exec("UPDATE transactions SET signed_at = signed_at - 120000");
+  });
+  await runDurableObjectAlarm(world.wallet);
+  const second = await world.wallet.pay(payment);
+  expect(second.state).toBe("sent");
+  expect(second).not.toEqual(first);
+  await chain.mine(1);
+  await chain.mine(3);
+  await runDurableObjectAlarm(world.wallet);
+  expect(await world.wallet.pay(payment)).toEqual({ ...second, state: "final" });
+  expect(await payments(agent(3).address)).toBe(before + 1);
+});
+
+test("a nonce that somebody else used up with the key is given up for another one, once that is final", async () => {
+  const world = await deploy();
+  await chain.node.setAutomine(false);
+  const payment = { id: "test/taken", to: agent(3).address, amount: "2" } as const;
+  await world.wallet.pay(payment);
+  await dropAll();
+  const stranger = createWalletClient({
+    account: operator,
+    chain: chain.node.chain,
+    transport: http(chain.node.transport["url"]),
+  });
+  await stranger.sendTransaction({ to: deployer.address, value: 1n });
+  await chain.mine(1);
+  const before = await payments(agent(3).address);
+  await chain.mine(3);
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await payments(agent(3).address)).toBe(before + 1);
+  await chain.mine(3);
+  await runDurableObjectAlarm(world.wallet);
+  expect(await world.wallet.pay(payment)).toMatchObject({ state: "final" });
+});
+
+test("a payment that a reorg takes back is broadcast until it stands (hard case 16)", async () => {
+  const world = await deploy();
+  const before = await payments(agent(3).address);
+  const payment = { id: "test/reorg", to: agent(3).address, amount: "4" } as const;
+  await world.wallet.pay(payment);
+  await chain.mine(1);
+  expect(await payments(agent(3).address)).toBe(before + 1);
+  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await dropAll();
+  expect(await payments(agent(3).address)).toBe(before);
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await payments(agent(3).address)).toBe(before + 1);
+});
+
+test("beyond the day's limit, or without funds, nothing is signed: it waits and says why", async () => {
+  const world = await deploy();
+  const funds = await balanceOf(operator.address);
+  expect(await world.wallet.pay({ id: "test/limit", to: agent(3).address, amount: "2000000001" })).toEqual({
+    state: "waiting",
+    why: "daily_limit",
+  });
+  expect(funds).toBeGreaterThan(1_000_000n);
+  const treasury = chain.wallet(operator);
+  const send = { address: USDC_ADDRESS, abi: usdcAbi, functionName: "transfer" } as const;
+  await treasury.writeContract({ ...send, args: [deployer.address, funds] });
+  await chain.mine(1);
+  expect(await world.wallet.pay({ id: "test/dry", to: agent(3).address, amount: "1" })).toEqual({
+    state: "waiting",
+    why: "no_funds",
+  });
+  await chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds] });
+  await chain.mine(1);
+  expect(await world.wallet.pay({ id: "test/dry", to: agent(3).address, amount: "1" })).toMatchObject({
+    state: "sent",
+  });
+});
+
+test("a node that lies about a purchase does not make money leave", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  await chain.mine(3);
+  await addRpcFault({ kind: "down" });
+  await payOut(world);
+  await chain.mine(1);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "paying", recipient: agent(0).address });
+});
+
+test("a machine that came late is owed the share that was lost: recorded, or paid where that is configured (hard case 14)", async () => {
+  for (const LATE_REFUNDS of ["record", "pay"]) {
+    const world = await deploy({ provisioner: { LATE_REFUNDS, LATE_AFTER_SECONDS: "0" } });
+    const { tokenId } = await world.buy(0);
+    await world.scan();
+    // Half a day between the purchase and the scanned head.
+    await world.sql.prepare("UPDATE cursors SET block_timestamp = block_timestamp + 43200").run();
+    await world.sql.prepare("UPDATE vms SET deadline = deadline + 86400").run();
+    await world.drain();
+    const vm = await world.vm(tokenId);
+    expect(vm).toMatchObject({ status: "running" });
+    expect(Math.abs(vm?.["late_seconds"] - 43_200)).toBeLessThan(60);
+    const row = await refundOf(world, tokenId);
+    expect(row).toMatchObject({ kind: "late", state: LATE_REFUNDS === "pay" ? "due" : "recorded" });
+    expect(Math.abs(Number(row?.["amount"]) - 250_000)).toBeLessThan(500);
+    const paid = await payments(agent(0).address);
+    await chain.mine(3);
+    await payOut(world);
+    await chain.mine(1);
+    expect(await payments(agent(0).address)).toBe(paid + (LATE_REFUNDS === "pay" ? 1 : 0));
+    expect((await statusOf(world, tokenId)).refund).toMatchObject({
+      state: LATE_REFUNDS === "pay" ? "sent" : "recorded",
+    });
+  }
+});
