@@ -21,6 +21,7 @@ import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
 import { mountAdminLogs } from "./routes/admin/logs.ts";
 import { mountAdminMachines } from "./routes/admin/machines.ts";
+import { mountAdminRefunds } from "./routes/admin/refunds.ts";
 import { mountAdminUpkeep } from "./routes/admin/upkeep.ts";
 import { mountAgents } from "./routes/agents.ts";
 import { mountCredentials } from "./routes/credentials.ts";
@@ -142,6 +143,7 @@ export function createApp(config: EdgeConfig): Router {
   mountAdminBans(app);
   mountAdminMachines(app);
   mountAdminLogs(app);
+  mountAdminRefunds(app);
   mountAdminUpkeep(app);
 
   refuseOtherMethods(app);

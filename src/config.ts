@@ -133,6 +133,10 @@ const provisionerFields = z.object({
   OPERATOR_PRIVATE_KEY: privateKey.transform((key): Hex => `0x${bytesToHex(key)}`).optional(),
   /** `manual`: what is owed waits for an operator. */
   REFUNDS: z.enum(["automatic", "manual"], "must be automatic or manual").default("automatic"),
+  /** How old a machine must be that no row explains before it is ended, on the chain's proof. */
+  ORPHAN_GRACE_SECONDS: integer(0).prefault("3600"),
+  /** For a machine in place of one that vanished; of chain time. */
+  REPLACE_DEADLINE_SECONDS: integer(1).prefault("3600"),
   /** What a machine that came late costs us: `pay` the lost share of the price, or `record` it. */
   LATE_REFUNDS: z.enum(["record", "pay"], "must be record or pay").default("record"),
   /** From how many seconds between purchase and login on a machine came late. */

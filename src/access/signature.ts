@@ -18,7 +18,9 @@ const MAX_SIGNATURE_HEX = 2 + 8_000 * 2;
 const HALF_ORDER = secp256k1.Point.CURVE().n / 2n;
 const NONCE = /^[A-Za-z0-9_-]{8,64}$/;
 
-export type Action = "credentials" | "ack";
+/** What a signature is for; all but the first take the fresh form alone, and have their own path behind the token id. */
+export const ACTIONS = ["credentials", "ack", "rotate", "refund"] as const;
+export type Action = (typeof ACTIONS)[number];
 
 /**
  * What was signed. `signer` is null where only a contract can tell; `problem` is why it is no plain account's signature,
@@ -48,7 +50,7 @@ const accessRequest = (tokenId: number): string => `ClawCloud Access Request: ${
 
 /** The path that a fresh message's URI names: it says what the signature is for (hard case 25). */
 const actionPath = (tokenId: number, action: Action): string =>
-  action === "ack" ? `/credentials/${tokenId}/ack` : `/credentials/${tokenId}`;
+  action === "credentials" ? `/credentials/${tokenId}` : `/credentials/${tokenId}/${action}`;
 
 /** Reads a signature of either form. Throws 401 `AppError` with a sentence that says what is wrong. */
 export async function readSignature(input: SignatureInput): Promise<Signed> {

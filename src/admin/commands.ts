@@ -44,6 +44,35 @@ export function addApiCommands(program: Command): void {
     );
   failed.command("retry <id>").action((id: string) => one("POST", `/admin/failed-provisionings/${part(id)}/retry`));
 
+  const refunds = program.command("refunds").description("What buyers are owed.");
+  refunds
+    .command("list")
+    .option("--state <state>", "recorded, waiting, due, held, paying, paid or cancelled")
+    .option("--limit <number>", "the newest so many")
+    .action((query: Query) => list("/admin/refunds", "refunds", query));
+  const decision = (name: string, description: string) =>
+    refunds
+      .command(`${name} <tokenId>`)
+      .description(description)
+      .requiredOption("--reason <text>")
+      .option("--kind <kind>", "failed or late", "failed");
+  const decide = (name: string, tokenId: string, kind: string, body: object) =>
+    one("POST", `/admin/refunds/${part(tokenId)}/${part(kind)}/${name}`, body);
+  decision("pay", "Pay one that is recorded, waiting or held.")
+    .option("--to <address>", "the token's owner, where that is not the buyer")
+    .action((tokenId: string, { kind, reason, to }: { kind: string; reason: string; to?: string }) =>
+      decide("pay", tokenId, kind, { reason, ...(to === undefined ? {} : { payTo: to }) }),
+    );
+  decision("settle", "Note that one was paid by hand.")
+    .requiredOption("--tx <hash>")
+    .action((tokenId: string, { kind, reason, tx }: { kind: string; reason: string; tx: string }) =>
+      decide("settle", tokenId, kind, { reason, txHash: tx }),
+    );
+  decision("cancel", "Owe nothing after all.").action(
+    (tokenId: string, { kind, reason }: { kind: string; reason: string }) =>
+      decide("cancel", tokenId, kind, { reason }),
+  );
+
   const vms = program.command("vms").description("Machines.");
   vms
     .command("list")

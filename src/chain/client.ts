@@ -132,6 +132,24 @@ const BLOCK_CALLS = [
   encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
 ];
 
+type InnerCall = { target: Address; allowFailure: boolean; callData: Hex };
+type InnerResult = { success: boolean; returnData: Hex };
+
+/** Several calls at one block, by Multicall3. */
+async function aggregate(
+  node: Node,
+  calls: readonly InnerCall[],
+  blockTag: "latest" | "finalized",
+): Promise<readonly InnerResult[]> {
+  const call = { abi: multicall3Abi, functionName: "aggregate3" } as const;
+  const data = encodeFunctionData({ ...call, args: [calls] });
+  const answer = await node.client.request({ method: "eth_call", params: [{ to: MULTICALL3, data }, blockTag] });
+  return decodeFunctionResult({ ...call, data: answer });
+}
+
+const toOwner = ({ success, returnData }: InnerResult): Address | null =>
+  success ? decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: returnData }) : null;
+
 /** Owner, validity, block number and block time of a token in one call (hard case 7). */
 export async function readToken(
   chain: Chain,
@@ -149,22 +167,27 @@ export async function readToken(
     allowFailure: i < 2,
     callData,
   }));
-  const aggregate = { abi: multicall3Abi, functionName: "aggregate3" } as const;
-  const data = encodeFunctionData({ ...aggregate, args: [targets] });
-  const answer = await node.client.request({ method: "eth_call", params: [{ to: MULTICALL3, data }, blockTag] });
-  const [owner, valid, number, timestamp] = decodeFunctionResult({ ...aggregate, data: answer });
+  const [owner, valid, number, timestamp] = await aggregate(node, targets, blockTag);
   if (owner === undefined || valid === undefined || number === undefined || timestamp === undefined) {
     throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
   }
   return {
-    owner: owner.success
-      ? decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: owner.returnData })
-      : null,
+    owner: toOwner(owner),
     valid:
       valid.success && decodeFunctionResult({ abi: contractAbi, functionName: "isTokenValid", data: valid.returnData }),
     blockNumber: Number(BigInt(number.returnData)),
     blockTimestamp: Number(BigInt(timestamp.returnData)),
   };
+}
+
+/** Owners of tokens as one node sees them now, in one call; null for a token that the contract does not know. */
+export async function readOwners(chain: Chain, node: Node, tokenIds: readonly number[]): Promise<(Address | null)[]> {
+  const calls = tokenIds.map((tokenId) => ({
+    target: chain.contract,
+    allowFailure: true,
+    callData: encodeFunctionData({ abi: contractAbi, functionName: "ownerOf", args: [BigInt(tokenId)] }),
+  }));
+  return (await aggregate(node, calls, "latest")).map(toOwner);
 }
 
 /** Price per day in 10^-6 USDC, activity and name of a tier, at a block or now. */

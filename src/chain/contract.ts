@@ -49,3 +49,10 @@ export function purchaseLayouts(event: AbiEvent): ReadonlyMap<number, AbiEvent> 
 /** First topics of everything the scan follows. */
 export const followedTopics = (purchaseEvent: AbiEvent): Hex[] =>
   [purchaseEvent, ...eventAbi].map((event) => toEventSelector(event));
+
+/** 10^-6 USDC as a decimal string with two digits or more: "0.50", "1.234567". */
+export function formatUsdc(usdc6: bigint): string {
+  const whole = usdc6 / 1_000_000n;
+  const fraction = (usdc6 % 1_000_000n).toString().padStart(6, "0");
+  return `${whole}.${fraction.replace(/0{1,4}$/, "")}`;
+}

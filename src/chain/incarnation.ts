@@ -27,11 +27,19 @@ export function parseIncarnation(key: string): Incarnation {
   };
 }
 
-/** What the names of a deployment's machines begin with. */
-export const labelPrefix = (deploymentId: string): string => `clawcloud-${deploymentId}-`;
+/** What the names of an incarnation's machines begin with. */
+export function labelFamily(key: string): string {
+  const { deploymentId, tokenId, txHash, ordinal } = parseIncarnation(key);
+  return `clawcloud-${deploymentId}-${tokenId}-${txHash.slice(2, 10)}-${ordinal}-`;
+}
 
 /** A machine's name at the vendor: `clawcloud-<deployment>-<token id>-<tx8>-<ordinal>-<attempt>`. */
-export function machineLabel(key: string, attempt: number): string {
-  const { deploymentId, tokenId, txHash, ordinal } = parseIncarnation(key);
-  return `${labelPrefix(deploymentId)}${tokenId}-${txHash.slice(2, 10)}-${ordinal}-${attempt}`;
+export const machineLabel = (key: string, attempt: number): string => `${labelFamily(key)}${attempt}`;
+
+/** The token that a machine of this deployment is for, by its name; null for any other machine. */
+export function tokenOfLabel(deploymentId: string, label: string): number | null {
+  const prefix = `clawcloud-${deploymentId}-`;
+  if (!label.startsWith(prefix)) return null;
+  const [, tokenId] = /^(\d+)-[0-9a-f]{8}-\d+-\d+$/.exec(label.slice(prefix.length)) ?? [];
+  return tokenId === undefined ? null : Number(tokenId);
 }

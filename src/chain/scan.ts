@@ -21,6 +21,7 @@ import {
   type Node,
   nodeIsDown,
   readHead,
+  readOwners,
   readToken,
 } from "./client.ts";
 import { type ChainEvents, fetchEvents } from "./events.ts";
@@ -30,6 +31,8 @@ const OVERLAP_BLOCKS = 10;
 const GAPS_PER_SWEEP = 20;
 const GAP_RETRY_MS = 4_000;
 const GAP_MAX_TRIES = 10;
+/** So many nodes have to show nothing before a token id is given up. */
+const WITNESSES = 2;
 
 export type ScanContext = {
   db: Database;
@@ -203,23 +206,51 @@ export async function probeNewest({ db, chain, config, now }: ScanContext): Prom
 
 /** Reads the ranges of missing token ids again, from every node. Returns the machines to queue. */
 export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> {
-  const { db, chain, now } = context;
+  const { db, chain, config, now } = context;
   const due = await store.dueGaps(db, now, GAPS_PER_SWEEP);
   if (due.length === 0) return [];
   // Put off first: whatever fails below, the next sweep does not begin with the same range.
   for (const gap of due) await store.postponeGap(db, gap.tokenId, now + GAP_RETRY_MS * 2 ** Math.min(gap.tries, 12));
   const queued: store.QueuedVm[] = [];
-  for (const { fromBlock, toBlock } of distinctRanges(due)) {
-    for (const node of chain.nodes) queued.push(...(await rereadRange(context, node, fromBlock, toBlock)).queued);
+  const readWell = new Set<string>();
+  for (const range of distinctRanges(due)) {
+    const from = Math.max(range.fromBlock, config.START_BLOCK);
+    const reads: Reread[] = [];
+    for (const node of chain.nodes) reads.push(await rereadRange(context, node, from, range.toBlock));
+    queued.push(...reads.flatMap((read) => read.queued));
+    const complete = reads.filter((read) => read.complete).length;
+    if (complete >= Math.min(WITNESSES, chain.nodes.length)) readWell.add(rangeKey(range));
   }
   const known = await store.knownTokens(
     db,
     due.map((gap) => gap.tokenId),
   );
-  const hopeless = due.filter((gap) => !known.has(gap.tokenId) && gap.tries >= GAP_MAX_TRIES);
-  for (const gap of hopeless) log("page", "token_id_never_seen", { tokenId: gap.tokenId });
-  await store.closeGaps(db, [...known, ...hopeless.map((gap) => gap.tokenId)]);
+  const unseen = due.filter((gap) => !known.has(gap.tokenId) && readWell.has(rangeKey(gap)));
+  await store.closeGaps(db, [...known, ...(await givenUp(context, unseen))]);
   return queued;
+}
+
+/** Which of the token ids that nobody shows a sale of need no more looking for. */
+async function givenUp({ chain, config }: ScanContext, unseen: readonly store.Gap[]): Promise<number[]> {
+  if (unseen.length === 0) return [];
+  const { owners } = await askTwo(
+    chain,
+    async (node) => ({
+      owners: await readOwners(
+        chain,
+        node,
+        unseen.map(({ tokenId }) => tokenId),
+      ),
+    }),
+    (answer) => answer.owners.join(),
+  );
+  return unseen.flatMap(({ tokenId, fromBlock, tries }, i) => {
+    // There is no such token, or it was sold before all that we look at.
+    if (owners[i] === null || fromBlock <= config.START_BLOCK) return [tokenId];
+    if (tries < GAP_MAX_TRIES) return [];
+    log("page", "token_id_never_seen", { tokenId });
+    return [tokenId];
+  });
 }
 
 /** Reads a range that the scan has passed again, from every node. Throws `ChainUnavailable` when none could be read to its end. */
@@ -246,6 +277,8 @@ async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from
       const events = await readEvents(node, config, at, Math.min(to, at + range - 1));
       const head = await readHead(node);
       queued.push(...(await store.applyEvents(db, config, events, head.timestamp, now)));
+      // A node that is behind shows less than there is.
+      if (head.number < to) return { queued, complete: false };
       at += range;
     } catch (error) {
       if (!(error instanceof RangeRefused) || range === 1) {
@@ -258,6 +291,6 @@ async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from
   return { queued, complete: true };
 }
 
-const distinctRanges = (rows: readonly { fromBlock: number; toBlock: number }[]) => [
-  ...new Map(rows.map((row) => [`${row.fromBlock}-${row.toBlock}`, row])).values(),
-];
+type Range = { fromBlock: number; toBlock: number };
+const rangeKey = ({ fromBlock, toBlock }: Range): string => `${fromBlock}-${toBlock}`;
+const distinctRanges = (rows: readonly Range[]) => [...new Map(rows.map((row) => [rangeKey(row), row])).values()];

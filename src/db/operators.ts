@@ -62,12 +62,12 @@ export async function retryFailed(
   db: Database,
   incarnation: string,
   now: number,
-  configuredSeconds: number,
+  configured: { deadlineSeconds: number; graceSeconds: number },
 ): Promise<QueuedVm | null> {
   const [rows] = await runBatch(db, [
     sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
-      generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS},
-      deadline = (SELECT block_timestamp FROM cursors) + MIN(${configuredSeconds},
+      generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}, check_at = expires_at + ${configured.graceSeconds},
+      deadline = (SELECT block_timestamp FROM cursors) + MIN(${configured.deadlineSeconds},
         COALESCE((SELECT duration_days FROM purchases WHERE purchases.incarnation = vms.incarnation), 1) * 8640)
       WHERE incarnation = ${incarnation} AND current = 1 AND status = 'failed' AND step = 'idle'
         AND NOT EXISTS (SELECT 1 FROM refunds WHERE refunds.incarnation = vms.incarnation AND kind = 'failed'

@@ -79,7 +79,7 @@ const build = (db: Database) => ({
   oldestPending: db
     .select({ createdAt: vms.createdAt })
     .from(vms)
-    .where(sql`current = 1 AND status = 'provisioning'`)
+    .where(sql`current = 1 AND status = 'provisioning' AND running_at IS NULL`)
     .orderBy(asc(vms.createdAt))
     .limit(1)
     .prepare(),

@@ -1,6 +1,6 @@
 // What buyers are owed. Every move is a compare-and-set on the state it leaves, against the retry of a purchase as well
 // (hard case 17).
-import { and, asc, desc, eq, inArray, lt, sql } from "drizzle-orm";
+import { and, asc, desc, eq, getTableColumns, inArray, ne, sql } from "drizzle-orm";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { Database } from "./client.ts";
 import { purchases, type RefundState, refunds, vms } from "./schema.ts";
@@ -48,7 +48,7 @@ export const bookRefund = (db: Database, refund: NewRefund) =>
     .values(refund)
     .onConflictDoUpdate({
       target: [refunds.incarnation, refunds.kind],
-      set: refund,
+      set: { ...refund, payTo: null, recipient: null, txHash: null },
       setWhere: eq(refunds.state, "cancelled"),
     });
 
@@ -99,18 +99,50 @@ export async function moveRefund(
   return result.meta.changes === 1;
 }
 
-/** Of the incarnation that holds a token now, the refund that is most telling: one that failed before one that was late. */
-export const refundOf = async (db: Database, incarnation: string): Promise<Refund | null> =>
-  (await db.select().from(refunds).where(eq(refunds.incarnation, incarnation)).orderBy(asc(refunds.kind)).get()) ??
-  null;
+/** The token's owner asks for what is held because the buyer no longer owns it. False where nothing is. */
+export async function claimRefund(db: Database, incarnation: string, owner: string, now: number): Promise<boolean> {
+  const result = await db
+    .update(refunds)
+    .set({ state: "due", reason: null, payTo: owner, wakeAt: now })
+    .where(
+      and(
+        eq(refunds.incarnation, incarnation),
+        eq(refunds.state, "held"),
+        inArray(refunds.reason, ["owner_is_not_the_buyer", "owner_changed"]),
+      ),
+    );
+  return result.meta.changes > 0;
+}
 
-/** For operators: by state, newest token first, below a token id. */
-export const listRefunds = (db: Database, state: RefundState | undefined, before: number, limit: number) =>
-  db
+/** Of what an incarnation is owed, the most telling: that it failed before that it was late. */
+export const refundOf = async (db: Database, incarnation: string): Promise<Refund | null> =>
+  (await db
     .select()
     .from(refunds)
-    .where(and(lt(refunds.tokenId, before), state === undefined ? undefined : eq(refunds.state, state)))
-    .orderBy(desc(refunds.tokenId), asc(refunds.kind))
+    .where(and(eq(refunds.incarnation, incarnation), ne(refunds.state, "cancelled")))
+    .orderBy(asc(refunds.kind))
+    .get()) ?? null;
+
+/** Where a page of `listRefunds` ended: a token may have several. */
+export type RefundPosition = { tokenId: number; rowid: number };
+
+/** For operators: by state, newest token first, behind a position. */
+export const listRefunds = (
+  db: Database,
+  state: RefundState | undefined,
+  after: RefundPosition | undefined,
+  limit: number,
+) =>
+  db
+    .select({ ...getTableColumns(refunds), rowid: sql<number>`rowid` })
+    .from(refunds)
+    .where(
+      and(
+        after === undefined ? undefined : sql`(${refunds.tokenId}, rowid) < (${after.tokenId}, ${after.rowid})`,
+        state === undefined ? undefined : eq(refunds.state, state),
+      ),
+    )
+    .orderBy(desc(refunds.tokenId), desc(sql`rowid`))
     .limit(limit)
     .all();
 

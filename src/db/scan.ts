@@ -96,7 +96,7 @@ const moveCursor = (db: Database, fence: Fence, to: CursorMove) =>
     })
     .where(eq(cursors.id, CURSOR_ID));
 
-type Settings = ChainConfig & { PROVISION_DEADLINE_SECONDS: number };
+type Settings = ChainConfig & { PROVISION_DEADLINE_SECONDS: number; START_BLOCK: number };
 
 /** Stores what a range held and moves the cursor, all or nothing. Returns the machines that now wait to be made. */
 export async function applyEvents(
@@ -107,7 +107,7 @@ export async function applyEvents(
   now: number,
   cursor?: { fence: Fence; move: CursorMove },
 ): Promise<QueuedVm[]> {
-  const missing = await missingTokens(db, events.purchases, now);
+  const missing = await missingTokens(db, settings, events.purchases, now);
   const rows = latestPerToken(events.purchases).map((p) => vmRow(settings, p, chainTime));
   const retired = rows.map((row) => ({ tokenId: row.tokenId, incarnation: row.incarnation }));
   const touched = [...new Set([...events.transfers, ...events.purchases].map((event) => event.tokenId))];
@@ -157,23 +157,32 @@ export async function rollBack(db: Database, fence: Fence, ancestor: CursorMove,
 const MAX_GAPS_PER_PASS = 100;
 const GAP_FIRST_TRY_MS = 2_000;
 
-/** Token ids rise by one: those between two known purchases that no log showed were hidden from us. */
-async function missingTokens(db: Database, found: readonly Purchase[], now: number): Promise<GapRow[]> {
+/**
+ * Token ids rise by one: those between two known purchases that no log showed were hidden from us. So may those have been
+ * that are below the first one we hear of.
+ */
+async function missingTokens(
+  db: Database,
+  { START_BLOCK }: Settings,
+  found: readonly Purchase[],
+  now: number,
+): Promise<GapRow[]> {
   const ordered = [...found].sort((a, b) => a.tokenId - b.tokenId);
   const [lowest] = ordered;
   if (lowest === undefined) return [];
   let below: { tokenId: number; blockNumber: number } | undefined = await db
     .select({ tokenId: purchases.tokenId, blockNumber: purchases.blockNumber })
     .from(purchases)
-    .where(lt(purchases.tokenId, lowest.tokenId))
+    .where(and(lt(purchases.tokenId, lowest.tokenId), eq(purchases.orphaned, false)))
     .orderBy(desc(purchases.tokenId))
     .limit(1)
     .get();
   const missing: GapRow[] = [];
   for (const purchase of ordered) {
-    for (let id = (below?.tokenId ?? purchase.tokenId - 1) + 1; id < purchase.tokenId; id++) {
+    const first = below === undefined ? Math.max(0, purchase.tokenId - MAX_GAPS_PER_PASS) : below.tokenId + 1;
+    for (let id = first; id < purchase.tokenId; id++) {
       if (missing.length >= MAX_GAPS_PER_PASS) break;
-      const fromBlock = below?.blockNumber ?? purchase.blockNumber;
+      const fromBlock = below?.blockNumber ?? START_BLOCK;
       missing.push({ tokenId: id, fromBlock, toBlock: purchase.blockNumber, nextTryAt: now + GAP_FIRST_TRY_MS });
     }
     below = purchase;
@@ -186,7 +195,7 @@ type GapRow = { tokenId: number; fromBlock: number; toBlock: number; nextTryAt: 
 const insertGaps = (rows: GapRow[]) =>
   sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
     SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(rows)})
-    WHERE NOT EXISTS (SELECT 1 FROM purchases WHERE token_id = value->>'tokenId')
+    WHERE NOT EXISTS (SELECT 1 FROM purchases WHERE token_id = value->>'tokenId' AND orphaned = 0)
     ON CONFLICT (token_id) DO NOTHING`;
 
 /** The highest token id that a log told us of, and its block. */
@@ -194,6 +203,7 @@ export const newestPurchase = async (db: Database) =>
   (await db
     .select({ tokenId: purchases.tokenId, blockNumber: purchases.blockNumber })
     .from(purchases)
+    .where(eq(purchases.orphaned, false))
     .orderBy(desc(purchases.tokenId))
     .limit(1)
     .get()) ?? null;
@@ -202,6 +212,8 @@ export const recordGap = (db: Database, gap: GapRow) => db.run(insertGaps([gap])
 
 export const dueGaps = (db: Database, now: number, limit: number) =>
   db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(asc(gaps.nextTryAt)).limit(limit).all();
+
+export type Gap = typeof gaps.$inferSelect;
 
 export const postponeGap = (db: Database, tokenId: number, nextTryAt: number) =>
   db
@@ -212,10 +224,11 @@ export const postponeGap = (db: Database, tokenId: number, nextTryAt: number) =>
 export const closeGaps = (db: Database, tokenIds: readonly number[]) =>
   db.run(sql`DELETE FROM gaps WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);
 
-/** Which of these token ids have a machine row. */
+/** Which of these token ids have a machine row whose purchase stands. */
 export async function knownTokens(db: Database, tokenIds: readonly number[]): Promise<Set<number>> {
   const rows = await db.all<{ token_id: number }>(
-    sql`SELECT token_id FROM vms WHERE current = 1 AND token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`,
+    sql`SELECT token_id FROM vms WHERE current = 1 AND token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))
+      AND NOT EXISTS (SELECT 1 FROM purchases WHERE purchases.incarnation = vms.incarnation AND orphaned = 1)`,
   );
   return new Set(rows.map((row) => row.token_id));
 }
@@ -297,7 +310,7 @@ const upsertVms = (rows: object[], now: number) =>
     ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'create', generation = generation + 1,
       wake_at = excluded.wake_at, deadline = excluded.deadline, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
       ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL, running_at = NULL,
-      expired_at = NULL, delivered_at = NULL, delivered_to = NULL, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
+      expired_at = NULL, late_seconds = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
     WHERE current = 0
     RETURNING incarnation, generation`;
 

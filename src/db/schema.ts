@@ -83,6 +83,8 @@ export const vms = sqliteTable(
     deliveredAt: integer("delivered_at"),
     /** The owner who got the key. */
     deliveredTo: text("delivered_to"),
+    /** An owner before the one who got it last was given the key as well. */
+    knownToFormer: integer("known_to_former", { mode: "boolean" }).notNull().default(false),
     acknowledgedAt: integer("acknowledged_at"),
     /** The address that has used the fresh form of signature here, and from then on gets keys only by it. */
     freshOwner: text("fresh_owner"),
@@ -95,7 +97,8 @@ export const vms = sqliteTable(
     index("vms_by_owner").on(table.owner, table.tokenId).where(sql`current = 1`),
     index("vms_to_wake").on(table.wakeAt).where(sql`wake_at IS NOT NULL`),
     index("vms_to_check").on(table.checkAt).where(sql`check_at IS NOT NULL`),
-    index("vms_pending").on(table.createdAt).where(sql`current = 1 AND status = 'provisioning'`),
+    // A machine that is reinstalled or replaced belongs to an old purchase: those that never ran are apart from it.
+    index("vms_pending").on(table.runningAt, table.createdAt).where(sql`current = 1 AND status = 'provisioning'`),
     index("vms_delivered").on(table.deliveredAt).where(sql`ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL`),
     // For operators. Those that wait for a machine have vms_pending, which this one must not take from /health.
     index("vms_by_status").on(table.status, table.tokenId).where(sql`current = 1 AND status <> 'provisioning'`),
@@ -129,7 +132,7 @@ export const attempts = sqliteTable(
     outcome: text(),
     /** For operators: the vendor's status and words, secrets removed. */
     detail: text(),
-    /** When the vendor no longer knew the machine. */
+    /** When the vendor no longer knew the machine, or a rotation made it a later attempt's. */
     goneAt: integer("gone_at"),
   },
   (table) => [
@@ -257,6 +260,8 @@ export const cursors = sqliteTable("cursors", {
   leaseUntil: integer("lease_until").notNull().default(0),
   scannedAt: integer("scanned_at").notNull(),
   sweptAt: integer("swept_at").notNull().default(0),
+  /** The last token whose owner the sweep held against the chain. */
+  comparedTo: integer("compared_to").notNull().default(-1),
   catalogAskedAt: integer("catalog_asked_at").notNull().default(0),
 });
 

@@ -1,5 +1,5 @@
 // What the sweep reads and writes, once per interval.
-import { and, asc, count, eq, inArray, isNotNull, lt, lte, sql } from "drizzle-orm";
+import { and, asc, count, eq, inArray, isNotNull, lt, lte, or, sql } from "drizzle-orm";
 import type { Database } from "./client.ts";
 import { WAKE_AFTER_MS } from "./scan.ts";
 import { catalogs, counters, nonces, purchases, vms } from "./schema.ts";
@@ -43,7 +43,7 @@ export const retireVanished = (db: Database, belowBlock: number, now: number) =>
     .where(
       and(
         eq(vms.current, true),
-        inArray(vms.step, ["create", "find", "boot", "clear", "idle"]),
+        inArray(vms.step, ["create", "find", "boot", "clear", "rotate", "scrub", "idle"]),
         inArray(vms.status, ["provisioning", "running"]),
         inArray(
           vms.incarnation,
@@ -80,5 +80,11 @@ export const saveStock = (db: Database, vendor: "vultr" | "runpod", read: object
   db.run(sql`INSERT INTO catalogs (id, stock) VALUES (${CATALOG_ID}, json_object(${vendor}, json(${JSON.stringify(read)})))
     ON CONFLICT (id) DO UPDATE SET stock = json_set(COALESCE(stock, '{}'), ${`$.${vendor}`}, json(${JSON.stringify(read)}))`);
 
+// Running, or between two machines.
 const isDue = (chainTime: number) =>
-  and(lte(vms.checkAt, chainTime), isNotNull(vms.checkAt), eq(vms.current, true), eq(vms.status, "running"));
+  and(
+    lte(vms.checkAt, chainTime),
+    isNotNull(vms.checkAt),
+    eq(vms.current, true),
+    or(eq(vms.status, "running"), and(eq(vms.status, "provisioning"), isNotNull(vms.runningAt))),
+  );

@@ -3,7 +3,9 @@
 import { and, asc, eq, isNotNull, isNull, lt, ne, or, sql } from "drizzle-orm";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
 import { type Database, runBatch } from "./client.ts";
+import { UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, cursors, failedProvisionings, vms } from "./schema.ts";
 
 export type Vm = typeof vms.$inferSelect;
@@ -29,60 +31,6 @@ export async function isClaimed(db: Database, provider: "vultr" | "runpod", inst
   return vm !== undefined;
 }
 
-/** The attempts that machines with these labels may be of. */
-export const attemptsByLabel = (db: Database, provider: "vultr" | "runpod", labels: readonly string[]) =>
-  db
-    .select({ label: attempts.label, mark: attempts.mark, outcome: attempts.outcome, endedAt: attempts.endedAt })
-    .from(attempts)
-    .where(
-      and(
-        sql`${attempts.label} IN (SELECT value FROM json_each(${JSON.stringify(labels)}))`,
-        eq(attempts.provider, provider),
-      ),
-    );
-
-/** Which of these machines a running row has. */
-export async function runningInstances(
-  db: Database,
-  provider: "vultr" | "runpod",
-  instanceIds: readonly string[],
-): Promise<Set<string>> {
-  if (instanceIds.length === 0) return new Set();
-  const rows = await db
-    .select({ instanceId: vms.instanceId })
-    .from(vms)
-    .where(
-      and(
-        eq(vms.provider, provider),
-        sql`${vms.instanceId} IN (SELECT value FROM json_each(${JSON.stringify(instanceIds)}))`,
-        isNotNull(vms.instanceId),
-        eq(vms.status, "running"),
-      ),
-    );
-  return new Set(rows.flatMap((row) => row.instanceId ?? []));
-}
-
-/** Takes over the address that a running machine has at its vendor now. */
-export const moveAddress = (
-  db: Database,
-  provider: "vultr" | "runpod",
-  instanceId: string,
-  host: string,
-  port: number,
-) =>
-  db
-    .update(vms)
-    .set({ sshHost: host, sshPort: port })
-    .where(
-      and(
-        eq(vms.provider, provider),
-        eq(vms.instanceId, instanceId),
-        isNotNull(vms.instanceId),
-        eq(vms.status, "running"),
-        or(ne(vms.sshHost, host), ne(vms.sshPort, port)),
-      ),
-    );
-
 /** Compare-and-set of the lease; false when another consumer works on the row or it has moved on. */
 export async function takeLease(db: Database, vm: Vm, lease: string, until: number, now: number): Promise<boolean> {
   const result = await db
@@ -103,6 +51,31 @@ export const releaseLease = (db: Database, vm: Vm, lease: string) =>
     .update(vms)
     .set({ lease: "", leaseUntil: 0 })
     .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.lease, lease)));
+
+/** A purchase whose machine is gone, or about to be, goes back to work, with a deadline of its own. */
+export async function startOver(
+  db: Database,
+  vm: Vm,
+  { now, checkAt, deadlineSeconds }: { now: number; checkAt: number; deadlineSeconds: number },
+): Promise<QueuedVm | null> {
+  requireMove(vm.status, "provisioning");
+  return (
+    (await db
+      .update(vms)
+      .set({
+        status: "provisioning",
+        step: "create",
+        wakeAt: now + WAKE_AFTER_MS,
+        checkAt,
+        deadline: sql`(SELECT block_timestamp FROM cursors) + ${deadlineSeconds}`,
+        ...UNPUBLISHED,
+        ...nextTurn(vm),
+      })
+      .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.generation, vm.generation)))
+      .returning({ incarnation: vms.incarnation, generation: vms.generation })
+      .get()) ?? null
+  );
+}
 
 type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<Pick<Vm, "attempt" | "checkAt">>;
 
@@ -130,7 +103,8 @@ const fenceByLease = (db: Database, vm: Vm, lease: string) =>
     })
     .where(eq(vms.incarnation, vm.incarnation));
 
-const fenceByGeneration = (db: Database, vm: Vm) =>
+/** The same for a writer without a lease. */
+export const fenceByGeneration = (db: Database, vm: Vm) =>
   db
     .update(vms)
     .set({ lease: sql`CASE WHEN ${vms.generation} = ${vm.generation} THEN ${vms.lease} END` })
@@ -197,6 +171,37 @@ export async function recordMachine(
   return vm.generation + 1;
 }
 
+/**
+ * A machine is about to get other keys: they are an attempt of their own, on the same machine, and what was there before
+ * is over. Of an order that did not get through, the login key is used again and the rest replaced. The row stays at
+ * `rotate` until the vendor has taken the order.
+ */
+export const openRotation = (db: Database, vm: Vm, lease: string, attempt: Attempt) => {
+  const { mark, hostPublicKey, createSentAt } = attempt;
+  return db.batch([
+    fenceByLease(db, vm, lease),
+    db
+      .update(attempts)
+      .set({ goneAt: createSentAt, privateKey: null })
+      .where(
+        and(
+          eq(attempts.incarnation, vm.incarnation),
+          lt(attempts.number, attempt.number),
+          eq(attempts.instanceId, attempt.instanceId ?? ""),
+          isNull(attempts.goneAt),
+        ),
+      ),
+    db
+      .insert(attempts)
+      .values(attempt)
+      .onConflictDoUpdate({
+        target: [attempts.incarnation, attempts.number],
+        set: { mark, hostPublicKey, createSentAt },
+      }),
+    db.update(vms).set({ attempt: attempt.number }).where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+};
+
 /** Closes an attempt and moves the row, in one batch. `gone` says that the vendor no longer knows a machine of it. */
 export async function closeAttempt(
   db: Database,
@@ -245,8 +250,16 @@ export async function publish(
   db: Database,
   vm: Vm,
   attempt: Attempt,
-  at: { host: string; port: number; now: number; lateSeconds: number | null; refund?: NewRefund },
-): Promise<void> {
+  at: {
+    host: string;
+    port: number;
+    now: number;
+    /** When the sweep looks after the scrub; null where there is none to do. */
+    scrubAt: number | null;
+    lateSeconds: number | null;
+    refund?: NewRefund;
+  },
+): Promise<number> {
   requireMove(vm.status, "running");
   await runBatch(db, [
     fenceByGeneration(db, vm),
@@ -254,9 +267,9 @@ export async function publish(
       .update(vms)
       .set({
         status: "running",
-        step: "idle",
+        step: at.scrubAt === null ? "idle" : "scrub",
         ...nextTurn(vm),
-        wakeAt: null,
+        wakeAt: at.scrubAt,
         sshHost: at.host,
         sshPort: at.port,
         sshPrivateKey: attempt.privateKey,
@@ -272,6 +285,7 @@ export async function publish(
       .where(isAttempt(vm, attempt.number)),
     ...(at.refund === undefined ? [] : [bookRefund(db, at.refund)]),
   ]);
+  return vm.generation + 1;
 }
 
 /** Ends a purchase without a machine, with a row that says why. `step` is clear while one is still to be ended. */
@@ -285,7 +299,7 @@ export async function failVm(
     step: "clear" | "idle";
     wakeAt: number | null;
     /** What the buyer gets back, if that is decided with it. */
-    refund?: NewRefund;
+    refund?: NewRefund | undefined;
   },
 ): Promise<void> {
   const { cause, detail, now, step, wakeAt, refund } = failure;
@@ -371,23 +385,3 @@ export const wakeAt = (db: Database, incarnation: string, at: number) =>
 
 const isAttempt = ({ incarnation }: Pick<Attempt, "incarnation">, number: number) =>
   and(eq(attempts.incarnation, incarnation), eq(attempts.number, number));
-
-/** The machine is gone: nothing more to do, and no key to keep. A replaced purchase gives its token up as well. */
-export const terminate = (db: Database, vm: Vm, failure?: "reorged") => {
-  requireMove(vm.status, "terminated");
-  return db.batch([
-    fenceByGeneration(db, vm),
-    db
-      .update(vms)
-      .set({
-        status: "terminated",
-        step: "idle",
-        wakeAt: null,
-        checkAt: null,
-        sshPrivateKey: null,
-        generation: vm.generation + 1,
-        ...(failure === undefined ? {} : { failure, current: false }),
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
-  ]);
-};

@@ -87,8 +87,8 @@ export type Tried = { provider: string; region: string; plan: string; outcome: s
 
 /**
  * The candidate to try next: each one once, in order, then all again after a wait that doubles from round to round.
- * A try that the vendor put off (`wait`) does not count. `jitter`, 0 to 1, keeps purchases of one moment from coming
- * back in one moment.
+ * A try that the vendor put off (`wait`) does not count, nor does one whose machine ran. `jitter`, 0 to 1, keeps purchases
+ * of one moment from coming back in one moment.
  */
 export function nextCandidate(
   candidates: readonly Candidate[],
@@ -96,7 +96,7 @@ export function nextCandidate(
   now: number,
   jitter = 1,
 ): { candidate: Candidate } | { waitMs: number } {
-  const counted = tried.filter((attempt) => attempt.outcome !== "wait");
+  const counted = tried.filter((attempt) => attempt.outcome !== "wait" && attempt.outcome !== "running");
   const tries = (candidate: Candidate) =>
     counted.filter(
       (attempt) =>

@@ -25,6 +25,9 @@ export function cloudConfig(spec: MachineSpec, sshPort: number): string {
   return `#cloud-config\n${JSON.stringify(config, null, 1)}\n`;
 }
 
+/** What takes the place of a booted machine's data: no secret, and no change. An empty one would leave it degraded. */
+export const SPENT_CLOUD_CONFIG = `#cloud-config\n${JSON.stringify({ ssh_pwauth: false, disable_root: false })}\n`;
+
 /**
  * Cloud-init goes on after a module that failed, so this looks before it sets the mark: firewall up, the customer's key in
  * place, our host key in place, passwords off in what sshd itself makes of its files. Any of it missing, and the machine

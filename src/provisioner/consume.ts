@@ -1,16 +1,18 @@
 // Takes messages off the queue. Each is acknowledged or retried by itself; `retry` is for faults only, waiting is a new
 // message (hard case 11).
-import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
+import { failVm, isFenced, loadVm, moveVm, type Vm, wakeAt } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
 import { errorFields, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
-import { type Context, DONE, type Next } from "./context.ts";
-import { create, refundOf } from "./create.ts";
+import { type Context, DONE, goOn, type Next } from "./context.ts";
+import { create, refundOf, STALL_MS } from "./create.ts";
 import { end, prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
+import { reap } from "./reap.ts";
 import { refund } from "./refund.ts";
-import { boot, clear, find, reap } from "./watch.ts";
+import { rotate } from "./rotate.ts";
+import { boot, clear, find, scrub } from "./watch.ts";
 
 const MAX_STEPS_PER_MESSAGE = 8;
 const MAX_RETRY_SECONDS = 60;
@@ -21,6 +23,8 @@ const STEPS: Record<Step, (context: Context, vm: Vm) => Promise<Next>> = {
   find,
   boot,
   clear,
+  rotate,
+  scrub,
   prove,
   retire,
   end,
@@ -69,6 +73,7 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
     return await STEPS[vm.step](context, vm);
   } catch (error) {
     if (!(error instanceof GiveUp)) throw error;
+    if (error.code === "token_not_valid" && vm.runningAt !== null) return endServed(context, vm);
     log("page", "purchase_held", { incarnation: vm.incarnation, ...errorFields(error) });
     await failVm(context.db, vm, {
       cause: error.code,
@@ -83,13 +88,17 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
   }
 }
 
+/** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */
+const endServed = async ({ db, now }: Context, vm: Vm): Promise<Next> =>
+  goOn(await moveVm(db, vm, { status: "expired", step: "prove", wakeAt: now() + STALL_MS, checkAt: null }));
+
 /** One message from the job queue. */
 export async function consume(context: Context, message: Message<unknown>): Promise<void> {
   const { body } = message;
   try {
     if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
     else if (body.kind === "catalog") await refreshCatalog(context);
-    else if (body.kind === "reap") await reap(context);
+    else if (body.kind === "reap") await reap(context, body);
     else if (body.kind === "refund") await refund(context, { incarnation: body.incarnation, kind: body.of });
     else await advance(context, body);
     message.ack();

@@ -2,7 +2,7 @@
 // one consumer at a time holds the row's lease.
 
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
-import { machineLabel } from "../chain/incarnation.ts";
+import { labelFamily, machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
 import { isPaused } from "../db/pauses.ts";
@@ -13,20 +13,20 @@ import { errorFields, log } from "../log.ts";
 import { candidatesOf, nextCandidate, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
-import { verifyPurchase } from "./verify.ts";
+import { isPast, verifyPurchase } from "./verify.ts";
 
 /** More than all timeouts of one turn together. */
-const LEASE_MS = 300_000;
+export const LEASE_MS = 300_000;
 /** No further vendor call is begun in a turn that has lasted this long. */
 const TURN_MS = 45_000;
 /** After a move without a word from its message, the sweep sends the row again. */
 export const STALL_MS = 180_000;
 const RECEIPT_WAIT_SECONDS = 3;
-const PAGED_WAIT_SECONDS = 60;
+export const PAGED_WAIT_SECONDS = 60;
 /** How soon an operator's resume is noticed. */
-const PAUSED_WAIT_SECONDS = 15;
+export const PAUSED_WAIT_SECONDS = 15;
 /** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */
-const MAX_WAIT_SECONDS = 60;
+export const MAX_WAIT_SECONDS = 60;
 const SNAPSHOT_AGE_MS = 15_000;
 
 /**
@@ -55,7 +55,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   if (unresolved !== undefined) return resolveFirst(context, vm, unresolved);
   if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
   if (await isTooLate(context, vm)) return tooLate(context, vm);
-  if (!(await verifyPurchase(chain, config, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+  if (!(await verifyPurchase(chain, config, vm))) return waitForPurchase(context, vm);
   let candidates = await rankCandidates(context, vm.tier);
   let pair: SshKeyPair | undefined;
   // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
@@ -85,6 +85,12 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   }
 }
 
+/** One node told of it and two don't know it: they may be behind. Once final history has passed its block, it never was. */
+async function waitForPurchase(context: Context, vm: store.Vm): Promise<Next> {
+  if (!(await isPast(context.chain, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+  return goOn(await store.moveVm(context.db, vm, { step: "retire", wakeAt: context.now() + STALL_MS }));
+}
+
 async function rankCandidates({ db, config, gate, now }: Context, tier: number): Promise<Candidate[]> {
   const stock = (await loadCatalog(db))?.stock ?? {};
   const troubled = new Map<VendorName, string[]>();
@@ -94,7 +100,7 @@ async function rankCandidates({ db, config, gate, now }: Context, tier: number):
 }
 
 /** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
-async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<SshKeyPair> {
+export async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<SshKeyPair> {
   const began = now();
   const pair = await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
   log("info", "ssh_key_made", { tokenId: vm.tokenId, algorithm: config.SSH_KEY_ALGORITHM, ms: now() - began });
@@ -126,7 +132,7 @@ async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): P
   if (!answer.ok) throw putOff(vendor, answer);
   const prepared = await gate(vendor).supplies(now());
   if (!prepared.ok) throw putOff(vendor, prepared);
-  const family = machineLabel(vm.incarnation, 0).slice(0, -1);
+  const family = labelFamily(vm.incarnation);
   const numbers = answer.snapshot.machines
     .filter((machine) => machine.label.startsWith(family))
     .map((machine) => Number(machine.label.slice(family.length)))
@@ -192,7 +198,7 @@ export async function keepMachine(
   context: Context,
   vm: store.Vm,
   attempt: store.Attempt,
-  machine: Machine,
+  machine: Pick<Machine, "instanceId">,
 ): Promise<number | null> {
   const at = context.now();
   return store.recordMachine(context.db, vm, attempt, machine.instanceId, {
@@ -239,10 +245,11 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
 export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
   (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
 
-/** The whole price back; after the machine ran for a while, what is left of its time. */
-export function refundOf({ db, config }: Context, vm: store.Vm, now: number) {
+/** The whole price back; after a machine ran, what is left of its time by the chain's clock, if anything is. */
+export async function refundOf({ db, config }: Context, vm: store.Vm, now: number) {
   const byHand = config.REFUNDS === "manual";
-  const owedSeconds = vm.runningAt === null ? null : Math.max(0, vm.expiresAt - Math.floor(now / 1_000));
+  const owedSeconds = vm.runningAt === null ? null : vm.expiresAt - (await store.chainTime(db));
+  if (owedSeconds !== null && owedSeconds <= 0) return undefined;
   return oweRefund(db, vm, {
     kind: "failed",
     state: byHand ? "waiting" : "due",

@@ -1,10 +1,11 @@
 // The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
 // a purchase that the chain replaced ends once two nodes show what took its place (5).
 import { readAgreedToken, readFinalToken } from "../chain/client.ts";
+import { terminate, terminateReplaced } from "../db/ends.ts";
 import * as store from "../db/vms.ts";
 import { log } from "../log.ts";
-import { type Context, DONE, type Next, sendAfter } from "./context.ts";
-import { readPurchase } from "./verify.ts";
+import { type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
+import { isPast, readPurchase } from "./verify.ts";
 import { endMachines } from "./watch.ts";
 
 const PROOF_WAIT_SECONDS = 20;
@@ -16,7 +17,7 @@ const FINAL_MAX_AGE_SECONDS = 7_200;
 
 /** The paid time of a published machine is over by the scanned head. Ends it, or finds that it is not over after all. */
 export async function prove(context: Context, vm: store.Vm): Promise<Next> {
-  const { db, chain, config } = context;
+  const { db, chain, config, now } = context;
   const view = await readFinalToken(chain, vm.tokenId);
   const headTime = await store.chainTime(db);
   if (view.blockTimestamp < headTime - FINAL_MAX_AGE_SECONDS) {
@@ -29,7 +30,16 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
     // Until final history reaches the moment at which the sweep called it expired, it can't know better.
     if (view.blockTimestamp < (vm.expiredAt ?? vm.expiresAt)) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
     log("warn", "expiry_disproved", { tokenId: vm.tokenId });
-    const checkAt = Math.max(vm.expiresAt + config.EXPIRY_GRACE_SECONDS, view.blockTimestamp + RECHECK_SECONDS);
+    // Given up, and a reorg undid it? Looked at again within the hour, and at its own end at the latest.
+    const recheckAt = view.blockTimestamp + RECHECK_SECONDS;
+    const endsAt = vm.expiresAt + config.EXPIRY_GRACE_SECONDS;
+    const checkAt = endsAt > view.blockTimestamp ? Math.min(endsAt, recheckAt) : recheckAt;
+    // Between two machines, or renewed when the end had begun: there is none that it could run on.
+    if (vm.sshHost === null || vm.instanceId === null) {
+      const deadlineSeconds = config.REPLACE_DEADLINE_SECONDS;
+      const queued = await store.startOver(db, vm, { now: now(), checkAt, deadlineSeconds });
+      return goOn(queued?.generation ?? null);
+    }
     await store.moveVm(db, vm, { status: "running", step: "idle", wakeAt: null, checkAt });
     return DONE;
   }
@@ -40,7 +50,7 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
     if (latest.valid) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   }
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
-  await store.terminate(db, vm);
+  await terminate(db, vm);
   log("info", "vm_terminated", { tokenId: vm.tokenId });
   return DONE;
 }
@@ -60,9 +70,9 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
     await store.reinstate(db, vm, now(), config.EXPIRY_GRACE_SECONDS);
     return DONE;
   }
-  if (!replaced && !(await isFinal(context, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  if (!replaced && !(await isPast(chain, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
-  await store.terminate(db, vm, "reorged");
+  await terminateReplaced(db, vm, now());
   log("warn", "vm_retired", { incarnation: vm.incarnation });
   return DONE;
 }
@@ -70,13 +80,7 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
 /** An operator's order: the state of the row is the order, and machines go by their stored ids (hard case 13). */
 export async function end(context: Context, vm: store.Vm): Promise<Next> {
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
-  await store.terminate(context.db, vm);
+  await terminate(context.db, vm);
   log("warn", "vm_ended_by_order", { tokenId: vm.tokenId });
   return DONE;
-}
-
-/** Whether final history has passed the block in which the purchase once stood. */
-async function isFinal(context: Context, vm: store.Vm): Promise<boolean> {
-  const view = await readFinalToken(context.chain, vm.tokenId);
-  return view.blockNumber > vm.blockNumber;
 }

@@ -6,11 +6,17 @@ export type Job =
   | { kind: "advance"; incarnation: string; generation: number }
   | { kind: "refund"; incarnation: string; of: "failed" | "late" }
   | { kind: "catalog" }
-  | { kind: "reap" };
+  /** Of one vendor, its rows behind `after`; without, everything from the start. */
+  | { kind: "reap"; vendor?: "vultr" | "runpod"; after?: string };
 
 export const isJob = (body: unknown): body is Job => {
   if (typeof body !== "object" || body === null || !("kind" in body)) return false;
-  if (body.kind === "catalog" || body.kind === "reap") return true;
+  if (body.kind === "catalog") return true;
+  if (body.kind === "reap") {
+    const { vendor, after } = body as { vendor?: unknown; after?: unknown };
+    if (vendor === undefined) return after === undefined;
+    return (vendor === "vultr" || vendor === "runpod") && typeof after === "string";
+  }
   if (!("incarnation" in body) || typeof body.incarnation !== "string") return false;
   if (body.kind === "refund") return "of" in body && (body.of === "failed" || body.of === "late");
   return body.kind === "advance" && "generation" in body && typeof body.generation === "number";

@@ -2,7 +2,7 @@
 // to the one whom the chain names, and paid once by the operator wallet (hard cases 16 and 17).
 import { type Address, getAddress, type Hex } from "viem";
 import type { PaymentState } from "../../durable-objects/operator-wallet.ts";
-import { readFinalToken } from "../chain/client.ts";
+import { readAgreedToken, readFinalToken } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/refunds.ts";
@@ -26,10 +26,10 @@ export async function refund(context: Context, key: store.RefundKey): Promise<vo
 }
 
 async function begin(context: Context, row: store.Refund): Promise<store.Refund | null> {
-  const { db } = context;
+  const { db, config } = context;
   const vm = await loadVm(db, row.incarnation);
   if (vm === null) return null;
-  const payee = await findPayee(context, vm, row);
+  const payee = config.OPERATOR_PRIVATE_KEY === undefined ? "no_wallet" : await findPayee(context, vm, row);
   if (payee === "wait") return null;
   if (typeof payee === "string") {
     log("page", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
@@ -59,7 +59,12 @@ async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<P
   if (row.kind === "failed" && vm.expiresAt > paidUntil) return "renewed";
   const amount = store.shareOf(purchase.totalCost, purchase.durationDays, row.owedSeconds);
   if (amount === 0n) return "nothing_owed";
-  if (row.payTo !== null) return view.owner === getAddress(row.payTo) ? { to: view.owner, amount } : "owner_changed";
+  if (row.payTo !== null) {
+    if (view.owner === getAddress(row.payTo)) return { to: view.owner, amount };
+    // Claimed before the transfer is final?
+    const { owner } = await readAgreedToken(chain, vm.tokenId);
+    return owner === getAddress(row.payTo) ? "wait" : "owner_changed";
+  }
   return view.owner === purchase.buyer ? { to: purchase.buyer, amount } : "owner_is_not_the_buyer";
 }
 

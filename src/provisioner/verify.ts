@@ -1,7 +1,7 @@
 // The provisioner's own look at a purchase. A row or a job may be forged and one node may lie (hard case 4): before
 // anything is rented, the receipt is read from two nodes and compared with the row and with the price at its own block.
 import type { TransactionReceipt } from "viem";
-import { askTwo, type Chain, readReceipt, readTier, readToken } from "../chain/client.ts";
+import { askTwo, type Chain, readFinalToken, readReceipt, readTier, readToken } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { decodeEvents, type Purchase } from "../chain/events.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
@@ -18,6 +18,11 @@ export async function readPurchase(chain: Chain, config: ProvisionerConfig, vm: 
   }
   const receipt = await readReceipt(chain, txHash);
   return receipt === null ? null : findPurchase(receipt, config, vm.tokenId, ordinal);
+}
+
+/** Whether final history has passed the block in which a purchase once stood. */
+export async function isPast(chain: Chain, { tokenId, blockNumber }: Vm): Promise<boolean> {
+  return (await readFinalToken(chain, tokenId)).blockNumber > blockNumber;
 }
 
 function findPurchase(

@@ -1,6 +1,5 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
-import { labelPrefix } from "../chain/incarnation.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -12,6 +11,7 @@ import { type Machine, VendorError } from "./vendors/vendor.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
+const SCRUB_WAIT_SECONDS = 60;
 const LOST = "no answer, and no list showed a machine";
 /** Vendors' clocks and ours. */
 const CLOCK_SKEW_MS = 120_000;
@@ -80,12 +80,32 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
     const banner = await readBanner(machine.host, machine.port, BANNER_TIMEOUT_MS);
     if (banner?.includes(attempt.mark)) {
       const late = await lateness(context, vm);
-      await store.publish(context.db, vm, attempt, { host: machine.host, port: machine.port, now: now(), ...late });
+      const { host, port } = machine;
+      const scrubAt = context.vendors[attempt.provider].scrub === null ? null : now() + STALL_MS;
+      const generation = await store.publish(context.db, vm, attempt, { host, port, now: now(), scrubAt, ...late });
       log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
-      return DONE;
+      return scrubAt === null ? DONE : goOn(generation);
     }
   }
   return sendAfter(vm.generation, config.POLL_SECONDS);
+}
+
+/** The vendor has no more use for the host key of a machine that runs (hard case 15); it is asked until it lets it go. */
+export async function scrub(context: Context, vm: store.Vm): Promise<Next> {
+  const { provider, instanceId } = vm;
+  try {
+    if (provider !== null && instanceId !== null) {
+      await ask(context, provider, async (vendor) => vendor.scrub?.(instanceId));
+    }
+  } catch (error) {
+    if (!(error instanceof VendorError)) throw error;
+    log("warn", "host_key_left", { tokenId: vm.tokenId, ...errorFields(error) });
+    if (error.action !== "next_candidate") {
+      return sendAfter(vm.generation, Math.max(SCRUB_WAIT_SECONDS, error.retryAfterSeconds));
+    }
+  }
+  await store.moveVm(context.db, vm, { step: "idle", wakeAt: null });
+  return DONE;
 }
 
 /** How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). */
@@ -185,60 +205,6 @@ async function lookUp(
   } catch (error) {
     if (error instanceof VendorError) return null;
     throw error;
-  }
-}
-
-/**
- * Looks over every machine under this deployment's name, with every sweep. A machine that turned up after its attempt was
- * given up is ended: known by label and mark together, both stored with the attempt, and never one that a row has claimed.
- * A running machine's address is taken over where the vendor moved it. One that no row explains is reported, not ended.
- */
-export async function reap(context: Context): Promise<void> {
-  const { db, config, now } = context;
-  for (const provider of ["vultr", "runpod"] as const) {
-    const answer = await context.gate(provider).machines(now(), now() - SNAPSHOT_AGE_MS);
-    if (!answer.ok) continue;
-    const isOurs = (one: Machine) => one.label.startsWith(labelPrefix(config.DEPLOYMENT_ID));
-    const ours = answer.snapshot.machines.filter(isOurs);
-    // Imported machines bear other names: a running row knows them by their ids.
-    const others = answer.snapshot.machines.filter((one) => !isOurs(one));
-    const imported = await store.runningInstances(
-      db,
-      provider,
-      others.map((machine) => machine.instanceId),
-    );
-    for (const machine of others.filter((one) => imported.has(one.instanceId))) {
-      await followMachine(context, provider, machine);
-    }
-    const labels = ours.map((machine) => machine.label);
-    const known = await store.attemptsByLabel(db, provider, labels);
-    let unexplained = 0;
-    for (const machine of ours) {
-      const attempt = known.find((one) => one.label === machine.label && one.mark === machine.mark);
-      if (attempt === undefined) unexplained += 1;
-      else if (attempt.outcome === "running") await followMachine(context, provider, machine);
-      else if (attempt.endedAt !== null && !(await store.isClaimed(db, provider, machine.instanceId))) {
-        await endGhost(context, provider, machine);
-      }
-    }
-    if (unexplained > 0) log("page", "machines_without_attempt", { provider, count: unexplained });
-  }
-}
-
-/** RunPod's host and port move with a restart; a machine that died under a customer is a person's case. */
-async function followMachine(context: Context, provider: store.Attempt["provider"], machine: Machine): Promise<void> {
-  if (machine.state === "dead") log("page", "running_machine_died", { provider, instanceId: machine.instanceId });
-  if (machine.state !== "up" || machine.host === null || machine.port === null) return;
-  await store.moveAddress(context.db, provider, machine.instanceId, machine.host, machine.port);
-}
-
-async function endGhost(context: Context, provider: store.Attempt["provider"], machine: Machine): Promise<void> {
-  log("warn", "ghost_ended", { label: machine.label, instanceId: machine.instanceId });
-  try {
-    await ask(context, provider, (vendor) => vendor.delete(machine.instanceId));
-  } catch (error) {
-    if (!(error instanceof VendorError)) throw error;
-    log("warn", "delete_put_off", { label: machine.label, ...errorFields(error) });
   }
 }
 

@@ -1,6 +1,7 @@
 // Shapes that several routes share.
 import { z } from "@hono/zod-openapi";
 import { getAddress, isAddress } from "viem";
+import { WIRE_REFUND_STATES } from "../vms/refunds.ts";
 import { STATUSES } from "../vms/states.ts";
 
 export const errorSchema = z
@@ -64,9 +65,12 @@ export const isoTime = z.string().openapi({ format: "date-time", example: "2026-
 export const isoOfChain = (seconds: number): string => new Date(seconds * 1_000).toISOString();
 export const isoOf = (ms: number | null): string | null => (ms === null ? null : new Date(ms).toISOString());
 
-/** 10^-6 USDC as a decimal string with two digits or more: "0.50", "1.234567". */
-export function formatUsdc(usdc6: bigint): string {
-  const whole = usdc6 / 1_000_000n;
-  const fraction = (usdc6 % 1_000_000n).toString().padStart(6, "0");
-  return `${whole}.${fraction.replace(/0{1,4}$/, "")}`;
-}
+export const refundSchema = z
+  .object({
+    state: z
+      .enum(WIRE_REFUND_STATES)
+      .openapi({ description: "held: the token's owner claims it, or an operator decides" }),
+    amount: z.string().openapi({ description: "USDC", example: "0.50" }),
+    txHash: z.string().nullable(),
+  })
+  .openapi("Refund");

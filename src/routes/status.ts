@@ -3,15 +3,16 @@ import { limitedBeside } from "../access/admission.ts";
 import type { Router } from "../app.ts";
 import { askFirst, type Chain, readToken } from "../chain/client.ts";
 import { statementsOf } from "../db/reads.ts";
-import { type Refund, refundOf } from "../db/refunds.ts";
+import { refundOf } from "../db/refunds.ts";
 import { AppError } from "../errors.ts";
+import { wireRefund } from "../vms/refunds.ts";
 import { wireType } from "../vms/tiers.ts";
 import {
   errorsOf,
-  formatUsdc,
   isoOf,
   isoOfChain,
   isoTime,
+  refundSchema,
   statusSchema,
   tokenIdSchema,
   wireTypeSchema,
@@ -21,16 +22,6 @@ const MISS_CACHE_MS = 30_000;
 const MISS_CACHE_ENTRIES = 10_000;
 // Token ids that the chain did not know, so that a guesser costs no more than one call per id and half a minute.
 const misses = new Map<number, number>();
-
-const refundBody = z
-  .object({
-    state: z
-      .enum(["recorded", "due", "held", "sent", "paid"])
-      .openapi({ description: "held: the token's owner claims it, or an operator decides" }),
-    amount: z.string().openapi({ description: "USDC", example: "0.50" }),
-    txHash: z.string().nullable(),
-  })
-  .openapi("Refund");
 
 const statusBody = z
   .object({
@@ -50,7 +41,7 @@ const statusBody = z
         outcome: z.string().nullable(),
       }),
     ),
-    refund: refundBody.optional().openapi({ description: "Where the buyer is owed something" }),
+    refund: refundSchema.optional().openapi({ description: "Where the buyer is owed something" }),
   })
   .openapi("Status");
 
@@ -102,23 +93,6 @@ export function mountStatus(app: Router): void {
       200,
     );
   });
-}
-
-const WIRE_STATES = {
-  recorded: "recorded",
-  waiting: "held",
-  due: "due",
-  held: "held",
-  paying: "due",
-  paid: "paid",
-} as const;
-
-/** Nothing where none is owed. One whose transaction is out, and not final yet, is `sent`. */
-export function wireRefund(refund: Refund | null) {
-  if (refund === null || refund.state === "cancelled") return {};
-  const { amount, txHash } = refund;
-  const state = refund.state === "paying" && txHash !== null ? "sent" : WIRE_STATES[refund.state];
-  return { refund: { state, amount: formatUsdc(BigInt(amount)), txHash } } as const;
 }
 
 async function requireOnChain(chain: Chain, tokenId: number, now: number): Promise<void> {

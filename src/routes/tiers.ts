@@ -1,6 +1,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { limited } from "../access/admission.ts";
 import type { Router } from "../app.ts";
+import { formatUsdc } from "../chain/contract.ts";
 import { statementsOf } from "../db/reads.ts";
 import type { StockByVendor } from "../db/schema.ts";
 import type { StoredTiers } from "../db/sweep.ts";
@@ -9,7 +10,7 @@ import { errorFields, log } from "../log.ts";
 import { stockOf } from "../provisioner/candidates.ts";
 import { refreshTiers } from "../vms/sweep.ts";
 import { TIERS, wireType } from "../vms/tiers.ts";
-import { errorsOf, formatUsdc, wireTypeSchema } from "./schemas.ts";
+import { errorsOf, wireTypeSchema } from "./schemas.ts";
 
 const DAYS_PER_MONTH = 30n;
 const CACHE_MS = 30_000;

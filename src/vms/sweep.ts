@@ -1,6 +1,6 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
-import { askFirst, type Chain, readFinalToken, readTier } from "../chain/client.ts";
+import { askFirst, type Chain, readFinalToken, readOwners, readTier } from "../chain/client.ts";
 import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
 import type { EdgeConfig } from "../config.ts";
 import { deleteOldBans } from "../db/bans.ts";
@@ -18,6 +18,7 @@ const ROWS_PER_SWEEP = 500;
 const VANISHED_AFTER_BLOCKS = 10;
 const MESSAGES_PER_BATCH = 100;
 const DISPUTES_PER_SWEEP = 20;
+const OWNERS_PER_SWEEP = 50;
 /** An ordinary transfer is scanned long before. */
 const DISPUTE_AFTER_MS = 60_000;
 
@@ -54,6 +55,7 @@ export async function sweep(context: ScanContext): Promise<void> {
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),
     bans: () => deleteOldBans(db, now),
+    compare: () => compareOwners(context),
     owners: () => settleDisputes(context),
     newest: () => probeNewest(context),
     gaps: async () => enqueue(jobs, await fillGaps(context)),
@@ -89,6 +91,22 @@ async function expire(db: Database, config: EdgeConfig, chainTime: number, now: 
     return [];
   }
   return store.expireDue(db, chainTime, now, limit);
+}
+
+/** A few tokens in each sweep, in turn: a transfer that no log showed is found here, whether its owner asks or not. */
+async function compareOwners({ db, chain, now }: ScanContext): Promise<void> {
+  const rows = await disputes.nextToCompare(db, OWNERS_PER_SWEEP);
+  if (rows.length === 0) return;
+  const owners = await askFirst(chain, (node) =>
+    readOwners(
+      chain,
+      node,
+      rows.map(({ tokenId }) => tokenId),
+    ),
+  );
+  for (const [i, { tokenId, owner }] of rows.entries()) {
+    if ((owners[i]?.toLowerCase() ?? "") !== owner) await disputes.openDispute(db, tokenId, now);
+  }
 }
 
 /** Whatever the logs told us of an owner in dispute, what two nodes call final is the truth. */

@@ -149,6 +149,28 @@ test("an acknowledgement by the fresh form erases the stored key", async () => {
   expect([after.status, after.body.ssh.privateKey]).toEqual([200, null]);
 });
 
+test("the new owner is told that the former one has the key, rotates it, and the old key opens nothing (hard case 15)", async () => {
+  const before = (await getCredentials(await freshHeaders(world.url, agent(1), tokenId))).body;
+  expect(before.ssh.knownToFormerOwner).toBe(true);
+  // Until then the seller can still log in.
+  expect((await runOverSsh(credentials, "whoami")).output).toBe("root\n");
+  const after = await rotated(1, tokenId);
+  expect(after.ssh).toMatchObject({ privateKey: expect.stringContaining("PRIVATE KEY"), knownToFormerOwner: false });
+  expect(await runOverSsh(after, "whoami")).toEqual({ output: "root\n", code: 0 });
+  // The same machine under the same address, with another login key and another host key.
+  expect(after.host).toBe(credentials.host);
+  const oldKey = { ...after, ssh: { ...after.ssh, privateKey: credentials.ssh.privateKey } };
+  await expect(runOverSsh(oldKey, "whoami")).rejects.toThrow("authentication methods failed");
+  const oldHost = { ...after, ssh: { ...after.ssh, knownHosts: credentials.ssh.knownHosts } };
+  await expect(runOverSsh(oldHost, "whoami")).rejects.toThrow("verification failed");
+  const attempts = (await waitForStatus(world.url, tokenId, ["running"])).attempts.map(({ outcome }) => outcome);
+  expect(attempts).toEqual(["running", "running"]);
+  // What the vendor keeps of the machine holds no key.
+  await settled(async () =>
+    [...world.vultr.instances.values()].every(({ userData }) => !/PRIVATE|ssh-/.test(userData)),
+  );
+});
+
 test("a GPU purchase through a sold-out cloud and a lost answer ends in one pod with a shell", async () => {
   world.runpod.server.addFault({ call: "create", kind: "sold_out", region: "COMMUNITY" });
   world.runpod.server.addFault({ call: "create", kind: "error_after", region: "SECURE", times: 1 });
@@ -160,7 +182,25 @@ test("a GPU purchase through a sold-out cloud and a lost answer ends in one pod 
   expect((await runOverSsh(body, "nvidia-smi")).output).toContain("RTX 4090");
   expect(world.runpod.pods.size).toBe(1);
   world.runpod.server.clearFaults();
+
+  // Another key is another pod, since the old one's has a key to its own API inside (hard case 15).
+  const [old] = world.runpod.pods.keys();
+  const after = await rotated(2, gpu.tokenId);
+  expect((await runOverSsh(after, "nvidia-smi")).output).toContain("RTX 4090");
+  await expect(runOverSsh(body, "whoami")).rejects.toThrow();
+  expect([...world.runpod.pods.keys()]).toEqual([expect.not.stringMatching(old ?? "")]);
 });
+
+/** Orders other keys for a token's machine, and waits for them. */
+async function rotated(index: number, id: number): Promise<Credentials> {
+  const ordered = await fetch(`${world.url}/credentials/${id}/rotate`, {
+    method: "POST",
+    headers: await freshHeaders(world.url, agent(index), id, "/rotate"),
+  });
+  expect(ordered.status).toBe(202);
+  await waitForStatus(world.url, id, ["running"]);
+  return (await getCredentials(await freshHeaders(world.url, agent(index), id), id)).body;
+}
 
 test("the end of the paid time ends both machines, and SSH with them", async () => {
   await world.chain.node.increaseTime({ seconds: DAY + 10 });
@@ -185,6 +225,8 @@ test.skipIf(!hasDocuments)(
     for (const operation of [
       "POST /instances",
       "GET /instances",
+      "PATCH /instances/{instance-id}",
+      "POST /instances/{instance-id}/reinstall",
       "DELETE /instances/{instance-id}",
       "POST /firewalls",
       "GET /os",

@@ -9,7 +9,8 @@ import { startWorld, type World } from "../world/world.ts";
 const run = promisify(execFile);
 let world: World;
 beforeAll(async () => {
-  world = await startWorld();
+  // A day's calls in less than a minute.
+  world = await startWorld({ edge: { RATE_LIMITS: "admin=40/60" } });
 });
 afterAll(() => world.stop());
 
@@ -47,6 +48,11 @@ test("from a purchase to its end by an operator, and the logs of both Workers wi
     client: "203.0.113.9",
   });
   expect(await json("bans", "list")).toHaveLength(2);
+  expect(await json("refunds", "list", "--state", "held")).toEqual([]);
+  const refusal = await admin("refunds", "pay", String(tokenId), "--reason", "asked").catch(
+    (error: { stderr: string }) => error.stderr,
+  );
+  expect(refusal).toContain("(refund_not_found)");
   await admin("bans", "lift", "203.0.113.9");
   expect(await json("bans", "list")).toEqual([]);
   const bob = await json<{ id: string; key: string }>("keys", "create", "bob");

@@ -35,6 +35,7 @@ export type Credentials = {
     fingerprint: string;
     knownHosts: string | null;
     deliveredAt: string | null;
+    knownToFormerOwner: boolean;
   };
 };
 export type StatusBody = {
@@ -104,7 +105,7 @@ export async function freshHeaders(
   api: string,
   agent: Signer,
   tokenId: number,
-  action: "" | "/ack" = "",
+  action: "" | "/ack" | "/rotate" | "/refund" = "",
   fields: Record<string, string> = {},
 ): Promise<Record<string, string>> {
   const all = {

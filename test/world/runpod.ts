@@ -29,6 +29,9 @@ const CREATE_FIELDS = new Set(
     " ",
   ),
 );
+const CHANGE_FIELDS = new Set(
+  "args disk env image ports registry globalNetworking locked mounts name templateId".split(" "),
+);
 const DEFAULT_BOOT_MS = { starting: 500, running: 2_000, sshd: 3_000 };
 const NO_CAPACITY =
   "There are no longer any instances available with the requested specifications. Please refresh and try again.";
@@ -44,6 +47,8 @@ type Pod = {
   ports: string[];
   env: Record<string, string>;
   createdAt: number;
+  /** When its container was started last: with its creation, or by a change of what it runs. */
+  startedAt: number;
   /** The public port that 22/tcp is mapped to: given with the machine, before anything listens on it. */
   sshPort: number;
   addressAt: number;
@@ -150,14 +155,24 @@ export async function startRunpod(options: RunpodOptions) {
       return pod === undefined ? problem(c, 404, "Not Found", "pod not found") : c.json(view(pod));
     }),
   );
-  // A tenant can do this from inside, with the key that every pod carries.
+  // A tenant can do this from inside, with the key that every pod carries. Another environment or other arguments start the
+  // container anew: its disk, and with it the host key, is gone, and its port is another one.
   app.patch("/v2/pods/:id", async (c) => {
-    const pod = pods.get(c.req.param("id"));
-    if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
-    const { name, locked } = (await c.req.json()) as { name?: string; locked?: boolean };
-    pod.name = name ?? pod.name;
-    pod.locked = locked ?? pod.locked;
-    return c.json(view(pod));
+    const body = (await c.req.json()) as Partial<Pick<Pod, "name" | "locked" | "env" | "args">>;
+    return faulty(c, "change", async () => {
+      const pod = pods.get(c.req.param("id"));
+      if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
+      const unknown = Object.keys(body).filter((field) => !CHANGE_FIELDS.has(field));
+      if (unknown.length > 0) return problem(c, 422, "Unprocessable Entity", `unknown fields: ${unknown.join(", ")}`);
+      const restarts = body.env !== undefined || body.args !== undefined;
+      pod.locked = body.locked ?? pod.locked;
+      if (restarts && pod.locked) return problem(c, 400, "Bad Request", "Pod is locked");
+      pod.name = body.name ?? pod.name;
+      pod.env = body.env ?? pod.env;
+      pod.args = body.args ?? pod.args;
+      if (restarts) await restart(pod);
+      return c.json(view(pod));
+    });
   });
   app.delete("/v2/pods/:id", (c) =>
     faulty(c, "delete", async () => {
@@ -197,6 +212,7 @@ export async function startRunpod(options: RunpodOptions) {
       ports: (body["ports"] as string[] | undefined) ?? [],
       env: (body["env"] as Record<string, string> | undefined) ?? {},
       createdAt: now,
+      startedAt: now,
       sshPort: await freePort(),
       addressAt: now + (late?.ms ?? 0),
       boots: server.takeFault("create", ["never_boots"], cloud) === undefined,
@@ -208,6 +224,14 @@ export async function startRunpod(options: RunpodOptions) {
     pods.set(pod.id, pod);
     if (pod.boots) bootUp(pod);
     return c.json(view(pod), 201);
+  }
+
+  async function restart(pod: Pod): Promise<void> {
+    await close(pod);
+    pod.timers.length = 0;
+    pod.startedAt = Date.now();
+    pod.sshPort = await freePort();
+    if (pod.boots) bootUp(pod);
   }
 
   function bootUp(pod: Pod): void {
@@ -236,7 +260,7 @@ export async function startRunpod(options: RunpodOptions) {
   }
 
   function view(pod: Pod) {
-    const age = Date.now() - pod.createdAt;
+    const age = Date.now() - pod.startedAt;
     const running = pod.boots && age >= bootMs.running;
     const status = running ? "RUNNING" : pod.boots && age >= bootMs.starting ? "STARTING" : "PROVISIONING";
     const port = pod.sshPort;
@@ -269,7 +293,7 @@ export async function startRunpod(options: RunpodOptions) {
       globalNetworking: { enabled: false },
       runtime: running ? { uptime: Math.floor(age / 1_000), gpus: [], ports: [] } : null,
       createdAt: new Date(pod.createdAt).toISOString(),
-      startedAt: running ? new Date(pod.createdAt + bootMs.running).toISOString() : null,
+      startedAt: running ? new Date(pod.startedAt + bootMs.running).toISOString() : null,
     };
   }
 

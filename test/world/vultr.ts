@@ -42,6 +42,8 @@ type Instance = {
   firewallGroup: string;
   password: string;
   createdAt: number;
+  /** When its disk was written last: with its creation, or by a reinstallation. */
+  installedAt: number;
   address: string;
   addressAt: number;
   boots: boolean;
@@ -188,7 +190,7 @@ export async function startVultr(options: VultrOptions) {
       const instance = instances.get(c.req.param("id"));
       if (instance === undefined) return error(c, 404, "Invalid instance.");
       const locked =
-        Date.now() - instance.createdAt < LOCKED_MS || server.takeFault("delete", ["locked"]) !== undefined;
+        Date.now() - instance.installedAt < LOCKED_MS || server.takeFault("delete", ["locked"]) !== undefined;
       if (locked) {
         return error(c, 500, "Unable to destroy server: Unable to remove VM: Server is currently locked");
       }
@@ -197,6 +199,34 @@ export async function startVultr(options: VultrOptions) {
       return c.body(null, 204);
     }),
   );
+
+  // Merged field by field, but tags in full. The machine sees changed data only when it is installed or boots again.
+  app.patch("/v2/instances/:id", async (c) => {
+    const body = (await c.req.json()) as { label?: string; tags?: string[] | null; user_data?: string };
+    return faulty(c, "change", () => {
+      const instance = instances.get(c.req.param("id"));
+      if (instance === undefined) return error(c, 404, "Invalid instance.");
+      instance.label = body.label ?? instance.label;
+      instance.tags = body.tags ?? instance.tags;
+      if (body.user_data !== undefined) instance.userData = Buffer.from(body.user_data, "base64").toString();
+      return c.json({ instance: view(instance) }, 202);
+    });
+  });
+  app.post("/v2/instances/:id/reinstall", async (c) => {
+    const { hostname } = (await c.req.json()) as { hostname?: string };
+    return faulty(c, "reinstall", async () => {
+      const instance = instances.get(c.req.param("id"));
+      if (instance === undefined) return error(c, 404, "Invalid instance.");
+      await close(instance);
+      instance.timers.length = 0;
+      instance.hostname = hostname ?? instance.hostname;
+      instance.installedAt = Date.now();
+      instance.boots = server.takeFault("reinstall", ["never_boots"], instance.region) === undefined;
+      instance.markShift = server.takeFault("reinstall", ["wrong_mark"], instance.region) !== undefined;
+      if (instance.boots) bootUp(instance);
+      return c.json({ instance: view(instance) }, 202);
+    });
+  });
 
   function createInstance(c: Context, body: Record<string, unknown>, region: string): Response {
     const plan = String(body["plan"] ?? "");
@@ -221,6 +251,7 @@ export async function startVultr(options: VultrOptions) {
       firewallGroup: String(body["firewall_group_id"] ?? ""),
       password: randomBytes(9).toString("base64"),
       createdAt: now,
+      installedAt: now,
       address: `127.${second}.${(third + (lastHost >> 8)) % 256}.${lastHost % 256}`,
       addressAt: now + (late?.ms ?? 0),
       boots: server.takeFault("create", ["never_boots"], region) === undefined,
@@ -260,10 +291,12 @@ export async function startVultr(options: VultrOptions) {
   }
 
   function view(instance: Instance) {
-    const age = Date.now() - instance.createdAt;
+    const age = Date.now() - instance.installedAt;
     const active = instance.boots && age >= bootMs.active;
     const ok = instance.boots && age >= bootMs.ok;
     const plan = PLANS[instance.plan];
+    // A reinstallation leaves a machine its address.
+    const addressed = active || instance.installedAt > instance.createdAt;
     return {
       id: instance.id,
       os: SYSTEMS.find((system) => system.id === instance.osId)?.name ?? "",
@@ -274,9 +307,9 @@ export async function startVultr(options: VultrOptions) {
       disk: plan?.disk ?? 0,
       vcpu_count: plan?.vcpu ?? 0,
       allowed_bandwidth: 1_024,
-      main_ip: active && Date.now() >= instance.addressAt ? instance.address : "0.0.0.0",
-      netmask_v4: active ? "255.255.254.0" : "",
-      gateway_v4: active ? "127.0.0.1" : "0.0.0.0",
+      main_ip: addressed && Date.now() >= instance.addressAt ? instance.address : "0.0.0.0",
+      netmask_v4: addressed ? "255.255.254.0" : "",
+      gateway_v4: addressed ? "127.0.0.1" : "0.0.0.0",
       internal_ip: "",
       v6_main_ip: "",
       v6_network: "",

@@ -119,6 +119,13 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
       throw refusal(answer);
     },
 
+    // A change of the environment would start the pod anew from its image. But every pod has a key to its own API inside,
+    // and a former owner who copied that could put his login key back: another pod has another one (hard case 15).
+    reinstall: null,
+
+    // The environment holds the host key for as long as the pod lives: changing it would wipe the pod.
+    scrub: null,
+
     async get(instanceId) {
       const answer = await callVendor(access, "GET", `/v2/pods/${pathId(instanceId)}`);
       if (answer.status === 404) return null;

@@ -40,6 +40,13 @@ export type Vendor = {
   /** How many calls that takes the first time. */
   prepareCalls: number;
   create(spec: MachineSpec, supplies: Supplies): Promise<Machine>;
+  /**
+   * Gives a machine new keys, a new mark and a new name, and leaves nothing of what was on it. Settled when the vendor took
+   * the order; may be ordered again. `next_candidate`: it never will. Null where a former owner would keep a way in.
+   */
+  reinstall: ((instanceId: string, spec: MachineSpec) => Promise<void>) | null;
+  /** Takes the host key out of what the vendor stores of a machine that has booted. Null where that would restart it. */
+  scrub: ((instanceId: string) => Promise<void>) | null;
   /** Null where the vendor knows no such machine. */
   get(instanceId: string): Promise<Machine | null>;
   /** Settled when the vendor took the order or had no such machine. */

@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
 import type { Offer } from "../../db/schema.ts";
 import { log } from "../../log.ts";
-import { cloudConfig } from "../cloud-init.ts";
+import { cloudConfig, SPENT_CLOUD_CONFIG } from "../cloud-init.ts";
 import { callVendor, retryAfter, type VendorAnswer } from "./request.ts";
 import {
   type Machine,
@@ -139,6 +139,16 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       page.instances.map((instance) => toMachine(instance, config.VULTR_SSH_PORT)),
     );
 
+  /** A change of one machine. What is refused for good is refused for this machine alone. */
+  async function change(method: "PATCH" | "POST", instanceId: string, action: string, fields: object): Promise<void> {
+    const answer = await callVendor(access, method, `/instances/${pathId(instanceId)}${action}`, fields);
+    if (answer.status === 202) return;
+    if (answer.status === 400 || answer.status === 404) {
+      throw new VendorError("vultr", "next_candidate", answer.detail, { status: answer.status });
+    }
+    throw refusal(answer);
+  }
+
   const kinds: [string, readonly string[]][] = [
     ["vc2", VULTR_PLANS],
     ...(config.VULTR_GPUS ? [["vcg", Object.values(VULTR_GPU_PLANS).flat(2)] as [string, string[]]] : []),
@@ -157,7 +167,7 @@ export function createVultr(config: ProvisionerConfig): Vendor {
         os_id: supplies["osId"],
         label: spec.label,
         hostname: spec.label,
-        tags: ["clawcloud", spec.label, spec.mark],
+        tags: tagsOf(spec),
         user_data: btoa(cloudConfig(spec, config.VULTR_SSH_PORT)),
         firewall_group_id: supplies["firewallGroup"],
         enable_ipv6: true,
@@ -169,6 +179,19 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       }
       throw refusal(answer);
     },
+
+    async reinstall(instanceId, spec) {
+      // The data come first: the installation reads them, and a machine that runs does not.
+      const { label } = spec;
+      await change("PATCH", instanceId, "", {
+        label,
+        tags: tagsOf(spec),
+        user_data: btoa(cloudConfig(spec, config.VULTR_SSH_PORT)),
+      });
+      await change("POST", instanceId, "/reinstall", { hostname: label });
+    },
+
+    scrub: (instanceId) => change("PATCH", instanceId, "", { user_data: btoa(SPENT_CLOUD_CONFIG) }),
 
     async get(instanceId) {
       const answer = await callVendor(access, "GET", `/instances/${pathId(instanceId)}`);
@@ -203,6 +226,9 @@ export function createVultr(config: ProvisionerConfig): Vendor {
     },
   };
 }
+
+// In full, also on a change: it replaces them all.
+const tagsOf = ({ label, mark }: MachineSpec): string[] => ["clawcloud", label, mark];
 
 function toMachine(instance: z.output<typeof instanceSchema>, port: number): Machine {
   const { id, main_ip: ip } = instance;

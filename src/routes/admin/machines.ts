@@ -155,7 +155,10 @@ export function mountAdminMachines(app: Router): void {
     const { db, config } = c.var;
     const failure = await loadFailure(db, id);
     if (failure === null) throw new AppError("failure_not_found", `There is no failed provisioning ${id}.`);
-    const queued = await retryFailed(db, failure.incarnation, Date.now(), config.PROVISION_DEADLINE_SECONDS);
+    const queued = await retryFailed(db, failure.incarnation, Date.now(), {
+      deadlineSeconds: config.PROVISION_DEADLINE_SECONDS,
+      graceSeconds: config.EXPIRY_GRACE_SECONDS,
+    });
     if (queued === null) {
       throw new AppError(
         "not_retryable",

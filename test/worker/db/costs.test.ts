@@ -51,7 +51,11 @@ test("the sweep's queries walk no table", async () => {
   const world = await deploy();
   for (const query of [
     "SELECT incarnation FROM vms WHERE wake_at <= 5 ORDER BY wake_at LIMIT 5",
-    "SELECT count(*) FROM vms WHERE check_at <= 5 AND check_at IS NOT NULL AND current = 1 AND status = 'running'",
+    "SELECT count(*) FROM vms WHERE check_at <= 5 AND check_at IS NOT NULL AND current = 1 AND (status = 'running' OR (status = 'provisioning' AND running_at IS NOT NULL))",
+    "SELECT label FROM attempts WHERE label IN ('a', 'b') AND provider = 'vultr'",
+    "SELECT instance_id FROM vms WHERE provider = 'vultr' AND instance_id IN ('a', 'b') AND instance_id IS NOT NULL",
+    "SELECT incarnation FROM vms WHERE provider = 'vultr' AND instance_id > 'a' AND instance_id IS NOT NULL AND status = 'running' ORDER BY instance_id LIMIT 5",
+    "SELECT token_id FROM refunds WHERE state = 'held' AND (token_id, rowid) < (5, 5) ORDER BY token_id DESC, rowid DESC LIMIT 5",
     "SELECT incarnation FROM purchases WHERE orphaned = 1 AND block_number < 5",
     "SELECT token_id FROM transfers WHERE block_number > 5",
     "SELECT incarnation FROM vms WHERE ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL AND delivered_at <= 5",

@@ -2,7 +2,7 @@ import { connect } from "cloudflare:sockets";
 import { expect, test } from "vitest";
 import { isFenced, loadVm, openAttempt, takeLease } from "../../../src/db/vms.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
-import { reap } from "../../../src/provisioner/watch.ts";
+import { reap } from "../../../src/provisioner/reap.ts";
 import { buy, type Credentials, fixedHeaders } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, chain, clearFaults, type Deployment, deploy, journal } from "../deployment.ts";
 

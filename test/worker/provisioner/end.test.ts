@@ -122,6 +122,24 @@ test("a row that says expired ends nothing while final history says valid (hard 
   expect(await world.machines("vultr")).toHaveLength(1);
 });
 
+test("an end that has begun and is disproved then, by a renewal, gives the owner another machine and another key", async () => {
+  const world = await deploy();
+  const tokenId = await running(world);
+  const { attempt, ssh_host } = (await world.vm(tokenId)) ?? {};
+  await world.sql.prepare("UPDATE vms SET delivered_at = 1, delivered_to = owner, expires_at = 1, check_at = 1").run();
+  await chain.mine(4);
+  await world.sweep();
+  // The vendor has let it go already.
+  await world.sql.prepare("UPDATE attempts SET gone_at = 1").run();
+  await world.sql.prepare("UPDATE vms SET instance_id = NULL").run();
+  await world.sql.prepare("UPDATE vms SET expires_at = created_at + 86400").run();
+  await world.drain();
+  const row = await world.vm(tokenId);
+  expect(row).toMatchObject({ status: "running", attempt: attempt + 1, delivered_at: null });
+  expect(row?.["ssh_host"]).not.toBe(ssh_host);
+  expect(row?.["check_at"]).toBeGreaterThan(1);
+});
+
 test("a renewal that no log told of saves the machine (hard case 13)", async () => {
   const world = await deploy();
   const tokenId = await running(world);

@@ -20,6 +20,7 @@ const refundOf = async (world: Deployment, tokenId: number) =>
 const statusOf = async (world: Deployment, tokenId: number) =>
   (await (await world.request(`/status/${tokenId}`)).json()) as { status: string; refund?: object };
 const PRICE = 500_000n;
+const RETRY = { deadlineSeconds: 3_600, graceSeconds: 0 };
 
 beforeEach(async () => {
   await chain.node.setAutomine(true);
@@ -106,7 +107,7 @@ test("a retry and a refund exclude each other, whichever comes first (hard case 
   const world = await deploy();
   const tokenId = await failedPurchase(world);
   const incarnation = (await world.vm(tokenId))?.["incarnation"] as string;
-  expect(await retryFailed(world.db, incarnation, Date.now(), 3_600)).not.toBeNull();
+  expect(await retryFailed(world.db, incarnation, Date.now(), RETRY)).not.toBeNull();
   expect(await refundOf(world, tokenId)).toMatchObject({ state: "cancelled" });
   await chain.mine(3);
   const paid = await payments(agent(0).address);
@@ -120,7 +121,7 @@ test("a retry and a refund exclude each other, whichever comes first (hard case 
   expect(await refundOf(world, tokenId)).toMatchObject({ state: "due" });
   await payOut(world, Date.now() + 500_000);
   expect(await refundOf(world, tokenId)).toMatchObject({ state: "paying" });
-  expect(await retryFailed(world.db, incarnation, Date.now(), 3_600)).toBeNull();
+  expect(await retryFailed(world.db, incarnation, Date.now(), RETRY)).toBeNull();
   await chain.mine(1);
   expect(await payments(agent(0).address)).toBe(paid + 1);
 });

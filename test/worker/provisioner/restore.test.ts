@@ -3,7 +3,7 @@ import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { startCursor } from "../../../src/chain/scan.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
-import { reap } from "../../../src/provisioner/watch.ts";
+import { reap } from "../../../src/provisioner/reap.ts";
 import { buy } from "../../world/agent.ts";
 import { addFault, agent, chain, clearFaults, deploy } from "../deployment.ts";
 

@@ -71,6 +71,7 @@ test("the fields are the reference's, and the rest under ssh", async () => {
     "fingerprint",
     "knownHosts",
     "deliveredAt",
+    "knownToFormerOwner",
   ]);
   expect(body).toMatchObject({ tokenId: String(tokenId), username: "root", tier: 0, type: "gcp" });
   expect(body.instructions).toContain(`-p ${body.ssh.port} root@${body.host}`);

@@ -114,8 +114,32 @@ test.each(["vultr", "runpod"] as const)(
     const vendor = world.context.vendors[name];
     expect(await failure(vendor.delete(""))).toMatchObject({ action: "page" });
     expect(await failure(vendor.get(""))).toMatchObject({ action: "page" });
+    if (vendor.reinstall !== null) {
+      expect(await failure(vendor.reinstall("", await specOf(world, vendor)))).toMatchObject({ action: "page" });
+    }
+    if (vendor.scrub !== null) expect(await failure(vendor.scrub(""))).toMatchObject({ action: "page" });
   },
 );
+
+test.each([
+  [400, { error: "Bad request.", status: 400 }, "next_candidate"],
+  [404, { error: "instance not found", status: 404 }, "next_candidate"],
+  [401, { error: "Unauthorized IP address: 203.0.113.9", status: 401 }, "page"],
+  [429, { error: "rate limit exceeded", status: 429 }, "wait"],
+  [500, { error: "Internal server error", status: 500 }, "unknown"],
+] as const)("vultr: a machine whose change or reinstallation is answered %i %j: %s", async (status, body, action) => {
+  const world = await deploy();
+  const vendor = world.context.vendors.vultr;
+  const spec = await specOf(world, vendor);
+  const { instanceId } = await vendor.create(spec, await vendor.prepare());
+  await addFault("vultr", { call: "change", kind: "answer", status, body, times: 2 });
+  expect(await failure(vendor.scrub?.(instanceId) ?? Promise.resolve())).toMatchObject({ action });
+  expect(await failure(vendor.reinstall?.(instanceId, spec) ?? Promise.resolve())).toMatchObject({ action });
+  await addFault("vultr", { call: "reinstall", kind: "answer", status, body, times: 1 });
+  expect(await failure(vendor.reinstall?.(instanceId, spec) ?? Promise.resolve())).toMatchObject({ action });
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  await vendor.delete(instanceId);
+});
 
 test("what a vendor says about a failure is quoted without keys, passwords or user data", async () => {
   const world = await deploy();

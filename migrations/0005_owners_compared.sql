@@ -1,0 +1,1 @@
+ALTER TABLE `cursors` ADD `compared_to` integer DEFAULT -1 NOT NULL;

@@ -1,0 +1,171 @@
+// Who owns a token: by a signature that the chain's owner made, as two sources see it where it matters.
+import type { Context, MiddlewareHandler } from "hono";
+import type { Address } from "viem";
+import type { App } from "../app.ts";
+import { askFirst, askTwo, type Chain, isContractSignature, readToken, type TokenView } from "../chain/client.ts";
+import { parseIncarnation } from "../chain/incarnation.ts";
+import { markFreshOwner } from "../db/delivery.ts";
+import { openDispute } from "../db/disputes.ts";
+import { readTogether, statementsOf, useNonce } from "../db/reads.ts";
+import { refundOf } from "../db/refunds.ts";
+import type { Vm } from "../db/vms.ts";
+import { AppError } from "../errors.ts";
+import { log } from "../log.ts";
+import { tokenIdSchema } from "../routes/schemas.ts";
+import { wireRefund } from "../vms/refunds.ts";
+import { banRefusal } from "./bans.ts";
+import { ACTIONS, type Action, readSignature, type Signed } from "./signature.ts";
+
+const SETTLING_SECONDS = 3;
+
+/**
+ * A ban of the address does not shut out the owner of a token whose signature is recovered here without asking anybody:
+ * who owns it, our own index says, and that only lifts the ban for this request (hard case 22).
+ */
+export const ownerIfBanned: MiddlewareHandler<App> = async (c, next) => {
+  const { bannedUntil, db } = c.var;
+  if (bannedUntil !== null) {
+    const tokenId = tokenIdSchema.safeParse(c.req.param("tokenId")).data;
+    const signed = tokenId === undefined ? null : await readSigned(c, Number(tokenId), actionOf(c)).catch(() => null);
+    const [vm] = signed?.signer == null ? [] : await statementsOf(db).vmOfToken.all({ tokenId: Number(tokenId) });
+    if (vm === undefined || vm.owner !== signed?.signer?.toLowerCase()) throw banRefusal(bannedUntil, Date.now());
+  }
+  await next();
+};
+const actionOf = (c: Context<App>): Action => {
+  const last = c.req.path.split("/").at(-1);
+  return ACTIONS.find((action) => action === last) ?? "credentials";
+};
+
+type Services = App["Variables"];
+export type Door = { vm: Vm; publicKey: string | null; hostPublicKey: string | null };
+export type Admission = {
+  door: Door | null;
+  vm: Vm | null;
+  view: TokenView;
+  signed: Signed;
+  owner: Address;
+  /** The last block that we scanned. */
+  scanned: number;
+};
+
+/**
+ * Lets the owner in, or throws: 401, then 404, then 403 (hard case 7). Ownership and validity are the chain's at this
+ * moment; our own tables never grant anything, but they veto.
+ */
+export async function admitOwner(
+  c: Context<App>,
+  tokenIdText: string,
+  action: Action,
+  now: number,
+): Promise<Admission> {
+  const { db, chain, config } = c.var;
+  const tokenId = Number(tokenIdText);
+  const signed = await readSigned(c, tokenId, action, now);
+  if (action !== "credentials" && signed.fresh === null) {
+    throw new AppError("fresh_signature_required", "This takes the fresh form of signature (X-Access-Message).");
+  }
+  const { doorOfToken, cursor } = statementsOf(db);
+  const [[doors, cursors], first] = await Promise.all([
+    readTogether(db, [doorOfToken, cursor], { tokenId }),
+    askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId))).catch((error: Error) => error),
+  ]);
+  const door = doors[0] ?? null;
+  const vm = door?.vm ?? null;
+  if (vm !== null) requireSameToken(vm, tokenId, config);
+  const scanned = cursors[0]?.blockNumber ?? 0;
+  const usable = (view: TokenView) => isUsable(view, scanned, config.CHAIN_MAX_AGE_SECONDS, now);
+  if (first instanceof Error) throw first;
+  const view = usable(first) ? first : await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)), usable);
+
+  const isOwner = await ownerSigned(chain, view.owner, signed);
+  if (!isOwner && signed.problem !== null) throw signed.problem;
+  if (view.owner === null) {
+    if (vm !== null && vm.owner === "")
+      throw new AppError("vm_terminated", `Token ${tokenId} was burned and its VM ended.`);
+    throw new AppError("token_not_found", `There is no token ${tokenId}.`);
+  }
+  if (vm?.status === "terminated") throw new AppError("vm_terminated", `The VM of token ${tokenId} was ended.`);
+  if (vm?.status === "failed" && action !== "refund") {
+    const { refund } = wireRefund(await refundOf(db, vm.incarnation));
+    const rest = refund === undefined ? "an operator has the case" : `its refund is ${refund.state}`;
+    throw new AppError("vm_failed", `No vendor could provide the VM of token ${tokenId}; ${rest}.`, {
+      details: [{ cause: vm.failure, ...(refund === undefined ? {} : { refund }) }],
+    });
+  }
+  if (!isOwner) throw new AppError("not_owner", `${signed.signer ?? "Whoever signed"} does not own token ${tokenId}.`);
+  if (!view.valid && action !== "refund")
+    throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
+  if (vm !== null && vm.owner !== view.owner.toLowerCase()) {
+    // A transfer that one of the two has not seen: a few seconds settle it, or else the sweep does.
+    await openDispute(db, tokenId, now);
+    throw new AppError("ownership_settling", "A transfer of this token is settling; try again in a few seconds.", {
+      retryAfterSeconds: SETTLING_SECONDS,
+    });
+  }
+  if (signed.fresh !== null && !(await useNonce(db, view.owner, signed.fresh.nonce, signed.fresh.expiresAt))) {
+    throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
+  }
+  const owner = view.owner.toLowerCase();
+  if (signed.fresh !== null && vm !== null && vm.freshOwner !== owner) {
+    await markFreshOwner(db, vm.incarnation, owner);
+  }
+  return { door, vm, view, signed, owner: view.owner, scanned };
+}
+
+/** By a plain account's signature, or by what a contract that owns the token says of it. */
+async function ownerSigned(chain: Chain, owner: Address | null, signed: Signed): Promise<boolean> {
+  if (owner === null || signed.signer === owner) return owner !== null;
+  const plain = signed.signer !== null || signed.problem !== null;
+  return isContractSignature(chain, owner, { ...signed, plain });
+}
+
+const readSigned = (c: Context<App>, tokenId: number, action: Action, now = Date.now()): Promise<Signed> =>
+  readSignature({
+    authorization: c.req.header("authorization"),
+    accessMessage: c.req.header("x-access-message"),
+    tokenId,
+    action,
+    config: c.var.config,
+    now,
+  });
+
+/** Not older than what we scanned, nor than a node that stands still may be. */
+const isUsable = (view: TokenView, scanned: number, maxAgeSeconds: number, now: number): boolean =>
+  view.blockNumber >= scanned && now / 1_000 - view.blockTimestamp <= maxAgeSeconds;
+
+/** A row that names another token than its key was somebody's work (hard case 6). */
+function requireSameToken(vm: Vm, tokenId: number, config: Services["config"]): void {
+  const of = parseIncarnation(vm.incarnation);
+  const same =
+    of.tokenId === tokenId &&
+    of.contract === config.CONTRACT_ADDRESS.toLowerCase() &&
+    of.deploymentId === config.DEPLOYMENT_ID;
+  if (same) return;
+  log("security", "row_of_another_token", { tokenId, incarnation: vm.incarnation });
+  throw new AppError("internal_error", `The row of token ${tokenId} belongs to another incarnation.`);
+}
+
+/** Two nodes, both up to date, have to see this owner. */
+export async function requireSecondWitness(
+  { chain, config }: Services,
+  tokenId: number,
+  view: TokenView,
+  owner: Address,
+  scanned: number,
+  now: number,
+): Promise<void> {
+  const agreed = await askTwo(
+    chain,
+    async (node) => {
+      const seen = await readToken(chain, node, BigInt(tokenId));
+      if (isUsable(seen, scanned, config.CHAIN_MAX_AGE_SECONDS, now)) return seen;
+      throw new AppError("chain_unavailable", "A node is behind.");
+    },
+    (seen) => `${seen.owner}/${seen.valid}`,
+  );
+  if (agreed.owner === owner && agreed.valid === view.valid) return;
+  throw new AppError("ownership_settling", "The chain's nodes disagree about this token; try again in a few seconds.", {
+    retryAfterSeconds: SETTLING_SECONDS,
+  });
+}

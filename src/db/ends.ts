@@ -1,0 +1,41 @@
+// Rows whose machine is gone: nothing more to do, and no key to keep.
+import { eq, type SQL, sql } from "drizzle-orm";
+import { requireMove } from "../vms/states.ts";
+import { type Database, runBatch } from "./client.ts";
+import { vms } from "./schema.ts";
+import { fenceByGeneration, type Vm } from "./vms.ts";
+
+export const terminate = (db: Database, vm: Vm): Promise<unknown> => end(db, vm, {}, []);
+
+/**
+ * The chain does not know the purchase, or knows another of its token. The token is given up; where nobody else holds it,
+ * one node may have hidden the true purchase behind an invented one, so it is looked for as a gap.
+ */
+export const terminateReplaced = (db: Database, vm: Vm, now: number): Promise<unknown> =>
+  end(db, vm, { failure: "reorged", current: false }, [
+    sql`UPDATE purchases SET orphaned = 1 WHERE incarnation = ${vm.incarnation}`,
+    sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
+      SELECT ${vm.tokenId}, COALESCE((SELECT MAX(block_number) FROM purchases WHERE token_id < ${vm.tokenId} AND orphaned = 0), 0), block_number, ${now}
+      FROM cursors WHERE NOT EXISTS (SELECT 1 FROM vms WHERE token_id = ${vm.tokenId} AND current = 1)
+      ON CONFLICT (token_id) DO NOTHING`,
+  ]);
+
+function end(db: Database, vm: Vm, more: Partial<Vm>, then: readonly SQL[]): Promise<unknown> {
+  requireMove(vm.status, "terminated");
+  return runBatch(db, [
+    fenceByGeneration(db, vm),
+    db
+      .update(vms)
+      .set({
+        status: "terminated",
+        step: "idle",
+        wakeAt: null,
+        checkAt: null,
+        sshPrivateKey: null,
+        generation: vm.generation + 1,
+        ...more,
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+    ...then,
+  ]);
+}

@@ -1,0 +1,114 @@
+// What the sweep over the vendors' machines reads and writes.
+import { and, asc, eq, gt, inArray, isNotNull, ne, or, sql } from "drizzle-orm";
+import { SERVING_STEPS } from "../vms/states.ts";
+import { type Database, runBatch } from "./client.ts";
+import { UNPUBLISHED } from "./delivery.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
+import { attempts, vms } from "./schema.ts";
+
+type Provider = "vultr" | "runpod";
+
+const isOneOf = (values: readonly string[]) => sql`IN (SELECT value FROM json_each(${JSON.stringify(values)}))`;
+
+/** Which of these machines some row has. */
+export async function claimedInstances(
+  db: Database,
+  provider: Provider,
+  instanceIds: readonly string[],
+): Promise<Set<string>> {
+  const rows = await db
+    .select({ instanceId: vms.instanceId })
+    .from(vms)
+    .where(and(eq(vms.provider, provider), sql`${vms.instanceId} ${isOneOf(instanceIds)}`, isNotNull(vms.instanceId)));
+  return new Set(rows.flatMap((row) => row.instanceId ?? []));
+}
+
+/** The attempts that machines with these labels may be of. */
+export const attemptsByLabel = (db: Database, provider: Provider, labels: readonly string[]) =>
+  db
+    .select({
+      label: attempts.label,
+      mark: attempts.mark,
+      outcome: attempts.outcome,
+      endedAt: attempts.endedAt,
+      goneAt: attempts.goneAt,
+    })
+    .from(attempts)
+    .where(and(sql`${attempts.label} ${isOneOf(labels)}`, eq(attempts.provider, provider)));
+
+export type RunningRow = {
+  incarnation: string;
+  tokenId: number;
+  instanceId: string;
+  sshHost: string | null;
+  sshPort: number | null;
+};
+
+/** Rows that serve their owners at a vendor, behind an instance id, in the order of these. */
+export async function runningPage(
+  db: Database,
+  provider: Provider,
+  after: string,
+  limit: number,
+): Promise<RunningRow[]> {
+  const { incarnation, tokenId, instanceId, sshHost, sshPort } = vms;
+  const rows = await db
+    .select({ incarnation, tokenId, instanceId, sshHost, sshPort })
+    .from(vms)
+    .where(and(eq(vms.provider, provider), gt(vms.instanceId, after), isNotNull(vms.instanceId), isServing))
+    .orderBy(asc(vms.instanceId))
+    .limit(limit);
+  return rows.map((row) => ({ ...row, instanceId: row.instanceId ?? "" }));
+}
+
+/** Takes over the address that a running machine has at its vendor now. */
+export const moveAddress = (db: Database, provider: Provider, instanceId: string, host: string, port: number) =>
+  db
+    .update(vms)
+    .set({ sshHost: host, sshPort: port })
+    .where(
+      and(
+        eq(vms.provider, provider),
+        eq(vms.instanceId, instanceId),
+        isNotNull(vms.instanceId),
+        isServing,
+        or(ne(vms.sshHost, host), ne(vms.sshPort, port)),
+      ),
+    );
+
+/** A machine that ran is gone: its purchase goes back to work, with a deadline of its own. Null where it does not run. */
+export async function replaceVanished(
+  db: Database,
+  { incarnation, instanceId }: Pick<RunningRow, "incarnation" | "instanceId">,
+  now: number,
+  deadlineSeconds: number,
+): Promise<QueuedVm | null> {
+  const isThat = and(eq(vms.incarnation, incarnation), eq(vms.instanceId, instanceId), isServing);
+  const [, rows] = await runBatch(db, [
+    db
+      .update(attempts)
+      .set({ outcome: "vanished", goneAt: now })
+      .where(
+        and(
+          eq(attempts.incarnation, incarnation),
+          eq(attempts.number, db.select({ attempt: vms.attempt }).from(vms).where(isThat)),
+        ),
+      ),
+    db
+      .update(vms)
+      .set({
+        status: "provisioning",
+        step: "create",
+        generation: sql`${vms.generation} + 1`,
+        wakeAt: now + WAKE_AFTER_MS,
+        deadline: sql`(SELECT block_timestamp FROM cursors) + ${deadlineSeconds}`,
+        instanceId: null,
+        ...UNPUBLISHED,
+      })
+      .where(isThat)
+      .returning({ incarnation: vms.incarnation, generation: vms.generation }),
+  ]);
+  return (rows?.[0] as QueuedVm | undefined) ?? null;
+}
+
+const isServing = and(eq(vms.status, "running"), inArray(vms.step, SERVING_STEPS));

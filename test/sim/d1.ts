@@ -1,0 +1,140 @@
+// D1's interface over node:sqlite. A test holds it to the real one (test/worker/db/stand-in.test.ts).
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
+
+type Row = Record<string, unknown>;
+type Cross = <T>(what: string, effect: () => T) => Promise<T>;
+type Result = { success: true; results: Row[]; meta: { changes: number; last_row_id: number } };
+
+const MAX_PARAMETERS = 100;
+const MIGRATIONS = join(import.meta.dirname, "../../migrations");
+
+/** An empty database in memory, migrated. */
+export function createDatabase(): DatabaseSync {
+  const database = new DatabaseSync(":memory:");
+  for (const file of readdirSync(MIGRATIONS)
+    .filter((name) => name.endsWith(".sql"))
+    .sort()) {
+    database.exec(readFileSync(join(MIGRATIONS, file), "utf8").replaceAll("--> statement-breakpoint", ""));
+  }
+  return database;
+}
+
+export class StandInD1 {
+  readonly #database: DatabaseSync;
+  readonly #cross: Cross;
+  readonly #prepared = new Map<string, StatementSync>();
+
+  constructor(database: DatabaseSync, cross: Cross = async (_what, effect) => effect()) {
+    this.#database = database;
+    this.#cross = cross;
+  }
+
+  prepare(sql: string): StandInStatement {
+    return new StandInStatement(this, sql, []);
+  }
+
+  /** All or nothing. */
+  batch(statements: readonly StandInStatement[]): Promise<Result[]> {
+    return this.#cross("a D1 batch", () => {
+      this.#database.exec("SAVEPOINT batch");
+      try {
+        const results = statements.map((statement) => this.execute(statement));
+        this.#database.exec("RELEASE batch");
+        return results;
+      } catch (error) {
+        this.#database.exec("ROLLBACK TO batch; RELEASE batch");
+        throw error;
+      }
+    });
+  }
+
+  single<T>(statement: StandInStatement, read: (statement: StandInStatement) => T): Promise<T> {
+    return this.#cross("a D1 statement", () => read(statement));
+  }
+
+  execute({ sql, values }: StandInStatement): Result {
+    try {
+      const prepared = this.#prepare(sql);
+      if (prepared.columns().length > 0) {
+        const results = prepared.all(...values) as Row[];
+        const { changes } = this.#prepare("SELECT changes() AS changes").get() as { changes: number };
+        return { success: true, results: results.map((row) => ({ ...row })), meta: { changes, last_row_id: 0 } };
+      }
+      const { changes, lastInsertRowid } = prepared.run(...values);
+      const meta = { changes: Number(changes), last_row_id: Number(lastInsertRowid) };
+      return { success: true, results: [], meta };
+    } catch (error) {
+      throw asD1(error);
+    }
+  }
+
+  rows({ sql, values }: StandInStatement): unknown[][] {
+    try {
+      const prepared = this.#prepare(sql);
+      prepared.setReturnArrays(true);
+      try {
+        return prepared.all(...values) as unknown as unknown[][];
+      } finally {
+        prepared.setReturnArrays(false);
+      }
+    } catch (error) {
+      throw asD1(error);
+    }
+  }
+
+  #prepare(sql: string): StatementSync {
+    const known = this.#prepared.get(sql) ?? this.#database.prepare(sql);
+    this.#prepared.set(sql, known);
+    return known;
+  }
+}
+
+export class StandInStatement {
+  readonly sql: string;
+  readonly values: SQLInputValue[];
+  readonly #d1: StandInD1;
+
+  constructor(d1: StandInD1, sql: string, values: SQLInputValue[]) {
+    this.#d1 = d1;
+    this.sql = sql;
+    this.values = values;
+  }
+
+  bind(...values: unknown[]): StandInStatement {
+    if (values.length > MAX_PARAMETERS) throw new Error("D1_ERROR: too many SQL variables: SQLITE_ERROR");
+    return new StandInStatement(this.#d1, this.sql, values.map(toBindable));
+  }
+
+  run = (): Promise<Result> => this.#d1.single(this, (one) => this.#d1.execute(one));
+  all = this.run;
+  raw = (): Promise<unknown[][]> => this.#d1.single(this, (one) => this.#d1.rows(one));
+
+  async first<T>(column?: string): Promise<T | null> {
+    const row = (await this.run()).results[0];
+    if (row === undefined) return null;
+    return (column === undefined ? row : row[column]) as T;
+  }
+}
+
+function toBindable(value: unknown): SQLInputValue {
+  if (value === null || typeof value === "string" || typeof value === "number") return value;
+  if (typeof value === "boolean") return value ? 1 : 0;
+  throw new Error(`D1_TYPE_ERROR: Type '${typeof value}' not supported for value '${String(value)}'`);
+}
+
+/** Extended result codes (sqlite.org/rescode.html) that our statements meet. */
+const EXTENDED: Readonly<Record<number, string>> = {
+  1299: "SQLITE_CONSTRAINT_NOTNULL",
+  1555: "SQLITE_CONSTRAINT_PRIMARYKEY",
+  2067: "SQLITE_CONSTRAINT_UNIQUE",
+};
+
+/** In the words of D1. */
+function asD1(error: unknown): Error {
+  const { message, errcode = 0 } = error as Error & { errcode?: number };
+  const extended = EXTENDED[errcode];
+  const code = extended === undefined ? "SQLITE_ERROR" : `SQLITE_CONSTRAINT (extended: ${extended})`;
+  return new Error(`D1_ERROR: ${message}: ${code}`, { cause: new Error(`${message}: ${code}`) });
+}

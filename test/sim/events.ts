@@ -1,0 +1,288 @@
+// What people, vendors and the chain do of their own accord.
+
+import { orderRotation } from "../../src/db/delivery.ts";
+import { orderEnd, retryFailed } from "../../src/db/operators.ts";
+import { pause, resume } from "../../src/db/pauses.ts";
+import { claimRefund } from "../../src/db/refunds.ts";
+import { loadVm } from "../../src/db/vms.ts";
+import { deliverKey } from "../../src/vms/delivery.ts";
+import { enqueue } from "../../src/vms/sweep.ts";
+import type { Kind } from "./faults.ts";
+import { config, database, db } from "./product.ts";
+import type { World } from "./world.ts";
+
+export type Event = (world: World) => void;
+
+const MAX_REORG = 64;
+const ROTATION_DEADLINE_SECONDS = 3_600;
+
+type Row = { incarnation: string; token_id: number; status: string; owner: string; instance_id: string | null };
+
+const anyRow = (world: World, where: string): Row | undefined =>
+  world.random.pick(world.rows<Row>(`SELECT * FROM vms WHERE current = 1 AND ${where} ORDER BY incarnation`));
+
+/** The product's own code, called as its routes would. */
+const act = (world: World, who: string, work: () => Promise<unknown>): void => void world.runtime.run(who, work);
+
+const ownerOf = (world: World, tokenId: number): string | undefined =>
+  world.chain.head.state.tokens.get(tokenId)?.owner;
+
+const anyToken = (world: World): number | undefined => world.random.pick([...world.chain.head.state.tokens.keys()]);
+
+const anyMachine = (world: World) => world.random.pick(world.machines);
+
+export const purchase: Event = (world) => {
+  const buyer = world.random.pick(world.agents) ?? "";
+  const tier = world.random.int(0, 7);
+  const durationDays = world.random.int(1, 2);
+  const { hash } = world.chain.submit({ kind: "purchase", buyer, tier, durationDays });
+  world.note(`${buyer.slice(0, 4)} buys tier ${tier} for ${durationDays} days (${hash.slice(0, 10)})`);
+};
+
+export const resumeAll = async (world: World): Promise<void> => {
+  await resume(db, "provisioning", world.clock.now);
+  await resume(db, "payouts", world.clock.now);
+};
+
+export const EVENTS: Partial<Record<Kind, Event>> = {
+  reorg: (world) => world.reorg(world.random.int(1, MAX_REORG)),
+
+  chain_halts: (world) => {
+    world.chain.haltedUntil = world.clock.now + world.random.int(10_000, 120_000);
+    world.note("the chain halts");
+  },
+
+  fees_rise: (world) => {
+    world.chain.dearUntil = world.clock.now + world.random.int(30_000, 300_000);
+    world.note("gas is dear");
+  },
+
+  transaction_forgotten: (world) => world.chain.forget(),
+
+  foreign_transaction: (world) => {
+    world.chain.submit({ kind: "foreign", nonce: world.chain.head.state.nonce });
+    world.note("the operator's key is used elsewhere");
+  },
+
+  market_empty: (world) => {
+    const ms = world.random.int(60_000, 1_800_000);
+    for (const vendor of Object.values(world.vendors)) vendor.emptyUntil = world.clock.now + ms;
+    world.note(`nobody has machines for ${Math.round(ms / 1_000)} s`);
+  },
+
+  vendor_down: (world) => {
+    const vendor = world.random.pick(Object.values(world.vendors));
+    if (vendor === undefined) return;
+    vendor.downUntil = world.clock.now + world.random.int(10_000, 180_000);
+    world.note(`${vendor.name} is down`);
+  },
+
+  lists_fail: (world) => {
+    const vendor = world.random.pick(Object.values(world.vendors));
+    if (vendor === undefined) return;
+    vendor.listsFailUntil = world.clock.now + world.random.int(60_000, 300_000);
+    world.note(`${vendor.name}'s lists fail`);
+  },
+
+  machine_dies: (world) => {
+    const machine = anyMachine(world);
+    if (machine === undefined) return;
+    machine.dead = true;
+    world.note(`${machine.id} dies`);
+  },
+
+  machine_vanishes: (world) => {
+    const machine = anyMachine(world);
+    if (machine === undefined) return;
+    machine.deletedAt = world.clock.now;
+    world.note(`${machine.id} vanishes`);
+  },
+
+  pod_moves: (world) => {
+    const machine = world.random.pick(world.machines.filter(({ vendor }) => vendor === "runpod"));
+    if (machine === undefined) return;
+    machine.port += 1;
+    world.note(`${machine.id} moves to port ${machine.port}`);
+  },
+
+  /** Hard case 12: into the name of the next attempt, of its own purchase or of somebody else's. */
+  tenant_renames: (world) => {
+    // A tenant is in the machine once its key was handed out.
+    const row = anyRow(world, "status = 'running' AND provider = 'runpod'");
+    const machine = world.machines.find(({ id }) => id === row?.instance_id);
+    const other = anyMachine(world);
+    if (machine === undefined || other === undefined) return;
+    machine.label = other.label.replace(/\d+$/, (number) => String(Number(number) + 1));
+    world.note(`${machine.id} is renamed ${machine.label}`);
+  },
+
+  token_sold: (world) => {
+    const tokenId = anyToken(world);
+    const from = tokenId === undefined ? undefined : ownerOf(world, tokenId);
+    const to = world.random.pick(world.agents.filter((agent) => agent !== from));
+    if (tokenId === undefined || from === undefined || to === undefined) return;
+    world.chain.submit({ kind: "transfer", tokenId, from, to });
+    world.note(`token ${tokenId} goes from ${from.slice(0, 4)} to ${to.slice(0, 4)}`);
+  },
+
+  token_renewed: (world) => {
+    const tokenId = anyToken(world);
+    if (tokenId === undefined) return;
+    world.chain.submit({ kind: "renew", tokenId, days: 1 });
+    world.note(`token ${tokenId} is renewed`);
+  },
+
+  token_given_up: (world) => {
+    const tokenId = anyToken(world);
+    const from = tokenId === undefined ? undefined : ownerOf(world, tokenId);
+    if (tokenId === undefined || from === undefined) return;
+    world.chain.submit({ kind: "give_up", tokenId, from });
+    world.note(`token ${tokenId} is given up`);
+  },
+
+  price_changes: (world) => {
+    const tier = world.random.int(0, 7);
+    world.chain.submit({ kind: "price", tier, price: BigInt(world.random.int(1, 90) * 1_000_000) });
+    world.note(`tier ${tier} has another price`);
+  },
+
+  /** Hard case 4: whoever writes the database writes himself a machine. */
+  row_forged: (world) => {
+    const row = anyRow(world, "status = 'provisioning'");
+    if (row !== undefined && world.random.unit() < 0.5) {
+      database
+        .prepare("UPDATE vms SET tier = 7, vm_type = 'gpu' WHERE incarnation = ? AND tier <> 7")
+        .run(row.incarnation);
+      world.note(`token ${row.token_id}'s row says tier 7`);
+      return;
+    }
+    const forged = { tokenId: 9_000, txHash: `0x${world.random.hex(64)}` as const };
+    const incarnation = world.incarnationOf(forged);
+    const chainTime = world.chain.head.timestamp;
+    database
+      .prepare(`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
+        VALUES (?, 9000, ?, 0, 'vm', ?, ?, 'provisioning', 'create', ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING`)
+      .run(
+        incarnation,
+        `0x${"ff".repeat(20)}`,
+        forged.txHash,
+        world.chain.head.number,
+        world.clock.now,
+        chainTime + 900,
+        chainTime,
+        chainTime + 86_400,
+      );
+    world.note("a row is forged");
+  },
+
+  /** Hard case 13. */
+  database_restored: (world) => {
+    if (world.snapshot === null) {
+      world.snapshot = takeSnapshot();
+      return;
+    }
+    restore(world.snapshot);
+    world.restored = true;
+    world.note("the database is set back to an earlier state");
+  },
+
+  key_fetched: (world) => {
+    const row = anyRow(world, "status = 'running'");
+    const owner = row === undefined ? undefined : ownerOf(world, row.token_id);
+    if (row === undefined || owner !== row.owner) return;
+    const fresh = world.random.unit() < 0.7;
+    act(world, "the owner", async () => {
+      const vm = await loadVm(db, row.incarnation);
+      if (vm === null || vm.status !== "running") return;
+      const { privateKey } = await deliverKey(vm, { db, config: config.edge, owner, fresh, now: world.clock.now });
+      if (privateKey === null) return;
+      world.note(`token ${vm.tokenId}'s owner has the key`);
+      const machine = world.machines.find(({ id }) => id === vm.instanceId);
+      if (machine === undefined || machine.dead || `private half of ${machine.booted.publicKey}` === privateKey) return;
+      const again = await loadVm(db, row.incarnation);
+      if (again?.generation !== vm.generation) return;
+      world.violate(
+        "a delivered key opens the machine",
+        `token ${vm.tokenId}: the key that was delivered does not open ${machine.id}`,
+      );
+    });
+  },
+
+  key_rotated: (world) => {
+    const row = anyRow(world, "status = 'running'");
+    if (row === undefined || ownerOf(world, row.token_id) !== row.owner) return;
+    world.note(`token ${row.token_id}'s owner wants another key`);
+    act(world, "the owner", async () => {
+      const queued = await orderRotation(db, row, world.clock.now, ROTATION_DEADLINE_SECONDS);
+      if (queued !== null) await enqueue(config.edge.JOBS, [queued]);
+    });
+  },
+
+  refund_claimed: (world) => {
+    const row = anyRow(world, "status = 'failed'");
+    const owner = row === undefined ? undefined : ownerOf(world, row.token_id);
+    if (row === undefined || owner === undefined) return;
+    world.claims.set(row.incarnation, (world.claims.get(row.incarnation) ?? new Set()).add(owner));
+    world.note(`token ${row.token_id}'s owner claims the refund`);
+    act(world, "the owner", () => claimRefund(db, row.incarnation, owner, world.clock.now));
+  },
+
+  operator_ends: (world) => {
+    const row = anyRow(world, "status IN ('running', 'provisioning')");
+    if (row === undefined) return;
+    world.endedByOrder.add(row.incarnation);
+    world.note(`an operator ends token ${row.token_id}'s machine`);
+    act(world, "an operator", async () => {
+      const queued = await orderEnd(db, row.token_id, world.clock.now);
+      if (queued !== null) await enqueue(config.edge.JOBS, [queued]);
+    });
+  },
+
+  operator_retries: (world) => {
+    const row = anyRow(world, "status = 'failed'");
+    if (row === undefined) return;
+    world.note(`an operator sends token ${row.token_id} back to work`);
+    act(world, "an operator", async () => {
+      const queued = await retryFailed(db, row.incarnation, world.clock.now, {
+        deadlineSeconds: config.edge.PROVISION_DEADLINE_SECONDS,
+        graceSeconds: config.edge.EXPIRY_GRACE_SECONDS,
+      });
+      if (queued !== null) await enqueue(config.edge.JOBS, [queued]);
+    });
+  },
+
+  operator_pauses: (world) => {
+    const what = world.random.unit() < 0.5 ? "provisioning" : "payouts";
+    world.note(`${what} pauses`);
+    act(world, "an operator", () => pause(db, { what, since: world.clock.now, reason: "drill", by: "sim" }));
+    world.clock.after(world.random.int(10_000, 300_000), () =>
+      act(world, "an operator", () => resume(db, what, world.clock.now)),
+    );
+  },
+};
+
+const tables = (): string[] =>
+  (
+    database.prepare("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'").all() as {
+      name: string;
+    }[]
+  )
+    .map(({ name }) => name)
+    // What triggers count comes last, over what they counted meanwhile.
+    .sort((a, b) => Number(COUNTED.has(a)) - Number(COUNTED.has(b)));
+const COUNTED = new Set(["counters", "owner_counts"]);
+
+const takeSnapshot = () =>
+  new Map(tables().map((name) => [name, database.prepare(`SELECT * FROM ${name}`).all() as Record<string, unknown>[]]));
+
+function restore(snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]>): void {
+  for (const [name, rows] of snapshot) {
+    database.exec(`DELETE FROM ${name}`);
+    for (const row of rows) {
+      const columns = Object.keys(row);
+      database
+        .prepare(`INSERT INTO ${name} (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`)
+        .run(...(Object.values(row) as (string | number | null)[]));
+    }
+  }
+}

@@ -1,0 +1,102 @@
+// What goes wrong in a run, and when: each run draws which kinds there are and how often they strike. Every strike has a
+// number, so that a run can be repeated without some of them.
+import type { Random } from "./random.ts";
+
+/** How often a kind strikes per chance to do so, at its most. */
+export const KINDS = {
+  // At every call of a Worker or an object to something outside.
+  crash_before: 0.004,
+  crash_after: 0.004,
+  slow: 0.05,
+  // At every call of a node, and with each look at the world (every five seconds).
+  rpc_fails: 0.03,
+  rpc_hangs: 0.01,
+  node_lags: 0.1,
+  node_forks: 0.1,
+  node_lies: 0.1,
+  node_down: 0.05,
+  // At every call of a vendor.
+  vendor_fails_before: 0.1,
+  vendor_fails_after: 0.1,
+  vendor_hangs_before: 0.1,
+  vendor_hangs_after: 0.1,
+  vendor_acts_late: 0.2,
+  rate_limited: 0.05,
+  refused: 0.03,
+  sold_out: 0.3,
+  list_stale: 0.2,
+  list_cut: 0.05,
+  slow_delete: 0.3,
+  locked: 0.2,
+  // At every machine that is made.
+  never_boots: 0.2,
+  slow_boot: 0.2,
+  stranger_answers: 0.1,
+  dies_booting: 0.1,
+  // At every message.
+  queue_duplicates: 0.1,
+  queue_delays: 0.1,
+  // With each look at the world.
+  reorg: 0.2,
+  chain_halts: 0.04,
+  fees_rise: 0.06,
+  transaction_forgotten: 0.1,
+  foreign_transaction: 0.02,
+  market_empty: 0.04,
+  lists_fail: 0.15,
+  vendor_down: 0.06,
+  machine_dies: 0.02,
+  machine_vanishes: 0.04,
+  pod_moves: 0.1,
+  tenant_renames: 0.06,
+  token_sold: 0.16,
+  token_renewed: 0.04,
+  token_given_up: 0.02,
+  price_changes: 0.06,
+  row_forged: 0.04,
+  database_restored: 0.02,
+  key_fetched: 0.3,
+  key_rotated: 0.08,
+  refund_claimed: 0.2,
+  operator_ends: 0.02,
+  operator_retries: 0.2,
+  operator_pauses: 0.04,
+} as const;
+export type Kind = keyof typeof KINDS;
+
+/** A strike that was drawn: its number in the run is what a mask names. */
+export type Strike = { number: number; kind: Kind; at: number };
+
+const SHARE_OF_KINDS = 0.35;
+
+export class Faults {
+  /** All that were drawn, masked ones too. */
+  readonly drawn: Strike[] = [];
+  /** While false nothing strikes: the world heals. */
+  active = true;
+  readonly #rates = new Map<Kind, number>();
+  readonly #random: Random;
+  readonly #without: ReadonlySet<number>;
+  readonly #now: () => number;
+
+  constructor(random: Random, without: ReadonlySet<number>, now: () => number) {
+    this.#random = random;
+    this.#without = without;
+    this.#now = now;
+    for (const [kind, most] of Object.entries(KINDS) as [Kind, number][]) {
+      const share = random.unit();
+      const often = random.unit();
+      // Many runs know few kinds, so that each gets its turn without the others' noise.
+      if (share < SHARE_OF_KINDS) this.#rates.set(kind, most * (0.1 + 0.9 * often * often));
+    }
+  }
+
+  /** Whether a fault of that kind happens here and now. */
+  strikes(kind: Kind): boolean {
+    const rate = this.active ? this.#rates.get(kind) : undefined;
+    if (rate === undefined || this.#random.unit() >= rate) return false;
+    const number = this.drawn.length;
+    this.drawn.push({ number, kind, at: this.#now() });
+    return !this.#without.has(number);
+  }
+}

@@ -1,0 +1,38 @@
+// Must be loaded before the product: puts stand-ins where the Workers' runtime and the costly cryptography would be, and
+// plants bugs where a test of the checker asks for them.
+import { registerHooks } from "node:module";
+import { PLANTS, type PlantName } from "./plants.ts";
+
+const here = (file: string): string => new URL(file, import.meta.url).href;
+const STAND_INS: readonly [RegExp, string][] = [
+  [/^cloudflare:workers$/, here("cloudflare-workers.ts")],
+  [/^cloudflare:sockets$/, here("cloudflare-sockets.ts")],
+  [/\/credentials\/ssh-keys\.ts$/, here("keys.ts")],
+  [/^\.\/ssh-keys\.ts$/, here("keys.ts")],
+  [/\/credentials\/ecies\.ts$/, here("seals.ts")],
+  [/^\.\/ecies\.ts$/, here("seals.ts")],
+  // viem draws names for its clients in advance: how much of a run's chance that takes would depend on the runs before.
+  [/\/utils\/uid\.js$/, here("uid.ts")],
+];
+
+const planted = process.env["SIM_PLANT"] as PlantName | undefined;
+const plant = planted === undefined ? undefined : PLANTS[planted];
+if (planted !== undefined && plant === undefined) throw new Error(`there is no plant "${planted}"`);
+
+registerHooks({
+  resolve(specifier, context, next) {
+    const standIn = STAND_INS.find(([pattern]) => pattern.test(specifier));
+    return standIn === undefined ? next(specifier, context) : { url: standIn[1], shortCircuit: true };
+  },
+  load(url, context, next) {
+    const loaded = next(url, context);
+    const edits = plant?.filter(({ file }) => url.endsWith(`/${file}`)) ?? [];
+    if (edits.length === 0) return loaded;
+    let source = String(loaded.source);
+    for (const { file, from, to } of edits) {
+      if (!source.includes(from)) throw new Error(`the bug "${planted}" finds no place in ${file} any more`);
+      source = source.replace(from, to);
+    }
+    return { ...loaded, source };
+  },
+});

@@ -1,0 +1,223 @@
+// What must hold (ARCHITECTURE.md's invariants): some at every machine and every payment, all once the world has healed.
+import { isValid, type Sale } from "./chain.ts";
+import { ORPHAN_GRACE_SECONDS } from "./product.ts";
+import { opened } from "./seals.ts";
+import type { Machine } from "./vendors.ts";
+import type { World } from "./world.ts";
+
+/** How long after its paid time a machine may still stand: final history has to get there, and the sweep. */
+const END_SLACK_SECONDS = 900;
+
+type Vm = {
+  incarnation: string;
+  token_id: number;
+  current: number;
+  owner: string;
+  status: string;
+  step: string;
+  attempt: number;
+  instance_id: string | null;
+  ssh_host: string | null;
+  ssh_port: number | null;
+  ssh_private_key: string | null;
+  failure: string | null;
+};
+type Attempt = { incarnation: string; number: number; mark: string; public_key: string; instance_id: string | null };
+type Refund = {
+  incarnation: string;
+  kind: string;
+  token_id: number;
+  state: string;
+  reason: string | null;
+  amount: string;
+  recipient: string | null;
+  pay_to: string | null;
+  tx_hash: string | null;
+};
+
+const LABEL = /^clawcloud-sim-(\d+)-([0-9a-f]{8})-(\d+)-(\d+)$/;
+
+/** What a machine's name at its first order says it is for: purchase, and which attempt. */
+const familyOf = (label: string): string => label.replace(/-\d+$/, "");
+
+const saleBehind = (world: World, label: string): { tokenId: number; isMade: boolean } => {
+  const [, tokenId = "-1", tx8 = ""] = LABEL.exec(label) ?? [];
+  const isMade = [...world.chain.transactions.values()].some(
+    ({ hash, intent }) => intent.kind === "purchase" && hash.startsWith(`0x${tx8}`),
+  );
+  return { tokenId: Number(tokenId), isMade };
+};
+
+/** A machine is made: somebody has paid for it, and it is the only one of its purchase. */
+export function checkCreated(world: World, machine: Machine): void {
+  const { tokenId, isMade } = saleBehind(world, machine.label);
+  if (!isMade) world.violate("nobody gets a machine without paying", `${machine.id} is for no purchase`);
+  if (world.restored) return;
+  const family = familyOf(machine.label);
+  const other = world.machines.find((one) => one !== machine && familyOf(one.orderedAs) === family);
+  if (other === undefined) return;
+  world.violate("one machine at a time", `${machine.id} is made for token ${tokenId} while ${other.id} stands`);
+}
+
+/** A machine is ended: nobody has a right to it. */
+export function checkDeleting(world: World, machine: Machine): void {
+  const [row] = world.rows<Vm>("SELECT * FROM vms WHERE instance_id = ?", machine.id);
+  if (row === undefined || world.endedByOrder.has(row.incarnation)) return;
+  const wasPublished = ["running", "expired"].includes(row.status) || row.step === "retire";
+  const sale = world.sales.find((one) => world.incarnationOf(one) === row.incarnation);
+  if (!wasPublished || sale === undefined || !world.isValidNow(sale.tokenId)) return;
+  world.violate("no paid machine is ended", `${machine.id} is deleted, and token ${sale.tokenId} is valid`);
+}
+
+/** Money leaves: only on final history, only to whom the chain names. */
+export function checkPayment(world: World, to: string, amount: bigint): void {
+  const { final } = world.chain;
+  const refunds = world.rows<Refund>("SELECT * FROM refunds WHERE state = 'paying'");
+  const isOwed = refunds.some((refund) => {
+    if (refund.recipient?.toLowerCase() !== to || refund.amount !== String(amount)) return false;
+    const sale = final.state.sales.find((one) => world.incarnationOf(one) === refund.incarnation);
+    const owner = sale === undefined ? undefined : final.state.tokens.get(sale.tokenId)?.owner;
+    const isBuyer = owner === sale?.buyer && owner === to;
+    const claimed = owner === to && world.claims.get(refund.incarnation)?.has(to) === true;
+    return isBuyer || claimed;
+  });
+  if (isOwed || world.restored) return;
+  world.violate("refunds leave on final history alone", `${amount} to ${to}, whom final history owes nothing`);
+}
+
+/** Everything, after everything has healed. */
+export function checkAll(world: World): void {
+  const vms = world.rows<Vm>("SELECT * FROM vms");
+  for (const sale of world.sales) {
+    const lost = lossOf(world, sale, vms);
+    if (lost !== null) world.violate("nothing is lost", `token ${sale.tokenId}: ${lost}`);
+  }
+  for (const row of vms.filter(({ status, current }) => status === "running" && current === 1)) {
+    const wrong = wrongWith(world, row);
+    if (wrong !== null) world.violate("a running machine is its owner's", `token ${row.token_id}: ${wrong}`);
+  }
+  checkRowsWithoutSale(world, vms);
+  checkMachines(world, vms);
+  checkBooks(world);
+}
+
+/** What is wrong with what became of a sale that stands. */
+function lossOf(world: World, sale: Sale, vms: readonly Vm[]): string | null {
+  const incarnation = world.incarnationOf(sale);
+  const row = vms.find((one) => one.incarnation === incarnation);
+  const token = world.chain.head.state.tokens.get(sale.tokenId);
+  if (token === undefined) return "the chain has no such token";
+  if (row === undefined || row.current !== 1) return "no row holds its purchase";
+  if (row.owner !== token.owner) return `its owner is ${token.owner}, and its row says ${row.owner}`;
+  const now = world.chain.head.timestamp;
+  if (row.status === "running") {
+    return now > token.expiresAt + END_SLACK_SECONDS ? "its time is over and its machine runs" : null;
+  }
+  if (row.status !== "terminated" && row.status !== "failed") return `it stays at ${row.status}/${row.step}`;
+  if (row.status === "terminated" && isValid(token, now) && !world.endedByOrder.has(incarnation)) {
+    return "its machine was ended before its time";
+  }
+  if (row.status === "failed") checkFailed(world, row);
+  const left = world.machines.find(({ orderedAs }) => saleBehind(world, orderedAs).tokenId === sale.tokenId);
+  return left === undefined || world.restored ? null : `it is ${row.status}, and ${left.id} stands`;
+}
+
+/** What is wrong with a machine that is said to run. */
+function wrongWith(world: World, row: Vm): string | null {
+  const machine = world.machines.find(({ id }) => id === row.instance_id);
+  const [attempt] = world.rows<Attempt>(
+    "SELECT * FROM attempts WHERE incarnation = ? AND number = ?",
+    row.incarnation,
+    row.attempt,
+  );
+  if (machine === undefined) return `its machine ${row.instance_id} does not exist`;
+  if (attempt === undefined) return "its attempt is lost";
+  // What died under a customer is a person's case; what was set back is told by the pages.
+  if (machine.dead || world.restored) return null;
+  if (machine.booted.mark !== attempt.mark) return `${machine.id} does not bear its mark`;
+  if (machine.booted.publicKey !== attempt.public_key) return `${machine.id} opens with another key`;
+  if (machine.host !== row.ssh_host || machine.port !== row.ssh_port) return `${machine.id} is at another address`;
+  if (row.ssh_private_key === null) return null;
+  const context = { kind: "ssh", subject: row.incarnation, attempt: row.attempt };
+  const opens = opened(context, row.ssh_private_key) === `private half of ${attempt.public_key}`;
+  return opens ? null : "the key that is kept does not open it";
+}
+
+/** Paid back, or waiting for somebody who knows of it. */
+function checkFailed(world: World, row: Vm): void {
+  const [failure] = world.rows("SELECT * FROM failed_provisionings WHERE incarnation = ?", row.incarnation);
+  if (failure === undefined) world.violate("every failure is a row", `token ${row.token_id} failed without one`);
+  const [refund] = world.rows<Refund>(
+    "SELECT * FROM refunds WHERE incarnation = ? AND kind = 'failed'",
+    row.incarnation,
+  );
+  const isHeld = row.failure === "purchase_mismatch" || row.failure === "price_mismatch";
+  if (refund === undefined && !isHeld) {
+    world.violate("nobody pays for nothing", `token ${row.token_id} failed (${row.failure}), and nothing is owed`);
+  }
+  if (refund !== undefined && !["paid", "held", "waiting"].includes(refund.state)) {
+    world.violate("nobody pays for nothing", `the refund of token ${row.token_id} stays ${refund.state}`);
+  }
+}
+
+/** A purchase that the chain has taken back, or never knew, has nothing. */
+function checkRowsWithoutSale(world: World, vms: readonly Vm[]): void {
+  const sold = new Set(world.sales.map(world.incarnationOf));
+  for (const row of vms) {
+    if (sold.has(row.incarnation)) continue;
+    if (["terminated", "failed"].includes(row.status) && row.step === "idle") continue;
+    world.violate("what the chain took back has no machine", `token ${row.token_id} is ${row.status}/${row.step}`);
+  }
+}
+
+/** Each machine is a running row's. */
+function checkMachines(world: World, vms: readonly Vm[]): void {
+  const claimed = new Set(vms.filter(({ status }) => status === "running").map(({ instance_id }) => instance_id));
+  for (const machine of world.machines) {
+    const age = (world.clock.now - machine.createdAt) / 1_000;
+    if (claimed.has(machine.id) || age < ORPHAN_GRACE_SECONDS * 2) continue;
+    // What a restored database has forgotten may be in use.
+    if (world.restored) continue;
+    world.violate("no machine is left over", `${machine.id} (${machine.label}) is nobody's`);
+  }
+}
+
+/** Every payment is one refund's, and every paid refund has its payment. */
+function checkBooks(world: World): void {
+  const refunds = world.rows<Refund>("SELECT * FROM refunds");
+  const paid = [...world.chain.transactions.values()].filter(({ intent, minedIn }) => {
+    const block = [...minedIn].find((one) => world.chain.blocks[one.number] === one);
+    return intent.kind === "payment" && block?.txs.some((done) => done.success && done.tx.intent === intent) === true;
+  });
+  for (const { hash, intent } of paid) {
+    if (intent.kind !== "payment") continue;
+    const matching = refunds.filter(({ tx_hash }) => tx_hash === hash);
+    if (matching.length !== 1 && !world.restored) {
+      world.violate("the books match the chain", `the payment ${hash.slice(0, 12)} is ${matching.length} refunds'`);
+    }
+    const [refund] = matching;
+    if (refund !== undefined && refund.amount !== String(intent.amount)) {
+      world.violate(
+        "the books match the chain",
+        `token ${refund.token_id} is owed ${refund.amount}, paid ${intent.amount}`,
+      );
+    }
+  }
+  for (const refund of refunds.filter(({ state }) => state === "paid")) {
+    if (paid.some(({ hash }) => hash === refund.tx_hash)) continue;
+    world.violate(
+      "the books match the chain",
+      `token ${refund.token_id}'s refund is called paid, and no payment is there`,
+    );
+  }
+  const byPurchase = new Map<string, number>();
+  for (const { intent, hash } of paid) {
+    if (intent.kind !== "payment") continue;
+    const refund = refunds.find(({ tx_hash }) => tx_hash === hash);
+    const key = refund === undefined ? hash : `${refund.incarnation}/${refund.kind}`;
+    byPurchase.set(key, (byPurchase.get(key) ?? 0) + 1);
+  }
+  for (const [key, times] of byPurchase) {
+    if (times > 1) world.violate("a refund is paid once", `${key} was paid ${times} times`);
+  }
+}

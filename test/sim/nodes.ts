@@ -1,0 +1,270 @@
+// Three RPC nodes over the model chain. Any of them may lag, follow an abandoned branch or not answer; the first may lie.
+import { decodeFunctionData, type Hex, keccak256, multicall3Abi, toFunctionSelector } from "viem";
+import { MULTICALL3 } from "../../src/chain/contract.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
+import { type Block, isValid, type ModelChain, ZERO } from "./chain.ts";
+import { purchaseLog, word } from "./chain-logs.ts";
+import { type Answer, answer, failure } from "./http.ts";
+import type { Runtime } from "./runtime.ts";
+
+const GAS_PRICE_TIP = 1_000_000n;
+const OWNER_OF = toFunctionSelector("ownerOf(uint256)");
+const IS_VALID = toFunctionSelector("isTokenValid(uint256)");
+const TIER = toFunctionSelector("getTierConfig(uint8)");
+const BALANCE = toFunctionSelector("balanceOf(address)");
+const BLOCK_NUMBER = toFunctionSelector("getBlockNumber()");
+const LIES = ["no_logs", "double_logs", "invented_sale", "invalid_tokens", "no_receipts", "final_is_head"] as const;
+
+type Call = { id: unknown; method: string; params: unknown[] };
+type View = { blocks: readonly Block[]; head: number };
+type Inner = { target: string; callData: Hex };
+
+const decoded = new Map<Hex, readonly Inner[]>();
+
+export class ModelNode {
+  readonly #chain: ModelChain;
+  readonly #runtime: Runtime;
+  readonly #mayLie: boolean;
+  #lag = 0;
+  #abandoned: readonly Block[] | null = null;
+  #downUntil = 0;
+  #oddUntil = 0;
+  #lie: (typeof LIES)[number] | null = null;
+
+  constructor(chain: ModelChain, runtime: Runtime, mayLie: boolean) {
+    this.#chain = chain;
+    this.#runtime = runtime;
+    this.#mayLie = mayLie;
+  }
+
+  /** With each look at the world: what it does next. */
+  look(name: string): void {
+    const { faults, random, clock, note } = this.#runtime;
+    if (clock.now >= this.#oddUntil) this.heal();
+    const forAWhile = () => {
+      this.#oddUntil = clock.now + random.int(5_000, 120_000);
+    };
+    if (faults.strikes("node_lags")) {
+      this.#lag = random.int(1, 30);
+      forAWhile();
+      note(`${name} lags ${this.#lag} blocks`);
+    }
+    if (this.#mayLie && faults.strikes("node_lies")) {
+      this.#lie = random.pick(LIES) ?? null;
+      forAWhile();
+      note(`${name} lies: ${this.#lie}`);
+    }
+    if (faults.strikes("node_down")) {
+      this.#downUntil = clock.now + random.int(5_000, 60_000);
+      note(`${name} is down`);
+    }
+  }
+
+  /** A reorg is about to happen: this node may stay on the branch that is given up. */
+  beforeReorg(name: string): void {
+    const { faults, random, clock, note } = this.#runtime;
+    if (!faults.strikes("node_forks")) return;
+    this.#abandoned = [...this.#chain.blocks];
+    this.#oddUntil = clock.now + random.int(5_000, 120_000);
+    note(`${name} stays on the abandoned branch`);
+  }
+
+  heal(): void {
+    this.#lag = 0;
+    this.#abandoned = null;
+    this.#lie = null;
+    this.#downUntil = 0;
+  }
+
+  async respond(body: string): Promise<Answer> {
+    const { faults, clock } = this.#runtime;
+    this.#chain.advance();
+    if (clock.now < this.#downUntil || faults.strikes("rpc_fails")) return failure(503, "Service Unavailable");
+    if (faults.strikes("rpc_hangs")) return "hangs";
+    const call = JSON.parse(body) as Call;
+    try {
+      return answer(200, { jsonrpc: "2.0", id: call.id, result: this.#result(call) });
+    } catch (error) {
+      const message = error instanceof Error ? error.message : String(error);
+      const code = message.startsWith("execution reverted") ? 3 : -32_000;
+      return answer(200, { jsonrpc: "2.0", id: call.id, error: { code, message } });
+    }
+  }
+
+  #view(): View {
+    const blocks = this.#abandoned ?? this.#chain.blocks;
+    return { blocks, head: Math.max(0, blocks.length - 1 - this.#lag) };
+  }
+
+  #result({ method, params }: Call): unknown {
+    const view = this.#view();
+    switch (method) {
+      case "eth_getBlockByNumber": {
+        const block = this.#at(view, params[0]);
+        return block === null ? null : blockBody(block);
+      }
+      case "eth_getLogs":
+        return this.#logs(view, params[0] as { fromBlock: Hex; toBlock: Hex });
+      case "eth_call":
+        return this.#call(view, params[0] as { to: string; data: Hex }, params[1]);
+      case "eth_getTransactionReceipt":
+        return this.#lie === "no_receipts" ? null : receiptOf(this.#chain, view, params[0] as Hex);
+      case "eth_getTransactionCount": {
+        const at = this.#at(view, params[1] ?? "latest");
+        const count = at?.state.nonce ?? 0;
+        return hex(params[1] === "pending" ? Math.max(count, this.#chain.head.state.nonce) : count);
+      }
+      case "eth_estimateGas": {
+        const [{ data }] = params as [{ data: Hex }];
+        const has = view.blocks[view.head]?.state.usdc.get(this.#chain.operator) ?? 0n;
+        if (has < BigInt(`0x${data.slice(74, 138)}`)) throw new Error("execution reverted: transfer exceeds balance");
+        return hex(60_000);
+      }
+      case "eth_getBalance":
+        return hex(10n ** 20n);
+      case "eth_maxPriorityFeePerGas":
+        return hex(GAS_PRICE_TIP);
+      case "eth_sendRawTransaction": {
+        const [raw] = params as [Hex];
+        this.#chain.offer(raw, keccak256(raw));
+        return keccak256(raw);
+      }
+      default:
+        throw new Error(`the method ${method} does not exist`);
+    }
+  }
+
+  #at({ blocks, head }: View, tag: unknown): Block | null {
+    if (tag === "latest" || tag === "pending") return blocks[head] ?? null;
+    if (tag === "finalized") {
+      const number = this.#lie === "final_is_head" ? head : Math.min(head, this.#chain.final.number);
+      return blocks[number] ?? null;
+    }
+    const number = Number(tag);
+    return number > head ? null : (blocks[number] ?? null);
+  }
+
+  #logs(view: View, { fromBlock, toBlock }: { fromBlock: Hex; toBlock: Hex }): unknown[] {
+    if (this.#lie === "no_logs") return [];
+    const logs: unknown[] = [];
+    for (let number = Number(fromBlock); number <= Math.min(view.head, Number(toBlock)); number++) {
+      const block = view.blocks[number];
+      if (block !== undefined && block.txs.length > 0) logs.push(...logsOf(block));
+    }
+    const last = view.blocks[Math.min(view.head, Number(toBlock))];
+    if (this.#lie === "invented_sale" && last !== undefined) logs.push(inventedSale(last));
+    return this.#lie === "double_logs" ? [...logs, ...logs] : logs;
+  }
+
+  #call(view: View, { to, data }: { to: string; data: Hex }, tag: unknown): Hex {
+    const block = this.#at(view, tag);
+    if (block === null) throw new Error("header not found");
+    if (to.toLowerCase() === MULTICALL3.toLowerCase()) return this.#aggregate(block, data);
+    if (to.toLowerCase() === USDC_ADDRESS.toLowerCase() && data.startsWith(BALANCE)) {
+      return `0x${word(block.state.usdc.get(`0x${data.slice(34, 74)}`.toLowerCase()) ?? 0n)}`;
+    }
+    if (data.startsWith(TIER)) {
+      const price = block.state.prices[Number(`0x${data.slice(10)}`)];
+      if (price === undefined) throw new Error("execution reverted");
+      return `0x${word(price)}${word(1)}${word(0x60)}${word(4)}${Buffer.from("tier").toString("hex").padEnd(64, "0")}`;
+    }
+    throw new Error("execution reverted");
+  }
+
+  #aggregate(block: Block, data: Hex): Hex {
+    const results = innerCalls(data).map(({ callData }) => this.#inner(block, callData));
+    const tuples = results.map((value) =>
+      value === null ? word(0) + word(0x40) + word(0) : word(1) + word(0x40) + word(32) + value,
+    );
+    const offsets: string[] = [];
+    let offset = tuples.length * 32;
+    for (const tuple of tuples) {
+      offsets.push(word(offset));
+      offset += tuple.length / 2;
+    }
+    return `0x${word(0x20)}${word(tuples.length)}${offsets.join("")}${tuples.join("")}`;
+  }
+
+  #inner(block: Block, callData: Hex): string | null {
+    const selector = callData.slice(0, 10);
+    if (selector === BLOCK_NUMBER) return word(block.number);
+    if (selector !== OWNER_OF && selector !== IS_VALID) return word(block.timestamp);
+    const token = block.state.tokens.get(Number(`0x${callData.slice(10)}`));
+    if (selector === OWNER_OF) return token === undefined ? null : word(token.owner);
+    const valid = token !== undefined && isValid(token, block.timestamp) && this.#lie !== "invalid_tokens";
+    return word(valid ? 1 : 0);
+  }
+}
+
+const hex = (value: number | bigint): Hex => `0x${value.toString(16)}`;
+
+function innerCalls(data: Hex): readonly Inner[] {
+  const known = decoded.get(data);
+  if (known !== undefined) return known;
+  const { args } = decodeFunctionData({ abi: multicall3Abi, data });
+  const calls = (args as readonly [readonly Inner[]])[0];
+  decoded.set(data, calls);
+  return calls;
+}
+
+const blockBody = (block: Block) => ({
+  number: hex(block.number),
+  hash: block.hash,
+  parentHash: block.parentHash,
+  timestamp: hex(block.timestamp),
+  baseFeePerGas: hex(block.baseFee),
+  transactions: [],
+});
+
+function logsOf(block: Block): object[] {
+  const logs: object[] = [];
+  for (const [index, { tx, logs: entries }] of block.txs.entries()) {
+    for (const entry of entries) logs.push(logBody(block, tx.hash, index, logs.length, entry));
+  }
+  return logs;
+}
+
+const logBody = (block: Block, txHash: Hex, index: number, logIndex: number, entry: { topics: Hex[]; data: Hex }) => ({
+  address: CONTRACT_ADDRESS.toLowerCase(),
+  topics: entry.topics,
+  data: entry.data,
+  blockNumber: hex(block.number),
+  blockHash: block.hash,
+  transactionHash: txHash,
+  transactionIndex: hex(index),
+  logIndex: hex(logIndex),
+  removed: false,
+});
+
+/** A sale that nobody made, of the token that comes next. */
+function inventedSale(block: Block): object {
+  const tokenId = block.state.sales.length;
+  const txHash: Hex = `0x${"ee".repeat(28)}${block.number.toString(16).padStart(8, "0")}`;
+  const sale = { tokenId, txHash, buyer: `0x${"ee".repeat(20)}`, tier: 0, durationDays: 1 };
+  const entry = purchaseLog({ ...sale, purchaseDate: block.timestamp, totalCost: 500_000n });
+  return logBody(block, txHash, 99, 99, entry);
+}
+
+function receiptOf(chain: ModelChain, view: View, hash: Hex): object | null {
+  const tx = chain.transactions.get(hash);
+  for (const block of tx?.minedIn ?? []) {
+    if (view.blocks[block.number] !== block || block.number > view.head) continue;
+    const index = block.txs.findIndex((one) => one.tx === tx);
+    const done = block.txs[index];
+    return {
+      transactionHash: hash,
+      transactionIndex: hex(index),
+      blockHash: block.hash,
+      blockNumber: hex(block.number),
+      from: ZERO,
+      to: CONTRACT_ADDRESS,
+      status: done?.success ? "0x1" : "0x0",
+      logs: logsOf(block).filter((entry) => (entry as { transactionHash: Hex }).transactionHash === hash),
+      cumulativeGasUsed: "0x1",
+      gasUsed: "0x1",
+      effectiveGasPrice: "0x1",
+      type: "0x2",
+    };
+  }
+  return null;
+}

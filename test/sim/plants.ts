@@ -1,0 +1,152 @@
+// Bugs as somebody in a hurry would write them, each one a decision of this product taken away.
+
+type Edit = { file: string; from: string; to: string };
+
+export const PLANTS = {
+  /** Hard case 9: an order whose answer was lost is sent once more. */
+  retry_a_create_blindly: [
+    {
+      file: "src/provisioner/vendors/request.ts",
+      from: "export async function callVendor(",
+      to: `export async function callVendor(...args: Parameters<typeof callOnce>): Promise<VendorAnswer> {
+  try {
+    const first = await callOnce(...args);
+    return args[1] === "POST" && first.status >= 500 ? await callOnce(...args) : first;
+  } catch {
+    return callOnce(...args);
+  }
+}
+async function callOnce(`,
+    },
+  ],
+  /** The cursor moves on before what it has passed is stored, and nothing looks for what is missing. */
+  ack_before_commit: [
+    {
+      file: "src/chain/scan.ts",
+      from: "const queued = await store.applyEvents(db, config, events, head.timestamp, now, { fence, move });",
+      to: `const nothing = { purchases: [], transfers: [], renewals: [], terminations: [] };
+  await store.applyEvents(db, config, nothing, head.timestamp, now, { fence, move });
+  const queued = await store.applyEvents(db, config, events, head.timestamp, now);`,
+    },
+    { file: "src/chain/scan.ts", from: "const OVERLAP_BLOCKS = 10;", to: "const OVERLAP_BLOCKS = 0;" },
+    { file: "src/chain/scan.ts", from: "if (view.owner === null) continue;", to: "continue;" },
+    { file: "src/db/scan.ts", from: "if (lowest === undefined) return [];", to: "return [];" },
+  ],
+  /** Hard case 5: the cursor's block is not looked at again. */
+  ignore_a_reorg: [
+    {
+      file: "src/chain/scan.ts",
+      from: "if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);\n    return",
+      to: "return",
+    },
+    {
+      file: "src/chain/scan.ts",
+      from: "if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);\n  if",
+      to: "if",
+    },
+  ],
+  /** Hard case 9: an order without an answer counts as refused. */
+  skip_the_lookup: [
+    {
+      file: "src/provisioner/watch.ts",
+      from: "const machine = await findMachine(context, attempt, answer.snapshot.machines);\n  if (machine !== null) {\n    log(",
+      to: "const machine = null as Machine | null;\n  if (machine !== null) {\n    log(",
+    },
+  ],
+  /** A list that could not be read is taken for an empty one. */
+  swallow_a_failed_list: [
+    {
+      file: "durable-objects/vendor-gate.ts",
+      from: 'return this.#refusal("vendor_list_failed", error, now);',
+      to: "return { ok: true, snapshot: { machines: [], readAt: now } };",
+    },
+  ],
+  /** Hard case 9: an order without an answer is given up before it can have shown itself. */
+  wait_for_no_order: [
+    {
+      file: "src/provisioner/watch.ts",
+      from: "readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;",
+      to: "readAt > attempt.createSentAt || config === undefined;",
+    },
+  ],
+  /** Hard case 9: whoever has a message works on its row. */
+  take_no_lease: [{ file: "src/db/vms.ts", from: 'or(eq(vms.lease, ""), lt(vms.leaseUntil, now)),', to: "" }],
+  /** Hard case 10: any SSH server that answers at the address will do. */
+  believe_any_banner: [
+    { file: "src/provisioner/watch.ts", from: "if (banner?.includes(attempt.mark)) {", to: "if (banner !== null) {" },
+  ],
+  /** Hard case 9: what turns up after its attempt was given up is left to the bill. */
+  leave_ghosts: [{ file: "src/provisioner/reap.ts", from: "ghosts.push(machine);", to: "continue;" }],
+  /** Hard case 16: at the depth at which machines start, money leaves as well. */
+  pay_before_final: [
+    {
+      file: "src/provisioner/refund.ts",
+      from: "const view = await readFinalToken(chain, vm.tokenId);",
+      to: "const view = await readAgreedToken(chain, vm.tokenId);",
+    },
+  ],
+  /** Hard case 17: the buyer is paid back, whoever owns the token by now. */
+  pay_whoever_bought: [
+    {
+      file: "src/provisioner/refund.ts",
+      from: "return view.owner === purchase.buyer ? {",
+      to: "return view.owner !== null ? {",
+    },
+  ],
+  /** Hard case 16: an order whose answer was lost is paid as if it were new. */
+  pay_without_a_name: [
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: '"SELECT * FROM orders WHERE id = ?", id)',
+      to: "\"SELECT * FROM orders WHERE id = ? AND state = 'final'\", id)",
+    },
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: "ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce",
+      to: "ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, state = 'sent'",
+    },
+  ],
+  /** Hard case 4: a row is enough to rent a machine. */
+  believe_the_row: [
+    {
+      file: "src/provisioner/verify.ts",
+      from: "if (purchase === null) return false;",
+      to: "if (purchase === null) return true;",
+    },
+  ],
+  /** Hard case 5: another purchase of a token id goes on with the machine of the one before. */
+  keep_the_old_incarnation: [
+    {
+      file: "src/db/scan.ts",
+      from: "SET current = 0, step = 'retire', generation",
+      to: "SET current = 0, step = 'idle', generation",
+    },
+  ],
+  /** The first sale that is heard of is taken for the first that there was. */
+  begin_where_the_logs_begin: [
+    {
+      file: "src/db/scan.ts",
+      from: "below === undefined ? Math.max(0, purchase.tokenId - MAX_GAPS_PER_PASS)",
+      to: "below === undefined ? purchase.tokenId",
+    },
+  ],
+  /** What the logs say of owners is never held against the contract. */
+  compare_no_owners: [
+    {
+      file: "src/vms/sweep.ts",
+      from: "compare: () => compareOwners(context),",
+      to: "compare: async () => compareOwners,",
+    },
+  ],
+  /** A sale that a node invented keeps the token id of the true one. */
+  keep_what_was_invented: [
+    {
+      file: "src/provisioner/create.ts",
+      from: "if (!(await isPast(context.chain, vm))) return waitForTurn",
+      to: "if (isPast !== undefined) return waitForTurn",
+    },
+  ],
+} as const satisfies Record<string, readonly Edit[]>;
+
+export type PlantName = keyof typeof PLANTS;
+export const PLANT_NAMES = Object.keys(PLANTS) as PlantName[];

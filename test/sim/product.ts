@@ -1,0 +1,107 @@
+// The product as a run drives it: both Workers' handlers over bindings that lead to whichever run is under way.
+import type { DatabaseSync } from "node:sqlite";
+import { privateKeyToAccount } from "viem/accounts";
+import { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
+import { VendorGate } from "../../durable-objects/vendor-gate.ts";
+import { pollChain } from "../../src/chain/poll.ts";
+import { edgeConfig, provisionerConfig } from "../../src/config.ts";
+import { openDatabase } from "../../src/db/client.ts";
+import { setLogLevel } from "../../src/log.ts";
+import provisioner from "../../src/provisioner/index.ts";
+import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { createDatabase, StandInD1 } from "./d1.ts";
+import { ObjectNamespace } from "./objects.ts";
+import { type Batch, SimulatedQueue } from "./queue.ts";
+import type { Runtime } from "./runtime.ts";
+
+const OPERATOR_KEY = "5a".repeat(32);
+export const OPERATOR = privateKeyToAccount(`0x${OPERATOR_KEY}`).address.toLowerCase();
+export const RPC_HOSTS = ["rpc-0.sim", "rpc-1.sim", "rpc-2.sim"] as const;
+export const DEPLOYMENT_ID = "sim";
+export const CONTRACT = CONTRACT_ADDRESS.toLowerCase();
+/** How old a machine without a row has to be. */
+export const ORPHAN_GRACE_SECONDS = 600;
+
+type Bound = { runtime: Runtime; jobs: SimulatedQueue; gates: ObjectNamespace; wallets: ObjectNamespace };
+
+let bound: Bound | undefined;
+const current = (): Bound => {
+  if (bound === undefined) throw new Error("no run is under way");
+  return bound;
+};
+
+export const database: DatabaseSync = createDatabase();
+const d1 = new StandInD1(database, (what, effect) => current().runtime.cross(what, effect));
+
+const namespace = (of: "gates" | "wallets") => ({
+  idFromName: (name: string) => ({ name, toString: () => name }),
+  get: (id: { name: string }) => current()[of].get(id),
+});
+const shared = {
+  DB: d1,
+  JOBS: {
+    send: (body: unknown, options?: { delaySeconds?: number }) => current().jobs.send(body, options),
+    sendBatch: (messages: Iterable<{ body: unknown }>) => current().jobs.sendBatch(messages),
+  },
+  LOG_BOOK: { idFromName: () => "book", get: () => ({ append: async () => undefined }) },
+  LOG_LEVEL: "error",
+  DEPLOYMENT_ID,
+  CONTRACT_ADDRESS,
+  RPC_URLS: RPC_HOSTS.map((host) => `http://${host}`).join(","),
+};
+const edgeSettings = edgeConfig({
+  ...shared,
+  IP_GUARD: { idFromName: () => "guard" },
+  START_BLOCK: "1",
+  SCAN_RUN_SECONDS: "1",
+  SWEEP_INTERVAL_SECONDS: "60",
+  PROVISION_DEADLINE_SECONDS: "600",
+  CATALOG_SECONDS: "1800",
+  PUBLIC_URLS: "https://api.sim",
+  DATA_PRIVATE_KEY: "11".repeat(32),
+});
+const provisionerEnv = {
+  ...shared,
+  VENDOR_GATE: namespace("gates"),
+  OPERATOR_WALLET: namespace("wallets"),
+  OPERATOR_PRIVATE_KEY: OPERATOR_KEY,
+  DATA_PUBLIC_KEY: "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798",
+  SSH_KEY_ALGORITHM: "ed25519",
+  VULTR_API_KEY: "vultr",
+  VULTR_API_URL: "http://vultr.sim/v2",
+  VULTR_REGIONS: "ewr,lax",
+  RUNPOD_API_KEY: "runpod",
+  RUNPOD_API_URL: "http://runpod.sim",
+  RUNPOD_REQUESTS_PER_MINUTE: "600",
+  POLL_SECONDS: "15",
+  BOOT_TIMEOUT_SECONDS: "240",
+  LATE_REFUNDS: "pay",
+  ORPHAN_GRACE_SECONDS: String(ORPHAN_GRACE_SECONDS),
+};
+setLogLevel(provisionerConfig(provisionerEnv).LOG_LEVEL);
+
+/** The queue and the objects of a run, empty; the database as its migrations left it. */
+export function bind(runtime: Runtime): Bound {
+  // The handler's own types are Cloudflare's; here are what stands in for them.
+  const consume = (batch: Batch) =>
+    (provisioner.queue as unknown as (batch: Batch, env: object, ctx: object) => Promise<void>)(batch, provisionerEnv, {
+      waitUntil: () => undefined,
+    });
+  const settings = { batchSize: 10, maxRetries: 10 };
+  const dead = new SimulatedQueue(runtime, { name: "clawcloud-jobs-dead", ...settings, deadLetters: null }, consume);
+  const jobs = new SimulatedQueue(runtime, { name: "clawcloud-jobs", ...settings, deadLetters: dead }, consume);
+  const env = () => provisionerEnv;
+  // What the product remembers of a configuration belongs to one run.
+  config.edge = { ...edgeSettings };
+  bound = {
+    runtime,
+    jobs,
+    gates: new ObjectNamespace(runtime, "the gate of", VendorGate as never, env),
+    wallets: new ObjectNamespace(runtime, "the wallet", OperatorWallet as never, env),
+  };
+  return bound;
+}
+
+export const db = openDatabase(d1 as unknown as D1Database);
+export const config = { edge: edgeSettings };
+export const cron = (): Promise<void> => pollChain(config.edge);

@@ -1,0 +1,265 @@
+// One run: a world drawn from a seed, in which purchases are made while things go wrong; then everything heals, and what
+// must hold is checked.
+import { incarnationKey } from "../../src/chain/incarnation.ts";
+import { type Block, isValid, ModelChain, type Sale } from "./chain.ts";
+import { Clock } from "./clock.ts";
+import { dialWith } from "./cloudflare-sockets.ts";
+import { EVENTS, purchase, resumeAll } from "./events.ts";
+import { Faults, type Kind } from "./faults.ts";
+import { toResponse } from "./http.ts";
+import { enter } from "./install.ts";
+import { checkAll, checkCreated, checkDeleting, checkPayment } from "./invariants.ts";
+import { restartKeys } from "./keys.ts";
+import { ModelNode } from "./nodes.ts";
+import { bind, CONTRACT, cron, DEPLOYMENT_ID, database, OPERATOR, RPC_HOSTS } from "./product.ts";
+import { createRandom, type Random } from "./random.ts";
+import { never, Runtime } from "./runtime.ts";
+import { restartSeals } from "./seals.ts";
+import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorName } from "./vendors.ts";
+
+const START = Date.UTC(2026, 0, 1);
+const LOOK_MS = 5_000;
+const CRON_MS = { trouble: 30_000, quiet: 120_000 };
+const TROUBLE_MS = { least: 60_000, most: 360_000 };
+const QUIET_STEP_MS = 120_000;
+/** What is not settled this long after everything healed never will be. */
+const PATIENCE_MS = 4 * 3_600_000;
+/** The sweep and its jobs once more, when all else is quiet. */
+const LAST_SWEEPS_MS = 240_000;
+const FLOAT = 10_000_000_000n;
+const AGENTS = 4;
+
+/** What must hold and did not. */
+export type Violation = { rule: string; text: string };
+export type RunResult = { violation: Violation | null; history: readonly string[]; faults: Faults };
+
+export class World {
+  readonly clock = new Clock(START);
+  readonly random: Random;
+  readonly faults: Faults;
+  readonly runtime: Runtime;
+  readonly chain: ModelChain;
+  readonly nodes: readonly ModelNode[];
+  readonly vendors: Record<VendorName, ModelVendor>;
+  readonly bound: ReturnType<typeof bind>;
+  readonly agents = Array.from({ length: AGENTS }, (_, i) => `0x${String(i + 1).repeat(40)}`);
+  readonly history: string[] = [];
+  /** Incarnations whose machine an operator had ended, or whose owner gave it up. */
+  readonly endedByOrder = new Set<string>();
+  /** Who claimed refunds, by incarnation. */
+  readonly claims = new Map<string, Set<string>>();
+  /** The database was set back to an earlier state: what it forgot may cost a second machine. */
+  restored = false;
+  snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]> | null = null;
+  #violation: Violation | null = null;
+  #purchasesLeft: number;
+  /** Each is noted once. */
+  readonly #pages = new Set<string>();
+
+  constructor(seed: number, without: ReadonlySet<number>) {
+    const random = createRandom(seed);
+    this.random = random.fork();
+    this.faults = new Faults(random.fork(), without, () => this.clock.now - START);
+    this.runtime = new Runtime(this.clock, this.faults, random.fork(), (text) => this.note(text));
+    enter({
+      clock: this.clock,
+      random: random.fork(),
+      fetch: (url, init) => this.#fetch(url, init),
+      log: (lines) => this.#log(lines),
+    });
+    restartKeys();
+    restartSeals();
+    this.chain = new ModelChain(this.clock, random.fork(), OPERATOR, FLOAT);
+    this.nodes = RPC_HOSTS.map((_, i) => new ModelNode(this.chain, this.runtime, i === 0));
+    const watcher = {
+      created: (machine: Machine) => checkCreated(this, machine),
+      deleting: (machine: Machine) => checkDeleting(this, machine),
+    };
+    this.vendors = { vultr: new ModelVultr(this.runtime, watcher), runpod: new ModelRunpod(this.runtime, watcher) };
+    this.chain.watchPayment = (to, amount) => checkPayment(this, to, amount);
+    dialWith((host, port) => this.runtime.cross("a banner", () => this.#banner(host, port)));
+    this.bound = bind(this.runtime);
+    this.#purchasesLeft = this.random.int(1, 3);
+  }
+
+  note(text: string): void {
+    this.history.push(`${((this.clock.now - START) / 1_000).toFixed(1).padStart(9)} s  ${text}`);
+  }
+
+  /** Something must hold and does not: the run ends here. The first one counts. */
+  violate(rule: string, text: string): void {
+    if (this.#violation === null) this.note(`VIOLATION of "${rule}": ${text}`);
+    this.#violation ??= { rule, text };
+  }
+
+  async run(): Promise<Violation | null> {
+    database.exec("SAVEPOINT run");
+    try {
+      this.#cron();
+      this.#look();
+      await this.#trouble();
+      if (this.#violation === null && this.random.unit() < 0.2) await this.#leapToTheEnd();
+      return this.#violation;
+    } finally {
+      database.exec("ROLLBACK TO run; RELEASE run");
+    }
+  }
+
+  /** Sales that stand in the chain as it is. */
+  get sales(): readonly Sale[] {
+    return this.chain.head.state.sales;
+  }
+
+  /** The block in which a sale stands, or null. */
+  blockOf({ txHash }: Pick<Sale, "txHash">): Block | null {
+    for (const block of this.chain.transactions.get(txHash)?.minedIn ?? []) {
+      if (this.chain.blocks[block.number] === block) return block;
+    }
+    return null;
+  }
+
+  isValidNow(tokenId: number): boolean {
+    const { state, timestamp } = this.chain.head;
+    const token = state.tokens.get(tokenId);
+    return token !== undefined && isValid(token, timestamp);
+  }
+
+  incarnationOf = ({ tokenId, txHash }: Pick<Sale, "tokenId" | "txHash">): string =>
+    incarnationKey({ deploymentId: DEPLOYMENT_ID, contract: CONTRACT as `0x${string}`, tokenId, txHash, ordinal: 0 });
+
+  /** Machines of ours that run at a vendor now. */
+  get machines(): Machine[] {
+    const prefix = `clawcloud-${DEPLOYMENT_ID}-`;
+    return Object.values(this.vendors).flatMap((vendor) =>
+      vendor.living.filter(({ orderedAs }) => orderedAs.startsWith(prefix)),
+    );
+  }
+
+  rows<T>(sql: string, ...values: (string | number)[]): T[] {
+    return database.prepare(sql).all(...values) as T[];
+  }
+
+  reorg(depth: number): void {
+    for (const [i, node] of this.nodes.entries()) node.beforeReorg(`node ${i}`);
+    const taken = this.chain.reorg(depth);
+    this.note(`a reorg takes ${taken} blocks back`);
+  }
+
+  async #trouble(): Promise<void> {
+    this.faults.active = true;
+    await this.#until(this.clock.now + this.random.int(TROUBLE_MS.least, TROUBLE_MS.most));
+    this.#heal();
+    const end = this.clock.now + PATIENCE_MS;
+    for (let quietSince: number | null = null; this.clock.now < end; ) {
+      await this.#until(this.clock.now + QUIET_STEP_MS);
+      if (this.#violation !== null) return;
+      quietSince = this.#isQuiet() ? (quietSince ?? this.clock.now) : null;
+      if (quietSince !== null && this.clock.now >= quietSince + LAST_SWEEPS_MS) break;
+    }
+    this.note("everything has settled");
+    checkAll(this);
+  }
+
+  /** The paid time ends, and things go wrong once more. */
+  async #leapToTheEnd(): Promise<void> {
+    const ends = [...this.chain.head.state.tokens.values()].map(({ expiresAt }) => expiresAt * 1_000);
+    const soon = Math.min(...ends, Number.MAX_SAFE_INTEGER);
+    if (soon === Number.MAX_SAFE_INTEGER || soon < this.clock.now) return;
+    this.clock.skip(soon - this.random.int(0, 300_000));
+    this.chain.leap();
+    this.note("the paid time nears its end");
+    await this.#trouble();
+  }
+
+  async #until(at: number): Promise<void> {
+    await this.clock.runUntil(at, () => this.#violation !== null);
+  }
+
+  #heal(): void {
+    this.faults.active = false;
+    for (const node of this.nodes) node.heal();
+    for (const vendor of Object.values(this.vendors)) vendor.heal();
+    this.chain.haltedUntil = 0;
+    this.chain.dearUntil = 0;
+    void this.runtime.run("an operator", () => resumeAll(this));
+    this.note("everything heals");
+  }
+
+  #isQuiet(): boolean {
+    const [row] = this.rows<{ open: number }>(`SELECT
+      (SELECT count(*) FROM vms WHERE wake_at IS NOT NULL OR status IN ('provisioning', 'expired'))
+      + (SELECT count(*) FROM refunds WHERE state IN ('due', 'paying')) + (SELECT count(*) FROM gaps)
+      + (SELECT count(*) FROM purchases JOIN vms USING (incarnation) WHERE orphaned = 1 AND current = 1 AND status = 'running') AS open`);
+    const known = new Set(
+      this.rows<{ incarnation: string }>("SELECT incarnation FROM vms").map((one) => one.incarnation),
+    );
+    return row?.open === 0 && this.sales.every((sale) => known.has(this.incarnationOf(sale)));
+  }
+
+  #cron(): void {
+    void this.runtime.run("the cron", cron);
+    this.clock.after(this.faults.active ? CRON_MS.trouble : CRON_MS.quiet, () => this.#cron());
+  }
+
+  /** Every five seconds: sales, and whatever else of the world's doings strikes. */
+  #look(): void {
+    this.clock.after(LOOK_MS, () => this.#look());
+    this.chain.advance();
+    if (!this.faults.active) return;
+    if (this.#purchasesLeft > 0 && this.random.unit() < 0.2) {
+      this.#purchasesLeft -= 1;
+      purchase(this);
+    }
+    for (const [i, node] of this.nodes.entries()) node.look(`node ${i}`);
+    for (const [kind, event] of Object.entries(EVENTS)) if (this.faults.strikes(kind as Kind)) event(this);
+  }
+
+  /** What would wake a person is part of the history. */
+  #log(lines: string): void {
+    for (const line of lines.split("\n")) {
+      const { level, event, time: _time, ...fields } = JSON.parse(line) as Record<string, unknown>;
+      if (level !== "page") continue;
+      const page = `PAGE ${event} ${JSON.stringify(fields)}`;
+      if (!this.#pages.has(page)) this.note(page);
+      this.#pages.add(page);
+    }
+  }
+
+  #banner(host: string, port: number): string | null {
+    const vendor = host.startsWith("vultr") ? this.vendors.vultr : this.vendors.runpod;
+    return vendor.banner(host, port);
+  }
+
+  async #fetch(url: string, init: RequestInit): Promise<unknown> {
+    const { host, pathname, search } = new URL(url);
+    const body = typeof init.body === "string" ? init.body : null;
+    const answer = await this.runtime.cross(`${init.method ?? "GET"} ${host}${pathname}`, () => {
+      const node = this.nodes[(RPC_HOSTS as readonly string[]).indexOf(host)];
+      if (node !== undefined) return node.respond(body ?? "");
+      const vendor = host === "vultr.sim" ? this.vendors.vultr : this.vendors.runpod;
+      const request = {
+        method: init.method ?? "GET",
+        path: pathname + search,
+        body: body === null ? null : JSON.parse(body),
+      };
+      return vendor.respond(request);
+    });
+    if (answer !== "hangs") return toResponse(answer);
+    const signal = init.signal as (AbortSignal & { timeoutMs?: number }) | null | undefined;
+    if (signal == null) return never();
+    // A vendor's call brings its time limit along; viem aborts when its own is over.
+    const { timeoutMs } = signal;
+    if (timeoutMs !== undefined) await this.clock.sleep(timeoutMs);
+    else await new Promise((resolve) => signal.addEventListener("abort", resolve));
+    throw Object.assign(new Error("The call was given up."), {
+      name: timeoutMs === undefined ? "AbortError" : "TimeoutError",
+    });
+  }
+}
+
+/** Runs a seed, without the strikes of these numbers. */
+export async function runSeed(seed: number, without: ReadonlySet<number> = new Set()): Promise<RunResult> {
+  const world = new World(seed, without);
+  const violation = await world.run();
+  return { violation, history: world.history, faults: world.faults };
+}

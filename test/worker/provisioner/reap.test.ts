@@ -1,0 +1,234 @@
+// Machines at the vendors held against our rows: what the sweep ends, replaces, follows, and leaves alone (hard case 13).
+import { evictAllDurableObjects } from "cloudflare:test";
+import { expect, test } from "vitest";
+import { generateHostKey } from "../../../src/credentials/ssh-keys.ts";
+import { isJob } from "../../../src/provisioner/jobs.ts";
+import { reap } from "../../../src/provisioner/reap.ts";
+import type { VendorName } from "../../../src/provisioner/vendors/vendor.ts";
+import { type Credentials, freshHeaders } from "../../world/agent.ts";
+import { addFault, addRpcFault, agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
+
+const HOUR_MS = 3_600_000;
+const NO_TOKEN = 900_000_000;
+const SECONDS_PER_DAY = 86_400;
+const NO_GRACE = { provisioner: { ORPHAN_GRACE_SECONDS: "0" } };
+
+/** A machine that nobody ordered for us. */
+async function stray(world: Deployment, label: string): Promise<string> {
+  const vendor = world.context.vendors.vultr;
+  const spec = { label, mark: "0123456789abcdef", region: "ewr", plan: "vc2-1c-1gb", publicKey: "ssh-ed25519 AAAA" };
+  return (await vendor.create({ ...spec, hostKey: generateHostKey() }, await vendor.prepare())).instanceId;
+}
+const labelOf = (world: Deployment, tokenId: number, hash = "abcdef01") =>
+  `clawcloud-${world.edge.DEPLOYMENT_ID}-${tokenId}-${hash}-0-1`;
+const exists = async (world: Deployment, vendor: VendorName, id: string) =>
+  (await world.context.vendors[vendor].get(id)) !== null;
+async function passTime(seconds: number) {
+  await chain.node.increaseTime({ seconds });
+  await chain.mine(4);
+}
+/** A new machine is locked for a moment, and the gate's last list is as old as the next look at the vendor. */
+async function settle() {
+  await new Promise((resolve) => setTimeout(resolve, 450));
+  await evictAllDurableObjects();
+}
+/** The machine is gone, and its vendor says so. */
+const lose = async (world: Deployment, tokenId: number) => {
+  const id = String((await world.vm(tokenId))?.["instance_id"]);
+  await world.context.vendors.vultr.delete(id);
+  await settle();
+  return id;
+};
+
+test("a running machine that its vendor knows no more is replaced; its owner gets a key of the new one", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  const ask = async () => {
+    const headers = await freshHeaders("https://api.example", agent(0), tokenId);
+    return (await (await world.request(`/credentials/${tokenId}`, { headers })).json()) as Credentials;
+  };
+  const before = await ask();
+  const first = await world.vm(tokenId);
+  await lose(world, tokenId);
+  await reap(world.context);
+  expect(await world.vm(tokenId)).toMatchObject({
+    status: "provisioning",
+    step: "create",
+    instance_id: null,
+    ssh_private_key: null,
+    delivered_at: null,
+  });
+  await world.drain();
+  const after = await ask();
+  expect(after.ssh.privateKey).toContain("PRIVATE KEY");
+  expect(after.ssh.publicKey).not.toBe(before.ssh.publicKey);
+  expect(after.ssh.knownToFormerOwner).toBe(false);
+  expect(await world.rows("SELECT outcome FROM attempts ORDER BY number")).toEqual([
+    { outcome: "vanished" },
+    { outcome: "running" },
+  ]);
+  expect(await world.vm(tokenId)).toMatchObject({ running_at: first?.["running_at"], late_seconds: null });
+});
+
+test("a machine that no list shows is not replaced while its vendor, asked by its id, knows it or does not answer", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await settle();
+  await addFault("vultr", { call: "list", kind: "lagging_list", ms: HOUR_MS });
+  await reap(world.context);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
+  await settle();
+  await addFault("vultr", { call: "get", kind: "error_before" });
+  await reap(world.context);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
+});
+
+test("many machines missing at once are an account that changed: none is replaced (hard case 13)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  for (let copy = 1; copy <= 4; copy++) {
+    await world.sql
+      .prepare(
+        `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, instance_id)
+         SELECT incarnation || ?1, 1000000 + ?1, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, 'gone-' || ?1 FROM vms WHERE token_id = ?2`,
+      )
+      .bind(copy, tokenId)
+      .run();
+  }
+  await settle();
+  await reap(world.context);
+  expect(await world.rows("SELECT DISTINCT status FROM vms")).toEqual([{ status: "running" }]);
+  await world.sql.prepare("DELETE FROM vms WHERE instance_id LIKE 'gone-4%'").run();
+  await settle();
+  await reap(world.context);
+  expect(await world.rows("SELECT count(*) AS n FROM vms WHERE status = 'provisioning'")).toEqual([{ n: 3 }]);
+});
+
+test("a machine of no attempt ends once final history, past its grace, knows no such token (hard case 13)", async () => {
+  // Other tests may have sent the chain's clock ahead of ours.
+  const ahead = Math.max(0, Number((await chain.reader.getBlock()).timestamp) - Math.floor(Date.now() / 1_000));
+  const world = await deploy({ provisioner: { ORPHAN_GRACE_SECONDS: String(ahead + 3_600) } });
+  const later = () => reap({ ...world.context, now: () => Date.now() + (ahead + 7_200) * 1_000 });
+  const orphan = await stray(world, labelOf(world, NO_TOKEN));
+  await settle();
+  await reap(world.context);
+  expect(await exists(world, "vultr", orphan)).toBe(true);
+  // By our clock the grace is over; the chain has not got there.
+  await passTime(1);
+  await later();
+  expect(await exists(world, "vultr", orphan)).toBe(true);
+  await passTime(7_200);
+  await later();
+  expect(await exists(world, "vultr", orphan)).toBe(false);
+});
+
+test("a machine of no attempt does not end while its token is valid; after the paid time it does (hard case 13)", async () => {
+  const world = await deploy(NO_GRACE);
+  const { tokenId } = await world.buy(0);
+  // Our database has lost the purchase, and the one who paid may be logged in.
+  const orphan = await stray(world, labelOf(world, tokenId));
+  await passTime(60);
+  await settle();
+  await reap(world.context);
+  expect(await exists(world, "vultr", orphan)).toBe(true);
+  await passTime(SECONDS_PER_DAY);
+  await settle();
+  await reap(world.context);
+  expect(await exists(world, "vultr", orphan)).toBe(false);
+});
+
+test("with a grace for renewals, a token that is over proves nothing without the row that says since when", async () => {
+  const grace = { EXPIRY_GRACE_SECONDS: "7200" };
+  const world = await deploy({ edge: grace, provisioner: { ...grace, ORPHAN_GRACE_SECONDS: "0" } });
+  const { tokenId } = await world.buy(0);
+  const orphan = await stray(world, labelOf(world, tokenId));
+  await passTime(SECONDS_PER_DAY + 60);
+  await settle();
+  await reap(world.context);
+  await world.scan();
+  await settle();
+  await reap(world.context);
+  expect(await exists(world, "vultr", orphan)).toBe(true);
+  await passTime(7_200);
+  await settle();
+  await reap(world.context);
+  expect(await exists(world, "vultr", orphan)).toBe(false);
+});
+
+test("a machine of another purchase of a token ends once the one that holds it is final (hard case 5)", async () => {
+  const world = await deploy(NO_GRACE);
+  const tokenId = await buyAndRun(world, 0);
+  const row = await world.vm(tokenId);
+  const older = await stray(world, labelOf(world, tokenId, "00000000"));
+  const own = await stray(world, labelOf(world, tokenId, String(row?.["tx_hash"]).slice(2, 10)).replace(/1$/, "9"));
+  await passTime(60);
+  await settle();
+  await reap(world.context);
+  expect(await exists(world, "vultr", older)).toBe(false);
+  // The holder's own, under a number that we don't know: the database may have been restored.
+  expect(await exists(world, "vultr", own)).toBe(true);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running", instance_id: row?.["instance_id"] });
+  await world.context.vendors.vultr.delete(own);
+});
+
+test("nothing ends under another name than ours, nor while the chain can't be asked", async () => {
+  const world = await deploy(NO_GRACE);
+  const { DEPLOYMENT_ID } = world.edge;
+  const names = ["web-1", `clawcloud-${DEPLOYMENT_ID}-2-900000000-abcdef01-0-1`, `clawcloud-${DEPLOYMENT_ID}-backup`];
+  const strangers = [];
+  for (const name of names) strangers.push(await stray(world, name));
+  await passTime(60);
+  await settle();
+  await reap(world.context);
+  for (const id of strangers) expect(await exists(world, "vultr", id)).toBe(true);
+
+  const orphan = await stray(world, labelOf(world, NO_TOKEN));
+  await passTime(60);
+  await settle();
+  await addRpcFault({ kind: "down" });
+  const chainDown = { ...world.context.chain, nodes: world.context.chain.nodes.slice(0, 1) };
+  await reap({ ...world.context, chain: chainDown });
+  expect(await exists(world, "vultr", orphan)).toBe(true);
+  for (const id of [...strangers, orphan]) await world.context.vendors.vultr.delete(id);
+});
+
+test("more orphans than looks right end none, and nobody's machine with them (hard case 13)", async () => {
+  const world = await deploy(NO_GRACE);
+  const orphans = [];
+  for (let count = 0; count < 4; count++) orphans.push(await stray(world, labelOf(world, NO_TOKEN + count)));
+  await passTime(60);
+  await settle();
+  await reap(world.context);
+  for (const id of orphans) expect(await exists(world, "vultr", id)).toBe(true);
+  await world.context.vendors.vultr.delete(orphans[0] ?? "");
+  await settle();
+  await reap(world.context);
+  for (const id of orphans) expect(await exists(world, "vultr", id)).toBe(false);
+});
+
+test("a machine that comes back after the vendor had called it gone is ended as a ghost", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  const ghost = String((await world.vm(tokenId))?.["instance_id"]);
+  await addFault("vultr", { call: "list", kind: "lagging_list", ms: HOUR_MS, times: 1 });
+  const body = { error: "Invalid instance.", status: 404 };
+  await addFault("vultr", { call: "get", kind: "answer", status: 404, body, times: 1 });
+  await settle();
+  await reap(world.context);
+  await world.drain();
+  expect(await world.machines("vultr")).toHaveLength(2);
+  await settle();
+  await reap(world.context);
+  expect((await world.machines("vultr")).map(({ id }) => id)).toEqual([(await world.vm(tokenId))?.["instance_id"]]);
+  expect(await exists(world, "vultr", ghost)).toBe(false);
+});
+
+test.each([
+  [{ kind: "reap" }, true],
+  [{ kind: "reap", vendor: "vultr", after: "a" }, true],
+  [{ kind: "reap", vendor: "vultr" }, false],
+  [{ kind: "reap", vendor: "aws", after: "a" }, false],
+  [{ kind: "reap", after: "a" }, false],
+])("%j is a job: %s", (body, expected) => {
+  expect(isJob(body)).toBe(expected);
+});
