@@ -28,7 +28,9 @@ import { type ChainEvents, fetchEvents } from "./events.ts";
 import { growRange, shrinkRange } from "./log-ranges.ts";
 
 const OVERLAP_BLOCKS = 10;
-const GAPS_PER_SWEEP = 20;
+const GAPS_PER_SWEEP = 200;
+/** Many gaps lie in one range. */
+const RANGES_PER_SWEEP = 20;
 const GAP_RETRY_MS = 4_000;
 const GAP_MAX_TRIES = 10;
 /** So many nodes have to show nothing before a token id is given up. */
@@ -207,13 +209,15 @@ export async function probeNewest({ db, chain, config, now }: ScanContext): Prom
 /** Reads the ranges of missing token ids again, from every node. Returns the machines to queue. */
 export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> {
   const { db, chain, config, now } = context;
-  const due = await store.dueGaps(db, now, GAPS_PER_SWEEP);
-  if (due.length === 0) return [];
+  const all = await store.dueGaps(db, now, GAPS_PER_SWEEP);
+  if (all.length === 0) return [];
+  const ranges = distinctRanges(all).slice(0, RANGES_PER_SWEEP);
+  const due = all.filter((gap) => ranges.some((range) => rangeKey(range) === rangeKey(gap)));
   // Put off first: whatever fails below, the next sweep does not begin with the same range.
-  for (const gap of due) await store.postponeGap(db, gap.tokenId, now + GAP_RETRY_MS * 2 ** Math.min(gap.tries, 12));
+  await store.postponeGaps(db, tokensOf(due), now, GAP_RETRY_MS);
   const queued: store.QueuedVm[] = [];
   const readWell = new Set<string>();
-  for (const range of distinctRanges(due)) {
+  for (const range of ranges) {
     const from = Math.max(range.fromBlock, config.START_BLOCK);
     const reads: Reread[] = [];
     for (const node of chain.nodes) reads.push(await rereadRange(context, node, from, range.toBlock));
@@ -221,10 +225,7 @@ export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> 
     const complete = reads.filter((read) => read.complete).length;
     if (complete >= Math.min(WITNESSES, chain.nodes.length)) readWell.add(rangeKey(range));
   }
-  const known = await store.knownTokens(
-    db,
-    due.map((gap) => gap.tokenId),
-  );
+  const known = await store.knownTokens(db, tokensOf(due));
   const unseen = due.filter((gap) => !known.has(gap.tokenId) && readWell.has(rangeKey(gap)));
   await store.closeGaps(db, [...known, ...(await givenUp(context, unseen))]);
   return queued;
@@ -235,13 +236,7 @@ async function givenUp({ chain, config }: ScanContext, unseen: readonly store.Ga
   if (unseen.length === 0) return [];
   const { owners } = await askTwo(
     chain,
-    async (node) => ({
-      owners: await readOwners(
-        chain,
-        node,
-        unseen.map(({ tokenId }) => tokenId),
-      ),
-    }),
+    async (node) => ({ owners: await readOwners(chain, node, tokensOf(unseen)) }),
     (answer) => answer.owners.join(),
   );
   return unseen.flatMap(({ tokenId, fromBlock, tries }, i) => {
@@ -290,6 +285,8 @@ async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from
   }
   return { queued, complete: true };
 }
+
+const tokensOf = (gaps: readonly store.Gap[]): number[] => gaps.map(({ tokenId }) => tokenId);
 
 type Range = { fromBlock: number; toBlock: number };
 const rangeKey = ({ fromBlock, toBlock }: Range): string => `${fromBlock}-${toBlock}`;

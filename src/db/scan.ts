@@ -210,16 +210,16 @@ export const newestPurchase = async (db: Database) =>
 
 export const recordGap = (db: Database, gap: GapRow) => db.run(insertGaps([gap]));
 
+/** The newest tokens first: their buyers are waiting. */
 export const dueGaps = (db: Database, now: number, limit: number) =>
-  db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(asc(gaps.nextTryAt)).limit(limit).all();
+  db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(desc(gaps.tokenId)).limit(limit).all();
 
 export type Gap = typeof gaps.$inferSelect;
 
-export const postponeGap = (db: Database, tokenId: number, nextTryAt: number) =>
-  db
-    .update(gaps)
-    .set({ tries: sql`${gaps.tries} + 1`, nextTryAt })
-    .where(eq(gaps.tokenId, tokenId));
+/** Each is left alone for twice as long as the last time. */
+export const postponeGaps = (db: Database, tokenIds: readonly number[], now: number, firstMs: number) =>
+  db.run(sql`UPDATE gaps SET tries = tries + 1, next_try_at = ${now} + ${firstMs} * (1 << MIN(tries, 12))
+    WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);
 
 export const closeGaps = (db: Database, tokenIds: readonly number[]) =>
   db.run(sql`DELETE FROM gaps WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);

@@ -55,7 +55,12 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   if (unresolved !== undefined) return resolveFirst(context, vm, unresolved);
   if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
   if (await isTooLate(context, vm)) return tooLate(context, vm);
-  if (!(await verifyPurchase(chain, config, vm))) return waitForPurchase(context, vm);
+  const seen = await verifyPurchase(chain, config, vm);
+  if (seen === "missing" && (await isPast(chain, vm))) {
+    // One node told of it and two don't know it, and final history has passed its block: it never was.
+    return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
+  }
+  if (seen !== "stands") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
   let candidates = await rankCandidates(context, vm.tier);
   let pair: SshKeyPair | undefined;
   // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
@@ -83,12 +88,6 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     }
     candidates = candidates.filter((one) => one.vendor !== candidate.vendor);
   }
-}
-
-/** One node told of it and two don't know it: they may be behind. Once final history has passed its block, it never was. */
-async function waitForPurchase(context: Context, vm: store.Vm): Promise<Next> {
-  if (!(await isPast(context.chain, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
-  return goOn(await store.moveVm(context.db, vm, { step: "retire", wakeAt: context.now() + STALL_MS }));
 }
 
 async function rankCandidates({ db, config, gate, now }: Context, tier: number): Promise<Candidate[]> {

@@ -38,14 +38,20 @@ function findPurchase(
 }
 
 /**
- * Holds a row against the chain. False: not there yet, ask again. Throws `GiveUp` on a mismatch, which an operator has
- * to look at: somebody paid, or somebody wrote into our database.
+ * Holds a row against the chain. "missing": two nodes know no such purchase; "moved": a reorg has put it into another block
+ * and the scan has yet to say so; both may pass. Throws `GiveUp` on a mismatch, which an operator has to look at: somebody
+ * paid, or somebody wrote into our database.
  */
-export async function verifyPurchase(chain: Chain, config: ProvisionerConfig, vm: Vm): Promise<boolean> {
+export async function verifyPurchase(
+  chain: Chain,
+  config: ProvisionerConfig,
+  vm: Vm,
+): Promise<"stands" | "missing" | "moved"> {
   const purchase = await readPurchase(chain, config, vm);
-  if (purchase === null) return false;
+  if (purchase === null) return "missing";
   const { tier, durationDays, totalCost, blockNumber, purchaseDate } = purchase;
   if (TIERS[tier] === undefined) throw new GiveUp("unknown_tier", `tier ${tier} is not sold here`);
+  if (blockNumber !== vm.blockNumber) return "moved";
   if (
     tier !== vm.tier ||
     purchaseDate !== vm.createdAt ||
@@ -67,8 +73,8 @@ export async function verifyPurchase(chain: Chain, config: ProvisionerConfig, vm
     (node) => readToken(chain, node, BigInt(vm.tokenId)),
     (seen) => `${seen.valid}/${seen.blockNumber >= blockNumber}`,
   );
-  if (view.blockNumber < blockNumber) return false;
+  if (view.blockNumber < blockNumber) return "moved";
   if (!view.valid)
     throw new GiveUp("token_not_valid", "the token's time is over or it was given up before a machine ran");
-  return true;
+  return "stands";
 }

@@ -47,6 +47,20 @@ test("the edge binds no object of the provisioner's, and the provisioner has no 
   }
 });
 
+test("every page that calls a person is in the README's chapter on failures", () => {
+  const sources = execFileSync("git", ["ls-files", "src/*.ts", "durable-objects/*.ts"], { encoding: "utf8" }).split(
+    "\n",
+  );
+  const text = sources
+    .filter((file) => file !== "")
+    .map((file) => readFileSync(file, "utf8"))
+    .join("\n");
+  const pages = [...text.matchAll(/"page"(?: : "warn")?, ["`]([a-z_]+)(?=["`$])/g)].map(([, event]) => event ?? "");
+  expect(pages.length).toBeGreaterThan(15);
+  const [, chapter = ""] = /## When something fails\n([\s\S]*?)\n## /.exec(readFileSync("README.md", "utf8")) ?? [];
+  expect(pages.filter((event) => !chapter.includes(`\`${event}`))).toEqual([]);
+});
+
 test("the contracts' artifact is what their sources compile to", () => {
   expect(compileContracts()).toEqual(artifacts);
 });

@@ -52,9 +52,9 @@ const saleBehind = (world: World, label: string): { tokenId: number; isMade: boo
 export function checkCreated(world: World, machine: Machine): void {
   const { tokenId, isMade } = saleBehind(world, machine.label);
   if (!isMade) world.violate("nobody gets a machine without paying", `${machine.id} is for no purchase`);
-  if (world.restored) return;
+  if (world.restored || machine.ghost) return;
   const family = familyOf(machine.label);
-  const other = world.machines.find((one) => one !== machine && familyOf(one.orderedAs) === family);
+  const other = world.machines.find((one) => one !== machine && !one.ghost && familyOf(one.orderedAs) === family);
   if (other === undefined) return;
   world.violate("one machine at a time", `${machine.id} is made for token ${tokenId} while ${other.id} stands`);
 }
@@ -134,6 +134,7 @@ function wrongWith(world: World, row: Vm): string | null {
   if (attempt === undefined) return "its attempt is lost";
   // What died under a customer is a person's case; what was set back is told by the pages.
   if (machine.dead || world.restored) return null;
+  if (machine.stranger || world.clock.now < machine.bootAt) return `somebody else answers at ${machine.id}'s address`;
   if (machine.booted.mark !== attempt.mark) return `${machine.id} does not bear its mark`;
   if (machine.booted.publicKey !== attempt.public_key) return `${machine.id} opens with another key`;
   if (machine.host !== row.ssh_host || machine.port !== row.ssh_port) return `${machine.id} is at another address`;
@@ -152,12 +153,11 @@ function checkFailed(world: World, row: Vm): void {
     row.incarnation,
   );
   const isHeld = row.failure === "purchase_mismatch" || row.failure === "price_mismatch";
-  if (refund === undefined && !isHeld) {
-    world.violate("nobody pays for nothing", `token ${row.token_id} failed (${row.failure}), and nothing is owed`);
-  }
-  if (refund !== undefined && !["paid", "held", "waiting"].includes(refund.state)) {
-    world.violate("nobody pays for nothing", `the refund of token ${row.token_id} stays ${refund.state}`);
-  }
+  if (refund?.state === "paid" || refund?.state === "held" || refund?.state === "waiting" || isHeld) return;
+  world.violate(
+    "nobody pays for nothing",
+    `token ${row.token_id} failed (${row.failure}): ${refund?.state ?? "nothing"}`,
+  );
 }
 
 /** A purchase that the chain has taken back, or never knew, has nothing. */

@@ -22,6 +22,8 @@ export type Machine = {
   bootAt: number;
   dead: boolean;
   stranger: boolean;
+  /** Made long after its order was given up on. */
+  ghost: boolean;
   listedFrom: number;
   /** Deleted, and until when the vendor still shows it. */
   deletedAt: number | null;
@@ -34,6 +36,8 @@ type Wording = { failed: Answer; limited: Answer; soldOut: Answer; refused: Answ
 const MACHINES_IN_ADDRESS_POOL = 12;
 const TIMEOUT_MS = 30_000;
 const LISTING_LAG_MS = 29_000;
+/** Beyond what any vendor was seen to take. */
+const GHOST_MS = { least: 70_000, most: 240_000 };
 const BOOT_MS = { least: 20_000, most: 90_000, slow: 400_000 };
 
 export abstract class ModelVendor {
@@ -46,6 +50,7 @@ export abstract class ModelVendor {
   protected readonly wording: Wording;
   readonly #watcher: Watcher;
   #made = 0;
+  #late = false;
 
   constructor(name: VendorName, runtime: Runtime, watcher: Watcher, wording: Wording) {
     this.name = name;
@@ -75,13 +80,27 @@ export abstract class ModelVendor {
       clock.after(random.int(1_000, TIMEOUT_MS - 1_000), () => void this.serve(request));
       return "hangs";
     }
+    if (this.isOrder(request) && faults.strikes("vendor_acts_too_late")) {
+      clock.after(random.int(GHOST_MS.least, GHOST_MS.most), () => this.#serveLate(request));
+      return "hangs";
+    }
     const served = this.serve(request);
     if (faults.strikes("vendor_fails_after")) return wording.failed;
     if (faults.strikes("vendor_hangs_after")) return "hangs";
     return served;
   }
 
+  #serveLate(request: Request): void {
+    this.#late = true;
+    this.serve(request);
+    this.#late = false;
+  }
+
   protected abstract serve(request: Request): Answer;
+
+  /** Whether it asks for a machine. */
+  protected isOrder = ({ method, path }: Request): boolean =>
+    method === "POST" && (path === "/v2/instances" || path === "/v2/pods");
 
   protected refuseOrder(): Answer | null {
     const { faults, clock } = this.runtime;
@@ -108,6 +127,7 @@ export abstract class ModelVendor {
       bootAt: 0,
       dead: false,
       stranger: false,
+      ghost: this.#late,
       listedFrom: clock.now + (faults.strikes("list_stale") ? random.int(1_000, LISTING_LAG_MS) : 0),
       deletedAt: null,
       shownUntil: 0,

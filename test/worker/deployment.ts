@@ -10,7 +10,10 @@ import {
   createTestClient,
   createWalletClient,
   defineChain,
+  encodeFunctionData,
+  type Hex,
   http,
+  parseAbi,
   publicActions,
   walletActions,
 } from "viem";
@@ -32,7 +35,7 @@ import { type Context, createContext } from "../../src/provisioner/context.ts";
 import type { Job } from "../../src/provisioner/jobs.ts";
 import { refund } from "../../src/provisioner/refund.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
-import { CONTRACT_ADDRESS } from "../world/addresses.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
 import type { RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
@@ -239,6 +242,25 @@ export async function deploy(
   await startCursor({ db, chain: edgeChain, config: edge, now: Date.now() });
   await publishDataKeys(db, keyRing(edge), Date.now());
   return deployment;
+}
+
+const purchaseAbi = parseAbi([
+  "function approve(address spender, uint256 amount)",
+  "function purchaseVM(uint8 tier, uint16 durationDays)",
+]);
+
+/** Approves the price of tier 0 for a day and signs the purchase, which a test may send more than once. */
+export async function signPurchase(account: LocalAccount): Promise<Hex> {
+  const wallet = chain.wallet(account);
+  const approval = await wallet.writeContract({
+    address: USDC_ADDRESS,
+    abi: purchaseAbi,
+    functionName: "approve",
+    args: [CONTRACT_ADDRESS, 500_000n],
+  });
+  await chain.reader.waitForTransactionReceipt({ hash: approval });
+  const data = encodeFunctionData({ abi: purchaseAbi, functionName: "purchaseVM", args: [0, 1] });
+  return wallet.signTransaction(await wallet.prepareTransactionRequest({ to: CONTRACT_ADDRESS, data, gas: 500_000n }));
 }
 
 /** A machine of tier 0 that runs, for an agent; resolves with its token. */

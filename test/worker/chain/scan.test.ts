@@ -1,11 +1,19 @@
-import { type Abi, encodeFunctionData, type Hex, parseAbi } from "viem";
+import type { Abi, Hex } from "viem";
 import { beforeEach, expect, inject, test } from "vitest";
 import { scanPass } from "../../../src/chain/scan.ts";
 import { takeScanLease } from "../../../src/db/scan.ts";
-import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { buy, fixedHeaders, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
-import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy, deployer } from "../deployment.ts";
+import {
+  addRpcFault,
+  agent,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+  deployer,
+  signPurchase,
+} from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
 let world: Deployment;
@@ -13,8 +21,6 @@ beforeEach(async () => {
   world = await deploy();
 });
 
-const clawAbi = parseAbi(["function purchaseVM(uint8 tier, uint16 durationDays)"]);
-const usdcAbi = parseAbi(["function approve(address spender, uint256 amount)"]);
 const queued = () => world.sent.filter((message) => message.body.kind === "advance").length;
 const ownerOf = async (tokenId: number) => (await world.vm(tokenId))?.["owner"];
 
@@ -66,18 +72,8 @@ test("an empty range writes one row at most, an idle pass none", async () => {
 });
 
 test("a reorg that takes a purchase away hides it, and the same transaction in a new block is the same incarnation", async () => {
-  const wallet = chain.wallet(agent(0));
-  const approval = {
-    address: USDC_ADDRESS,
-    abi: usdcAbi,
-    functionName: "approve",
-    args: [CONTRACT_ADDRESS, 500_000n],
-  } as const;
-  await chain.reader.waitForTransactionReceipt({ hash: await wallet.writeContract(approval) });
-  const data = encodeFunctionData({ abi: clawAbi, functionName: "purchaseVM", args: [0, 1] });
+  const raw = await signPurchase(agent(0));
   const snapshot = await chain.node.snapshot();
-  const prepared = await wallet.prepareTransactionRequest({ to: CONTRACT_ADDRESS, data, gas: 500_000n });
-  const raw = await wallet.signTransaction(prepared);
   const first = await chain.reader.sendRawTransaction({ serializedTransaction: raw });
   await chain.reader.waitForTransactionReceipt({ hash: first });
   await world.scan();

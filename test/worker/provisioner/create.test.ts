@@ -4,7 +4,17 @@ import { isFenced, loadVm, openAttempt, takeLease } from "../../../src/db/vms.ts
 import { advance } from "../../../src/provisioner/consume.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { buy, type Credentials, fixedHeaders } from "../../world/agent.ts";
-import { addFault, addRpcFault, agent, chain, clearFaults, type Deployment, deploy, journal } from "../deployment.ts";
+import {
+  addFault,
+  addRpcFault,
+  agent,
+  chain,
+  clearFaults,
+  type Deployment,
+  deploy,
+  journal,
+  signPurchase,
+} from "../deployment.ts";
 
 const outcomes = async (world: Deployment) =>
   (await world.rows("SELECT region, outcome FROM attempts ORDER BY number")).map(
@@ -322,4 +332,24 @@ test("no vendor has one: after the deadline by the chain's clock the purchase is
     { cause: "no_machine_in_time", attempts: 8 },
   ]);
   expect(await world.machines("vultr")).toEqual([]);
+});
+
+test("a purchase that a reorg moved into another block waits until the scan has seen it there, and is not held", async () => {
+  const world = await deploy();
+  const raw = await signPurchase(agent(0));
+  const snapshot = await chain.node.snapshot();
+  await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  await world.scan();
+  await chain.node.revert({ id: snapshot });
+  await chain.mine(3);
+  await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  await chain.mine(3);
+  let turns = 0;
+  await world.drain(async () => turns++ === 4);
+  expect(await world.rows("SELECT status, step, attempt FROM vms")).toEqual([
+    { status: "provisioning", step: "create", attempt: 0 },
+  ]);
+  await world.scan();
+  await world.drain();
+  expect(await world.rows("SELECT status FROM vms")).toEqual([{ status: "running" }]);
 });
