@@ -1,12 +1,12 @@
 // Takes messages off the queue. Each is acknowledged or retried by itself; `retry` is for faults only, waiting is a new
 // message (hard case 11).
-import { failVm, isFenced, loadVm, moveVm, type Vm, wakeAt } from "../db/vms.ts";
+import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
 import { errorFields, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
-import { type Context, DONE, goOn, type Next } from "./context.ts";
-import { create, refundOf, STALL_MS } from "./create.ts";
+import { type Context, DONE, type Next } from "./context.ts";
+import { create, endServed, refundOf } from "./create.ts";
 import { end, prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
 import { reap } from "./reap.ts";
@@ -87,10 +87,6 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
     return DONE;
   }
 }
-
-/** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */
-const endServed = async ({ db, now }: Context, vm: Vm): Promise<Next> =>
-  goOn(await moveVm(db, vm, { status: "expired", step: "prove", wakeAt: now() + STALL_MS, checkAt: null }));
 
 /** One message from the job queue. */
 export async function consume(context: Context, message: Message<unknown>): Promise<void> {

@@ -244,7 +244,7 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
 export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
   (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
 
-/** The whole price back; after a machine ran, what is left of its time by the chain's clock, if anything is. */
+/** The whole price back; after a machine ran, what is left of its time by the chain's clock. Nothing where it was served. */
 export async function refundOf({ db, config }: Context, vm: store.Vm, now: number) {
   const byHand = config.REFUNDS === "manual";
   const owedSeconds = vm.runningAt === null ? null : vm.expiresAt - (await store.chainTime(db));
@@ -261,14 +261,20 @@ export async function refundOf({ db, config }: Context, vm: store.Vm, now: numbe
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
   const now = context.now();
+  const refund = await refundOf(context, vm, now);
+  if (refund === undefined) return endServed(context, vm);
   await store.failVm(context.db, vm, {
     cause: "no_machine_in_time",
     detail: `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`,
     now,
     step,
     wakeAt: step === "idle" ? null : now,
-    refund: await refundOf(context, vm, now),
+    refund,
   });
   log("page", "provisioning_failed", { incarnation: vm.incarnation, attempts: vm.attempt });
   return DONE;
 }
+
+/** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */
+export const endServed = async ({ db, now }: Context, vm: store.Vm): Promise<Next> =>
+  goOn(await store.moveVm(db, vm, { status: "expired", step: "prove", wakeAt: now() + STALL_MS, checkAt: null }));

@@ -365,6 +365,20 @@ test("a token whose time ends while its machine is replaced was served: it ends 
   expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
 });
 
+test("nor is one called failed whose deadline and time run out together, before any sweep", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await addFault("vultr", { call: "reinstall", kind: "never_boots" });
+  await ask(world, 0, tokenId, "/rotate");
+  await world.drain(async () => (await world.vm(tokenId))?.["step"] === "boot");
+  await passTime(DAY + 10);
+  await world.scan();
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "terminated", failure: null });
+  expect(await world.machines("vultr")).toEqual([]);
+  expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
+});
+
 test("a rotation makes no purchase late, and none look as if it had waited since it was bought (hard case 14)", async () => {
   const world = await deploy({ provisioner: { LATE_AFTER_SECONDS: "60", LATE_REFUNDS: "pay" } });
   const tokenId = await buyAndRun(world, 0);
