@@ -1,22 +1,21 @@
 // The edge's application: order of middleware, the one error body, the mounted routes.
 import { OpenAPIHono } from "@hono/zod-openapi";
-import { type Context, Hono } from "hono";
+import { type Context, Hono, type MiddlewareHandler } from "hono";
 import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
-import { routePath } from "hono/route";
 import { secureHeaders } from "hono/secure-headers";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { limited } from "./access/admission.ts";
 import { refuseKnownBan, takeRefusals } from "./access/bans.ts";
 import { clientName } from "./access/client-name.ts";
-import { operatorsOnly } from "./access/operators.ts";
+import { keyedOnly } from "./access/operators.ts";
+import { placeOf } from "./access/place.ts";
 import { screenRefused } from "./access/screening.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
 import { AppError, STATUS_OF } from "./errors.ts";
 import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "./log.ts";
-import { redactText } from "./redact.ts";
 import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
 import { mountAdminLogs } from "./routes/admin/logs.ts";
@@ -30,6 +29,7 @@ import { mountHealth } from "./routes/health.ts";
 import { mountStatus } from "./routes/status.ts";
 import { mountTiers } from "./routes/tiers.ts";
 import { mountVms } from "./routes/vms.ts";
+import type { Budget } from "./vms/waits.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
 
@@ -40,7 +40,6 @@ const CORS_HEADERS = {
     "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age",
 };
 
-const MAX_LOGGED_PATH = 100;
 /** Failed authentication, for the audit. */
 const DENIALS: ReadonlySet<string> = new Set([
   "signature_missing",
@@ -72,6 +71,10 @@ export type App = {
     admitted: Promise<void>;
     /** Behind `limitedEvenIfBanned`: unix milliseconds. */
     bannedUntil: number | null;
+    /** Behind a limiter that could ask: what is left of the client's requests to this route. */
+    budget: Budget | undefined;
+    /** The request counted towards a ban already. */
+    violated: boolean | undefined;
     /** Behind `operatorsOnly`: the id of the caller's key. */
     operator: string;
   };
@@ -122,8 +125,11 @@ export function createApp(config: EdgeConfig): Router {
       xXssProtection: false,
     }),
   );
+  // Only routes with tighter limits of their own need a preflight: this one is in no honest page's way.
+  const limitedPreflight = limited("unknown");
   app.options(
     "*",
+    (c, next) => (c.req.path === "/health" ? next() : limitedPreflight(c, next)),
     cors({
       origin: "*",
       allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
@@ -150,7 +156,7 @@ export function createApp(config: EdgeConfig): Router {
   const nothingHere = () => {
     throw new AppError("not_found", "There is nothing at this path; /docs lists what there is.");
   };
-  app.all("/admin/*", ...operatorsOnly, nothingHere);
+  app.all("/admin/*", ...keyedOnly, nothingHere);
   app.all("*", limited("unknown"), nothingHere);
   app.onError((error, c) => answerScreened(error, c));
   return serveUnbanned(app, config);
@@ -167,20 +173,18 @@ function serveUnbanned(app: Router, config: EdgeConfig): Router {
   return app;
 }
 
-/** One line for all refusals of a banned client since the last: it must cost next to nothing. */
+/** A banned client must cost next to nothing, in the log too. */
 function logRefusals(): void {
-  for (const [address, count] of takeRefusals()) log("security", "banned_requests", { address, count });
+  for (const refusals of takeRefusals(Date.now())) log("security", "banned_requests", refusals);
 }
 
 /** The one wide event of a request. */
 function logRequest(c: Context<App>, ms: number): void {
   const { status } = c.res;
-  const route = routePath(c);
   const { error } = c;
   log(status >= 500 ? "error" : "info", "request", {
     method: c.req.method,
-    route,
-    ...(route === "*" ? { path: redactText(c.req.path).slice(0, MAX_LOGGED_PATH) } : c.req.param()),
+    ...placeOf(c),
     status,
     ms,
     address: c.get("client"),
@@ -190,7 +194,7 @@ function logRequest(c: Context<App>, ms: number): void {
   });
 }
 
-/** Whatever a known path has no handler for is 405, with the methods that it has. */
+/** Whatever a known path has no handler for is 405, with the methods that it has; under /admin for operators alone. */
 function refuseOtherMethods(app: Router): void {
   const byPath = Map.groupBy(
     app.routes.filter((route) => route.method !== "ALL" && route.method !== "OPTIONS"),
@@ -198,7 +202,9 @@ function refuseOtherMethods(app: Router): void {
   );
   for (const [path, routes] of byPath) {
     const methods = [...new Set(routes.map((route) => route.method))];
-    app.all(path, limited("unknown"), (c) => {
+    const guards: readonly MiddlewareHandler<App>[] = path.startsWith("/admin/") ? keyedOnly : [limited("unknown")];
+    for (const guard of guards) app.all(path, guard);
+    app.all(path, (c) => {
       c.header("Allow", [...methods, "OPTIONS"].join(", "));
       throw new AppError("method_not_allowed", `${c.req.method} is not allowed here; use ${methods.join(" or ")}.`);
     });
@@ -220,13 +226,18 @@ async function answerScreened(error: Error, c: Context<App>): Promise<Response> 
   }
   if (code !== undefined && SCREENED.has(code)) {
     try {
-      await screenRefused(c);
+      await screenRefused(c, fieldsOf(error));
     } catch (attack) {
-      return answerError(attack as Error, c, c.var.requestId);
+      if (attack instanceof AppError) return answerError(attack, c, c.var.requestId);
+      log("error", "not_screened", errorFields(attack));
     }
   }
   return answerError(error, c, c.var.requestId);
 }
+
+/** The fields that `invalid` names. */
+const fieldsOf = (error: Error): string[] =>
+  error instanceof AppError ? (error.details ?? []).map((detail) => (detail as { field?: string }).field ?? "") : [];
 
 function answerError(error: Error, c: Context, requestId: string): Response {
   const known = error instanceof AppError ? error : fromHono(error);

@@ -6,11 +6,10 @@ import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { banRefusal } from "./bans.ts";
 import { blockOf } from "./client-name.ts";
-import { guardOf, inTime, learnBan } from "./guard.ts";
+import { guardOf, guardUnavailable, inTime, learnBan } from "./guard.ts";
 import { LIMITS, type LimitedRoute, limitOf, type Rule, stateLimit } from "./limits.ts";
 import { screenUrl } from "./screening.ts";
 
-const GUARD_RETRY_SECONDS = 5;
 const HOUR_SECONDS = 3_600;
 
 /** Counts the request, states the limit in the answer, refuses above it (429) and while banned (403). */
@@ -50,10 +49,9 @@ export const limitedEvenIfBanned =
 export const cappedWallets: MiddlewareHandler<App> = async (c, next) => {
   if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return next();
   const block = blockOf(c.get("client"));
-  await Promise.all([
-    ...(block === null ? [] : [count(c, "wallets_block", block)]),
-    count(c, "wallets_all", "everybody"),
-  ]);
+  // One after the other: what its own block refuses must not use up what everybody shares.
+  if (block !== null) await count(c, "wallets_block", block);
+  await count(c, "wallets_all", "everybody");
   await next();
 };
 
@@ -81,6 +79,7 @@ async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false)
     }
   }
   stateLimit(c.header, route, limit, verdict.remaining, verdict.resetAt, now);
+  c.set("budget", { remaining: verdict.remaining, windowSeconds: limit.windowSeconds });
   if (verdict.allowed) return bannedUntil;
   // One line for each violation: whoever floods us must not flood the audit.
   if (verdict.violates) log("security", "rate_limited", { address: client, route });
@@ -105,10 +104,7 @@ async function ask(c: Context<App>, route: LimitedRoute, name: string, evenIfBan
   } catch (error) {
     log("error", "guard_unavailable", { route, served: closed !== true, ...errorFields(error) });
     if (closed !== true) return null;
-    throw new AppError("guard_unavailable", "Requests can't be counted right now; try again in a few seconds.", {
-      cause: error,
-      retryAfterSeconds: GUARD_RETRY_SECONDS,
-    });
+    throw guardUnavailable("Requests can't be counted right now; try again in a few seconds.", error);
   }
 }
 

@@ -11,8 +11,11 @@ type Known = { until: number; forgetAt: number };
 /** Of an attacker with many addresses the oldest are forgotten first: they cost a call to their guard then. */
 const MAX_KNOWN = 50_000;
 const known = new Map<string, Known>();
-/** Refusals since they were last told of, by client: one line for all of them. */
+const TELL_EVERY_MS = 60_000;
+const TOLD_BY_NAME = 10;
+/** Refusals since they were last told of, by client. */
 const refusals = new Map<string, number>();
+let toldAt = 0;
 
 export function rememberBan(client: string, until: number, now: number, seconds: number): void {
   if (known.size >= MAX_KNOWN) {
@@ -25,11 +28,23 @@ export function rememberBan(client: string, until: number, now: number, seconds:
 /** An operator lifted it: at least this isolate need not wait. */
 export const forgetBan = (client: string): boolean => known.delete(client);
 
-/** How often each known client was refused since the last call. */
-export function takeRefusals(): [client: string, count: number][] {
-  const taken = [...refusals];
+export type Refusals = { address: string; count: number } | { clients: number; count: number };
+
+/**
+ * What is to be told of refusals: once a minute, the ten clients that were refused most, and the sum of all others. Whoever
+ * goes on in spite of a ban, from however many addresses, must not wash the rest of the audit away.
+ */
+export function takeRefusals(now: number): Refusals[] {
+  if (refusals.size === 0 || now - toldAt < TELL_EVERY_MS) return [];
+  toldAt = now;
+  const sorted = [...refusals].sort(([, one], [, other]) => other - one);
   refusals.clear();
-  return taken;
+  const others = sorted.slice(TOLD_BY_NAME);
+  const count = others.reduce((sum, [, times]) => sum + times, 0);
+  return [
+    ...sorted.slice(0, TOLD_BY_NAME).map(([address, times]) => ({ address, count: times })),
+    ...(others.length === 0 ? [] : [{ clients: others.length, count }]),
+  ];
 }
 
 /** Words and time of the refusal. */
@@ -79,7 +94,8 @@ export function refuseKnownBan(
   const route = ROUTES.get(segment) ?? "unknown";
   if (route === "credentials" && request.headers.has("authorization")) return null;
   if (route === "admin" && isWellFormedKey(readKey(request.headers))) return null;
-  refusals.set(client, (refusals.get(client) ?? 0) + 1);
+  // A full table still counts those that are in it.
+  if (refusals.size < MAX_KNOWN || refusals.has(client)) refusals.set(client, (refusals.get(client) ?? 0) + 1);
   return answer(ban.until, now, route, config, headers);
 }
 

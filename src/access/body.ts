@@ -3,8 +3,10 @@ import type { MiddlewareHandler } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import type { App } from "../app.ts";
 import { AppError } from "../errors.ts";
+import { requireShort } from "./headers.ts";
 
 const MAX_BODY_BYTES = 16 * 1_024;
+const MAX_TYPE_CHARS = 256;
 const JSON_TYPE = /^application\/(?:[\w.+-]+\+)?json\s*(?:;|$)/i;
 
 const limitBody: MiddlewareHandler<App> = bodyLimit({
@@ -26,8 +28,10 @@ export const limitedBody: MiddlewareHandler<App> = async (c, next) => {
 
 /** No body, an empty one, or JSON by its content type. */
 export const jsonBody: MiddlewareHandler<App> = async (c, next) => {
+  const type = c.req.header("content-type");
+  requireShort("Content-Type", type, MAX_TYPE_CHARS);
   const hasBody = c.req.raw.body !== null && c.req.header("content-length") !== "0";
-  if (hasBody && !JSON_TYPE.test(c.req.header("content-type") ?? "")) {
+  if (hasBody && !JSON_TYPE.test(type ?? "")) {
     throw new AppError("unsupported_media_type", "Send the body as application/json.");
   }
   await next();

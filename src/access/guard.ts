@@ -2,19 +2,36 @@
 import type { Context } from "hono";
 import type { App } from "../app.ts";
 import type { EdgeConfig } from "../config.ts";
+import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { rememberBan } from "./bans.ts";
 
 const GUARD_TIMEOUT_MS = 2_000;
+const GUARD_RETRY_SECONDS = 5;
 
 /** A guard by the name of whom it counts. */
 export const guardOf = ({ IP_GUARD }: Pick<EdgeConfig, "IP_GUARD">, name: string) =>
   IP_GUARD.get(IP_GUARD.idFromName(name));
 
-/** Tells the client's guard of something that counts towards a ban beside the limits. */
+/** What a client reads where a guard can't be asked and nothing is served without it. */
+export const guardUnavailable = (sentence: string, cause: unknown): AppError =>
+  new AppError("guard_unavailable", sentence, { cause, retryAfterSeconds: GUARD_RETRY_SECONDS });
+
+/** An operator's order to a guard. */
+export async function orderGuard(work: Promise<void>): Promise<void> {
+  try {
+    await inTime(work);
+  } catch (error) {
+    log("error", "guard_unavailable", { route: "admin", served: false, ...errorFields(error) });
+    throw guardUnavailable("A guard did not answer in time: look at the list of bans, and try again.", error);
+  }
+}
+
+/** Tells the client's guard of something that counts towards a ban beside the limits. One request counts once. */
 export async function violate(c: Context<App>, what: string): Promise<void> {
-  const { config, client } = c.var;
-  if (config.UNLIMITED_CLIENTS.has(client)) return;
+  const { config, client, violated } = c.var;
+  if (violated || config.UNLIMITED_CLIENTS.has(client)) return;
+  c.set("violated", true);
   try {
     const { bannedUntil, bansNow } = await inTime(guardOf(config, client).violate(what, Date.now()));
     if (bannedUntil !== null) learnBan(c, what, bannedUntil, bansNow);

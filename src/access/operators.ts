@@ -1,7 +1,6 @@
 // Operators: a key that works, on every route under /admin. Each call is audited, each wrong key is a violation, and a right
 // one works from a banned address too, so that nobody locks himself out.
 import type { MiddlewareHandler } from "hono";
-import { routePath } from "hono/route";
 import type { App } from "../app.ts";
 import { type AdminKey, findLiveKey, hasLiveKey, touchKey } from "../db/admin-keys.ts";
 import { AppError } from "../errors.ts";
@@ -11,11 +10,14 @@ import { limitedEvenIfBanned } from "./admission.ts";
 import { banRefusal } from "./bans.ts";
 import { jsonBody, limitedBody } from "./body.ts";
 import { violate } from "./guard.ts";
+import { requireShort } from "./headers.ts";
+import { placeOf } from "./place.ts";
 
 const DAY_MS = 86_400_000;
 export const KEY_LIFE_MS = 90 * DAY_MS;
 const WARN_AFTER_MS = 76 * DAY_MS;
 const TOUCH_EVERY_MS = 60_000;
+const MAX_KEY_CHARS = 256;
 /** Whoever holds the secret of the deployment, before there is any other key. */
 export const BOOTSTRAP = "bootstrap";
 
@@ -23,6 +25,8 @@ const requireOperator: MiddlewareHandler<App> = async (c, next) => {
   const { db, bannedUntil } = c.var;
   const now = Date.now();
   const key = readKey(c.req.raw.headers);
+  // A ban says no more than that it is one.
+  if (bannedUntil === null) requireShort("X-API-Key", key, MAX_KEY_CHARS);
   const refuse = async (code: "api_key_missing" | "api_key_invalid", sentence: string): Promise<never> => {
     if (key !== null) await violate(c, "admin_key");
     throw bannedUntil === null ? new AppError(code, sentence) : banRefusal(bannedUntil, now);
@@ -50,17 +54,18 @@ const requireOperator: MiddlewareHandler<App> = async (c, next) => {
   c.header("Cache-Control", "no-store");
   await next();
   log("security", "admin_call", {
-    ...c.req.param(),
+    ...placeOf(c),
     ...noted(),
     address: c.var.client,
     method: c.req.method,
-    route: routePath(c),
     status: c.res.status,
   });
 };
 
-/** In front of every route of the operators; for those with a body, its rules as well. */
-export const operatorsOnly = [limitedEvenIfBanned("admin"), requireOperator, limitedBody, jsonBody] as const;
+/** In front of every path under /admin, whether there is a route or not. */
+export const keyedOnly = [limitedEvenIfBanned("admin"), requireOperator] as const;
+/** In front of every route of the operators: the rules of bodies as well. */
+export const operatorsOnly = [...keyedOnly, limitedBody, jsonBody] as const;
 
 const isBootstrap = (key: string, secret: string | undefined): boolean =>
   // Hashes: comparing them tells nothing of how much of the key was right.

@@ -10,6 +10,7 @@ import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { redactText } from "../redact.ts";
 import { violate } from "./guard.ts";
+import { pathOf } from "./place.ts";
 
 type Rule = { id: string; pattern: RegExp };
 
@@ -77,6 +78,8 @@ const RULES: readonly Rule[] = [
 
 /** Nothing of the above can be written with these alone. */
 const HARMLESS = /^[\w\-./~?=&,]*$/;
+/** What names another Worker is taken as it is, `union-select.example` too: nothing can be written with its letters. */
+const WORKER_NAME = /\bworker(?::|%3a)[a-z0-9.-]+/gi;
 const MAX_URL_CHARS = 2_048;
 /** Headers that we read. How long each may be is said where it is read. */
 const READ_HEADERS = ["authorization", "x-access-message", "x-api-key", "content-type"] as const;
@@ -108,11 +111,17 @@ export async function screenUrl(c: Context<App>): Promise<void> {
   if (target.length > MAX_URL_CHARS) {
     throw new AppError("uri_too_long", `Path and query may have at most ${MAX_URL_CHARS} characters.`);
   }
-  if (!HARMLESS.test(target)) await refuseAttack(c, "url", [target, decode(target)]);
+  await refuseAttack(c, "url", textsOfUrl(target));
 }
 
-/** Looks at headers and body that were refused anyway. Resolves where they are no attack. */
-export async function screenRefused(c: Context<App>): Promise<void> {
+/** What is looked at of a path and query: as it came, and decoded. Nothing where neither can be an attack. */
+export function textsOfUrl(target: string): string[] {
+  const rest = target.replace(WORKER_NAME, "worker");
+  return HARMLESS.test(rest) ? [] : [rest, decode(rest)];
+}
+
+/** Looks at headers and body that were refused anyway, of the body at the refused `fields`. Resolves where they are no attack. */
+export async function screenRefused(c: Context<App>, fields: readonly string[]): Promise<void> {
   const { headers } = c.req.raw;
   const message = headers.get("x-access-message");
   for (const name of READ_HEADERS) {
@@ -123,9 +132,28 @@ export async function screenRefused(c: Context<App>): Promise<void> {
   // Only what was read already: a body that nobody asked for stays unread.
   const body = c.req.bodyCache.text ?? c.req.bodyCache.json;
   if (body === undefined) return;
-  const text = await body;
-  await refuseAttack(c, "body", [typeof text === "string" ? text : JSON.stringify(text)]);
+  // One that broke off was refused for that: there is nothing to look at.
+  const text: unknown = await Promise.resolve(body).catch(() => undefined);
+  if (text !== undefined) await refuseAttack(c, "body", refusedParts(text, fields));
 }
+
+/** What was refused of a body: the named fields, or all of it. What the schema took beside them may say what it likes. */
+function refusedParts(body: unknown, fields: readonly string[]): string[] {
+  if (fields.length === 0 || fields.includes("")) return [textOf(body)];
+  try {
+    const parsed: unknown = typeof body === "string" ? JSON.parse(body) : body;
+    return fields.map((field) => textOf(valueAt(parsed, field.split("."))));
+  } catch {
+    return [textOf(body)];
+  }
+}
+
+const textOf = (value: unknown): string => (typeof value === "string" ? value : (JSON.stringify(value) ?? ""));
+
+const valueAt = (value: unknown, [key, ...rest]: readonly string[]): unknown =>
+  key === undefined || typeof value !== "object" || value === null
+    ? value
+    : valueAt((value as Record<string, unknown>)[key], rest);
 
 async function refuseAttack(c: Context<App>, where: string, texts: readonly string[]): Promise<void> {
   const attack = texts.map(findAttack).find((found) => found !== null);
@@ -133,7 +161,7 @@ async function refuseAttack(c: Context<App>, where: string, texts: readonly stri
   log("security", "injection_attempt", {
     address: c.get("client"),
     method: c.req.method,
-    route: c.req.path.slice(0, EXCERPT_CHARS),
+    route: pathOf(c, EXCERPT_CHARS),
     where,
     rule: attack.rule,
     input: attack.excerpt,

@@ -5,6 +5,7 @@ import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { type Address, type Hex, hashMessage, isHex, recoverAddress } from "viem";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
+import { requireShort } from "./headers.ts";
 
 const FRESH_SECONDS = 300;
 const CLOCK_SKEW_SECONDS = 60;
@@ -101,11 +102,6 @@ async function recover(hash: Hex, signature: Hex): Promise<Pick<Signed, "signer"
     const sentence = "No signer can be recovered from the signature.";
     return { signer: null, problem: new AppError("signature_invalid", sentence, { cause }) };
   }
-}
-
-function requireShort(name: string, header: string | undefined, max: number): void {
-  if ((header?.length ?? 0) <= max) return;
-  throw new AppError("header_too_large", `The header ${name} may have at most ${max} characters.`);
 }
 
 function decodeMessage(header: string): string {

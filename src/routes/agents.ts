@@ -23,7 +23,11 @@ const publicKeySchema = z
       return z.NEVER;
     }
   })
-  .openapi({ type: "string", description: "secp256k1, 33 or 65 bytes of hex: the key then comes sealed to it." });
+  .openapi({
+    type: "string",
+    pattern: "^(0x)?([0-9a-fA-F]{66}|[0-9a-fA-F]{130})$",
+    description: "secp256k1, 33 or 65 bytes of hex: the key then comes sealed to it.",
+  });
 
 const walletSchema = z
   .object({

@@ -15,12 +15,9 @@ import { wireRefund } from "../vms/refunds.ts";
 import { STEP_SENTENCES } from "../vms/states.ts";
 import { enqueue } from "../vms/sweep.ts";
 import { wireType } from "../vms/tiers.ts";
+import { pollAgainAfter } from "../vms/waits.ts";
 import { errorsOf, isoOf, isoOfChain, isoTime, refundSchema, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
 
-// Thirty requests an hour: every ten seconds while most machines come up, then seldom. `/status` allows 100 a minute.
-const FIRST_WAIT_SECONDS = 10;
-const FIRST_WAITS_UNTIL_SECONDS = 120;
-const LATER_WAIT_SECONDS = 240;
 const USERNAME = "root";
 
 const params = z.object({ tokenId: tokenIdSchema });
@@ -168,8 +165,8 @@ export function mountCredentials(app: Router): void {
     const { door, vm, view, signed, owner, scanned } = await admitOwner(c, tokenId, "credentials", now);
     c.header("Cache-Control", "no-store");
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
-      const age = vm === null ? 0 : view.blockTimestamp - beganAt(vm, c.var.config);
-      c.header("Retry-After", String(age < FIRST_WAITS_UNTIL_SECONDS ? FIRST_WAIT_SECONDS : LATER_WAIT_SECONDS));
+      const age = vm === null ? null : view.blockTimestamp - beganAt(vm, c.var.config);
+      c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
       return c.json(provisioningBody(c.var.config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
     }
     const delivery = {
@@ -216,7 +213,7 @@ export function mountCredentials(app: Router): void {
     }
     await enqueue(config.JOBS, [queued]);
     log("security", "rotation_ordered", { tokenId, owner });
-    c.header("Retry-After", String(FIRST_WAIT_SECONDS));
+    c.header("Retry-After", String(pollAgainAfter(0, c.var.budget)));
     return c.json(provisioningBody(config, tokenId, "rotate", vm.attempt), 202);
   });
 

@@ -51,6 +51,7 @@ export const addressSchema = z
   .openapi({
     param: { name: "address", in: "path" },
     type: "string",
+    pattern: "^0x[0-9a-fA-F]{40}$",
     example: "0x70997970C51812dc3A010C7d01b50e0d17dc79C8",
     description: "Wallet address, any case; a mixed-case one must have a right checksum.",
   });

@@ -86,7 +86,7 @@ export type Deployment = Awaited<ReturnType<typeof deploy>>;
 
 /** A fresh deployment whose scan starts at the chain's head. */
 export async function deploy(
-  overrides: { edge?: Record<string, string>; provisioner?: Record<string, string>; brokenGuard?: boolean } = {},
+  overrides: { edge?: Record<string, string>; provisioner?: Record<string, string>; guard?: "broken" | "hangs" } = {},
 ) {
   await reset();
   await applyD1Migrations(bindings.DB, bindings.MIGRATIONS);
@@ -118,7 +118,8 @@ export async function deploy(
     idFromName: (name: string) => bindings.IP_GUARD.idFromName(name),
     get: (id: DurableObjectId) => {
       guardCalls += 1;
-      if (overrides.brokenGuard) throw new Error("the object is overloaded");
+      if (overrides.guard === "broken") throw new Error("the object is overloaded");
+      if (overrides.guard === "hangs") return { hit: () => new Promise(() => {}) };
       return bindings.IP_GUARD.get(id);
     },
   };
@@ -176,7 +177,7 @@ export async function deploy(
     app,
     /** A request as Cloudflare passes it on. */
     request: (path: string, init: RequestInit = {}) =>
-      app.request(`https://api.example${path}`, {
+      deployment.app.request(`https://api.example${path}`, {
         ...init,
         headers: { "cf-connecting-ip": "203.0.113.7", ...(init.headers as Record<string, string> | undefined) },
       }),

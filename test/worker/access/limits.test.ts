@@ -2,10 +2,12 @@
 import { expect, test } from "vitest";
 import { forgetBan } from "../../../src/access/bans.ts";
 import { blockOf, clientAddress, clientName } from "../../../src/access/client-name.ts";
-import { LIMITS } from "../../../src/access/limits.ts";
+import { LIMITS, type LimitedRoute } from "../../../src/access/limits.ts";
 import { fixedHeaders } from "../../world/agent.ts";
 import { agent, buyAndRun, type Deployment, deploy } from "../deployment.ts";
 import { billOf } from "../meter.ts";
+
+type Asked = [method: string, path: string, policy: string];
 
 const from = (address: string, more: Record<string, string> = {}) => ({
   headers: { "cf-connecting-ip": address, ...more },
@@ -62,6 +64,62 @@ test("only Cloudflare's own header names the client", async () => {
 test("/health has no limit", async () => {
   const world = await deploy();
   expect((await world.request("/health", from("198.51.100.4"))).headers.get("x-ratelimit-limit")).toBeNull();
+});
+
+/** What each path counts as; the two caps over many clients are nobody's own and are not stated. */
+const POLICIES: Asked[] = [
+  ["GET", "/tiers", "tiers"],
+  ["GET", "/credentials/1", "credentials"],
+  ["POST", "/credentials/1/ack", "credentials"],
+  ["POST", "/credentials/1/rotate", "credentials"],
+  ["POST", "/credentials/1/refund", "credentials"],
+  ["GET", ADDRESS, "vms"],
+  ["GET", "/status/999999", "status"],
+  ["POST", "/agents/generate-wallet", "wallets"],
+  ["GET", "/admin/bans", "admin"],
+  ["GET", "/admin/nothing", "admin"],
+  ["PATCH", "/admin/bans", "admin"],
+  ["GET", "/", "documents"],
+  ["GET", "/docs", "documents"],
+  ["GET", "/openapi.json", "documents"],
+  ["GET", "/llms.txt", "documents"],
+  ["GET", "/nothing", "unknown"],
+  ["PUT", "/tiers", "unknown"],
+  ["OPTIONS", "/tiers", "unknown"],
+];
+
+test.each(POLICIES)("%s %s counts as %s and says so", async (method, path, route) => {
+  const world = await deploy();
+  const { headers } = await world.request(path, { method, ...from("198.51.100.21") });
+  const { requests, windowSeconds } = LIMITS[route as LimitedRoute];
+  expect(headers.get("ratelimit-policy")).toBe(`"${route}";q=${requests};w=${windowSeconds}`);
+  expect(headers.get("x-ratelimit-limit")).toBe(String(requests));
+});
+
+test("every row of the table has its path above", () => {
+  const caps = ["wallets_block", "wallets_all"];
+  const named = [...new Set(POLICIES.map(([, , route]) => route)), ...caps];
+  expect(named.sort()).toEqual(Object.keys(LIMITS).sort());
+});
+
+test("preflights count as unknown paths, but for /health, and a ban holds for them too", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "unknown=2/60" } });
+  const preflight = async (path: string, address: string) => {
+    const { status, headers } = await world.request(path, { method: "OPTIONS", ...from(address) });
+    return [status, headers.get("access-control-allow-origin")];
+  };
+  const statuses = [];
+  for (let count = 0; count < 3; count++) statuses.push(await preflight("/credentials/1", "198.51.100.22"));
+  expect(statuses).toEqual([
+    [204, "*"],
+    [204, "*"],
+    [429, "*"],
+  ]);
+  expect(await preflight("/health", "198.51.100.22")).toEqual([204, "*"]);
+  const now = Date.now();
+  await world.guard("198.51.100.23").ban({ until: now + 60_000, since: now, reason: "test", by: "key_1" });
+  expect(await preflight("/credentials/1", "198.51.100.23")).toEqual([403, "*"]);
+  expect(await preflight("/health", "198.51.100.23")).toEqual([204, "*"]);
 });
 
 test("the standard fields say the same in seconds from now", async () => {
@@ -209,7 +267,7 @@ test("the ban's exception keeps to the route's limit", async () => {
 });
 
 test("where the guard can't be asked, public reads are served and the rest waits", async () => {
-  const world = await deploy({ brokenGuard: true });
+  const world = await deploy({ guard: "broken" });
   expect((await world.request("/tiers")).status).toBe(200);
   expect((await world.request(ADDRESS)).status).toBe(200);
   expect((await world.request("/status/999999")).status).toBe(404);
@@ -224,6 +282,15 @@ test("where the guard can't be asked, public reads are served and the rest waits
     expect([path, answer.status, answer.headers.get("retry-after")]).toEqual([path, 503, "5"]);
     expect(await answer.json()).toMatchObject({ code: "guard_unavailable" });
   }
+});
+
+test("a guard that hangs is one that can't be asked: public reads are served after two seconds, credentials wait", async () => {
+  const world = await deploy({ guard: "hangs" });
+  const began = Date.now();
+  const [tiers, credentials] = await Promise.all([world.request("/tiers"), world.request("/credentials/1")]);
+  expect([tiers.status, credentials.status, credentials.headers.get("retry-after")]).toEqual([200, 503, "5"]);
+  expect(await credentials.json()).toMatchObject({ code: "guard_unavailable" });
+  expect(Date.now() - began).toBeLessThan(4_000);
 });
 
 test("a client that is not to be counted is neither limited nor banned", async () => {

@@ -1,7 +1,8 @@
 // Attacks are told from honest input, counted and logged; nothing honest is flagged.
 import fc from "fast-check";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { findAttack } from "../../../src/access/screening.ts";
+import { makeAdminKey } from "../../../src/access/admin-key.ts";
+import { findAttack, textsOfUrl } from "../../../src/access/screening.ts";
 import { freshHeaders } from "../../world/agent.ts";
 import { agent, type Deployment, deploy } from "../deployment.ts";
 
@@ -11,9 +12,10 @@ beforeEach(async () => {
   world = await deploy();
   lines = [];
   for (const method of ["log", "warn", "error"] as const) {
-    vi.spyOn(console, method).mockImplementation(
-      (line: string) => void lines.push(JSON.parse(line) as object as never),
-    );
+    // One call may print many lines.
+    vi.spyOn(console, method).mockImplementation((text: string) => {
+      for (const line of text.split("\n")) lines.push(JSON.parse(line) as object as never);
+    });
   }
 });
 afterEach(() => {
@@ -79,6 +81,53 @@ test("an attempt is in the security log with address, route and the input, its s
   expect(JSON.stringify(lines)).not.toContain("abababab");
 });
 
+test("a key in the path of an attack is masked before the path is cut: half of one looked like none", async () => {
+  const key = "ab".repeat(32);
+  // Cut at sixty characters, thirty-two digits of the key were left.
+  await world.request(`/nothing/1.2.3.4.5.6.7.8.9.0/${key}?q=<script>`);
+  expect(events("injection_attempt")).toMatchObject([{ route: "/nothing/1.2.3.4.5.6.7.8.9.0/[redacted]" }]);
+  expect(JSON.stringify(lines)).not.toContain("abababab");
+});
+
+test("a refused body is looked at where it was refused: what the schema took beside that says what it likes (hard case 22)", async () => {
+  const headers = { "x-api-key": await world.operatorKey(), "content-type": "application/json" };
+  const ban = async (body: object) => {
+    const answer = await world.request("/admin/bans", { method: "POST", headers, body: JSON.stringify(body) });
+    return ((await answer.json()) as { code: string }).code;
+  };
+  const reason = "sent ' OR '1'='1' -- and <script>";
+  expect(await ban({ address: "203.0.113.300", durationSeconds: 60, reason })).toBe("invalid_request");
+  expect(events("injection_attempt")).toEqual([]);
+  expect(await ban({ address: "' OR '1'='1", durationSeconds: 60, reason: "x" })).toBe("injection_refused");
+  expect(await ban({ address: "203.0.113.3", durationSeconds: 60, reason: "x", "<script>": 1 })).toBe(
+    "injection_refused",
+  );
+});
+
+test("a body that breaks off under a stated length is the client's error, once a 500", async () => {
+  const body = new ReadableStream({
+    start: (controller) => controller.error(new TypeError("the connection was lost")),
+  });
+  const answer = await world.request("/agents/generate-wallet", {
+    method: "POST",
+    body,
+    headers: { "content-type": "application/json", "content-length": "100" },
+    duplex: "half",
+  } as RequestInit);
+  expect([answer.status, ((await answer.json()) as { code: string }).code]).toEqual([400, "invalid_request"]);
+  expect(events("injection_attempt")).toEqual([]);
+});
+
+test("a wrong operator's key that looks like an attack is logged as one and counts once", async () => {
+  const headers = { "cf-connecting-ip": "198.51.100.43", "x-api-key": "' OR '1'='1" };
+  const ask = async () => (await world.request("/admin/bans", { headers })).status;
+  for (let count = 0; count < 9; count++) expect(await ask()).toBe(400);
+  expect(events("injection_attempt")).toHaveLength(9);
+  expect(events("ip_banned")).toEqual([]);
+  expect(await ask()).toBe(400);
+  expect(events("ip_banned")).toHaveLength(1);
+});
+
 test("refused headers and bodies are looked at: ten of them ban", async () => {
   const address = { "cf-connecting-ip": "198.51.100.41" };
   const post = (body: string, headers: Record<string, string> = {}) =>
@@ -139,6 +188,53 @@ test("whatever a schema accepts is no attack", async () => {
   expect(findAttack(Buffer.from(message, "base64").toString())).toBeNull();
 });
 
+test("no URL whose parts a schema accepts is an attack (hard case 22)", () => {
+  const time = fc
+    .date({ noInvalidDate: true, min: new Date(0), max: new Date(4e12) })
+    .map((date) => date.toISOString());
+  const zone = fc.oneof(
+    fc.domain(),
+    fc.constantFrom("union-select.example", "document.domain", "sysobjects.example", "mysql.user", "on.or.select.from"),
+    fc.stringMatching(/^[a-z0-9.-]{1,253}$/),
+  );
+  const client = fc
+    .tuple(
+      fc.oneof(
+        fc.ipV4(),
+        fc.ipV6(),
+        zone.map((name) => `worker:${name}`),
+      ),
+      fc.constantFrom("", "#cross-site"),
+    )
+    .map((parts) => parts.join(""));
+  const query = fc.record(
+    {
+      event: fc.oneof(fc.stringMatching(/^[a-z_]{1,60}$/), fc.constantFrom("union", "select", "or", "and", "onload")),
+      address: client,
+      since: fc.oneof(
+        time,
+        time.map((text) => text.replace("Z", "+02:00")),
+      ),
+      until: time,
+      limit: fc.nat().map(String),
+      cursor: fc.nat().map(String),
+    },
+    { requiredKeys: [] },
+  );
+  const isAttack = (target: string) => textsOfUrl(target).some((text) => findAttack(text) !== null);
+  fc.assert(
+    fc.property(query, client, (parameters, path) => {
+      expect(isAttack(`/admin/security-events?${new URLSearchParams(parameters as Record<string, string>)}`)).toBe(
+        false,
+      );
+      expect(isAttack(`/admin/bans/${encodeURIComponent(path)}`)).toBe(false);
+      expect(isAttack(`/admin/bans/${path.replace("#", "%23")}`)).toBe(false);
+    }),
+    { numRuns: 5_000 },
+  );
+  expect(isAttack("/admin/bans/worker:x' OR '1'='1")).toBe(true);
+});
+
 test.each([
   "select-from-where",
   "drop-table-agent",
@@ -168,9 +264,23 @@ test.each([
     { "x-access-message": "a".repeat(5_000), authorization: `Bearer 0x${"1".repeat(130)}` },
     "header_too_large",
   ],
+  ["an operator's key", "/admin/bans", { "x-api-key": `claw_${"a".repeat(300)}` }, "header_too_large"],
+  [
+    "an operator's key as a token",
+    "/admin/bans",
+    { authorization: `Bearer ${makeAdminKey()}0000${"a".repeat(300)}` },
+    "header_too_large",
+  ],
 ])("%s that is too long is 400 and no violation", async (_what, path, headers, code) => {
   const answer = await world.request(path, { headers });
   expect([answer.status, ((await answer.json()) as { code: string }).code]).toEqual([400, code]);
   expect(answer.headers.get("x-ratelimit-limit")).not.toBeNull();
+  expect(events("injection_attempt")).toEqual([]);
+});
+
+test("a content type that is too long is 400 and no violation", async () => {
+  const headers = { "content-type": `application/json; x=${"a".repeat(300)}` };
+  const answer = await world.request("/agents/generate-wallet", { method: "POST", headers, body: "{}" });
+  expect([answer.status, ((await answer.json()) as { code: string }).code]).toEqual([400, "header_too_large"]);
   expect(events("injection_attempt")).toEqual([]);
 });

@@ -92,6 +92,16 @@ test.each([
   expect(await world.rows("SELECT * FROM agent_wallets")).toEqual([]);
 });
 
+test("what a /48 is refused takes nothing from what everybody shares: once it locked all others out", async () => {
+  world = await deploy({ edge: { RATE_LIMITS: "wallets_all=40/60" } });
+  const statuses = [];
+  for (let count = 0; count < 60; count++) {
+    statuses.push((await generate({ agentId: `greedy-${count}` }, `2001:db8:aaaa:${count.toString(16)}::1`)).status);
+  }
+  expect(statuses).toEqual([...Array.from({ length: 30 }, () => 201), ...Array.from({ length: 30 }, () => 429)]);
+  expect((await generate({ agentId: "honest" }, "2001:db8:bbbb::1")).status).toBe(201);
+});
+
 test("an empty body of a strange type is 415, once a 500 that the fuzzer found", async () => {
   const headers = { "cf-connecting-ip": "198.51.100.61", "content-type": "!" };
   const answer = await world.request("/agents/generate-wallet", { method: "POST", headers });

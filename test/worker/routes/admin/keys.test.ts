@@ -90,7 +90,7 @@ test("a revoked key works no more; a key may come as a Bearer token", async () =
   });
 });
 
-test("a mistyped key costs no row; wrong keys ban their address after ten, a missing one counts nothing", async () => {
+test("a mistyped key costs no row (hard case 23); wrong keys ban their address after ten, a missing one counts nothing", async () => {
   const address = "198.51.100.90";
   const ask = (key?: string) =>
     world.request("/admin/bans", {
@@ -133,4 +133,27 @@ test("every path under /admin asks for a key before it says what there is", asyn
   }
   const alice = operator(world, await world.operatorKey());
   expect((await alice("GET", "/admin/nothing")).status).toBe(404);
+});
+
+test("a wrong method under /admin asks for a key as well, keeps to the operators' limit and is audited", async () => {
+  for (const [method, path] of [
+    ["PATCH", "/admin/keys"],
+    ["POST", "/admin/logs/combined"],
+    ["PUT", "/admin/bans/203.0.113.1"],
+  ] as const) {
+    const answer = await world.request(path, { method });
+    expect([answer.status, answer.headers.get("allow")], path).toEqual([401, null]);
+    expect(answer.headers.get("ratelimit-policy")).toBe('"admin";q=20;w=60');
+  }
+  const key = await world.operatorKey();
+  const calls: Record<string, unknown>[] = [];
+  vi.spyOn(console, "warn").mockImplementation((line: string) => void calls.push(JSON.parse(line) as never));
+  const answer = await operator(world, key)("PATCH", "/admin/keys");
+  await operator(world, key)("GET", "/admin/nothing");
+  vi.restoreAllMocks();
+  expect([answer.status, answer.headers.get("allow")]).toEqual([405, "POST, GET, OPTIONS"]);
+  expect(calls).toMatchObject([
+    { event: "admin_call", method: "PATCH", route: "/admin/keys", status: 405 },
+    { event: "admin_call", method: "GET", route: "/admin/*", path: "/admin/nothing", status: 404 },
+  ]);
 });
