@@ -7,11 +7,13 @@
 // five seconds after the first request that changed them. A crash of the object may forgive these five seconds, no more.
 // An alarm deletes all storage once there is nothing left to remember.
 //
-// Keys of the storage: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`.
+// Keys of the storage: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`, and
+// `lifted` while the row of a lifted ban may still be in the operators' list. The first write of all sets the alarm.
 import { DurableObject } from "cloudflare:workers";
 import { deleteBan, saveBan } from "../src/db/bans.ts";
 import { openDatabase } from "../src/db/client.ts";
-import { errorFields, log } from "../src/log.ts";
+import { errorFields, log, sendLogs } from "../src/log.ts";
+import type { LogBook } from "./log-book.ts";
 
 export type Limit = { requests: number; windowSeconds: number };
 
@@ -47,6 +49,7 @@ export type Verdict = {
 export type Ban = { until: number; since: number; reason: string; by: string };
 type StoredBan = Ban & { mirrored: boolean };
 type Violation = { at: number; bucket: string };
+type Env = { DB: D1Database; LOG_BOOK: DurableObjectNamespace<LogBook> };
 
 /** Reference: 10+ within 1 hour, 1 hour. */
 const VIOLATIONS_TO_BAN = 10;
@@ -56,19 +59,22 @@ const FLUSH_MS = 5_000;
 const ALARM_MS = 900_000;
 const MIRROR_RETRY_MS = 30_000;
 
-export class IpGuard extends DurableObject<{ DB: D1Database }> {
+export class IpGuard extends DurableObject<Env> {
   readonly #windows = new Map<string, { times: number[]; limit: Limit; kept: boolean }>();
   #violations: Violation[] = [];
   #ban: StoredBan | null = null;
+  /** Unix milliseconds: rows of bans that began until then are to go from the list. */
+  #lifted: number | null = null;
   #flushing: ReturnType<typeof setTimeout> | undefined;
   /** Whether the alarm is set: it is from the first write on until everything is deleted. */
   #alarmed = false;
 
-  constructor(ctx: DurableObjectState, env: { DB: D1Database }) {
+  constructor(ctx: DurableObjectState, env: Env) {
     super(ctx, env);
     for (const [key, value] of ctx.storage.kv.list()) {
       this.#alarmed = true;
       if (key === "ban") this.#ban = value as StoredBan;
+      else if (key === "lifted") this.#lifted = value as number;
       else if (key === "violations") this.#violations = value as Violation[];
       else if (key === "minutes") {
         for (const [bucket, { times, limit }] of Object.entries(value as Minutes)) {
@@ -127,16 +133,18 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
 
   /** Ends a ban, automatic or manual, and forgets what led to it. */
   async lift(): Promise<void> {
+    const since = Math.max(Date.now(), this.#ban?.since ?? 0);
     this.#ban = null;
     this.#violations = [];
     this.ctx.storage.kv.delete("ban");
     this.ctx.storage.kv.delete("violations");
-    await deleteBan(openDatabase(this.env.DB), this.#name());
+    await this.#unlist(since);
   }
 
   override async alarm(): Promise<void> {
     const now = Date.now();
     if (this.#ban !== null && !this.#ban.mirrored) await this.#mirror();
+    if (this.#lifted !== null) await this.#unlist(this.#lifted);
     if (this.#forget(now)) {
       clearTimeout(this.#flushing);
       this.#flushing = undefined;
@@ -144,7 +152,8 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
       await this.ctx.storage.deleteAll();
       this.#alarmed = false;
     } else {
-      await this.ctx.storage.setAlarm(now + (this.#ban?.mirrored === false ? MIRROR_RETRY_MS : ALARM_MS));
+      const owesList = this.#ban?.mirrored === false || this.#lifted !== null;
+      await this.ctx.storage.setAlarm(now + (owesList ? MIRROR_RETRY_MS : ALARM_MS));
     }
   }
 
@@ -155,7 +164,7 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
     }
     this.#violations = this.#violations.filter(({ at }) => at > now - VIOLATION_WINDOW_MS);
     if (this.#bannedUntil(now) === null && this.#ban?.mirrored !== false) this.#ban = null;
-    return this.#windows.size === 0 && this.#violations.length === 0 && this.#ban === null;
+    return this.#windows.size + this.#violations.length === 0 && this.#ban === null && this.#lifted === null;
   }
 
   #bannedUntil(now: number): number | null {
@@ -183,7 +192,9 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
   }
 
   #setBan(ban: Ban): void {
-    this.#ban = { ...ban, mirrored: false };
+    // Isolates' clocks differ, and writes of rows overtake each other: by its `since` the later ban has the row.
+    const since = Math.max(ban.since, 1 + Math.max(this.#ban?.since ?? 0, this.#lifted ?? 0));
+    this.#ban = { ...ban, since, mirrored: false };
     this.#put("ban", this.#ban);
   }
 
@@ -191,18 +202,45 @@ export class IpGuard extends DurableObject<{ DB: D1Database }> {
   async #mirror(): Promise<void> {
     const ban = this.#ban;
     if (ban === null) return;
+    const { until, since, reason, by } = ban;
     try {
-      const { until, since, reason, by } = ban;
       await saveBan(openDatabase(this.env.DB), { client: this.#name(), until, since, reason, by });
-      // Lifted while the row was on its way.
-      if (this.#ban === null) await deleteBan(openDatabase(this.env.DB), this.#name());
-      if (this.#ban !== ban) return;
-      this.#ban = { ...ban, mirrored: true };
-      this.#put("ban", this.#ban);
+      if (this.#ban === ban) {
+        this.#ban = { ...ban, mirrored: true };
+        this.#put("ban", this.#ban);
+      }
     } catch (error) {
-      log("error", "ban_not_mirrored", errorFields(error));
-      await this.ctx.storage.setAlarm(Date.now() + MIRROR_RETRY_MS);
+      await this.#tryLater("ban_not_mirrored", error);
     }
+    // Lifted while the row was on its way.
+    if (this.#ban === null) await this.#unlist(since);
+  }
+
+  /** Takes the row of a lifted ban out of the list; a mark stays until that is done, for the alarm. */
+  async #unlist(since: number): Promise<void> {
+    this.#markLifted(since);
+    try {
+      await deleteBan(openDatabase(this.env.DB), this.#name(), since);
+      if (this.#lifted !== since) return;
+      this.#lifted = null;
+      this.ctx.storage.kv.delete("lifted");
+    } catch (error) {
+      // Another delete, of an earlier row, may have taken the mark meanwhile.
+      this.#markLifted(since);
+      await this.#tryLater("ban_not_unlisted", error);
+    }
+  }
+
+  #markLifted(since: number): void {
+    this.#lifted = Math.max(since, this.#lifted ?? 0);
+    this.#put("lifted", this.#lifted);
+  }
+
+  /** Whatever is owed to the list. The line goes to the book at once: nothing else sends what an object logs. */
+  async #tryLater(event: string, error: unknown): Promise<void> {
+    log("error", event, errorFields(error));
+    this.ctx.waitUntil(sendLogs(this.env.LOG_BOOK));
+    await this.ctx.storage.setAlarm(Date.now() + MIRROR_RETRY_MS);
   }
 
   #flushLater(): void {

@@ -74,6 +74,6 @@ async function guardOverTime(url: string): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, FLUSH_MS));
   const { guardRows, guardBytes } = (await (await fetch(`${url}/bill`)).json()) as RequestBill;
   console.log(
-    `\n${requests} requests of one client within its limit: ${onTheWay} rows on their way, then ${guardRows} by the timer and its first alarm (${guardBytes} bytes)`,
+    `\n${requests} requests of one client within its limit: ${onTheWay} rows on their way, then ${guardRows}: one by the timer for these 5 s, and the alarm, once per object (${guardBytes} bytes)`,
   );
 }

@@ -1,29 +1,16 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { forgetBan } from "../../access/bans.ts";
-import { clientAddress, guardsOf } from "../../access/client-name.ts";
-import { guardOf } from "../../access/guard.ts";
+import { guardsOf } from "../../access/client-name.ts";
+import { guardOf, orderGuard } from "../../access/guard.ts";
 import type { Router } from "../../app.ts";
 import { type BanRow, listBans } from "../../db/bans.ts";
 import { note } from "../../log.ts";
-import { isoOf, isoTime } from "../schemas.ts";
-import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
+import { isoOf, isoTime, tokenIdSchema } from "../schemas.ts";
+import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema, wholeClientSchema } from "./shared.ts";
 
 const MAX_BAN_SECONDS = 365 * 86_400;
-const MAX_BANS = 1_000;
-
-/** An address, a /64 as the list names it, or another Worker's zone; resolves to the name of its guard. */
-const clientSchema = z
-  .string()
-  .max(300)
-  .transform((text, context) => {
-    const address = text.replace(/#cross-site$/, "");
-    if (address === "unknown" || /^worker:[a-z0-9.-]+$/.test(address)) return address;
-    const plain = address.replace(/\/64$/, "");
-    if (z.ipv4().safeParse(plain).success || z.ipv6().safeParse(plain).success) return clientAddress(plain);
-    context.addIssue("must be an IP address, or worker: and a zone");
-    return z.NEVER;
-  })
-  .openapi({ type: "string", example: "203.0.113.7" });
+const MAX_PAGE = 500;
+const ABOVE_ANY_NUMBER = 2 ** 53;
 
 const banSchema = z
   .object({
@@ -38,10 +25,20 @@ const banSchema = z
 const readBans = createRoute({
   method: "get",
   path: "/admin/bans",
-  summary: "Bans in force",
+  summary: "Bans in force, the client that was banned last first",
   ...FOR_OPERATORS,
-  request: { query: z.object({ limit: limitQuery(MAX_BANS, MAX_BANS) }) },
-  responses: { 200: jsonOf("The bans", z.object({ bans: z.array(banSchema) })), ...adminErrors() },
+  request: {
+    query: z.object({
+      limit: limitQuery(MAX_PAGE, 100),
+      cursor: tokenIdSchema
+        .optional()
+        .openapi({ param: { name: "cursor", in: "query" }, description: "`nextCursor` of the page before" }),
+    }),
+  },
+  responses: {
+    200: jsonOf("The bans", z.object({ bans: z.array(banSchema), nextCursor: z.string().optional() })),
+    ...adminErrors(),
+  },
 });
 
 const addBan = createRoute({
@@ -53,7 +50,7 @@ const addBan = createRoute({
   request: {
     body: bodyOf(
       z.strictObject({
-        address: clientSchema,
+        address: wholeClientSchema,
         durationSeconds: z.int().min(1).max(MAX_BAN_SECONDS).openapi({ example: 3_600 }),
         reason: reasonSchema,
       }),
@@ -64,18 +61,21 @@ const addBan = createRoute({
 
 const liftBan = createRoute({
   method: "delete",
-  path: "/admin/bans/{address}",
+  path: "/admin/bans/{client}",
   summary: "Lift a ban",
   description: "Everywhere within BAN_CACHE_SECONDS. Forgets the violations as well.",
   ...FOR_OPERATORS,
-  request: { params: z.object({ address: clientSchema }) },
+  request: { params: z.object({ client: wholeClientSchema }) },
   responses: { 200: jsonOf("Lifted, or there was none", z.object({ client: z.string() })), ...adminErrors() },
 });
 
 export function mountAdminBans(app: Router): void {
   app.openapi(readBans, async (c) => {
-    const { limit } = c.req.valid("query");
-    return c.json({ bans: (await listBans(c.var.db, Date.now(), limit)).map(bodyOfBan) }, 200);
+    const { limit, cursor } = c.req.valid("query");
+    const before = cursor === undefined ? ABOVE_ANY_NUMBER : Number(cursor);
+    const rows = await listBans(c.var.db, Date.now(), before, limit);
+    const last = rows.length === limit ? rows.at(-1) : undefined;
+    return c.json({ bans: rows.map(bodyOfBan), ...(last && { nextCursor: String(last.number) }) }, 200);
   });
 
   app.openapi(addBan, async (c) => {
@@ -83,15 +83,15 @@ export function mountAdminBans(app: Router): void {
     const { config, operator: by } = c.var;
     const since = Date.now();
     const ban = { since, until: since + durationSeconds * 1_000, reason, by };
-    await Promise.all(guardsOf(client).map((name) => guardOf(config, name).ban(ban)));
+    await Promise.all(guardsOf(client).map((name) => orderGuard(guardOf(config, name).ban(ban))));
     note({ banned: client, durationSeconds, reason });
     return c.json(bodyOfBan({ client, ...ban }), 201);
   });
 
   app.openapi(liftBan, async (c) => {
-    const { address: client } = c.req.valid("param");
+    const { client } = c.req.valid("param");
     const names = guardsOf(client);
-    await Promise.all(names.map((name) => guardOf(c.var.config, name).lift()));
+    await Promise.all(names.map((name) => orderGuard(guardOf(c.var.config, name).lift())));
     names.map(forgetBan);
     note({ lifted: client });
     return c.json({ client }, 200);

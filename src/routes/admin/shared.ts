@@ -1,5 +1,6 @@
 // What all routes of the operators have alike.
 import { z } from "@hono/zod-openapi";
+import { clientAddress } from "../../access/client-name.ts";
 import { operatorsOnly } from "../../access/operators.ts";
 import { type errorResponses, errorsOf } from "../schemas.ts";
 
@@ -32,3 +33,31 @@ export const limitQuery = (max: number, fallback: number) =>
     .openapi({ type: "integer", description: `1 to ${max}, default ${fallback}` });
 
 export const reasonSchema = z.string().trim().min(1).max(300);
+
+const CROSS_SITE = /#cross-site$/;
+
+/**
+ * What names a client: an address, a /64 as the list of bans has it, another Worker's zone, each with `#cross-site` for
+ * what web pages made its browsers send. Resolves to the name of its guard.
+ */
+export const clientSchema = z
+  .string()
+  .max(300)
+  .transform((text, context) => {
+    const suffix = CROSS_SITE.exec(text)?.[0] ?? "";
+    const name = text.replace(CROSS_SITE, "");
+    if (name === "unknown" || /^worker:[a-z0-9.-]+$/.test(name)) return name + suffix;
+    const plain = name.replace(/\/64$/, "");
+    const isAddress = z.ipv4().safeParse(name).success || z.ipv6().safeParse(plain).success;
+    if (isAddress) return clientAddress(plain) + suffix;
+    context.addIssue("must be an IP address, or worker: and a zone");
+    return z.NEVER;
+  })
+  .openapi({
+    type: "string",
+    pattern: "^(unknown|worker:[a-z0-9.-]+|[0-9a-fA-F:.]+(/64)?)(#cross-site)?$",
+    example: "203.0.113.7",
+  });
+
+/** The same without the suffix: both guards of a client are banned together. */
+export const wholeClientSchema = clientSchema.transform((name) => name.replace(CROSS_SITE, ""));

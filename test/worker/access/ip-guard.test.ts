@@ -1,9 +1,10 @@
 // The guard by itself: exact windows, what survives an eviction, bans, and an end without a trace.
 import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { env } from "cloudflare:workers";
-import { beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import type { Hit, IpGuard } from "../../../durable-objects/ip-guard.ts";
 import { LIMITS, type LimitedRoute, type Rule } from "../../../src/access/limits.ts";
+import { deleteBan, deleteOldBans, saveBan } from "../../../src/db/bans.ts";
 import { type Deployment, deploy } from "../deployment.ts";
 
 const HOUR = 3_600_000;
@@ -84,25 +85,27 @@ test("a refused request takes nothing from the window: who waits as told gets in
   expect((await stub.hit(hit({ now: now + 60_000 }))).allowed).toBe(true);
 });
 
-test.each(["credentials", "wallets", "admin"] as const)(
-  "an evicted object still knows the window of %s",
-  async (route) => {
-    const stub = guard();
-    const { requests } = LIMITS[route];
-    const now = Date.now();
-    await passes(
-      stub,
-      Array.from({ length: requests - 1 }, () => rule(route, now)),
-    );
+test("every limit is the same at its edge after an eviction: kept windows at once, the others once they are flushed", async () => {
+  const now = Date.now();
+  const routes = Object.keys(LIMITS) as LimitedRoute[];
+  const used = await Promise.all(
+    routes.map(async (route) => {
+      const stub = guard();
+      const before = Array.from({ length: LIMITS[route].requests - 1 }, () => rule(route, now));
+      expect(await passes(stub, before), route).toBe(before.length);
+      return { route, stub };
+    }),
+  );
+  const isKept = (route: LimitedRoute) => (LIMITS[route] as Rule).kept === true;
+  const checkEdge = async ({ route, stub }: { route: LimitedRoute; stub: Guard }) => {
     await evictDurableObject(stub as never);
-    expect(
-      await passes(
-        stub,
-        Array.from({ length: 4 }, () => rule(route, now)),
-      ),
-    ).toBe(1);
-  },
-);
+    const after = Array.from({ length: 4 }, () => rule(route, now));
+    expect(await passes(stub, after), route).toBe(1);
+  };
+  for (const one of used.filter(({ route }) => isKept(route))) await checkEdge(one);
+  await wait(FLUSHED);
+  for (const one of used.filter(({ route }) => !isKept(route))) await checkEdge(one);
+});
 
 test("minute windows of public reads are written by a timer: not on the way of an answer, once for five seconds", async () => {
   const stub = guard();
@@ -220,18 +223,83 @@ test("an automatic ban whose row could not be written is written by the alarm", 
   expect(await world.rows("SELECT client, by FROM bans")).toEqual([{ client: "198.51.100.78", by: "auto" }]);
 });
 
+test("a ban lifted while the database does not answer is over at once, and its row goes with the next alarm", async () => {
+  const name = "198.51.100.79";
+  const now = Date.now();
+  await guard(name).ban({ until: now + HOUR, since: now, reason: "test", by: "key_1" });
+  await world.sql.prepare("ALTER TABLE bans RENAME TO hidden").run();
+  await guard(name).lift();
+  expect((await guard(name).hit(hit())).allowed).toBe(true);
+  // Whatever else is over, the object stays until the row is gone.
+  expect(await runDurableObjectAlarm(guard(name) as never)).toBe(true);
+  await evictDurableObject(guard(name) as never);
+  await world.sql.prepare("ALTER TABLE hidden RENAME TO bans").run();
+  expect(await world.rows("SELECT client FROM bans")).toEqual([{ client: name }]);
+  expect(await runDurableObjectAlarm(guard(name) as never)).toBe(true);
+  expect(await world.rows("SELECT client FROM bans")).toEqual([]);
+  expect((await stored(guard(name))).map(([key]) => key)).not.toContain("lifted");
+});
+
+test("a client banned anew after such a lift keeps its new row", async () => {
+  const name = "198.51.100.80";
+  const now = Date.now();
+  const ban = (reason: string) => guard(name).ban({ until: now + HOUR, since: now, reason, by: "key_1" });
+  await ban("first");
+  await world.sql.prepare("ALTER TABLE bans RENAME TO hidden").run();
+  await guard(name).lift();
+  await world.sql.prepare("ALTER TABLE hidden RENAME TO bans").run();
+  await ban("second");
+  await runDurableObjectAlarm(guard(name) as never);
+  expect(await world.rows("SELECT reason FROM bans")).toEqual([{ reason: "second" }]);
+});
+
+test("a late write of an automatic ban does not overwrite an operator's newer row", async () => {
+  const client = "198.51.100.81";
+  const row = (since: number, by: string) => ({ client, since, until: since + HOUR, reason: "test", by });
+  const now = Date.now();
+  await saveBan(world.db, row(now, "key_1"));
+  await saveBan(world.db, row(now - 1, "auto"));
+  expect(await world.rows("SELECT by FROM bans")).toEqual([{ by: "key_1" }]);
+  await deleteBan(world.db, client, now - 1);
+  expect(await world.rows("SELECT by FROM bans")).toEqual([{ by: "key_1" }]);
+  // Of one guard, the later ban is newer whatever the isolates' clocks say.
+  for (let count = 0; count < 10; count++) await guard(client).violate("injection", now + 60_000);
+  await guard(client).ban({ until: now + HOUR, since: now, reason: "by hand", by: "key_2" });
+  await wait(50);
+  expect(await world.rows("SELECT by FROM bans")).toEqual([{ by: "key_2" }]);
+});
+
+test("what an object logs is in the log book: nothing else would send it", async () => {
+  const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  await world.sql.prepare("ALTER TABLE bans RENAME TO hidden").run();
+  await guard("198.51.100.82").ban({ until: Date.now() + HOUR, since: Date.now(), reason: "test", by: "key_1" });
+  await vi.waitFor(async () => expect(String(await book.read("error", 0))).toContain('"event":"ban_not_mirrored"'));
+  await world.sql.prepare("ALTER TABLE hidden RENAME TO bans").run();
+});
+
 test("a thousand clients, one after another, leave nothing behind once their alarms have rung", async () => {
   const long = Date.now() - 2 * HOUR;
+  const routes = ["wallets", "credentials", "status", "admin"] as const;
+  const stubs: Guard[] = [];
   for (let count = 0; count < 1_000; count++) {
     const stub = guard(`client-${count}`);
+    stubs.push(stub);
     // Each as it would be two hours later: the alarm goes by the clock.
-    await stub.hit(rule(count % 2 === 0 ? "wallets" : "credentials", long));
+    await stub.hit(rule(routes[count % routes.length] ?? "tiers", long));
     if (count % 10 === 0) await stub.violate("injection", long);
-    expect(await runDurableObjectAlarm(stub as never)).toBe(true);
-    expect(await stored(stub)).toEqual([]);
+    if (count % 25 === 0) await stub.ban({ since: long, until: long + HOUR, reason: "test", by: "key_1" });
+  }
+  // What the timers write has to be there before it can be gone.
+  await wait(FLUSHED);
+  expect((await stored(guard("client-2"))).map(([key]) => key)).toEqual(["minutes"]);
+  for (const [count, stub] of stubs.entries()) {
+    expect(await runDurableObjectAlarm(stub as never), `client-${count}`).toBe(true);
+    expect(await stored(stub), `client-${count}`).toEqual([]);
     expect(await runDurableObjectAlarm(stub as never)).toBe(false);
     await evictDurableObject(stub as never);
   }
+  await deleteOldBans(world.db, Date.now());
+  expect(await world.rows("SELECT * FROM bans")).toEqual([]);
 });
 
 test("an alarm keeps what is still in force", async () => {

@@ -43,6 +43,48 @@ test("an IPv6 address stands for its /64, in any spelling", async () => {
   expect(await visit("2001:db8:7:8::1")).toBe(200);
 });
 
+test("the list comes in pages, whatever is lifted between them", async () => {
+  for (let count = 0; count < 3; count++) {
+    await ask("POST", "/admin/bans", { address: `203.0.113.${60 + count}`, durationSeconds: 600, reason: "x" });
+  }
+  type Page = { bans: Ban[]; nextCursor?: string };
+  const first = await ask<Page>("GET", "/admin/bans?limit=2");
+  expect(first.body.bans.map(({ client }) => client.replace("#cross-site", ""))).toEqual([
+    "203.0.113.62",
+    "203.0.113.62",
+  ]);
+  await ask("DELETE", "/admin/bans/203.0.113.62");
+  const rest = await ask<Page>("GET", `/admin/bans?cursor=${first.body.nextCursor}`);
+  expect(rest.body.bans).toHaveLength(4);
+  expect(rest.body.nextCursor).toBeUndefined();
+  expect((await ask("GET", "/admin/bans?cursor=x")).status).toBe(400);
+});
+
+test("a guard that can't be reached is 503 with a sentence, and no ban is claimed", async () => {
+  const client = "203.0.113.70";
+  const id = world.edge.IP_GUARD.idFromName(client).toString();
+  const guards = {
+    idFromName: (name: string) => world.edge.IP_GUARD.idFromName(name),
+    get: (one: DurableObjectId) => {
+      if (one.toString() === id)
+        return { ban: () => Promise.reject(new Error("overloaded")), lift: () => new Promise(() => {}) };
+      return world.edge.IP_GUARD.get(one);
+    },
+  };
+  world.app = world.appOf({ ...world.edge, IP_GUARD: guards as never });
+  const ban = await ask<{ error: string }>("POST", "/admin/bans", {
+    address: client,
+    durationSeconds: 60,
+    reason: "x",
+  });
+  expect([ban.status, ban.body.code, ban.headers.get("retry-after")]).toEqual([503, "guard_unavailable", "5"]);
+  expect(ban.body.error).toBe("A guard did not answer in time: look at the list of bans, and try again.");
+  expect(await ask("DELETE", `/admin/bans/${client}`)).toMatchObject({
+    status: 503,
+    body: { code: "guard_unavailable" },
+  });
+});
+
 test("automatic bans are in the list", async () => {
   for (let count = 0; count < 10; count++) {
     await world.request("/tiers?x=<script>", { headers: { "cf-connecting-ip": "203.0.113.52" } });
@@ -58,6 +100,7 @@ test.each([
   [{ address: "203.0.113.1", durationSeconds: 0, reason: "x" }],
   [{ address: "203.0.113.1", durationSeconds: 60 }],
   [{ address: "203.0.113.1/24", durationSeconds: 60, reason: "x" }],
+  [{ address: "203.0.113.1/64", durationSeconds: 60, reason: "x" }],
 ])("%j is malformed", async (body) => {
   expect((await ask("POST", "/admin/bans", body)).status).toBe(400);
   expect(await clients()).toEqual([]);
