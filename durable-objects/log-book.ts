@@ -22,6 +22,8 @@ const FILES_KEPT = 5;
 /** A value in the storage has at most 2 MB. */
 const MAX_CHUNK_BYTES = 500_000;
 const LINE_FEED = 0x0a;
+/** What is kept of a line that no row can hold. */
+const EXCERPT_BYTES = 1_000;
 /** The same page again within this time is one page. */
 const REPEAT_MS = 600_000;
 const WEBHOOK_TIMEOUT_MS = 10_000;
@@ -136,7 +138,7 @@ export class LogBook extends DurableObject<Env> {
   /** Appends whole lines, in pieces that fit a row and a file. */
   #write(stream: Stream, text: string, now: number): void {
     const current = this.#newest(stream);
-    const bytes = Buffer.from(text);
+    const bytes = cutLongLines(Buffer.from(text), now);
     for (let at = 0; at < bytes.length; ) {
       if (current.bytes >= MAX_FILE_BYTES) this.#turnOver(stream, current);
       const room = Math.min(MAX_CHUNK_BYTES, MAX_FILE_BYTES - current.bytes);
@@ -207,4 +209,23 @@ export class LogBook extends DurableObject<Env> {
       return false;
     }
   }
+}
+
+/** A line that is longer than a row may be becomes one that says so. */
+function cutLongLines(bytes: Buffer, now: number): Buffer {
+  if (bytes.length <= MAX_CHUNK_BYTES) return bytes;
+  const parts: Buffer[] = [];
+  for (let at = 0; at < bytes.length; ) {
+    const feed = bytes.indexOf(LINE_FEED, at);
+    const end = feed === -1 ? bytes.length : feed + 1;
+    const line = bytes.subarray(at, end);
+    if (line.length <= MAX_CHUNK_BYTES) parts.push(line);
+    else {
+      const begin = line.subarray(0, EXCERPT_BYTES).toString();
+      const cut = { time: new Date(now).toISOString(), level: "warn", event: "line_cut", bytes: line.length, begin };
+      parts.push(Buffer.from(`${JSON.stringify(cut)}\n`));
+    }
+    at = end;
+  }
+  return Buffer.concat(parts);
 }

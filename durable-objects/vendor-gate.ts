@@ -6,7 +6,7 @@
 // memory, since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
 import { provisionerConfig } from "../src/config.ts";
-import { errorFields, log } from "../src/log.ts";
+import { errorFields, log, sendLogs } from "../src/log.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Supplies, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";
@@ -72,7 +72,7 @@ export class VendorGate extends DurableObject<object> {
     const openMs = Math.min(MAX_OPEN_MS, FIRST_OPEN_MS * 2 ** Math.max(0, faults - FAULTS_TO_OPEN));
     // Jitter: not all come back in one moment.
     const openUntil = faults < FAULTS_TO_OPEN ? 0 : now + openMs * (0.5 + Math.random() / 2);
-    if (faults >= FAULTS_TO_OPEN) log("error", "circuit_open", { vendor: this.#name(), faults, openMs });
+    if (faults >= FAULTS_TO_OPEN) this.#tell("circuit_open", { faults, openMs });
     this.ctx.storage.kv.put("circuit", { faults, openUntil } satisfies Circuit);
   }
 
@@ -170,11 +170,17 @@ export class VendorGate extends DurableObject<object> {
   }
 
   #refusal(event: string, error: unknown, now: number): Refusal {
-    log("error", event, { vendor: this.#name(), ...errorFields(error) });
+    this.#tell(event, errorFields(error));
     const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
     if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
     if ((error as { action?: string }).action === "unknown") this.report(now, true);
     return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
+  }
+
+  /** The line goes to the book at once: nothing else sends what an object logs. */
+  #tell(event: string, fields: Record<string, unknown>): void {
+    log("error", event, { vendor: this.#name(), ...fields });
+    this.ctx.waitUntil(sendLogs(provisionerConfig(this.env).LOG_BOOK));
   }
 
   #name(): VendorName {

@@ -43,6 +43,7 @@ export const STATUS_OF = {
   ownership_settling: 503,
   tiers_unavailable: 503,
   guard_unavailable: 503,
+  log_unavailable: 503,
 } as const;
 
 type ErrorCode = keyof typeof STATUS_OF;

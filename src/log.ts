@@ -16,6 +16,8 @@ const SHIP_AFTER_MS = 1_000;
 const SHIP_LOST_MS = 15_000;
 /** While the book can't be reached. What is dropped is still in the console. */
 const MAX_PENDING_CHARS = 2_000_000;
+/** So many different ones say enough. */
+const MAX_PENDING_PAGES = 100;
 /** The console cuts what is longer than 256 KB. */
 const MAX_UNPRINTED_CHARS = 50_000;
 
@@ -44,8 +46,8 @@ export function log(level: Level, event: string, fields: Record<string, unknown>
   else if (level === "warn" || level === "security") console.warn(line);
   else unprinted += unprinted === "" ? line : `\n${line}`;
   if (unprinted.length >= MAX_UNPRINTED_CHARS) print();
-  // A page is never dropped for what came before it.
-  if (level === "page") pending.pages.push(line);
+  // A page is never dropped for other lines that came before it.
+  if (level === "page") pending.pages = joinPages(pending.pages, [line]);
   if (pending.combined.length >= MAX_PENDING_CHARS) return;
   pending.combined += `${line}\n`;
   if (level === "error" || level === "page") pending.error += `${line}\n`;
@@ -108,11 +110,21 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
   }
 }
 
-/** For the next batch: all of it while there is room, pages always. */
+/** For the next batch: all of it while there is room, pages before anything else. */
 function keep(batch: LogBatch): void {
-  pending.pages.unshift(...batch.pages);
+  pending.pages = joinPages(batch.pages, pending.pages);
   if (pending.combined.length + batch.combined.length > MAX_PENDING_CHARS) return;
   for (const stream of ["combined", "error", "security"] as const) pending[stream] = batch[stream] + pending[stream];
+}
+
+/** The first of those that say the same, a hundred of them: while the book can't be reached, pages must not pile up. */
+function joinPages(first: readonly string[], then: readonly string[]): string[] {
+  const bySense = new Map<string, string>();
+  for (const line of [...first, ...then]) {
+    const sense = line.replace(/,?"(?:time|requestId)":"[^"]*"/g, "");
+    if (!bySense.has(sense)) bySense.set(sense, line);
+  }
+  return [...bySense.values()].slice(0, MAX_PENDING_PAGES);
 }
 
 function emptyBatch(): LogBatch {

@@ -91,12 +91,16 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
 /** One message from the job queue. */
 export async function consume(context: Context, message: Message<unknown>): Promise<void> {
   const { body } = message;
+  const began = context.now();
   try {
     if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
     else if (body.kind === "catalog") await refreshCatalog(context);
     else if (body.kind === "reap") await reap(context, body);
     else if (body.kind === "refund") await refund(context, { incarnation: body.incarnation, kind: body.of });
     else await advance(context, body);
+    // Steps have their own wide events; every other job has this one.
+    if (isJob(body) && body.kind !== "advance")
+      log("info", "job", { ...body, outcome: "done", ms: context.now() - began });
     message.ack();
   } catch (error) {
     if (isFenced(error)) {
@@ -105,7 +109,8 @@ export async function consume(context: Context, message: Message<unknown>): Prom
       return;
     }
     const job = isJob(body) ? body : {};
-    log("error", "job_failed", { ...job, id: message.id, attempts: message.attempts, ...errorFields(error) });
+    const times = { attempts: message.attempts, ms: context.now() - began };
+    log("error", "job_failed", { ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) });
     const delay = Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) * (0.5 + Math.random() / 2);
     message.retry({ delaySeconds: Math.ceil(delay) });
   }

@@ -75,7 +75,7 @@ export async function sweep(context: ScanContext): Promise<void> {
       log("error", "sweep_part_failed", { part, ...errorFields(error) });
     }
   }
-  log("debug", "sweep", { failed, ms: Date.now() - began });
+  log("info", "sweep", { outcome: failed.length === 0 ? "done" : "failed", failed, ms: Date.now() - began });
 }
 
 /**

@@ -1,17 +1,18 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { STREAMS } from "../../../durable-objects/log-book.ts";
+import { type LogBook, STREAMS } from "../../../durable-objects/log-book.ts";
 import type { Router } from "../../app.ts";
 import type { EdgeConfig } from "../../config.ts";
 import { AppError } from "../../errors.ts";
+import { errorFields, log } from "../../log.ts";
 import { isoOf, isoTime } from "../schemas.ts";
-import { adminErrors, FOR_OPERATORS, jsonOf, limitQuery } from "./shared.ts";
+import { adminErrors, clientSchema, FOR_OPERATORS, jsonOf, limitQuery } from "./shared.ts";
 
 const MAX_EVENTS = 1_000;
+const BOOK_RETRY_SECONDS = 5;
 
 const streamSchema = z.enum(STREAMS);
-const timeQuery = z
-  .string()
-  .refine((value) => Number.isFinite(Date.parse(value)), "must be an ISO 8601 time")
+const timeQuery = z.iso
+  .datetime({ offset: true, error: "must be a time in ISO 8601, like 2026-02-03T12:00:00Z" })
   .transform((value) => Date.parse(value))
   .optional()
   .openapi({ type: "string", format: "date-time" });
@@ -67,7 +68,7 @@ const readEvents = createRoute({
         .string()
         .regex(/^[a-z_]{1,60}$/, "must be an event's name")
         .optional(),
-      address: z.string().max(300).optional(),
+      address: clientSchema.optional(),
       since: timeQuery,
       until: timeQuery,
       limit: limitQuery(MAX_EVENTS, 100),
@@ -79,11 +80,22 @@ const readEvents = createRoute({
   },
 });
 
-const bookOf = ({ LOG_BOOK }: EdgeConfig) => LOG_BOOK.get(LOG_BOOK.idFromName("book"));
+/** Asks the log book. Where it can't be reached, the lines are in `wrangler tail` alone for the moment. */
+async function askBook<T>({ LOG_BOOK }: EdgeConfig, ask: (book: DurableObjectStub<LogBook>) => Promise<T>): Promise<T> {
+  try {
+    return await ask(LOG_BOOK.get(LOG_BOOK.idFromName("book")));
+  } catch (error) {
+    log("error", "log_unavailable", errorFields(error));
+    throw new AppError("log_unavailable", "The log book can't be read right now; try again in a few seconds.", {
+      cause: error,
+      retryAfterSeconds: BOOK_RETRY_SECONDS,
+    });
+  }
+}
 
 export function mountAdminLogs(app: Router): void {
   app.openapi(readFiles, async (c) => {
-    const files = await bookOf(c.var.config).files();
+    const files = await askBook(c.var.config, (book) => book.files());
     const body = files.map(({ stream, index, bytes, from, to }) => ({
       stream,
       file: index,
@@ -97,7 +109,7 @@ export function mountAdminLogs(app: Router): void {
   app.openapi(readFile, async (c) => {
     const { stream } = c.req.valid("param");
     const { file = 0 } = c.req.valid("query");
-    const lines = await bookOf(c.var.config).read(stream, file);
+    const lines = await askBook(c.var.config, (book) => book.read(stream, file));
     if (lines === null) throw new AppError("log_not_found", `The stream ${stream} has no file ${file}.`);
     c.header("Content-Disposition", `attachment; filename="${stream}${file === 0 ? "" : `.${file}`}.log"`);
     return c.text(lines, 200);
@@ -112,6 +124,7 @@ export function mountAdminLogs(app: Router): void {
       ...(since === undefined ? {} : { since }),
       ...(until === undefined ? {} : { until }),
     };
-    return c.json({ events: (await bookOf(c.var.config).events(filter)) as Record<string, unknown>[] }, 200);
+    const events: unknown = await askBook(c.var.config, (book) => book.events(filter));
+    return c.json({ events: events as Record<string, unknown>[] }, 200);
   });
 }

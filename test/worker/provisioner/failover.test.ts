@@ -1,5 +1,5 @@
 // Where a machine comes from when the first place has none, fails, or does not answer.
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { candidatesOf, type Market, nextCandidate, placeOf, stockOf } from "../../../src/provisioner/candidates.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { addFault, type Deployment, deploy, journal } from "../deployment.ts";
@@ -179,6 +179,9 @@ test("after five calls without an answer a vendor is left alone; then one call f
   expect((await gate.take(last)).waitSeconds).toBe(0);
   await gate.report(last, false);
   expect(await gate.take(last)).toEqual({ waitSeconds: 0, watched: false });
+  // The gate is an object: what it logs would reach nobody if it did not send it.
+  const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  await vi.waitFor(async () => expect(String(await book.read("error", 0))).toContain('"event":"circuit_open"'));
 });
 
 test("a vendor that was down for a while serves the purchase once it is back, with one machine", async () => {

@@ -1,5 +1,6 @@
 import { createExecutionContext, createMessageBatch, getQueueResult } from "cloudflare:test";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
+import { sendLogs } from "../../../src/log.ts";
 import { advance, consume, consumeDead } from "../../../src/provisioner/consume.ts";
 import provisioner from "../../../src/provisioner/index.ts";
 import { isJob } from "../../../src/provisioner/jobs.ts";
@@ -61,6 +62,38 @@ test("the sweep sends a row whose message was lost, and what was lost is stale i
   world.sent.length = 0;
   await advance(world.context, job);
   expect(world.sent).toEqual([]);
+});
+
+test("every job but a step ends with one wide event, and so does the sweep", async () => {
+  const world = await deploy();
+  // What is left of other tests.
+  await sendLogs(world.edge.LOG_BOOK);
+  const lines: Record<string, unknown>[] = [];
+  for (const method of ["log", "error"] as const) {
+    vi.spyOn(console, method).mockImplementation((text: string) => {
+      for (const line of text.split("\n")) lines.push(JSON.parse(line) as never);
+    });
+  }
+  try {
+    await settle(world, { kind: "catalog" });
+    await settle(world, { kind: "reap" });
+    await settle(world, { kind: "refund", incarnation: "nobody", of: "failed" });
+    await world.sql.prepare("ALTER TABLE refunds RENAME TO hidden").run();
+    await settle(world, { kind: "refund", incarnation: "nobody", of: "late" });
+    await world.sweep();
+    await sendLogs(world.edge.LOG_BOOK);
+  } finally {
+    vi.restoreAllMocks();
+    await world.sql.prepare("ALTER TABLE hidden RENAME TO refunds").run();
+  }
+  const ms = expect.any(Number);
+  expect(lines.filter(({ event }) => /^(?:job|sweep)$|^job_/.test(String(event)))).toMatchObject([
+    { level: "error", event: "job_failed", kind: "refund", of: "late", outcome: "failed", ms },
+    { level: "info", event: "job", kind: "catalog", outcome: "done", ms },
+    { level: "info", event: "job", kind: "reap", outcome: "done", ms },
+    { level: "info", event: "job", kind: "refund", of: "failed", outcome: "done", ms },
+    { level: "info", event: "sweep", outcome: "failed", failed: ["refunds"], ms },
+  ]);
 });
 
 test("a fault is retried by the queue, and the row is free for the next try", async () => {
