@@ -64,6 +64,15 @@ test("from a purchase to its end by an operator, and the logs of both Workers wi
   await admin("pause", "payouts", "--reason", "audit");
   expect(await json("pauses")).toMatchObject([{ what: "payouts", reason: "audit" }]);
   await admin("resume", "payouts");
+  // A node whose URL carries a provider's key fails in each way (hard case 23).
+  const nonsense = { kind: "rewrite", method: "eth_call", result: "0xnonsense" } as const;
+  for (const fault of [{ kind: "down" }, { kind: "hang" }, nonsense] as const) {
+    world.proxy.setFaults(fault);
+    await fetch(`${world.url}/credentials/${tokenId}`, { headers });
+    await fetch(`${world.url}/status/${99_999 + tokenId}`);
+    await new Promise((resolve) => setTimeout(resolve, 5_000));
+  }
+  world.proxy.setFaults();
   await admin("vms", "terminate", String(tokenId), "--reason", "abuse");
   await waitForStatus(world.url, tokenId, ["terminated"]);
 
@@ -86,6 +95,10 @@ test("from a purchase to its end by an operator, and the logs of both Workers wi
     "vm_running",
     "key_delivered",
     "vm_ended_by_order",
+    "sweep",
+    "job",
+    "rpc_failed",
+    "scan_node_failed",
   ]) {
     expect(events(streams.combined), event).toContain(event);
   }

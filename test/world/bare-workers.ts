@@ -40,8 +40,15 @@ export type WorkerSource = {
 
 export type BareLog = { time: number; message: string };
 
-/** Starts the Workers over one database and one queue that nothing consumes. Migrations are applied. */
-export async function startBareWorkers(sources: readonly WorkerSource[], onLog: (line: BareLog) => void = () => {}) {
+/**
+ * Starts the Workers over one database and one queue that nothing consumes. Migrations are applied. With `persistTo`, a
+ * folder, the next ones that get it find what these have stored.
+ */
+export async function startBareWorkers(
+  sources: readonly WorkerSource[],
+  onLog: (line: BareLog) => void = () => {},
+  { persistTo }: { persistTo?: string } = {},
+) {
   const built = await mkdtemp(join(tmpdir(), "clawcloud-bare-"));
   const workers = await Promise.all(
     sources.map(async ({ name, config, entry, variables, objects }) => {
@@ -92,7 +99,10 @@ export async function startBareWorkers(sources: readonly WorkerSource[], onLog: 
       unsafeDirectSockets: [{ host: "127.0.0.1", port: worker.port }],
     })),
   };
-  const miniflare = new Miniflare(convertV4MiniflareOptions(options));
+  const miniflare = new Miniflare({
+    ...convertV4MiniflareOptions(options),
+    ...(persistTo === undefined ? {} : { resourcePersistencePath: persistTo }),
+  });
   await miniflare.ready;
   const database = await miniflare.getD1Database("DB", sources[0]?.name);
   await migrate(database);
@@ -122,6 +132,8 @@ async function modulesOf(outdir: string) {
 type Database = Awaited<ReturnType<Miniflare["getD1Database"]>>;
 
 async function migrate(database: Database): Promise<void> {
+  const made = await database.prepare("SELECT 1 FROM sqlite_master WHERE name = 'vms'").first();
+  if (made !== null) return;
   for (const { queries } of await readD1Migrations(join(ROOT, "migrations"))) {
     await database.batch(queries.map((query) => database.prepare(query)));
   }

@@ -46,7 +46,8 @@ export async function startRpcProxy(target: string) {
     faults.length = 0;
     return c.body(null, 204);
   });
-  app.post("/", async (c) => {
+  // At any path: providers put their keys there.
+  app.post("*", async (c) => {
     const body = (await c.req.json()) as Call | Call[];
     const text = JSON.stringify(body);
     if (faults.some((fault) => fault.kind === "down" && text.includes(fault.includes ?? "")))
