@@ -3,7 +3,10 @@ import { program } from "commander";
 import { addApiCommands } from "./commands.ts";
 import type { ImportOptions } from "./import.ts";
 
-program.name("npm run admin --").description("Operators' commands: tables on a terminal, JSON in a pipe.");
+program
+  .name("npm run admin --")
+  .description("Operators' commands: tables on a terminal, JSON in a pipe.")
+  .addHelpText("after", "\nIn a pipe: npm run --silent admin -- … (npm prints two lines of its own otherwise).");
 addApiCommands(program);
 program
   .command("import")
