@@ -1,6 +1,6 @@
 // Which data keys there are, and which of them rows are still sealed under (hard case 8).
 import { and, asc, count, eq, gt, isNotNull, isNull, sql } from "drizzle-orm";
-import { type Database, runBatch } from "./client.ts";
+import { type Database, once, runBatch } from "./client.ts";
 import { agentWallets, attempts, dataKeys, vms } from "./schema.ts";
 
 export const SEALED_IN = ["vms", "attempts", "wallets"] as const;
@@ -9,8 +9,9 @@ export type SealedCount = { table: SealedIn; keyId: string | null; rows: number 
 /** A sealed value where it stands. `subject` and `attempt` are its context. */
 export type SealedRow = { rowid: number; subject: string; attempt: number; sealed: string };
 
-export const publishedKeys = async (db: Database): Promise<string[]> =>
-  (await db.select({ id: dataKeys.id }).from(dataKeys).all()).map(({ id }) => id);
+const allKeys = once((db) => db.select().from(dataKeys).prepare());
+
+export const publishedKeys = async (db: Database): Promise<string[]> => (await allKeys(db).all()).map(({ id }) => id);
 
 /** Says which keys the edge can open and which one it seals under; writes only what changed. */
 export async function publishDataKeys(
@@ -18,7 +19,7 @@ export async function publishDataKeys(
   { current, ids }: { current: string; ids: readonly string[] },
   now: number,
 ): Promise<void> {
-  const rows = await db.select().from(dataKeys).all();
+  const rows = await allKeys(db).all();
   const same =
     rows.length === ids.length && rows.every((row) => ids.includes(row.id) && row.current === (row.id === current));
   if (same) return;

@@ -1,6 +1,6 @@
 // What operators have stopped by hand.
 import { eq, sql } from "drizzle-orm";
-import { type Database, runBatch } from "./client.ts";
+import { type Database, once, runBatch } from "./client.ts";
 import { pauses } from "./schema.ts";
 
 export type Pause = typeof pauses.$inferSelect;
@@ -8,8 +8,16 @@ export type Pausable = Pause["what"];
 
 export const listPauses = (db: Database): Promise<Pause[]> => db.select().from(pauses).all();
 
+const pauseOf = once((db) =>
+  db
+    .select({ since: pauses.since })
+    .from(pauses)
+    .where(eq(pauses.what, sql.placeholder("what")))
+    .prepare(),
+);
+
 export const isPaused = async (db: Database, what: Pausable): Promise<boolean> =>
-  (await db.select({ since: pauses.since }).from(pauses).where(eq(pauses.what, what)).get()) !== undefined;
+  (await pauseOf(db).get({ what })) !== undefined;
 
 /** A pause that stands keeps its beginning. */
 export const pause = (db: Database, { what, since, reason, by }: Pause) =>

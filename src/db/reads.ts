@@ -1,22 +1,12 @@
 // Queries on the path of a request. Each has its bill (ARCHITECTURE.md's costs) and its index; tests hold them to both.
 import { and, asc, desc, eq, fillPlaceholders, lt, sql } from "drizzle-orm";
-import type { Database } from "./client.ts";
+import { type Database, once } from "./client.ts";
 import { attempts, catalogs, counters, cursors, nonces, ownerCounts, vms } from "./schema.ts";
-
-const built = new WeakMap<Database, Statements>();
-
-/** The statements over one database, built once: building one takes longer than running it. */
-export function statementsOf(db: Database): Statements {
-  const known = built.get(db) ?? build(db);
-  built.set(db, known);
-  return known;
-}
-
-export type Statements = ReturnType<typeof build>;
 
 const given = sql.placeholder;
 
-const build = (db: Database) => ({
+/** The statements over one database. */
+export const statementsOf = once((db) => ({
   /** `{ tokenId }` */
   vmOfToken: db
     .select()
@@ -90,7 +80,9 @@ const build = (db: Database) => ({
     .values({ address: given("address"), nonce: given("nonce"), expiresAt: given("expiresAt") })
     .onConflictDoNothing()
     .prepare(),
-});
+}));
+
+export type Statements = ReturnType<typeof statementsOf>;
 
 type Read = {
   getQuery(): { sql: string; params: unknown[] };

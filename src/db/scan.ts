@@ -9,7 +9,7 @@ import { incarnationKey } from "../chain/incarnation.ts";
 import type { ChainConfig } from "../config.ts";
 import { provisioningDeadline } from "../vms/states.ts";
 import { TIERS } from "../vms/tiers.ts";
-import { type Database, runBatch, type Statement } from "./client.ts";
+import { type Database, once, runBatch, type Statement } from "./client.ts";
 import { cursors, gaps, purchases, vms } from "./schema.ts";
 
 const CURSOR_ID = 1;
@@ -22,8 +22,9 @@ export type Cursor = typeof cursors.$inferSelect;
 export type QueuedVm = { incarnation: string; generation: number };
 export type Fence = { holder: string; leaseUntil: number };
 
-export const loadCursor = async (db: Database): Promise<Cursor | null> =>
-  (await db.select().from(cursors).where(eq(cursors.id, CURSOR_ID)).get()) ?? null;
+const cursorOf = once((db) => db.select().from(cursors).where(eq(cursors.id, CURSOR_ID)).prepare());
+
+export const loadCursor = async (db: Database): Promise<Cursor | null> => (await cursorOf(db).get()) ?? null;
 
 export async function createCursor(db: Database, head: Head, range: number, now: number): Promise<void> {
   await db

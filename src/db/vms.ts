@@ -2,7 +2,7 @@
 // under; a write that finds neither changes nothing, and the caller drops its message.
 import { and, asc, eq, isNotNull, isNull, lt, ne, or, sql } from "drizzle-orm";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
-import { type Database, runBatch } from "./client.ts";
+import { type Database, once, runBatch } from "./client.ts";
 import { UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
@@ -11,15 +11,32 @@ import { attempts, cursors, failedProvisionings, vms } from "./schema.ts";
 export type Vm = typeof vms.$inferSelect;
 export type Attempt = typeof attempts.$inferSelect;
 
+const given = sql.placeholder;
+const vmOf = once((db) =>
+  db
+    .select()
+    .from(vms)
+    .where(eq(vms.incarnation, given("incarnation")))
+    .prepare(),
+);
+const attemptsOf = once((db) =>
+  db
+    .select()
+    .from(attempts)
+    .where(eq(attempts.incarnation, given("incarnation")))
+    .orderBy(asc(attempts.number))
+    .prepare(),
+);
+const scannedTime = once((db) => db.select({ at: cursors.blockTimestamp }).from(cursors).prepare());
+
 export const loadVm = async (db: Database, incarnation: string): Promise<Vm | null> =>
-  (await db.select().from(vms).where(eq(vms.incarnation, incarnation)).get()) ?? null;
+  (await vmOf(db).get({ incarnation })) ?? null;
 
 export const loadAttempts = (db: Database, incarnation: string): Promise<Attempt[]> =>
-  db.select().from(attempts).where(eq(attempts.incarnation, incarnation)).orderBy(asc(attempts.number)).all();
+  attemptsOf(db).all({ incarnation });
 
 /** The scanned head's time: unix seconds of the chain, 0 before the first scan. */
-export const chainTime = async (db: Database): Promise<number> =>
-  (await db.select({ at: cursors.blockTimestamp }).from(cursors).get())?.at ?? 0;
+export const chainTime = async (db: Database): Promise<number> => (await scannedTime(db).get())?.at ?? 0;
 
 /** Whether a machine at a vendor already belongs to some attempt. */
 export async function isClaimed(db: Database, provider: "vultr" | "runpod", instanceId: string): Promise<boolean> {

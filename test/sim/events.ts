@@ -65,7 +65,7 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   },
 
   market_empty: (world) => {
-    const ms = world.random.int(60_000, 1_800_000);
+    const ms = world.random.int(60_000, 1_200_000);
     for (const vendor of Object.values(world.vendors)) vendor.emptyUntil = world.clock.now + ms;
     world.note(`nobody has machines for ${Math.round(ms / 1_000)} s`);
   },

@@ -13,7 +13,7 @@ export const KINDS = {
   rpc_hangs: 0.01,
   node_lags: 0.1,
   node_forks: 0.1,
-  node_lies: 0.1,
+  node_lies: 0.3,
   node_down: 0.05,
   // At every call of a vendor.
   vendor_fails_before: 0.1,

@@ -1,5 +1,5 @@
 // The product as a run drives it: both Workers' handlers over bindings that lead to whichever run is under way.
-import type { DatabaseSync } from "node:sqlite";
+import type { DatabaseSync, StatementSync } from "node:sqlite";
 import { privateKeyToAccount } from "viem/accounts";
 import { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { VendorGate } from "../../durable-objects/vendor-gate.ts";
@@ -31,6 +31,14 @@ const current = (): Bound => {
 };
 
 export const database: DatabaseSync = createDatabase();
+const statements = new Map<string, StatementSync>();
+/** A statement of the checks' own, prepared once. */
+export function prepared(sql: string): StatementSync {
+  const known = statements.get(sql) ?? database.prepare(sql);
+  statements.set(sql, known);
+  return known;
+}
+
 const d1 = new StandInD1(database, (what, effect) => current().runtime.cross(what, effect));
 
 const namespace = (of: "gates" | "wallets") => ({

@@ -11,7 +11,7 @@ import { enter } from "./install.ts";
 import { checkAll, checkCreated, checkDeleting, checkPayment } from "./invariants.ts";
 import { restartKeys } from "./keys.ts";
 import { ModelNode } from "./nodes.ts";
-import { bind, CONTRACT, cron, DEPLOYMENT_ID, database, OPERATOR, RPC_HOSTS } from "./product.ts";
+import { bind, CONTRACT, cron, DEPLOYMENT_ID, database, OPERATOR, prepared, RPC_HOSTS } from "./product.ts";
 import { createRandom, type Random } from "./random.ts";
 import { never, Runtime } from "./runtime.ts";
 import { restartSeals } from "./seals.ts";
@@ -20,7 +20,7 @@ import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorNam
 const START = Date.UTC(2026, 0, 1);
 const LOOK_MS = 5_000;
 const CRON_MS = { trouble: 30_000, quiet: 120_000 };
-const TROUBLE_MS = { least: 60_000, most: 360_000 };
+const TROUBLE_MS = { least: 60_000, most: 270_000 };
 const QUIET_STEP_MS = 120_000;
 /** What is not settled this long after everything healed never will be. */
 const PATIENCE_MS = 4 * 3_600_000;
@@ -98,7 +98,7 @@ export class World {
       this.#cron();
       this.#look();
       await this.#trouble();
-      if (this.#violation === null && this.random.unit() < 0.2) await this.#leapToTheEnd();
+      if (this.#violation === null && this.random.unit() < 0.15) await this.#leapToTheEnd();
       return this.#violation;
     } finally {
       database.exec("ROLLBACK TO run; RELEASE run");
@@ -136,7 +136,7 @@ export class World {
   }
 
   rows<T>(sql: string, ...values: (string | number)[]): T[] {
-    return database.prepare(sql).all(...values) as T[];
+    return prepared(sql).all(...values) as T[];
   }
 
   reorg(depth: number): void {
