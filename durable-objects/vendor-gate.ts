@@ -5,6 +5,7 @@
 // after about ten seconds and a minute's window must outlive it), and so are the ids that orders need; the list is in
 // memory, since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
+import { familyOfLabel } from "../src/chain/incarnation.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
@@ -14,8 +15,8 @@ import { createVultr } from "../src/provisioner/vendors/vultr.ts";
 /** `take` as it is stored: a token bucket that refills steadily, and a time before which the vendor wants no calls. */
 type Bucket = { tokens: number; at: number; closedUntil: number };
 
-/** Faults in a row; from `FAULTS_TO_OPEN` on no call leaves before `openUntil`, and then one at a time. */
-type Circuit = { faults: number; openUntil: number };
+/** Faults in a row; from `FAULTS_TO_OPEN` on no call leaves before `openUntil`, and then one at a time (`trial`). */
+type Circuit = { faults: number; openUntil: number; trial?: boolean };
 
 /** `waitSeconds` 0: go. `watched`: the last call failed, so the gate wants to know how this one ends. */
 export type Permit = { waitSeconds: number; watched: boolean };
@@ -42,6 +43,7 @@ const MAX_TROUBLE_MS = 3_600_000;
 
 export class VendorGate extends DurableObject<object> {
   #snapshot: Snapshot | undefined;
+  #index: (ReturnType<typeof indexOf> & { snapshot: Snapshot }) | undefined;
   #reading: Promise<Snapshot> | undefined;
   #preparing: Promise<Supplies> | undefined;
 
@@ -56,7 +58,7 @@ export class VendorGate extends DurableObject<object> {
     if (circuit !== undefined && circuit.faults >= FAULTS_TO_OPEN && waitSeconds === 0) {
       // Half open: this call finds out for all others, who wait as long as it may take.
       const openUntil = now + provisionerConfig(this.env).VENDOR_TIMEOUT_MS;
-      this.ctx.storage.kv.put("circuit", { ...circuit, openUntil } satisfies Circuit);
+      this.ctx.storage.kv.put("circuit", { ...circuit, openUntil, trial: true } satisfies Circuit);
     }
     return { waitSeconds, watched };
   }
@@ -68,6 +70,8 @@ export class VendorGate extends DurableObject<object> {
       if (circuit !== undefined) this.ctx.storage.kv.delete("circuit");
       return;
     }
+    // Calls that were under way when it opened say nothing new: only the one that was let through counts.
+    if (circuit !== undefined && circuit.openUntil > now && circuit.trial !== true) return;
     const faults = (circuit?.faults ?? 0) + 1;
     const openMs = Math.min(MAX_OPEN_MS, FIRST_OPEN_MS * 2 ** Math.max(0, faults - FAULTS_TO_OPEN));
     // Jitter: not all come back in one moment.
@@ -113,6 +117,23 @@ export class VendorGate extends DurableObject<object> {
     this.ctx.storage.kv.put("bucket", { ...known, closedUntil } satisfies Bucket);
   }
 
+  /**
+   * The machines of one purchase (`family`: their labels without the attempt's number), or the one with an id, of that same
+   * list: what everybody asks for must not grow with what others have rented.
+   */
+  async machinesOf(
+    now: number,
+    notBefore: number,
+    of: { family: string } | { instanceId: string },
+  ): Promise<SnapshotAnswer> {
+    const answer = await this.machines(now, notBefore);
+    if (!answer.ok) return answer;
+    const { snapshot } = answer;
+    if (this.#index?.snapshot !== snapshot) this.#index = { snapshot, ...indexOf(snapshot.machines) };
+    const found = "family" in of ? this.#index.byFamily.get(of.family) : this.#index.byId.get(of.instanceId);
+    return { ok: true, snapshot: { machines: found ?? [], readAt: snapshot.readAt } };
+  }
+
   /** All machines, from one list that was begun at or after `notBefore` (unix ms); concurrent callers share it. */
   async machines(now: number, notBefore: number): Promise<SnapshotAnswer> {
     if (this.#snapshot !== undefined && this.#snapshot.readAt >= notBefore)
@@ -120,8 +141,7 @@ export class VendorGate extends DurableObject<object> {
     if (this.#reading === undefined) {
       const { waitSeconds } = this.take(now);
       if (waitSeconds > 0) return notNow(waitSeconds);
-      this.#reading = this.#vendor()
-        .list()
+      this.#reading = this.#reported(now, this.#vendor().list())
         .then((machines) => ({ machines, readAt: now }))
         .finally(() => {
           this.#reading = undefined;
@@ -129,7 +149,6 @@ export class VendorGate extends DurableObject<object> {
     }
     try {
       this.#snapshot = await this.#reading;
-      this.report(now, false);
       return { ok: true, snapshot: this.#snapshot };
     } catch (error) {
       return this.#refusal("vendor_list_failed", error, now);
@@ -150,13 +169,12 @@ export class VendorGate extends DurableObject<object> {
       const vendor = this.#vendor();
       const waitSeconds = vendor.prepareCalls === 0 ? 0 : this.take(now, vendor.prepareCalls).waitSeconds;
       if (waitSeconds > 0) return notNow(waitSeconds);
-      this.#preparing = vendor.prepare().finally(() => {
+      this.#preparing = this.#reported(now, vendor.prepare()).finally(() => {
         this.#preparing = undefined;
       });
     }
     try {
       const supplies = await this.#preparing;
-      this.report(now, false);
       this.ctx.storage.kv.put("supplies", { supplies, readAt: now, of });
       return { ok: true, supplies };
     } catch (error) {
@@ -169,11 +187,22 @@ export class VendorGate extends DurableObject<object> {
     this.ctx.storage.kv.delete("supplies");
   }
 
+  /** One call is one success or one fault, however many wait for it. */
+  async #reported<T>(now: number, call: Promise<T>): Promise<T> {
+    try {
+      const answer = await call;
+      this.report(now, false);
+      return answer;
+    } catch (error) {
+      if ((error as { action?: string }).action === "unknown") this.report(now, true);
+      throw error;
+    }
+  }
+
   #refusal(event: string, error: unknown, now: number): Refusal {
     this.#tell(event, errorFields(error));
     const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
     if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
-    if ((error as { action?: string }).action === "unknown") this.report(now, true);
     return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
   }
 
@@ -197,6 +226,17 @@ export class VendorGate extends DurableObject<object> {
     const perSecond = provisionerConfig(this.env).RUNPOD_REQUESTS_PER_MINUTE / 60;
     return { perSecond, burst: Math.max(1, perSecond * RUNPOD_BURST_SECONDS) };
   }
+}
+
+function indexOf(machines: readonly Machine[]) {
+  const byFamily = new Map<string, Machine[]>();
+  const byId = new Map<string, Machine[]>();
+  for (const machine of machines) {
+    const family = familyOfLabel(machine.label);
+    byFamily.set(family, [...(byFamily.get(family) ?? []), machine]);
+    byId.set(machine.instanceId, [machine]);
+  }
+  return { byFamily, byId };
 }
 
 const notNow = (seconds: number): Refusal => ({

@@ -43,3 +43,6 @@ export function tokenOfLabel(deploymentId: string, label: string): number | null
   const [, tokenId] = /^(\d+)-[0-9a-f]{8}-\d+-\d+$/.exec(label.slice(prefix.length)) ?? [];
   return tokenId === undefined ? null : Number(tokenId);
 }
+
+/** The same, read off the name of one of them. */
+export const familyOfLabel = (label: string): string => label.replace(/\d+$/, "");

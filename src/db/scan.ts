@@ -17,6 +17,8 @@ const ROWS_PER_STATEMENT = 500;
 const ZERO_ADDRESS = "0x0000000000000000000000000000000000000000";
 /** How long the sweep leaves a row alone that was just queued. */
 export const WAKE_AFTER_MS = 60_000;
+/** What each row before it in the same burst adds: the queue takes them one after the other. */
+const WAKE_LATER_MS = 25;
 
 export type Cursor = typeof cursors.$inferSelect;
 export type QueuedVm = { incarnation: string; generation: number };
@@ -112,7 +114,7 @@ export async function applyEvents(
   const rows = latestPerToken(events.purchases).map((p) => vmRow(settings, p, chainTime));
   const retired = rows.map((row) => ({ tokenId: row.tokenId, incarnation: row.incarnation }));
   const touched = [...new Set([...events.transfers, ...events.purchases].map((event) => event.tokenId))];
-  const inserts = chunks(rows).map((part) => upsertVms(part, now));
+  const inserts = chunks(rows).map((part, i) => upsertVms(part, now + i * ROWS_PER_STATEMENT * WAKE_LATER_MS));
   const retirements = chunks(retired).map((part) => retireOthers(part, now));
   const statements: Statement[] = [
     ...(cursor === undefined ? [] : [moveCursor(db, cursor.fence, cursor.move)]),
@@ -193,11 +195,13 @@ async function missingTokens(
 
 type GapRow = { tokenId: number; fromBlock: number; toBlock: number; nextTryAt: number };
 
+/** One that is known already is looked for further out where a later look says so: a reorg can have moved its block. */
 const insertGaps = (rows: GapRow[]) =>
   sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
     SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(rows)})
     WHERE NOT EXISTS (SELECT 1 FROM purchases WHERE token_id = value->>'tokenId' AND orphaned = 0)
-    ON CONFLICT (token_id) DO NOTHING`;
+    ON CONFLICT (token_id) DO UPDATE SET from_block = MIN(from_block, excluded.from_block), to_block = MAX(to_block, excluded.to_block)
+    WHERE from_block > excluded.from_block OR to_block < excluded.to_block`;
 
 /** The highest token id that a log told us of, and its block. */
 export const newestPurchase = async (db: Database) =>
@@ -306,7 +310,7 @@ const retireOthers = (rows: object[], now: number) =>
 /** New rows start at the first step; an incarnation that a reorg brings back starts over, with new keys. */
 const upsertVms = (rows: object[], now: number) =>
   sql`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
-    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'create', ${now + WAKE_AFTER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
+    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'create', ${now + WAKE_AFTER_MS} + key * ${WAKE_LATER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
     FROM json_each(${JSON.stringify(rows)}) WHERE true
     ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'create', generation = generation + 1,
       wake_at = excluded.wake_at, deadline = excluded.deadline, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
@@ -321,7 +325,7 @@ const moveToBlock = (rows: object[], graceSeconds: number) =>
       check_at = CASE WHEN check_at IS NULL THEN NULL ELSE moved.expires_at + ${graceSeconds} END
     FROM (SELECT value->>'incarnation' AS incarnation, value->>'blockNumber' AS block_number, value->>'createdAt' AS created_at, value->>'expiresAt' AS expires_at
       FROM json_each(${JSON.stringify(rows)})) AS moved
-    WHERE vms.incarnation = moved.incarnation AND vms.block_number <> moved.block_number`;
+    WHERE vms.incarnation = moved.incarnation AND (vms.block_number <> moved.block_number OR vms.created_at <> moved.created_at)`;
 
 export const refreshOwners = (tokenIds: number[]) =>
   sql`UPDATE vms SET owner = latest.recipient FROM (

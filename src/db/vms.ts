@@ -6,7 +6,7 @@ import { type Database, once, runBatch } from "./client.ts";
 import { UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
-import { attempts, cursors, failedProvisionings, vms } from "./schema.ts";
+import { attempts, cursors, failedProvisionings, purchases, vms } from "./schema.ts";
 
 export type Vm = typeof vms.$inferSelect;
 export type Attempt = typeof attempts.$inferSelect;
@@ -37,6 +37,16 @@ export const loadAttempts = (db: Database, incarnation: string): Promise<Attempt
 
 /** The scanned head's time: unix seconds of the chain, 0 before the first scan. */
 export const chainTime = async (db: Database): Promise<number> => (await scannedTime(db).get())?.at ?? 0;
+
+/** Hash of the block in which the scan last saw a purchase. */
+export const scannedIn = async (db: Database, incarnation: string): Promise<string | null> =>
+  (
+    await db
+      .select({ blockHash: purchases.blockHash })
+      .from(purchases)
+      .where(eq(purchases.incarnation, incarnation))
+      .get()
+  )?.blockHash ?? null;
 
 /** Whether a machine at a vendor already belongs to some attempt. */
 export async function isClaimed(db: Database, provider: "vultr" | "runpod", instanceId: string): Promise<boolean> {

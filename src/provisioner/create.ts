@@ -47,7 +47,7 @@ export async function create(context: Context, vm: store.Vm): Promise<Next> {
 }
 
 async function takeTurn(context: Context, vm: store.Vm, lease: string, began: number): Promise<Next> {
-  const { db, chain, config, now } = context;
+  const { db, chain, now } = context;
   if (await isPaused(db, "provisioning")) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
   const tried = await store.loadAttempts(db, vm.incarnation);
   // An attempt without an end may have a machine that we don't know of, or one that is not gone.
@@ -55,7 +55,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   if (unresolved !== undefined) return resolveFirst(context, vm, unresolved);
   if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
   if (await isTooLate(context, vm)) return tooLate(context, vm);
-  const seen = await verifyPurchase(chain, config, vm);
+  const seen = await verifyPurchase(context, vm);
   if (seen === "missing" && (await isPast(chain, vm))) {
     // One node told of it and two don't know it, and final history has passed its block: it never was.
     return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
@@ -127,13 +127,12 @@ type Refused = { kind: "refused"; waitSeconds: number };
  */
 async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): Promise<Preparation> {
   const { now, gate } = context;
-  const answer = await gate(vendor).machines(now(), now() - SNAPSHOT_AGE_MS);
+  const family = labelFamily(vm.incarnation);
+  const answer = await gate(vendor).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
   if (!answer.ok) throw putOff(vendor, answer);
   const prepared = await gate(vendor).supplies(now());
   if (!prepared.ok) throw putOff(vendor, prepared);
-  const family = labelFamily(vm.incarnation);
   const numbers = answer.snapshot.machines
-    .filter((machine) => machine.label.startsWith(family))
     .map((machine) => Number(machine.label.slice(family.length)))
     .filter(Number.isSafeInteger);
   return { supplies: prepared.supplies, taken: Math.max(0, ...numbers), settle: await permit(context, vendor) };

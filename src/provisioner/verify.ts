@@ -6,9 +6,10 @@ import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { decodeEvents, type Purchase } from "../chain/events.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
 import type { ProvisionerConfig } from "../config.ts";
-import type { Vm } from "../db/vms.ts";
+import { scannedIn, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
 import { TIERS } from "../vms/tiers.ts";
+import type { Context } from "./context.ts";
 
 /** The purchase that a row stands for, as the chain tells it; null where the chain has no such transaction (yet). */
 export async function readPurchase(chain: Chain, config: ProvisionerConfig, vm: Vm): Promise<Purchase | null> {
@@ -42,11 +43,7 @@ function findPurchase(
  * and the scan has yet to say so; both may pass. Throws `GiveUp` on a mismatch, which an operator has to look at: somebody
  * paid, or somebody wrote into our database.
  */
-export async function verifyPurchase(
-  chain: Chain,
-  config: ProvisionerConfig,
-  vm: Vm,
-): Promise<"stands" | "missing" | "moved"> {
+export async function verifyPurchase({ chain, config, db }: Context, vm: Vm): Promise<"stands" | "missing" | "moved"> {
   const purchase = await readPurchase(chain, config, vm);
   if (purchase === null) return "missing";
   const { tier, durationDays, totalCost, blockNumber, purchaseDate } = purchase;
@@ -57,6 +54,8 @@ export async function verifyPurchase(
     purchaseDate !== vm.createdAt ||
     vm.expiresAt < purchaseDate + durationDays * SECONDS_PER_DAY
   ) {
+    // Another block of the same height has another time.
+    if ((await scannedIn(db, vm.incarnation)) !== purchase.blockHash) return "moved";
     throw new GiveUp("purchase_mismatch", "the row says something else than the receipt");
   }
   // Two nodes, since what follows from a mismatch is final.

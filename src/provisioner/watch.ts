@@ -1,5 +1,6 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
+import { familyOfLabel } from "../chain/incarnation.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -29,7 +30,8 @@ export async function find(context: Context, vm: store.Vm): Promise<Next> {
     return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
   }
   if (await isTooLate(context, vm)) return tooLate(context, vm, "clear");
-  const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
+  const family = familyOfLabel(attempt.label);
+  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
   const machine = await findMachine(context, attempt, answer.snapshot.machines);
   if (machine !== null) {
@@ -70,9 +72,9 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
   if (now() > (attempt.bootDeadlineAt ?? 0) || (await isTooLate(context, vm))) {
     return abandon(context, vm, attempt, "boot_timeout", "the machine did not answer SSH in time");
   }
-  const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
+  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { instanceId });
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
-  const listed = answer.snapshot.machines.find((one) => one.instanceId === instanceId);
+  const [listed] = answer.snapshot.machines;
   const machine = listed ?? (await lookUp(context, attempt, instanceId));
   if (machine === "vanished") return abandon(context, vm, attempt, "vanished", "the vendor knows it no more");
   if (machine?.state === "dead") return abandon(context, vm, attempt, "died", "the vendor says that it stopped");
@@ -168,7 +170,8 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
 /** The machine of an order whose answer never came: its id once a list shows it, "none" once it is sure there is none. */
 async function resolveOrder(context: Context, attempt: store.Attempt): Promise<string | null | "none"> {
   const { db, now } = context;
-  const answer = await context.gate(attempt.provider).machines(now(), now() - SNAPSHOT_AGE_MS);
+  const family = familyOfLabel(attempt.label);
+  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
   if (!answer.ok) return null;
   const machine = await findMachine(context, attempt, answer.snapshot.machines);
   if (machine !== null) return machine.instanceId;

@@ -3,8 +3,10 @@ import { program } from "commander";
 import { benchCatchUp } from "./catch-up.ts";
 import { benchCosts } from "./costs.ts";
 import { benchGuard } from "./guard.ts";
+import { benchHistory } from "./history.ts";
 import { benchOverhead } from "./overhead.ts";
 import { benchRoutes } from "./routes.ts";
+import { benchScale } from "./scale.ts";
 import { benchStartup } from "./startup.ts";
 
 const PARTS: Record<string, { title: string; run: () => Promise<void> }> = {
@@ -12,6 +14,8 @@ const PARTS: Record<string, { title: string; run: () => Promise<void> }> = {
   guard: { title: "What the guard costs, and a banned client, median of 5 rounds", run: () => benchGuard(5) },
   "catch-up": { title: "Scan from nothing, consumer off, median of 3 rounds", run: () => benchCatchUp(10_000, 3) },
   overhead: { title: "Our own time from block to running", run: () => benchOverhead(50, 10) },
+  scale: { title: "Bursts of purchases, all served by a fast vendor", run: () => benchScale([100, 1_000, 10_000]) },
+  history: { title: "100,000 purchases of history, median of 9 rounds", run: () => benchHistory(100_000, 9) },
   costs: { title: "What a request costs", run: () => benchCosts() },
   startup: { title: "Bundles and start-up, median of 5 rounds", run: () => benchStartup(5) },
 };

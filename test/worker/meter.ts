@@ -6,8 +6,10 @@ type Session = { _send: (...args: unknown[]) => Promise<Answer | Answer[]> };
 
 export type Bill = { rowsRead: number; rowsWritten: number; roundTrips: number };
 
+export type Trip = Omit<Bill, "roundTrips"> & { statements: number };
+
 /** Tells of every round trip of a database until the returned function is called. */
-export function meterDatabase(database: D1Database, onTrip: (trip: Omit<Bill, "roundTrips">) => void): () => void {
+export function meterDatabase(database: D1Database, onTrip: (trip: Trip) => void): () => void {
   const session = (database as unknown as { alwaysPrimarySession: Session }).alwaysPrimarySession;
   const original = session._send;
   session._send = async function (this: Session, ...args: unknown[]) {
@@ -15,7 +17,7 @@ export function meterDatabase(database: D1Database, onTrip: (trip: Omit<Bill, "r
     const results = Array.isArray(answer) ? answer : [answer];
     const sum = (field: "rows_read" | "rows_written") =>
       results.reduce((total, { meta }) => total + (meta?.[field] ?? 0), 0);
-    onTrip({ rowsRead: sum("rows_read"), rowsWritten: sum("rows_written") });
+    onTrip({ statements: results.length, rowsRead: sum("rows_read"), rowsWritten: sum("rows_written") });
     return answer;
   };
   return () => {

@@ -36,12 +36,23 @@ export type WorkerSource = {
   variables: Record<string, string>;
   /** Class names of the objects by binding; `of` names the Worker that exports them. */
   objects: Record<string, { className: string; of?: string }>;
+  /** Workers of one name share a database. */
+  database?: string;
+  /**
+   * Whether it takes messages from the queues that its configuration names; with `batchSize` in larger batches, since here
+   * one batch runs at a time, and at Cloudflare many.
+   */
+  consumes?: boolean;
+  batchSize?: number;
 };
 
 export type BareLog = { time: number; message: string };
 
+/** Workers as built for upload; plain data, so that another process can run them. */
+export type BuiltWorkers = { folder: string; workers: Awaited<ReturnType<typeof buildWorker>>[] };
+
 /**
- * Starts the Workers over one database and one queue that nothing consumes. Migrations are applied. With `persistTo`, a
+ * Starts the Workers over one queue and one database, or as many as they name. Migrations are applied. With `persistTo`, a
  * folder, the next ones that get it find what these have stored.
  */
 export async function startBareWorkers(
@@ -49,44 +60,86 @@ export async function startBareWorkers(
   onLog: (line: BareLog) => void = () => {},
   { persistTo }: { persistTo?: string } = {},
 ) {
-  const built = await mkdtemp(join(tmpdir(), "clawcloud-bare-"));
-  const workers = await Promise.all(
-    sources.map(async ({ name, config, entry, variables, objects }) => {
-      const outdir = join(built, name);
-      await wrangler([
-        "deploy",
-        ...(entry === undefined ? [] : [entry]),
-        "-c",
-        config,
-        "--dry-run",
-        "--outdir",
-        outdir,
-      ]);
-      return {
-        name,
-        port: await freePort(),
-        options: {
-          name,
-          compatibilityDate: "2026-10-01",
-          compatibilityFlags: ["nodejs_compat"],
-          modules: await modulesOf(outdir),
-          modulesRoot: outdir,
-          bindings: variables,
-          d1Databases: { DB: "clawcloud" },
-          queueProducers: { JOBS: "clawcloud-jobs" },
-          durableObjects: Object.fromEntries(
-            Object.entries(objects).map(([binding, { className, of }]) => [
-              binding,
-              { className, useSQLite: true, ...(of === undefined ? {} : { scriptName: of }) },
-            ]),
-          ),
-        },
-      };
-    }),
+  const built = await buildWorkers(sources);
+  const running = await runWorkers(built, onLog, persistTo);
+  return {
+    ...running,
+    stop: async () => {
+      await running.stop();
+      await rm(built.folder, { recursive: true });
+    },
+  };
+}
+export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
+
+/** Builds each Worker and gives it a port. The folder is the caller's to remove. */
+export async function buildWorkers(sources: readonly WorkerSource[]): Promise<BuiltWorkers> {
+  const folder = await mkdtemp(join(tmpdir(), "clawcloud-bare-"));
+  return {
+    folder,
+    workers: await Promise.all(sources.map((source) => buildWorker(source, join(folder, source.name)))),
+  };
+}
+
+async function buildWorker(source: WorkerSource, outdir: string) {
+  const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize } = source;
+  const entries = entry === undefined ? [] : [entry];
+  await wrangler(["deploy", ...entries, "-c", config, "--dry-run", "--outdir", outdir]);
+  return {
+    name,
+    port: await freePort(),
+    options: {
+      name,
+      compatibilityDate: "2026-10-01",
+      compatibilityFlags: ["nodejs_compat"],
+      modules: await modulesOf(outdir),
+      modulesRoot: outdir,
+      bindings: variables,
+      d1Databases: { DB: database },
+      queueProducers: { JOBS: "clawcloud-jobs" },
+      queueConsumers: consumes ? await consumersOf(config, batchSize) : {},
+      durableObjects: Object.fromEntries(
+        Object.entries(objects).map(([binding, { className, of }]) => [
+          binding,
+          { className, useSQLite: true, ...(of === undefined ? {} : { scriptName: of }) },
+        ]),
+      ),
+    },
+  };
+}
+
+type Consumer = {
+  queue: string;
+  max_batch_size?: number;
+  max_batch_timeout?: number;
+  max_retries?: number;
+  dead_letter_queue?: string;
+};
+
+/** The queues that a Worker consumes, with the settings that it is deployed with. */
+async function consumersOf(config: string, batchSize?: number) {
+  const { unstable_readConfig } = await import("wrangler");
+  const consumers: Consumer[] = unstable_readConfig({ config: join(ROOT, config) }).queues.consumers ?? [];
+  return Object.fromEntries(
+    consumers.map((one) => [
+      one.queue,
+      {
+        ...(one.max_batch_size === undefined ? {} : { maxBatchSize: one.max_batch_size }),
+        ...(batchSize === undefined ? {} : { maxBatchSize: batchSize }),
+        ...(one.max_batch_timeout === undefined ? {} : { maxBatchTimeout: one.max_batch_timeout }),
+        ...(one.max_retries === undefined ? {} : { maxRetries: one.max_retries }),
+        ...(one.dead_letter_queue === undefined ? {} : { deadLetterQueue: one.dead_letter_queue }),
+      },
+    ]),
   );
+}
+
+/** Runs what was built. With `persistTo` a run goes on where the one before it was killed. */
+export async function runWorkers({ workers }: BuiltWorkers, onLog: (line: BareLog) => void, persistTo?: string) {
   const options: V4MiniflareOptions = {
     log: new Log(LogLevel.ERROR),
     cf: false,
+    ...(persistTo === undefined ? {} : { resourcePersistencePath: persistTo }),
     ...(process.env["INSPECT"] ? { inspectorPort: 9333 } : {}),
     stripDisablePrettyError: false,
     // The Workers print in batches of lines.
@@ -104,19 +157,15 @@ export async function startBareWorkers(
     ...(persistTo === undefined ? {} : { resourcePersistencePath: persistTo }),
   });
   await miniflare.ready;
-  const database = await miniflare.getD1Database("DB", sources[0]?.name);
-  await migrate(database);
+  const databases = new Map(workers.map(({ name, options: { d1Databases } }) => [d1Databases.DB, name]));
+  for (const name of databases.values()) await migrate(await miniflare.getD1Database("DB", name));
   return {
     miniflare,
-    database,
+    database: await miniflare.getD1Database("DB", workers[0]?.name),
     url: (name: string) => `http://127.0.0.1:${workers.find((worker) => worker.name === name)?.port}`,
-    stop: async () => {
-      await miniflare.dispose();
-      await rm(built, { recursive: true });
-    },
+    stop: () => miniflare.dispose(),
   };
 }
-export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
 
 async function modulesOf(outdir: string) {
   const names = (await readdir(outdir)).filter((name) => /\.(js|css|txt)$/.test(name));

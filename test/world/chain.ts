@@ -38,6 +38,8 @@ export const usdcAbi = artifacts.UsdCoin.abi as Abi;
 
 export type ChainOptions = {
   blockTimeSeconds?: number;
+  /** How many blocks make an epoch: two epochs below the head history is final. */
+  epochBlocks?: number;
 };
 export type Chain = Awaited<ReturnType<typeof startChain>>;
 
@@ -56,7 +58,8 @@ const archOfPackage = () => (process.arch === "x64" ? "amd64" : process.arch);
 export async function startChain(options: ChainOptions = {}) {
   const port = await freePort();
   const blockTime = options.blockTimeSeconds ?? 1;
-  const args = ["--port", String(port), "--chain-id", String(CHAIN_ID), "--slots-in-an-epoch", "1", "--silent"];
+  const epoch = String(options.epochBlocks ?? 1);
+  const args = ["--port", String(port), "--chain-id", String(CHAIN_ID), "--slots-in-an-epoch", epoch, "--silent"];
   if (blockTime > 0) args.push("--block-time", String(blockTime));
   const anvil = spawn(anvilBinary(), args, { stdio: ["ignore", "ignore", "inherit"] });
   // However this process ends (wrangler ends it at once on a signal), the chain ends with it.

@@ -56,6 +56,8 @@ const HANG_MS = 120_000;
 export class VendorServer {
   readonly app = new Hono();
   readonly journal: Exchange[] = [];
+  /** How often each kind of fault has met a call. */
+  readonly met = new Map<FaultKind, number>();
   readonly #faults: Fault[] = [];
   readonly #latencyMs: number;
   readonly #hanging = new Set<() => void>();
@@ -117,6 +119,7 @@ export class VendorServer {
     const fault = this.#faults[index];
     if (fault === undefined) return undefined;
     if (fault.times !== undefined && --fault.times <= 0) this.#faults.splice(index, 1);
+    this.met.set(fault.kind, (this.met.get(fault.kind) ?? 0) + 1);
     return { ...fault };
   }
 

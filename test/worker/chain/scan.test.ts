@@ -255,6 +255,20 @@ test("the newest sale, hidden by a node and with no later one to show the gap, i
   expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 2, step: "create" });
 });
 
+test("a sale that was missed before the scan had passed its block is looked for where the scan is later", async () => {
+  await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await addRpcFault({ kind: "drop_logs" });
+  const hidden = await buy(chain, agent(1), 3, 1);
+  // The contract knows it already, the scan has not come to it: nothing in its range shows it.
+  await world.sweep();
+  expect(await world.vm(hidden.tokenId)).toBeNull();
+  await chain.mine(30);
+  await world.scan();
+  await world.sweep(Date.now() + 60_000);
+  expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 3, step: "create" });
+});
+
 test("the very first sale, hidden by a node, is found although no earlier one shows the gap", async () => {
   await addRpcFault({ kind: "drop_logs" });
   const hidden = await buy(chain, agent(0), 1, 1);

@@ -353,3 +353,27 @@ test("a purchase that a reorg moved into another block waits until the scan has 
   await world.drain();
   expect(await world.rows("SELECT status FROM vms")).toEqual([{ status: "running" }]);
 });
+
+test("a purchase that a reorg moved into another block of the same height, with another time, is not held either", async () => {
+  const world = await deploy();
+  const raw = await signPurchase(agent(0));
+  const snapshot = await chain.node.snapshot();
+  await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  await world.scan();
+  const [before] = await world.rows("SELECT block_number, created_at FROM vms");
+  await chain.node.revert({ id: snapshot });
+  await chain.node.increaseTime({ seconds: 7 });
+  await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  await chain.mine(3);
+  let turns = 0;
+  await world.drain(async () => turns++ === 4);
+  expect(await world.rows("SELECT status, step, attempt FROM vms")).toEqual([
+    { status: "provisioning", step: "create", attempt: 0 },
+  ]);
+  await world.scan();
+  const [after] = await world.rows("SELECT block_number, created_at FROM vms");
+  expect(after?.["block_number"]).toBe(before?.["block_number"]);
+  expect(Number(after?.["created_at"])).toBeGreaterThan(Number(before?.["created_at"]));
+  await world.drain();
+  expect(await world.rows("SELECT status FROM vms")).toEqual([{ status: "running" }]);
+});

@@ -1,5 +1,6 @@
 // Where a machine comes from when the first place has none, fails, or does not answer.
 import { expect, test, vi } from "vitest";
+import { labelFamily } from "../../../src/chain/incarnation.ts";
 import { candidatesOf, type Market, nextCandidate, placeOf, stockOf } from "../../../src/provisioner/candidates.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { addFault, type Deployment, deploy, journal } from "../deployment.ts";
@@ -182,6 +183,39 @@ test("after five calls without an answer a vendor is left alone; then one call f
   // The gate is an object: what it logs would reach nobody if it did not send it.
   const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
   await vi.waitFor(async () => expect(String(await book.read("error", 0))).toContain('"event":"circuit_open"'));
+});
+
+test("a list that fails is one fault however many wait for it, and calls under way when the circuit opened add none", async () => {
+  const world = await deploy();
+  const gate = world.context.gate("vultr");
+  await addFault("vultr", { call: "list", kind: "error_before", times: 1 });
+  const now = Date.now();
+  const answers = await Promise.all(Array.from({ length: 8 }, () => gate.machines(now, now)));
+  expect(answers.map((answer) => answer.ok)).toEqual(Array.from({ length: 8 }, () => false));
+  expect(await gate.take(now)).toEqual({ waitSeconds: 0, watched: true });
+  for (let fault = 0; fault < 12; fault++) await gate.report(now, true);
+  expect((await gate.take(now)).waitSeconds).toBeLessThanOrEqual(10);
+});
+
+test("what the gate says of one purchase does not grow with what else is rented", async () => {
+  const world = await deploy();
+  const first = await world.buy(0);
+  const second = await world.buy(0);
+  await world.scan();
+  await world.drain();
+  const now = Date.now();
+  const gate = world.context.gate("vultr");
+  const [row] = await world.rows(`SELECT incarnation, instance_id FROM vms WHERE token_id = ${first.tokenId}`);
+  const family = labelFamily(String(row?.["incarnation"]));
+  const instanceId = String(row?.["instance_id"]);
+  for (const of of [{ family }, { instanceId }]) {
+    const answer = await gate.machinesOf(now, now, of);
+    if (!answer.ok) throw new Error(answer.message);
+    expect(answer.snapshot.machines.map((machine) => machine.instanceId)).toEqual([instanceId]);
+  }
+  const none = await gate.machinesOf(now, now, { family: `${family.slice(0, -1)}9-` });
+  expect(none).toMatchObject({ ok: true, snapshot: { machines: [] } });
+  expect(second.tokenId).not.toBe(first.tokenId);
 });
 
 test("a vendor that was down for a while serves the purchase once it is back, with one machine", async () => {

@@ -1,0 +1,13 @@
+// The edge, with a count of what its crons ask for.
+import type { EdgeBindings } from "../../src/config.ts";
+import edge from "../../src/edge.ts";
+import { answerTotals, meterBindings, meterRpc } from "./totals.ts";
+
+export { IpGuard, LogBook } from "../../src/edge.ts";
+
+meterRpc();
+
+export default {
+  fetch: () => answerTotals(),
+  scheduled: (event, env, ctx) => edge.scheduled(event, meterBindings(env), ctx),
+} satisfies ExportedHandler<EdgeBindings>;
