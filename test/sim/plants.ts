@@ -137,14 +137,6 @@ async function callOnce(`,
       to: "compare: async () => compareOwners,",
     },
   ],
-  /** Hard case 5: a reorg that moved a purchase by a block has it held for an operator. */
-  hold_what_moved: [
-    {
-      file: "src/provisioner/verify.ts",
-      from: 'if (blockNumber !== vm.blockNumber) return "moved";',
-      to: "",
-    },
-  ],
   /** A sale that a node invented keeps the token id of the true one. */
   keep_what_was_invented: [
     {
