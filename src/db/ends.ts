@@ -1,6 +1,6 @@
-// Rows whose machine is gone: nothing more to do, and no key to keep.
-import { eq, type SQL, sql } from "drizzle-orm";
-import { requireMove } from "../vms/states.ts";
+// Rows whose machine is gone: nothing more to do, and no key to keep. And one that turns out to stand after all.
+import { and, eq, ne, type SQL, sql } from "drizzle-orm";
+import { requireMove, type Status, type Step } from "../vms/states.ts";
 import { type Database, runBatch } from "./client.ts";
 import { vms } from "./schema.ts";
 import { fenceByGeneration, type Vm } from "./vms.ts";
@@ -39,3 +39,41 @@ function end(db: Database, vm: Vm, more: Partial<Vm>, then: readonly SQL[]): Pro
     ...then,
   ]);
 }
+
+/** Where a row goes on when its purchase turns out to stand after all. */
+const STEP_BACK: Record<Status, Step> = {
+  provisioning: "create",
+  running: "idle",
+  expired: "prove",
+  failed: "clear",
+  terminated: "idle",
+};
+
+/** An event that only one node told of had taken the token: the true incarnation gets it back. */
+export const reinstate = (db: Database, vm: Vm, now: number, graceSeconds: number) => {
+  const step = STEP_BACK[vm.status];
+  return db.batch([
+    fenceByGeneration(db, vm),
+    db
+      .update(vms)
+      .set({
+        current: false,
+        status: "failed",
+        step: "clear",
+        failure: "purchase_invented",
+        wakeAt: now,
+        checkAt: null,
+      })
+      .where(and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation))),
+    db
+      .update(vms)
+      .set({
+        current: true,
+        step,
+        wakeAt: step === "idle" ? null : now,
+        checkAt: vm.status === "running" ? vm.expiresAt + graceSeconds : null,
+        generation: vm.generation + 1,
+      })
+      .where(eq(vms.incarnation, vm.incarnation)),
+  ]);
+};

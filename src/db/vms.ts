@@ -1,6 +1,6 @@
 // Machines and their attempts, as the provisioner moves them. Every write names the lease or the generation it acts
 // under; a write that finds neither changes nothing, and the caller drops its message.
-import { and, asc, eq, isNotNull, isNull, lt, ne, or, sql } from "drizzle-orm";
+import { and, asc, eq, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
 import { type Database, once, runBatch } from "./client.ts";
 import { UNPUBLISHED } from "./delivery.ts";
@@ -356,44 +356,6 @@ export async function failVm(
     ...(refund === undefined ? [] : [bookRefund(db, refund)]),
   ]);
 }
-
-/** Where a row goes on when its purchase turns out to stand after all. */
-const STEP_BACK: Record<Status, Step> = {
-  provisioning: "create",
-  running: "idle",
-  expired: "prove",
-  failed: "clear",
-  terminated: "idle",
-};
-
-/** An event that only one node told of had taken the token: the true incarnation gets it back. */
-export const reinstate = (db: Database, vm: Vm, now: number, graceSeconds: number) => {
-  const step = STEP_BACK[vm.status];
-  return db.batch([
-    fenceByGeneration(db, vm),
-    db
-      .update(vms)
-      .set({
-        current: false,
-        status: "failed",
-        step: "clear",
-        failure: "purchase_invented",
-        wakeAt: now,
-        checkAt: null,
-      })
-      .where(and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation))),
-    db
-      .update(vms)
-      .set({
-        current: true,
-        step,
-        wakeAt: step === "idle" ? null : now,
-        checkAt: vm.status === "running" ? vm.expiresAt + graceSeconds : null,
-        generation: vm.generation + 1,
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
-  ]);
-};
 
 /** The row that holds a token now. */
 export const currentVm = async (db: Database, tokenId: number): Promise<Vm | null> =>

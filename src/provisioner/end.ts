@@ -1,7 +1,7 @@
 // The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
 // a purchase that the chain replaced ends once two nodes show what took its place (5).
 import { readAgreedToken, readFinalToken } from "../chain/client.ts";
-import { terminate, terminateReplaced } from "../db/ends.ts";
+import { reinstate, terminate, terminateReplaced } from "../db/ends.ts";
 import * as store from "../db/vms.ts";
 import { log } from "../log.ts";
 import { type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
@@ -67,7 +67,7 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
   const replaced = successor !== null && (own === null || own.blockNumber < successor.blockNumber);
   if (own !== null && !replaced) {
     log("security", "purchase_reinstated", { incarnation: vm.incarnation });
-    await store.reinstate(db, vm, now(), config.EXPIRY_GRACE_SECONDS);
+    await reinstate(db, vm, now(), config.EXPIRY_GRACE_SECONDS);
     return DONE;
   }
   if (!replaced && !(await isPast(chain, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);

@@ -22,7 +22,7 @@ const PARTS: Record<string, { title: string; run: () => Promise<void> }> = {
 
 program
   .name("npm run bench --")
-  .description("Prints the figures of one part, or of all of them one after the other (about 10 minutes).")
+  .description("Prints the figures of one part, or of all of them one after the other (about 20 minutes).")
   .argument("[parts...]", `any of ${Object.keys(PARTS).join(", ")}`)
   .action(async (names: string[]) => {
     const unknown = names.find((name) => PARTS[name] === undefined);
