@@ -5,7 +5,7 @@ import { EDGE_APART, OBJECTS_APART, openShop, TOKENS } from "../world/shop.ts";
 import { median, table } from "./figures.ts";
 import { address, load, type Side } from "./routes.ts";
 
-const AMOUNT = 320;
+const AMOUNT = 640;
 const FIRST_OLD_TOKEN = 1_000_000;
 const TOKENS_PER_OWNER = TOKENS;
 const ROWS_PER_STATEMENT = 10_000;

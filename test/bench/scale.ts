@@ -16,7 +16,7 @@ const BLOCK_SECONDS = 2;
 /** Every scan reads the last blocks again: the bill is complete when the burst is deeper. */
 const DEEP_BLOCKS = 12;
 /** One batch runs at a time here: a larger one stands for the consumers that run side by side at Cloudflare. */
-const BATCH_SIZE = 50;
+const BATCH_SIZE = 100;
 const LOOK_MS = 250;
 const TIMEOUT_MS = 400_000;
 
