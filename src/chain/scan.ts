@@ -219,8 +219,7 @@ export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> 
   const readWell = new Set<string>();
   for (const range of ranges) {
     const from = Math.max(range.fromBlock, config.START_BLOCK);
-    const reads: Reread[] = [];
-    for (const node of chain.nodes) reads.push(await rereadRange(context, node, from, range.toBlock));
+    const reads = await rereadEverywhere(context, from, range.toBlock);
     queued.push(...reads.flatMap((read) => read.queued));
     const complete = reads.filter((read) => read.complete).length;
     if (complete >= Math.min(WITNESSES, chain.nodes.length)) readWell.add(rangeKey(range));
@@ -254,13 +253,18 @@ export async function rescan(
   fromBlock: number,
   toBlock: number,
 ): Promise<store.QueuedVm[]> {
-  const reads = [];
-  for (const node of context.chain.nodes) reads.push(await rereadRange(context, node, fromBlock, toBlock));
+  const reads = await rereadEverywhere(context, fromBlock, toBlock);
   if (!reads.some(({ complete }) => complete)) throw new ChainUnavailable();
   return reads.flatMap(({ queued }) => queued);
 }
 
 type Reread = { queued: store.QueuedVm[]; complete: boolean };
+
+async function rereadEverywhere(context: Omit<ScanContext, "fence">, from: number, to: number): Promise<Reread[]> {
+  const reads: Reread[] = [];
+  for (const node of context.chain.nodes) reads.push(await rereadRange(context, node, from, to));
+  return reads;
+}
 
 /** A range in pieces that the node takes; what it refuses is left to the next node and the next try. */
 async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from: number, to: number): Promise<Reread> {

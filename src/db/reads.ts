@@ -82,8 +82,6 @@ export const statementsOf = once((db) => ({
     .prepare(),
 }));
 
-export type Statements = ReturnType<typeof statementsOf>;
-
 type Read = {
   getQuery(): { sql: string; params: unknown[] };
   all(values?: Record<string, unknown>): Promise<unknown[]>;

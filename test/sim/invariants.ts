@@ -1,4 +1,5 @@
 // What must hold (ARCHITECTURE.md's invariants): some at every machine and every payment, all once the world has healed.
+import { familyOfLabel } from "../../src/chain/incarnation.ts";
 import { isValid, type Sale } from "./chain.ts";
 import { ORPHAN_GRACE_SECONDS } from "./product.ts";
 import { opened } from "./seals.ts";
@@ -37,9 +38,6 @@ type Refund = {
 
 const LABEL = /^clawcloud-sim-(\d+)-([0-9a-f]{8})-(\d+)-(\d+)$/;
 
-/** What a machine's name at its first order says it is for: purchase, and which attempt. */
-const familyOf = (label: string): string => label.replace(/-\d+$/, "");
-
 const saleBehind = (world: World, label: string): { tokenId: number; isMade: boolean } => {
   const [, tokenId = "-1", tx8 = ""] = LABEL.exec(label) ?? [];
   const isMade = [...world.chain.transactions.values()].some(
@@ -53,8 +51,8 @@ export function checkCreated(world: World, machine: Machine): void {
   const { tokenId, isMade } = saleBehind(world, machine.label);
   if (!isMade) world.violate("nobody gets a machine without paying", `${machine.id} is for no purchase`);
   if (world.restored || machine.ghost) return;
-  const family = familyOf(machine.label);
-  const other = world.machines.find((one) => one !== machine && !one.ghost && familyOf(one.orderedAs) === family);
+  const family = familyOfLabel(machine.label);
+  const other = world.machines.find((one) => one !== machine && !one.ghost && familyOfLabel(one.orderedAs) === family);
   if (other === undefined) return;
   world.violate("one machine at a time", `${machine.id} is made for token ${tokenId} while ${other.id} stands`);
 }

@@ -29,11 +29,6 @@ export class ObjectNamespace {
     return this.#stub(name).callable;
   }
 
-  /** Loses the memory of one of them, as an eviction does. */
-  evict(name: string): void {
-    this.#stub(name).evict();
-  }
-
   #stub(name: string): ObjectStub {
     const known = this.#stubs.get(name) ?? new ObjectStub(this.#runtime, this.#kind, name, this.#make, this.#env());
     this.#stubs.set(name, known);
@@ -66,10 +61,6 @@ class ObjectStub {
     );
   }
 
-  evict(): void {
-    if (this.#living !== undefined) this.#runtime.kill(this.#living.task);
-  }
-
   #caller =
     (method: string) =>
     (...args: unknown[]): Promise<unknown> =>
@@ -100,7 +91,6 @@ class ObjectStub {
       id: { name: this.#name, toString: () => this.#name },
       storage: this.#storage,
       waitUntil: () => undefined,
-      blockConcurrencyWhile: (work: () => Promise<unknown>) => work(),
     };
     const instance = this.#runtime.within(task, () => new this.#make(ctx, this.#env)) as Instance;
     this.#living = { instance, task, death };
@@ -124,7 +114,6 @@ class ObjectStorage {
   readonly #values = new Map<string, unknown>();
   #database: DatabaseSync | undefined;
   #alarm: ReturnType<Runtime["clock"]["after"]> | undefined;
-  #alarmAt: number | null = null;
 
   constructor(runtime: Runtime, ring: () => void) {
     this.#runtime = runtime;
@@ -163,24 +152,8 @@ class ObjectStorage {
     }
   }
 
-  getAlarm = async () => this.#alarmAt;
-
   async setAlarm(at: number): Promise<void> {
     this.#runtime.clock.cancel(this.#alarm);
-    this.#alarmAt = at;
-    this.#alarm = this.#runtime.clock.after(at - this.#runtime.clock.now, () => {
-      this.#alarmAt = null;
-      this.#ring();
-    });
-  }
-
-  async deleteAlarm(): Promise<void> {
-    this.#runtime.clock.cancel(this.#alarm);
-    this.#alarmAt = null;
-  }
-
-  async deleteAll(): Promise<void> {
-    this.#values.clear();
-    await this.deleteAlarm();
+    this.#alarm = this.#runtime.clock.after(at - this.#runtime.clock.now, this.#ring);
   }
 }

@@ -348,7 +348,8 @@ test("a rotation that can't be had by its deadline ends in a refund of the time 
   expect(await ask(world, 0, tokenId)).toMatchObject({ status: 404, body: { code: "vm_failed" } });
 });
 
-test("a token whose time ends while its machine is replaced was served: it ends without a refund", async () => {
+/** A token's time runs out, as the scan sees, while its machine is being reinstalled. */
+async function runOutWhileRotating() {
   const world = await deploy();
   const tokenId = await buyAndRun(world, 0);
   await addFault("vultr", { call: "reinstall", kind: "never_boots" });
@@ -356,6 +357,11 @@ test("a token whose time ends while its machine is replaced was served: it ends 
   await world.drain(async () => (await world.vm(tokenId))?.["step"] === "boot");
   await passTime(DAY + 10);
   await world.scan();
+  return { world, tokenId };
+}
+
+test("a token whose time ends while its machine is replaced was served: it ends without a refund", async () => {
+  const { world, tokenId } = await runOutWhileRotating();
   world.sent.length = 0;
   await world.sweep();
   expect(await world.vm(tokenId)).toMatchObject({ status: "expired", step: "prove" });
@@ -366,13 +372,7 @@ test("a token whose time ends while its machine is replaced was served: it ends 
 });
 
 test("nor is one called failed whose deadline and time run out together, before any sweep", async () => {
-  const world = await deploy();
-  const tokenId = await buyAndRun(world, 0);
-  await addFault("vultr", { call: "reinstall", kind: "never_boots" });
-  await ask(world, 0, tokenId, "/rotate");
-  await world.drain(async () => (await world.vm(tokenId))?.["step"] === "boot");
-  await passTime(DAY + 10);
-  await world.scan();
+  const { world, tokenId } = await runOutWhileRotating();
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "terminated", failure: null });
   expect(await world.machines("vultr")).toEqual([]);
