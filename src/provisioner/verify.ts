@@ -48,12 +48,13 @@ export async function verifyPurchase({ chain, config, db }: Context, vm: Vm): Pr
   if (purchase === null) return "missing";
   const { tier, durationDays, totalCost, blockNumber, purchaseDate } = purchase;
   if (TIERS[tier] === undefined) throw new GiveUp("unknown_tier", `tier ${tier} is not sold here`);
+  if (blockNumber !== vm.blockNumber) return "moved";
   if (
     tier !== vm.tier ||
     purchaseDate !== vm.createdAt ||
     vm.expiresAt < purchaseDate + durationDays * SECONDS_PER_DAY
   ) {
-    // Another block has another time, whether or not it is of the same height.
+    // Another block of the same height has another time.
     if ((await scannedIn(db, vm.incarnation)) !== purchase.blockHash) return "moved";
     throw new GiveUp("purchase_mismatch", "the row says something else than the receipt");
   }
