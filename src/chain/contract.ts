@@ -7,12 +7,20 @@ export const contractAbi = parseAbi([
   "function isTokenValid(uint256 tokenId) view returns (bool)",
   "function ownerOf(uint256 tokenId) view returns (address)",
   "function getTierConfig(uint8 tier) view returns (uint256 pricePerDay, bool active, string name)",
+  "function purchaseVM(uint8 tier, uint16 durationDays)",
+  "function transferFrom(address from, address to, uint256 tokenId)",
 ]);
 
-/** Of the coin that purchases are paid in. */
+/** Of the coin that purchases are paid in, with EIP-3009 and, for signatures of contracts, FiatToken v2.2's overload. */
 export const coinAbi = parseAbi([
   "function transfer(address to, uint256 amount) returns (bool)",
+  "function approve(address spender, uint256 amount) returns (bool)",
   "function balanceOf(address account) view returns (uint256)",
+  "function authorizationState(address authorizer, bytes32 nonce) view returns (bool)",
+  "function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce, uint8 v, bytes32 r, bytes32 s)",
+  "function transferWithAuthorization(address from, address to, uint256 value, uint256 validAfter, uint256 validBefore, bytes32 nonce, bytes signature)",
+  "event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce)",
+  "event Transfer(address indexed from, address indexed to, uint256 value)",
 ]);
 
 export const multicallAbi = parseAbi([

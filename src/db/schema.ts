@@ -206,6 +206,132 @@ export const refunds = sqliteTable(
   ],
 );
 
+/**
+ * Where the money of a payment is. `claimed`: nobody has vouched for it yet. `settling`: it may be on its way to us, and the
+ * chain alone knows. `releasing`: we have given it up, and it could still be submitted by anybody until its time is over.
+ */
+export const PAYMENT_STATES = [
+  "claimed",
+  "authorized",
+  "settling",
+  "settled",
+  "releasing",
+  "released",
+  "refund_due",
+  "refunding",
+  "refunded",
+  "held",
+] as const;
+export type PaymentState = (typeof PAYMENT_STATES)[number];
+
+/** What is done next for a payment. The first three before a machine is there, the rest after. */
+export const PAYMENT_STEPS = [
+  "check",
+  "buy",
+  "provision",
+  "capture",
+  "deliver",
+  "close",
+  "settle",
+  "release",
+  "refund",
+  "idle",
+] as const;
+export type PaymentStep = (typeof PAYMENT_STEPS)[number];
+
+/** EIP-3009 authorizations that were shown to us, one row each for ever: (chain, payer, nonce) is one payment. */
+export const payments = sqliteTable(
+  "payments",
+  {
+    /** 32 hex digits, from chain, payer and nonce. */
+    id: text().primaryKey(),
+    kind: text({ enum: ["credentials", "compute"] }).notNull(),
+    chainId: integer("chain_id").notNull(),
+    /** Lower case. */
+    payer: text().notNull(),
+    nonce: text().notNull(),
+    /** Of the payment-identifier extension. */
+    identifier: text(),
+    /** What the payment is for: SHA-256 of route and body. The authorization itself is bound to neither. */
+    request: text().notNull(),
+    /** 10^-6 USDC. */
+    amount: text().notNull(),
+    payTo: text("pay_to").notNull(),
+    /** Chain time. */
+    validAfter: integer("valid_after").notNull(),
+    /** Chain time. */
+    validBefore: integer("valid_before").notNull(),
+    signature: text().notNull(),
+    state: text({ enum: PAYMENT_STATES }).notNull(),
+    step: text({ enum: PAYMENT_STEPS }).notNull(),
+    /** Why it was given up, waits or is held: a code. */
+    reason: text(),
+    /** Rises with every move; whoever read an older one changes nothing. */
+    generation: integer().notNull().default(1),
+    /** The block below which the authorization can't have been used for us. */
+    fromBlock: integer("from_block").notNull(),
+    /** The token that credentials were asked for, or that was bought. */
+    tokenId: integer("token_id"),
+    tier: integer(),
+    durationDays: integer("duration_days"),
+    /** The payer's own, one `type base64` line. */
+    sshPublicKey: text("ssh_public_key"),
+    region: text(),
+    /** Where the price was read. */
+    quotedBlock: integer("quoted_block"),
+    /** The purchase that was made for it. */
+    incarnation: text(),
+    /** What we paid for the token and have not got back yet counts while this is set: unix milliseconds of the order. */
+    boughtAt: integer("bought_at"),
+    /** The token was bought, and is still ours with nobody to give it to. */
+    held: integer({ mode: "boolean" }).notNull().default(false),
+    purchaseTx: text("purchase_tx"),
+    settleTx: text("settle_tx"),
+    transferTx: text("transfer_tx"),
+    refundTx: text("refund_tx"),
+    /** When an answer left that the payment was for. */
+    servedAt: integer("served_at"),
+    /** When the sweep sends it again; NULL when nothing is left to do. */
+    wakeAt: integer("wake_at"),
+    createdAt: integer("created_at").notNull(),
+    settledAt: integer("settled_at"),
+    endedAt: integer("ended_at"),
+  },
+  (table) => [
+    uniqueIndex("payments_claim").on(table.chainId, table.payer, table.nonce),
+    uniqueIndex("payments_identifier").on(table.payer, table.identifier).where(sql`identifier IS NOT NULL`),
+    index("payments_to_wake").on(table.wakeAt).where(sql`wake_at IS NOT NULL`),
+    index("payments_open").on(table.payer).where(sql`state IN ('claimed', 'authorized', 'settling')`),
+    index("payments_uncaptured").on(table.boughtAt).where(sql`bought_at IS NOT NULL AND state <> 'settled'`),
+    index("payments_refused").on(table.payer).where(sql`reason = 'capture_refused'`),
+    index("payments_by_purchase").on(table.incarnation).where(sql`incarnation IS NOT NULL`),
+    index("payments_by_settlement").on(table.settleTx).where(sql`settle_tx IS NOT NULL`),
+    index("payments_held").on(table.tier).where(sql`held = 1`),
+    index("payments_by_state").on(table.state, table.createdAt),
+  ],
+);
+
+/** Every transaction of ours that buys a token, and the payment that it buys it for: written before it is broadcast. */
+export const paymentLinks = sqliteTable("payment_links", {
+  txHash: text("tx_hash").primaryKey(),
+  payment: text().notNull(),
+  createdAt: integer("created_at").notNull(),
+});
+
+/** Prices that were quoted, and when last: what a payment may still be made by. */
+export const quotes = sqliteTable(
+  "quotes",
+  {
+    tier: integer().notNull(),
+    /** 10^-6 USDC per day. */
+    pricePerDay: text("price_per_day").notNull(),
+    /** A block at which the contract said so. */
+    blockNumber: integer("block_number").notNull(),
+    quotedAt: integer("quoted_at").notNull(),
+  },
+  (table) => [primaryKey({ columns: [table.tier, table.pricePerDay] })],
+);
+
 /** ERC-721 transfers by block, so that a reorg can take them back. */
 export const transfers = sqliteTable(
   "transfers",
