@@ -37,7 +37,7 @@ const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name
 const CORS_HEADERS = {
   "Access-Control-Allow-Origin": "*",
   "Access-Control-Expose-Headers":
-    "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age",
+    "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age,PAYMENT-REQUIRED,PAYMENT-RESPONSE,X-PAYMENT-RESPONSE",
 };
 
 /** Failed authentication, for the audit. */
@@ -50,6 +50,9 @@ const DENIALS: ReadonlySet<string> = new Set([
   "not_owner",
   "api_key_missing",
   "api_key_invalid",
+  "payment_invalid",
+  "body_signature_missing",
+  "body_signature_invalid",
 ]);
 /** Headers or body were not what a schema takes. */
 const SCREENED: ReadonlySet<string> = new Set([
@@ -133,7 +136,16 @@ export function createApp(config: EdgeConfig): Router {
     cors({
       origin: "*",
       allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
-      allowHeaders: ["Authorization", "Content-Type", "X-Access-Message"],
+      // The last one x402's clients send as a header of the request.
+      allowHeaders: [
+        "Authorization",
+        "Content-Type",
+        "X-Access-Message",
+        "X-Body-Signature",
+        "PAYMENT-SIGNATURE",
+        "X-PAYMENT",
+        "Access-Control-Expose-Headers",
+      ],
       maxAge: 86_400,
     }),
   );
@@ -247,9 +259,11 @@ function answerError(error: Error, c: Context, requestId: string): Response {
   // RFC 9110, section 11.6.1.
   if (status === 401) c.header("WWW-Authenticate", "Bearer");
   if (known?.retryAfterSeconds !== undefined) c.header("Retry-After", String(known.retryAfterSeconds));
+  for (const [name, value] of Object.entries(known?.headers ?? {})) c.header(name, value);
   c.header("X-Request-Id", requestId);
   return c.json(
     {
+      ...known?.body,
       error: isPublic ? known.message : INTERNAL_SENTENCE,
       code: known?.code ?? "internal_error",
       requestId,

@@ -65,7 +65,20 @@ const chainFields = {
   /** Comma-separated; of different providers in production, since two of them have to agree. */
   RPC_URLS: list,
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
+  /** Blocks on top before a purchase or a payment counts. */
+  CONFIRMATIONS: integer(0, 1_000).prefault("1"),
   USDC_ADDRESS: address.default("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
+  /** The coin's name in its EIP-712 domain, where it is not the one that it has on Base or Base Sepolia. */
+  USDC_NAME: z.string().min(1).optional(),
+  /** Tiers whose payment is taken before there is a machine, and given back where there is none. */
+  CAPTURE_FIRST_TIERS: items.pipe(
+    z.array(
+      z
+        .string()
+        .regex(/^[0-7]$/, "must be tiers, comma-separated")
+        .transform(Number),
+    ),
+  ),
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
   LOG_BOOK: binding<DurableObjectNamespace<LogBook>>("idFromName"),
@@ -77,7 +90,6 @@ const edgeFields = z.object({
   JOBS: binding<Queue<Job>>("send"),
   IP_GUARD: binding<DurableObjectNamespace<IpGuard>>("idFromName"),
   START_BLOCK: integer(0),
-  CONFIRMATIONS: integer(0, 1_000).prefault("1"),
   SCAN_INTERVAL_MS: integer(100).prefault("1500"),
   SCAN_RUN_SECONDS: integer(1, 600).prefault("60"),
   SCAN_MAX_RANGE: integer(1).prefault("2000"),
@@ -98,6 +110,31 @@ const edgeFields = z.object({
     .regex(/^whsec_(?:[A-Za-z0-9+/]{4}){6,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/, "must be whsec_ and base64")
     .optional(),
   PUBLIC_URLS: list,
+  /** The operator wallet's address: what payments go to. Without it nothing is sold over x402. */
+  X402_PAY_TO: address.optional(),
+  /** CAIP-2. Stated at all, it must be the contract's chain (hard case 24). */
+  X402_NETWORK: z
+    .string()
+    .regex(/^eip155:\d+$/, "must be a CAIP-2 network, like eip155:8453")
+    .optional(),
+  FACILITATOR_URL: z.url({ protocol: /^https?$/, error: "must be an http(s) URL" }).optional(),
+  FACILITATOR_TIMEOUT_MS: integer(100, 60_000).prefault("10000"),
+  /** `cdp`: a JWT for each request, by the two keys below. */
+  FACILITATOR_AUTH: z.enum(["none", "cdp"], "must be none or cdp").default("none"),
+  CDP_API_KEY_ID: z.string().min(1).optional(),
+  CDP_API_KEY_SECRET: z.string().min(1).optional(),
+  /** What /x402/vm-credentials costs. */
+  CREDENTIALS_PRICE_USDC: usdc.default(10_000n),
+  /** How long a price that was quoted is kept. */
+  QUOTE_SECONDS: integer(1).prefault("300"),
+  /** What may be on its way or bought without having been paid for, within an hour. */
+  UNCAPTURED_LIMIT_USDC_PER_HOUR: usdc.default(500_000_000n),
+  /** Above this base fee nothing is sold over x402. */
+  MAX_BASE_FEE_GWEI: z
+    .string()
+    .regex(/^\d{1,6}(\.\d{1,9})?$/, "must be an amount of gwei, like 5 or 0.5")
+    .transform((value) => parseUnits(value, 9))
+    .prefault("5"),
   KEY_GRACE_SECONDS: integer(0).prefault("86400"),
   CHAIN_MAX_AGE_SECONDS: integer(1).prefault("20"),
   PROVISION_DEADLINE_SECONDS: integer(1).prefault("3600"),
@@ -118,11 +155,35 @@ const edgeFields = z.object({
     .transform((addresses) => new Set(addresses.map(clientAddress))),
 });
 
-// A page that nobody can tell from a stranger's is worth nothing.
-const edgeSchema = edgeFields.refine(
-  ({ ALERT_WEBHOOK_URL: url, ALERT_WEBHOOK_SECRET: secret }) => url === undefined || secret !== undefined,
-  { path: ["ALERT_WEBHOOK_SECRET"], error: "is not set, although ALERT_WEBHOOK_URL is" },
-);
+/** The test network's, by x402.org. On mainnet nobody is trusted with payments unless an operator says so (hard case 24). */
+const DEFAULT_FACILITATORS: Readonly<Record<number, string>> = { 84532: "https://x402.org/facilitator" };
+
+const edgeSchema = edgeFields
+  // A page that nobody can tell from a stranger's is worth nothing.
+  .refine(({ ALERT_WEBHOOK_URL: url, ALERT_WEBHOOK_SECRET: secret }) => url === undefined || secret !== undefined, {
+    path: ["ALERT_WEBHOOK_SECRET"],
+    error: "is not set, although ALERT_WEBHOOK_URL is",
+  })
+  .refine(({ X402_NETWORK: network, CHAIN_ID: id }) => network === undefined || network === `eip155:${id}`, {
+    path: ["X402_NETWORK"],
+    error: "must be the contract's chain: anything else sells machines for another chain's money",
+  })
+  .refine(({ FACILITATOR_AUTH: auth, CDP_API_KEY_ID: id }) => auth === "none" || id !== undefined, {
+    path: ["CDP_API_KEY_ID"],
+    error: "is not set, although FACILITATOR_AUTH is cdp",
+  })
+  .refine(({ FACILITATOR_AUTH: auth, CDP_API_KEY_SECRET: secret }) => auth === "none" || secret !== undefined, {
+    path: ["CDP_API_KEY_SECRET"],
+    error: "is not set, although FACILITATOR_AUTH is cdp",
+  })
+  .transform((config) => ({
+    ...config,
+    FACILITATOR_URL: config.FACILITATOR_URL ?? DEFAULT_FACILITATORS[config.CHAIN_ID],
+  }))
+  .refine(({ X402_PAY_TO: payTo, FACILITATOR_URL: url }) => payTo === undefined || url !== undefined, {
+    path: ["FACILITATOR_URL"],
+    error: "is not set, although X402_PAY_TO is, and this chain has no default",
+  });
 
 const provisionerFields = z.object({
   ...chainFields,

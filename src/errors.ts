@@ -3,6 +3,7 @@
 
 export const STATUS_OF = {
   invalid_request: 400,
+  payment_malformed: 400,
   uri_too_long: 400,
   header_too_large: 400,
   injection_refused: 400,
@@ -13,9 +14,14 @@ export const STATUS_OF = {
   fresh_signature_required: 401,
   api_key_missing: 401,
   api_key_invalid: 401,
+  payment_invalid: 401,
+  body_signature_missing: 401,
+  body_signature_invalid: 401,
+  payment_required: 402,
   not_owner: 403,
   token_expired: 403,
   ip_banned: 403,
+  payer_refused: 403,
   not_found: 404,
   token_not_found: 404,
   vm_failed: 404,
@@ -24,6 +30,7 @@ export const STATUS_OF = {
   refund_not_found: 404,
   api_key_not_found: 404,
   log_not_found: 404,
+  payment_not_found: 404,
   method_not_allowed: 405,
   not_delivered: 409,
   agent_exists: 409,
@@ -33,17 +40,28 @@ export const STATUS_OF = {
   nothing_to_rotate: 409,
   not_claimable: 409,
   not_payable: 409,
+  payment_used: 409,
+  identifier_used: 409,
+  order_open: 409,
   body_too_large: 413,
   unsupported_media_type: 415,
   rate_limited: 429,
   internal_error: 500,
   misconfigured: 500,
   chain_answered_nonsense: 502,
+  facilitator_answered_nonsense: 502,
   chain_unavailable: 503,
   ownership_settling: 503,
   tiers_unavailable: 503,
   guard_unavailable: 503,
   log_unavailable: 503,
+  facilitator_unavailable: 503,
+  payments_off: 503,
+  tier_inactive: 503,
+  sold_out: 503,
+  operator_short: 503,
+  gas_too_dear: 503,
+  orders_full: 503,
 } as const;
 
 type ErrorCode = keyof typeof STATUS_OF;
@@ -54,16 +72,26 @@ export class AppError extends Error {
   readonly code: ErrorCode;
   readonly details: readonly unknown[] | undefined;
   readonly retryAfterSeconds: number | undefined;
+  readonly headers: Readonly<Record<string, string>>;
+  /** Beside the fields that every error's body has. */
+  readonly body: Readonly<Record<string, unknown>>;
 
   constructor(
     code: ErrorCode,
     message: string,
-    options: ErrorOptions & { details?: readonly unknown[]; retryAfterSeconds?: number } = {},
+    options: ErrorOptions & {
+      details?: readonly unknown[];
+      retryAfterSeconds?: number;
+      headers?: Readonly<Record<string, string>>;
+      body?: Readonly<Record<string, unknown>>;
+    } = {},
   ) {
     super(message, options);
     this.code = code;
     this.details = options.details;
     this.retryAfterSeconds = options.retryAfterSeconds;
+    this.headers = options.headers ?? {};
+    this.body = options.body ?? {};
   }
 }
 

@@ -132,8 +132,30 @@ const BLOCK_CALLS = [
   encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
 ];
 
+/** Answers of calls that may fail, at one block, with its number and time (unix seconds). */
+export async function readAtOneBlock(
+  node: Node,
+  calls: readonly { target: Address; callData: Hex }[],
+  blockTag: "latest" | "finalized" = "latest",
+): Promise<{ results: readonly InnerResult[]; blockNumber: number; blockTimestamp: number }> {
+  const all: InnerCall[] = [
+    ...calls.map((call) => ({ ...call, allowFailure: true })),
+    ...BLOCK_CALLS.map((callData): InnerCall => ({ target: MULTICALL3, callData, allowFailure: false })),
+  ];
+  const results = await aggregate(node, all, blockTag);
+  const [number, timestamp] = results.slice(calls.length);
+  if (number === undefined || timestamp === undefined) {
+    throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
+  }
+  return {
+    results: results.slice(0, calls.length),
+    blockNumber: Number(BigInt(number.returnData)),
+    blockTimestamp: Number(BigInt(timestamp.returnData)),
+  };
+}
+
 type InnerCall = { target: Address; allowFailure: boolean; callData: Hex };
-type InnerResult = { success: boolean; returnData: Hex };
+export type InnerResult = { success: boolean; returnData: Hex };
 
 /** Several calls at one block, by Multicall3. */
 async function aggregate(
@@ -157,26 +179,20 @@ export async function readToken(
   tokenId: bigint,
   blockTag: "latest" | "finalized" = "latest",
 ): Promise<TokenView> {
-  const calls = [
-    encodeFunctionData({ abi: contractAbi, functionName: "ownerOf", args: [tokenId] }),
-    encodeFunctionData({ abi: contractAbi, functionName: "isTokenValid", args: [tokenId] }),
-    ...BLOCK_CALLS,
-  ];
-  const targets = calls.map((callData, i) => ({
-    target: i < 2 ? chain.contract : MULTICALL3,
-    allowFailure: i < 2,
-    callData,
+  const calls = (["ownerOf", "isTokenValid"] as const).map((functionName) => ({
+    target: chain.contract,
+    callData: encodeFunctionData({ abi: contractAbi, functionName, args: [tokenId] }),
   }));
-  const [owner, valid, number, timestamp] = await aggregate(node, targets, blockTag);
-  if (owner === undefined || valid === undefined || number === undefined || timestamp === undefined) {
+  const { results, ...block } = await readAtOneBlock(node, calls, blockTag);
+  const [owner, valid] = results;
+  if (owner === undefined || valid === undefined) {
     throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
   }
   return {
     owner: toOwner(owner),
     valid:
       valid.success && decodeFunctionResult({ abi: contractAbi, functionName: "isTokenValid", data: valid.returnData }),
-    blockNumber: Number(BigInt(number.returnData)),
-    blockTimestamp: Number(BigInt(timestamp.returnData)),
+    ...block,
   };
 }
 
