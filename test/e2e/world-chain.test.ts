@@ -1,9 +1,11 @@
 // The local chain is what the product's documents say of Base: contracts at their addresses, money that can be authorized.
-import { type Hex, parseSignature } from "viem";
+import { type Abi, type Address, type Hex, parseEventLogs } from "viem";
+import type { LocalAccount } from "viem/accounts";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
-import { buy } from "../world/agent.ts";
-import { type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
+import { buy, transfer } from "../world/agent.ts";
+import { artifacts, type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
+import { authorize, cancel, submit } from "../world/payer.ts";
 import { startRpcProxy } from "../world/rpc-proxy.ts";
 
 let chain: Chain;
@@ -56,49 +58,86 @@ test("nobody gets a token without paying, for no days, or by an option that is o
   await expect(call("terminateVM", [0n])).rejects.toThrow("OptionDisabled");
 });
 
+const usdcFor = (amount: string) => ({
+  scheme: "exact",
+  network: "eip155:8453" as const,
+  asset: USDC_ADDRESS,
+  amount,
+  payTo: agent(3).address,
+  maxTimeoutSeconds: 60,
+  extra: { name: "USD Coin", version: "2" },
+});
+const send = async (account: LocalAccount, address: Address, abi: Abi, functionName: string, args: unknown[]) => {
+  const hash = await chain.wallet(account).writeContract({ address, abi, functionName, args });
+  return chain.reader.waitForTransactionReceipt({ hash });
+};
+
 test("USDC takes an EIP-3009 authorization from anybody, once", async () => {
-  const payer = agent(2);
-  const nonce: Hex = `0x${"42".repeat(32)}`;
-  const message = {
-    from: payer.address,
-    to: agent(3).address,
-    value: 1_000_000n,
-    validAfter: 0n,
-    validBefore: 2n ** 40n,
-    nonce,
-  };
-  const fields = [
-    "address from",
-    "address to",
-    "uint256 value",
-    "uint256 validAfter",
-    "uint256 validBefore",
-    "bytes32 nonce",
-  ];
-  const signature = await payer.signTypedData({
-    domain: { name: "USD Coin", version: "2", chainId: 8453, verifyingContract: USDC_ADDRESS },
-    types: {
-      TransferWithAuthorization: fields.map((field) => {
-        const [type = "", name = ""] = field.split(" ");
-        return { type, name };
-      }),
-    },
-    primaryType: "TransferWithAuthorization",
-    message,
-  });
-  const { v, r, s } = parseSignature(signature);
-  const submit = () =>
-    chain.wallet(agent(4)).writeContract({
-      address: USDC_ADDRESS,
-      abi: usdcAbi,
-      functionName: "transferWithAuthorization",
-      args: [...Object.values(message), Number(v), r, s],
-    });
+  const signed = await authorize(agent(2), usdcFor("1000000"));
   const before = (await usdc("balanceOf", [agent(3).address])) as bigint;
-  await chain.reader.waitForTransactionReceipt({ hash: await submit() });
+  await submit(chain, agent(4), signed, USDC_ADDRESS);
   expect(await usdc("balanceOf", [agent(3).address])).toBe(before + 1_000_000n);
-  expect(await usdc("authorizationState", [payer.address, nonce])).toBe(true);
-  await expect(submit()).rejects.toThrow("ERC3009UsedAuthorization");
+  expect(await usdc("authorizationState", [agent(2).address, signed.authorization.nonce])).toBe(true);
+  await expect(submit(chain, agent(4), signed, USDC_ADDRESS)).rejects.toThrow("authorization is used or canceled");
+});
+
+test("USDC takes a smart wallet's authorization in parts and in one, and no stranger's", async () => {
+  const { abi, bytecode } = artifacts.SmartWalletFactory;
+  const hash = await chain.wallet(agent(4)).deployContract({ abi: abi as Abi, bytecode: bytecode as Hex });
+  const { contractAddress } = await chain.reader.waitForTransactionReceipt({ hash });
+  if (contractAddress == null) throw new Error("the factory was not deployed");
+  await send(agent(4), contractAddress, abi as Abi, "deploy", [agent(2).address]);
+  const factory = { address: contractAddress, abi: abi as Abi };
+  const from = (await chain.reader.readContract({
+    ...factory,
+    functionName: "addressOf",
+    args: [agent(2).address],
+  })) as Address;
+  await send(chain.deployer, USDC_ADDRESS, usdcAbi, "mint", [from, 5_000_000n]);
+
+  await submit(chain, agent(4), await authorize(agent(2), usdcFor("2000000"), { from }), USDC_ADDRESS);
+  const { authorization, signature } = await authorize(agent(2), usdcFor("3000000"), { from });
+  const { logs } = await send(agent(4), USDC_ADDRESS, usdcAbi, "transferWithAuthorization", [
+    ...Object.values(authorization),
+    signature,
+  ]);
+  expect(parseEventLogs({ abi: usdcAbi, logs }).map((log) => log.eventName)).toEqual(["AuthorizationUsed", "Transfer"]);
+  expect(await usdc("balanceOf", [from])).toBe(0n);
+
+  const stranger = await authorize(agent(1), usdcFor("1"), { from });
+  await expect(submit(chain, agent(4), stranger, USDC_ADDRESS)).rejects.toThrow("invalid signature");
+});
+
+test("a canceled authorization moves nothing, though its nonce reads as used", async () => {
+  const signed = await authorize(agent(2), usdcFor("1000000"));
+  const before = await usdc("balanceOf", [agent(2).address]);
+  await cancel(chain, agent(2), signed, USDC_ADDRESS);
+  expect(await usdc("authorizationState", [agent(2).address, signed.authorization.nonce])).toBe(true);
+  await expect(submit(chain, agent(4), signed, USDC_ADDRESS)).rejects.toThrow("authorization is used or canceled");
+  expect(await usdc("balanceOf", [agent(2).address])).toBe(before);
+});
+
+test("USDC moves neither to nor from an account that its owner has blocked", async () => {
+  const block = (isBlocked: boolean) =>
+    send(chain.deployer, USDC_ADDRESS, usdcAbi, "setBlocked", [agent(3).address, isBlocked]);
+  const to = await authorize(agent(2), usdcFor("1000000"));
+  const from = await authorize(agent(3), { ...usdcFor("1000000"), payTo: agent(2).address });
+  await block(true);
+  for (const signed of [to, from])
+    await expect(submit(chain, agent(4), signed, USDC_ADDRESS)).rejects.toThrow("account is blacklisted");
+  await block(false);
+  for (const signed of [to, from]) await submit(chain, agent(4), signed, USDC_ADDRESS);
+});
+
+test("tokens don't move while their transfers are paused, but are sold", async () => {
+  const pause = (paused: boolean) => send(chain.deployer, CONTRACT_ADDRESS, clawAbi, "setTransfersPaused", [paused]);
+  await pause(true);
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await expect(transfer(chain, agent(0), agent(1).address, tokenId)).rejects.toThrow();
+  expect(await claw("ownerOf", [BigInt(tokenId)])).toBe(agent(0).address);
+  await pause(false);
+  await transfer(chain, agent(0), agent(1).address, tokenId);
+  expect(await claw("ownerOf", [BigInt(tokenId)])).toBe(agent(1).address);
 });
 
 test("the proxy in front of the node can lag, lie and fail", async () => {

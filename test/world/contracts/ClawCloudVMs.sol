@@ -9,7 +9,8 @@ import {ERC721} from "@openzeppelin/contracts/token/ERC721/ERC721.sol";
 /// @title ClawCloud VMs
 /// @notice USDC in, an ERC-721 token out; the token's owner is whoever may log in to the machine behind it.
 /// @dev The reference contract of the local world. It keeps the published interface (purchaseVM, isTokenValid,
-/// getTierConfig, VMPurchased); renewals and early termination are options that the owner switches on.
+/// getTierConfig, VMPurchased); renewals, early termination and a stop of all transfers are options that the owner
+/// switches on.
 contract ClawCloudVMs is ERC721, Ownable {
     using SafeERC20 for IERC20;
 
@@ -31,6 +32,7 @@ contract ClawCloudVMs is ERC721, Ownable {
     uint256 public nextTokenId;
     bool public renewEnabled;
     bool public terminateEnabled;
+    bool public transfersPaused;
     mapping(uint256 tokenId => Lease) public leases;
     mapping(uint8 tier => Tier) private _tiers;
 
@@ -49,6 +51,7 @@ contract ClawCloudVMs is ERC721, Ownable {
     error TierInactive(uint8 tier);
     error NoDuration();
     error OptionDisabled();
+    error TransfersPaused();
     error TokenInvalid(uint256 tokenId);
     error NotTokenOwner(uint256 tokenId, address caller);
 
@@ -118,9 +121,19 @@ contract ClawCloudVMs is ERC721, Ownable {
         terminateEnabled = terminate;
     }
 
+    /// @notice While paused, tokens are minted but don't move.
+    function setTransfersPaused(bool paused) external onlyOwner {
+        transfersPaused = paused;
+    }
+
     /// @notice Moves collected USDC, to the treasury or back to a buyer.
     function withdraw(address to, uint256 amount) external onlyOwner {
         usdc.safeTransfer(to, amount);
+    }
+
+    function _update(address to, uint256 tokenId, address auth) internal override returns (address from) {
+        from = super._update(to, tokenId, auth);
+        if (transfersPaused && from != address(0) && to != address(0)) revert TransfersPaused();
     }
 
     function _tier(uint8 tier) private view returns (Tier storage) {

@@ -3,6 +3,11 @@ pragma solidity 0.8.37;
 
 /// @title The calls of Multicall3 (https://www.multicall3.com) that clients of the local world use
 contract Multicall3 {
+    struct Call {
+        address target;
+        bytes callData;
+    }
+
     struct Call3 {
         address target;
         bool allowFailure;
@@ -19,6 +24,15 @@ contract Multicall3 {
         for (uint256 i = 0; i < calls.length; i++) {
             (bool success, bytes memory data) = calls[i].target.call(calls[i].callData);
             require(success || calls[i].allowFailure, "Multicall3: call failed");
+            returnData[i] = Result(success, data);
+        }
+    }
+
+    function tryAggregate(bool requireSuccess, Call[] calldata calls) external payable returns (Result[] memory returnData) {
+        returnData = new Result[](calls.length);
+        for (uint256 i = 0; i < calls.length; i++) {
+            (bool success, bytes memory data) = calls[i].target.call(calls[i].callData);
+            require(success || !requireSuccess, "Multicall3: call failed");
             returnData[i] = Result(success, data);
         }
     }

@@ -5,10 +5,15 @@ import {Ownable} from "@openzeppelin/contracts/access/Ownable.sol";
 import {ERC20} from "@openzeppelin/contracts/token/ERC20/ERC20.sol";
 import {ERC3009} from "@openzeppelin/contracts/token/ERC20/extensions/draft-ERC3009.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
+import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/SignatureChecker.sol";
 
 /// @title USD Coin as the local world needs it
-/// @dev Shaped like Circle's FiatToken v2: 6 decimals, EIP-712 domain ("USD Coin", "2"), EIP-3009 authorizations.
+/// @dev Shaped like Circle's FiatToken v2.2: 6 decimals, EIP-712 domain ("USD Coin", "2"), EIP-3009 authorizations of
+/// wallets with and without code, accounts that are blocked. What an x402 facilitator reads out of a revert (a used
+/// authorization, a bad signature, too little money) is said in Circle's words: it looks for them.
 contract UsdCoin is ERC20, ERC3009, Ownable {
+    mapping(address account => bool) public isBlacklisted;
+
     constructor(address owner_) ERC20("USD Coin", "USDC") EIP712("USD Coin", "2") Ownable(owner_) {}
 
     function decimals() public pure override returns (uint8) {
@@ -21,5 +26,53 @@ contract UsdCoin is ERC20, ERC3009, Ownable {
 
     function mint(address to, uint256 amount) external onlyOwner {
         _mint(to, amount);
+    }
+
+    function setBlocked(address account, bool isBlocked) external onlyOwner {
+        isBlacklisted[account] = isBlocked;
+    }
+
+    /// @dev A wallet that is a contract may pass its signature in three parts too, as at Circle's.
+    function transferWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) public override {
+        transferWithAuthorization(from, to, value, validAfter, validBefore, nonce, abi.encodePacked(r, s, v));
+    }
+
+    function transferWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes memory signature
+    ) public {
+        bytes32 message =
+            keccak256(abi.encode(TRANSFER_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce));
+        require(
+            SignatureChecker.isValidSignatureNow(from, _hashTypedDataV4(message), signature),
+            "FiatTokenV2: invalid signature"
+        );
+        _transferWithAuthorization(from, to, value, validAfter, validBefore, nonce);
+    }
+
+    function _consumeNonce(address authorizer, bytes32 nonce) internal override {
+        require(!authorizationState(authorizer, nonce), "FiatTokenV2: authorization is used or canceled");
+        super._consumeNonce(authorizer, nonce);
+    }
+
+    function _update(address from, address to, uint256 value) internal override {
+        require(!isBlacklisted[from] && !isBlacklisted[to], "Blacklistable: account is blacklisted");
+        require(from == address(0) || balanceOf(from) >= value, "ERC20: transfer amount exceeds balance");
+        super._update(from, to, value);
     }
 }
