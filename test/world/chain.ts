@@ -88,6 +88,7 @@ export async function startChain(options: ChainOptions = {}) {
     mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex }),
   );
   const operator = mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex: 8 });
+  const facilitator = mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex: 7 });
   const node = connect(chain, transport);
 
   await Promise.race([failed, answers(() => node.getChainId())]);
@@ -118,6 +119,8 @@ export async function startChain(options: ChainOptions = {}) {
     deployer,
     /** The wallet that pays refunds. */
     operator,
+    /** The wallet that brings others' signed payments to the chain. */
+    facilitator,
     /** A wallet client for one of the agents. */
     wallet: (account: LocalAccount) =>
       createWalletClient({ account, chain, transport, pollingInterval: 100, cacheTime: 0 }),
