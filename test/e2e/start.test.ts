@@ -41,6 +41,7 @@ test("--serve --json prints one line of JSON with everything, answers there, and
     adminKey: expect.stringMatching(/^claw_/),
     vultr: { controlUrl: expect.stringContaining("/control") },
     runpod: { controlUrl: expect.stringContaining("/control") },
+    facilitator: { controlUrl: expect.stringContaining("/control") },
   });
   expect(info.accounts.every((one) => /^0x[0-9a-f]{64}$/.test(one.privateKey))).toBe(true);
   const health = await fetch(`${info.url}/health`);

@@ -37,6 +37,7 @@ import { refund } from "../../src/provisioner/refund.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
+import type { FacilitatorFault } from "../world/facilitator.ts";
 import type { RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
 
@@ -287,9 +288,13 @@ export const addFault = (vendor: "vultr" | "runpod", fault: Fault) => post(`${co
 /** Makes the first of the three RPC URLs lag, lie or fail. */
 export const addRpcFault = (fault: RpcFault) => post(`${parts.proxyControlUrl}/faults`, fault);
 export const clearRpcFaults = () => fetch(`${parts.proxyControlUrl}/faults`, { method: "DELETE" });
+/** Makes the facilitator of payments fail, lie or lose its answers. */
+export const addFacilitatorFault = (fault: FacilitatorFault) => post(`${parts.facilitatorControlUrl}/faults`, fault);
+export const clearFacilitatorFaults = () => fetch(`${parts.facilitatorControlUrl}/faults`, { method: "DELETE" });
 
 export async function clearFaults(): Promise<void> {
-  for (const url of [parts.vultrControlUrl, parts.runpodControlUrl, parts.proxyControlUrl]) {
+  const { vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl } = parts;
+  for (const url of [vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl]) {
     await fetch(`${url}/faults`, { method: "DELETE" });
   }
 }

@@ -33,6 +33,9 @@ const info: PartsInfo = {
   sshPort: parts.sshPort,
   operatorKey: operatorKey(parts),
   pagerUrl: parts.pager.url,
+  facilitatorUrl: parts.facilitator.url,
+  facilitatorControlUrl: parts.facilitator.controlUrl,
+  facilitatorRpcKey: parts.facilitator.rpcKey,
 };
 console.log(JSON.stringify(info));
 // Standard input closes when the parent ends, however it ends.

@@ -17,6 +17,10 @@ export type PartsInfo = {
   sshPort: number;
   operatorKey: string;
   pagerUrl: string;
+  facilitatorUrl: string;
+  facilitatorControlUrl: string;
+  /** What the facilitator's errors give away. */
+  facilitatorRpcKey: string;
 };
 
 declare module "vitest" {

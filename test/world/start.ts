@@ -142,6 +142,7 @@ function describe(up: World) {
     pagesUrl: `${up.pager.url}/pages`,
     vultr: { apiUrl: up.vultr.apiUrl, controlUrl: up.vultr.controlUrl, sshPort: up.sshPort },
     runpod: { apiUrl: up.runpod.apiUrl, controlUrl: up.runpod.controlUrl },
+    facilitator: { url: up.facilitator.url, controlUrl: up.facilitator.controlUrl },
   };
 }
 
@@ -164,6 +165,7 @@ ${info.accounts.map(({ address, privateKey }) => `            ${address}  ${priv
   operator  CLAWCLOUD_URL=${info.url} CLAWCLOUD_ADMIN_KEY=${info.adminKey} npm run admin -- vms list
 
   controls  Vultr ${info.vultr.controlUrl}    RunPod ${info.runpod.controlUrl}    RPC ${info.rpcControlUrl}
+            facilitator ${info.facilitator.controlUrl}
 
 ${color("bold", "To try")}
   curl ${info.url}/tiers

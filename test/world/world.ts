@@ -1,11 +1,12 @@
-// The whole world in one call: a chain, three RPC URLs, two vendors with machines that answer SSH, and both Workers in
-// workerd with D1, queues and objects. Tests and `npm start` use the same.
+// The whole world in one call: a chain, three RPC URLs, a facilitator of payments, two vendors with machines that answer SSH,
+// and both Workers in workerd with D1, queues and objects. Tests and `npm start` use the same.
 import { randomBytes } from "node:crypto";
 import { type HttpBindings, type ServerType, serve } from "@hono/node-server";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
+import { type FacilitatorOptions, startFacilitator } from "./facilitator.ts";
 import { startPager } from "./pager.ts";
 import { freePort } from "./ports.ts";
 import { startRpcProxy } from "./rpc-proxy.ts";
@@ -16,6 +17,7 @@ export type PartsOptions = {
   chain?: ChainOptions;
   vultr?: Partial<VultrOptions>;
   runpod?: Partial<RunpodOptions>;
+  facilitator?: FacilitatorOptions;
 };
 export type WorldOptions = PartsOptions & {
   /** Over the Workers' variables. */
@@ -51,19 +53,24 @@ export async function startParts(options: PartsOptions = {}) {
     startRunpod({ apiKey: keys.runpod, ...options.runpod }),
     startPager(),
   ]);
-  const [proxy, second] = await Promise.all([startRpcProxy(chain.url), startRpcProxy(chain.url)]);
+  const [proxy, second, facilitator] = await Promise.all([
+    startRpcProxy(chain.url),
+    startRpcProxy(chain.url),
+    startFacilitator(chain, options.facilitator),
+  ]);
   return {
     chain,
     vultr,
     runpod,
     pager,
     proxy,
+    facilitator,
     sshPort,
     keys,
     /** The first passes the proxy with faults; the others are honest. */
     rpcUrls: [`${proxy.url}/v2/${keys.rpc}`, chain.url, second.url],
     stop: async () => {
-      await Promise.all([vultr.stop(), runpod.stop(), pager.stop(), proxy.stop(), second.stop()]);
+      await Promise.all([vultr, runpod, pager, proxy, second, facilitator].map((part) => part.stop()));
       await chain.stop();
     },
   };
@@ -92,6 +99,8 @@ export function workerVariables(parts: Parts, publicUrl: string) {
       SWEEP_INTERVAL_SECONDS: "5",
       CATALOG_SECONDS: "30",
       PUBLIC_URLS: publicUrl,
+      FACILITATOR_URL: parts.facilitator.url,
+      X402_PAY_TO: parts.chain.operator.address,
       DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
       ALERT_WEBHOOK_URL: `${parts.pager.url}/page`,
       ALERT_WEBHOOK_SECRET: PAGER_SECRET,
@@ -199,6 +208,7 @@ export async function startWorld(options: WorldOptions = {}) {
       parts.keys.vultr,
       parts.keys.runpod,
       parts.keys.rpc,
+      parts.facilitator.rpcKey,
     ],
     contract: CONTRACT_ADDRESS,
     usdc: USDC_ADDRESS,
