@@ -50,6 +50,9 @@ CREATE INDEX `payments_uncaptured` ON `payments` (`bought_at`) WHERE bought_at I
 CREATE INDEX `payments_refused` ON `payments` (`payer`) WHERE reason = 'capture_refused';--> statement-breakpoint
 CREATE INDEX `payments_by_purchase` ON `payments` (`incarnation`) WHERE incarnation IS NOT NULL;--> statement-breakpoint
 CREATE INDEX `payments_by_settlement` ON `payments` (`settle_tx`) WHERE settle_tx IS NOT NULL;--> statement-breakpoint
+CREATE INDEX `payments_by_transfer` ON `payments` (`transfer_tx`) WHERE transfer_tx IS NOT NULL;--> statement-breakpoint
+CREATE INDEX `payments_by_refund` ON `payments` (`refund_tx`) WHERE refund_tx IS NOT NULL;--> statement-breakpoint
+CREATE INDEX `payments_by_nonce` ON `payments` (`nonce`);--> statement-breakpoint
 CREATE INDEX `payments_held` ON `payments` (`tier`) WHERE held = 1;--> statement-breakpoint
 CREATE INDEX `payments_by_state` ON `payments` (`state`,`created_at`);--> statement-breakpoint
 CREATE TABLE `quotes` (

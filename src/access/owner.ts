@@ -39,15 +39,15 @@ const actionOf = (c: Context<App>): Action => {
 
 type Services = App["Variables"];
 export type Door = { vm: Vm; publicKey: string | null; hostPublicKey: string | null };
-export type Admission = {
+/** A token as our rows and the chain show it at this moment. */
+export type Sight = {
   door: Door | null;
   vm: Vm | null;
   view: TokenView;
-  signed: Signed;
-  owner: Address;
   /** The last block that we scanned. */
   scanned: number;
 };
+export type Admission = Sight & { signed: Signed; owner: Address };
 
 /**
  * Lets the owner in, or throws: 401, then 404, then 403 (hard case 7). Ownership and validity are the chain's at this
@@ -59,12 +59,39 @@ export async function admitOwner(
   action: Action,
   now: number,
 ): Promise<Admission> {
-  const { db, chain, config } = c.var;
+  const admission = await checkOwner(c, tokenIdText, action, now);
+  await spendNonce(c.var, admission);
+  return admission;
+}
+
+/** The same, and a fresh signature is not used up yet: see `spendNonce`. */
+export async function checkOwner(
+  c: Context<App>,
+  tokenIdText: string,
+  action: Action,
+  now: number,
+): Promise<Admission> {
   const tokenId = Number(tokenIdText);
   const signed = await readSigned(c, tokenId, action, now);
   if (action !== "credentials" && signed.fresh === null) {
     throw new AppError("fresh_signature_required", "This takes the fresh form of signature (X-Access-Message).");
   }
+  const sight = await seeToken(c.var, tokenId, now);
+  const isOwner = await ownerSigned(c.var.chain, sight.view.owner, signed);
+  if (!isOwner && signed.problem !== null) throw signed.problem;
+  const who = isOwner ? sight.view.owner : (signed.signer ?? null);
+  const owner = await requireHolder(c.var, sight, tokenId, who, action, now);
+  return { ...sight, signed, owner };
+}
+
+/** Lets in whoever owns the token by what the chain says, given the account that somebody else has proved to be his. */
+export async function admitHolder(services: Services, tokenId: number, holder: Address, now: number): Promise<Sight> {
+  const sight = await seeToken(services, tokenId, now);
+  await requireHolder(services, sight, tokenId, holder, "credentials", now);
+  return sight;
+}
+
+async function seeToken({ db, chain, config }: Services, tokenId: number, now: number): Promise<Sight> {
   const { doorOfToken, cursor } = statementsOf(db);
   const [[doors, cursors], first] = await Promise.all([
     readTogether(db, [doorOfToken, cursor], { tokenId }),
@@ -77,9 +104,18 @@ export async function admitOwner(
   const usable = (view: TokenView) => isUsable(view, scanned, config.CHAIN_MAX_AGE_SECONDS, now);
   if (first instanceof Error) throw first;
   const view = usable(first) ? first : await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)), usable);
+  return { door, vm, view, scanned };
+}
 
-  const isOwner = await ownerSigned(chain, view.owner, signed);
-  if (!isOwner && signed.problem !== null) throw signed.problem;
+/** `who`: the account that asks, null where its signature is of none. Resolves with the owner. */
+async function requireHolder(
+  { db }: Services,
+  { vm, view }: Sight,
+  tokenId: number,
+  who: Address | null,
+  action: Action,
+  now: number,
+): Promise<Address> {
   if (view.owner === null) {
     if (vm !== null && vm.owner === "")
       throw new AppError("vm_terminated", `Token ${tokenId} was burned and its VM ended.`);
@@ -93,7 +129,7 @@ export async function admitOwner(
       details: [{ cause: vm.failure, ...(refund === undefined ? {} : { refund }) }],
     });
   }
-  if (!isOwner) throw new AppError("not_owner", `${signed.signer ?? "Whoever signed"} does not own token ${tokenId}.`);
+  if (who !== view.owner) throw new AppError("not_owner", `${who ?? "Whoever signed"} does not own token ${tokenId}.`);
   if (!view.valid && action !== "refund")
     throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
   if (vm !== null && vm.owner !== view.owner.toLowerCase()) {
@@ -103,14 +139,17 @@ export async function admitOwner(
       retryAfterSeconds: SETTLING_SECONDS,
     });
   }
-  if (signed.fresh !== null && !(await useNonce(db, view.owner, signed.fresh.nonce, signed.fresh.expiresAt))) {
+  return view.owner;
+}
+
+/** Uses a fresh signature up, and notes that its owner has the fresh form. Throws 401 where it was used before. */
+export async function spendNonce({ db }: Services, { signed, vm, owner: account }: Admission): Promise<void> {
+  if (signed.fresh === null) return;
+  if (!(await useNonce(db, account, signed.fresh.nonce, signed.fresh.expiresAt))) {
     throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
   }
-  const owner = view.owner.toLowerCase();
-  if (signed.fresh !== null && vm !== null && vm.freshOwner !== owner) {
-    await markFreshOwner(db, vm.incarnation, owner);
-  }
-  return { door, vm, view, signed, owner: view.owner, scanned };
+  const owner = account.toLowerCase();
+  if (vm !== null && vm.freshOwner !== owner) await markFreshOwner(db, vm.incarnation, owner);
 }
 
 /** By a plain account's signature, or by what a contract that owns the token says of it. */

@@ -1,0 +1,88 @@
+// The life of a payment, and what the public API says of it. `state` is where the money is; `step` is what is done next.
+//
+//   credentials  claimed -> settling -> settled, all within the request that it pays; what is left over, the sweep ends
+//   compute      claimed -> authorized: check -> buy -> provision -> capture (settling) -> settled: deliver -> close
+//   given up     releasing -> released once final history is past `validBefore` without it; seen used all the same:
+//                refund_due -> refunding -> refunded
+//   held         the books and the chain disagree, or nobody is there who could be paid: a person decides
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
+import { formatUsdc } from "../chain/contract.ts";
+import type { Payment } from "../db/payments.ts";
+import { TIERS } from "./tiers.ts";
+
+/** How long an authorization has to be good for, so that a machine can be had and the money taken: seconds. */
+const ORDER_SECONDS = { vm: 1_200, gpu: 1_800 } as const;
+export const CREDENTIALS_SECONDS = 120;
+/** What may pass between signing and its arrival here, and between the payer's clock and the chain's. */
+export const SIGNING_SECONDS = 60;
+/** Of the authorization's time, left for taking the money once the machine answers. */
+export const CAPTURE_SECONDS = 120;
+
+export const orderSeconds = (tier: number): number => ORDER_SECONDS[TIERS[tier]?.type ?? "vm"];
+
+/** The same authorization is the same payment, for ever and on every deployment. */
+export const paymentId = (chainId: number, payer: string, nonce: string): string =>
+  bytesToHex(sha256(utf8ToBytes(`${chainId}/${payer}/${nonce}`.toLowerCase()))).slice(0, 32);
+
+export const WIRE_PAYMENT_STATES = ["unpaid", "authorized", "settled", "releasing", "released", "refunded"] as const;
+type WireState = (typeof WIRE_PAYMENT_STATES)[number];
+
+const WIRE_STATES: Record<Payment["state"], WireState> = {
+  claimed: "unpaid",
+  authorized: "authorized",
+  settling: "authorized",
+  settled: "settled",
+  releasing: "releasing",
+  released: "released",
+  refund_due: "settled",
+  refunding: "settled",
+  refunded: "refunded",
+  held: "settled",
+};
+
+const STEP_SENTENCES: Record<Payment["step"], string> = {
+  check: "The payment is being checked before anything is bought.",
+  buy: "The token is being bought.",
+  provision: "The machine is being made. Nothing was charged yet.",
+  capture: "The machine answers; the payment is being taken.",
+  deliver: "The payment was taken; the token is on its way to the payer.",
+  close: "The token is the payer's.",
+  settle: "The payment is being settled.",
+  release: "Nothing was delivered and nothing is charged. The authorization can't be used once its time is over.",
+  refund: "The payment was taken and nothing was delivered: it is being paid back.",
+  idle: "Nothing is left to do.",
+};
+
+/** Whether money has moved, and not come back. */
+const isCharged = ({ state }: Payment): boolean =>
+  state === "settled" || state === "refund_due" || state === "refunding";
+
+/** `charged` and `message` answer "was I charged, and for what?". */
+export const wirePayment = (payment: Payment) => ({
+  purchaseId: payment.id,
+  kind: payment.kind,
+  status: WIRE_STATES[payment.state],
+  step: payment.step,
+  charged: isCharged(payment),
+  message: payment.state === "held" ? "An operator is looking into it." : messageOf(payment),
+  reason: payment.reason,
+  payer: payment.payer,
+  amount: formatUsdc(BigInt(payment.amount)),
+  tier: payment.tier,
+  durationDays: payment.durationDays,
+  tokenId: payment.tokenId === null ? null : String(payment.tokenId),
+  validBefore: new Date(payment.validBefore * 1_000).toISOString(),
+  transactions: {
+    purchase: payment.purchaseTx,
+    settlement: payment.settleTx,
+    transfer: payment.transferTx,
+    refund: payment.refundTx,
+  },
+});
+
+function messageOf({ state, step }: Payment): string {
+  if (state === "released") return "Nothing was charged, and the authorization can't be used any more.";
+  if (state === "refunded") return "The payment was paid back.";
+  return STEP_SENTENCES[step];
+}
