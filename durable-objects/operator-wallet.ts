@@ -1,50 +1,76 @@
 // The wallet that pays: one object, named "operator", in the provisioner, so that nonces are given out one after the
-// other. A payment has an id, and an id is one payment for ever: asking twice pays once, whatever was lost in between.
+// other. An order has an id, and an id is one order for ever: asking twice pays once, whatever was lost in between.
 //
 //   order        stored with its nonce and its signed transaction before anything is broadcast; output gates hold the
-//                network back until storage has them
+//                network back until storage has them. Of a purchase the database knows each hash first (hard case 20)
 //   sent         broadcast again in nonce order by an alarm until final history shows it; replaced at a higher fee where
 //                it is stuck, each replacement stored before it leaves
 //   final        two nodes call its block final. A reorg before that changes nothing: it is still being broadcast
 //   nonce taken  by a transaction that is not ours, in final history: the order gets another nonce
 //
+// A purchase is two transactions, the approval of its exact cost in front of it, signed in one turn at two nonces.
 // The key is in the environment of this script alone (hard case 3), and the chain's word in final history is the only
 // one that closes an order (hard case 16).
 import { DurableObject } from "cloudflare:workers";
-import { type Address, BaseError, ExecutionRevertedError, encodeFunctionData, type Hex, keccak256 } from "viem";
+import { type Address, type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { askFirst, askTwo, type Chain, connectChain, readFinalNumber, readReceipt } from "../src/chain/client.ts";
 import { coinAbi } from "../src/chain/contract.ts";
+import { type Call, callsOf, estimateGas, estimateGasTogether, type WalletOrder } from "../src/chain/orders.ts";
 import { provisionerConfig } from "../src/config.ts";
+import { openDatabase } from "../src/db/client.ts";
+import { linkTransaction } from "../src/db/payments.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 
-/** USDC to somebody. `amount`: 10^-6 USDC, decimal. */
-export type Payment = { id: string; to: Address; amount: string };
-export type PaymentState =
-  /** Nothing was signed; the same call may work later. */
-  | { state: "waiting"; why: "daily_limit" | "no_funds" | "no_gas" | "would_fail" | "other_payment" }
-  | { state: "sent" | "final" | "reverted"; hash: Hex };
+export type Refusal = "daily_limit" | "no_funds" | "no_gas" | "gas_too_dear" | "would_fail" | "other_order";
+export type Mined = { hash: Hex; status: "success" | "reverted"; blockNumber: number };
+export type OrderState =
+  /** Nothing was signed; the same call may work later. `other_order`: the id was given to something else before. */
+  | { state: "waiting"; why: Refusal }
+  /** `mined`: whichever of its transactions two nodes have a receipt of now. */
+  | { state: "sent"; hash: Hex; mined: Mined | null }
+  /** In final history. */
+  | { state: "final" | "reverted"; hash: Hex };
 
+/** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
 type OrderRow = {
   id: string;
-  recipient: Address;
+  kind: WalletOrder["kind"] | "approve";
+  /** The order, as it was given. */
+  body: string;
+  to_address: Address;
+  data: Hex;
+  /** What it takes from our USDC. */
   amount: string;
   nonce: number;
   state: "sent" | "final" | "reverted";
+  /** Seen in a block that was not final. */
+  mined: number;
   hash: Hex;
   created_at: number;
 };
-type SignedRow = { hash: Hex; raw: Hex; max_fee: string; priority_fee: string; signed_at: number };
-type Fees = { maxFee: bigint; priorityFee: bigint };
+type NewRow = Pick<OrderRow, "id" | "kind" | "body" | "to_address" | "data" | "amount">;
+type SignedRow = {
+  hash: Hex;
+  raw: Hex;
+  gas: string;
+  max_fee: string;
+  priority_fee: string;
+  linked: number;
+  signed_at: number;
+};
+type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
 
 const ADVANCE_MS = 15_000;
 const STUCK_MS = 60_000;
+const HOUR_MS = 3_600_000;
 const DAY_MS = 86_400_000;
 const MAX_REPLACEMENTS = 10;
 /** Nodes take a replacement only at 10 % more. */
 const BUMP_PERCENT = 125n;
-const GAS_MARGIN_PERCENT = 130n;
 const FALLBACK_PRIORITY_FEE = 1_000_000n;
+const LOW_TRANSACTIONS = 100n;
+const GAS_PER_TRANSACTION = 200_000n;
 
 export class OperatorWallet extends DurableObject<object> {
   #turn: Promise<unknown> = Promise.resolve();
@@ -52,18 +78,26 @@ export class OperatorWallet extends DurableObject<object> {
   constructor(state: DurableObjectState, env: object) {
     super(state, env);
     const { sql } = state.storage;
-    sql.exec(`CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, recipient TEXT NOT NULL, amount TEXT NOT NULL,
-      nonce INTEGER NOT NULL, state TEXT NOT NULL, hash TEXT NOT NULL, created_at INTEGER NOT NULL)`);
-    sql.exec("CREATE INDEX IF NOT EXISTS orders_open ON orders (nonce) WHERE state = 'sent'");
-    sql.exec("CREATE INDEX IF NOT EXISTS orders_recent ON orders (created_at)");
-    sql.exec(`CREATE TABLE IF NOT EXISTS transactions (hash TEXT PRIMARY KEY, id TEXT NOT NULL, nonce INTEGER NOT NULL,
-      raw TEXT NOT NULL, max_fee TEXT NOT NULL, priority_fee TEXT NOT NULL, signed_at INTEGER NOT NULL)`);
-    sql.exec("CREATE INDEX IF NOT EXISTS transactions_by_order ON transactions (id)");
+    sql.exec(`CREATE TABLE IF NOT EXISTS wallet_orders (id TEXT PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL,
+      to_address TEXT NOT NULL, data TEXT NOT NULL, amount TEXT NOT NULL, nonce INTEGER NOT NULL, state TEXT NOT NULL,
+      mined INTEGER NOT NULL DEFAULT 0, hash TEXT NOT NULL, created_at INTEGER NOT NULL)`);
+    sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_open ON wallet_orders (nonce) WHERE state = 'sent'");
+    sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_recent ON wallet_orders (kind, created_at)");
+    sql.exec(`CREATE TABLE IF NOT EXISTS signed (hash TEXT PRIMARY KEY, id TEXT NOT NULL, nonce INTEGER NOT NULL,
+      raw TEXT NOT NULL, gas TEXT NOT NULL, max_fee TEXT NOT NULL, priority_fee TEXT NOT NULL,
+      linked INTEGER NOT NULL DEFAULT 0, signed_at INTEGER NOT NULL)`);
+    sql.exec("CREATE INDEX IF NOT EXISTS signed_by_order ON signed (id)");
   }
 
-  /** Pays, or says how the payment of that id stands. */
-  pay(payment: Payment): Promise<PaymentState> {
-    return this.#inTurn(() => this.#pay(payment));
+  /** Gives an order, or says how the order of that id stands. */
+  order(order: WalletOrder): Promise<OrderState> {
+    return this.#inTurn(() => this.#order(order));
+  }
+
+  /** What `order` would find before it signs anything; null: nothing is in its way. */
+  async simulate(order: WalletOrder): Promise<Refusal | null> {
+    const prepared = await this.#prepare(order);
+    return "why" in prepared ? prepared.why : null;
   }
 
   override async alarm(): Promise<void> {
@@ -77,42 +111,85 @@ export class OperatorWallet extends DurableObject<object> {
     await sendLogs(LOG_BOOK);
   }
 
-  async #pay({ id, to, amount }: Payment): Promise<PaymentState> {
-    const known = this.ctx.storage.sql.exec<OrderRow>("SELECT * FROM orders WHERE id = ?", id).toArray()[0];
+  async #order(order: WalletOrder): Promise<OrderState> {
+    const known = this.#row(order.id);
     if (known !== undefined) {
-      // One id, two sums or recipients: somebody wrote into the database, or we made a mistake.
-      if (known.recipient !== to || known.amount !== amount) return { state: "waiting", why: "other_payment" };
-      return { state: known.state, hash: known.hash };
+      // One id, two orders: somebody wrote into the database, or we made a mistake.
+      if (known.body !== JSON.stringify(order)) return { state: "waiting", why: "other_order" };
+      if (known.state !== "sent") return { state: known.state, hash: known.hash };
+      const mined = await this.#receiptOf(known);
+      this.#noteMined(known, mined !== null);
+      return { state: "sent", hash: mined?.hash ?? known.hash, mined };
     }
-    const { chain, account, config } = this.#services();
-    const value = BigInt(amount);
-    if (this.#spentToday() + value > config.REFUND_LIMIT_USDC_PER_DAY) return { state: "waiting", why: "daily_limit" };
-    if ((await this.#available()) < value) return { state: "waiting", why: "no_funds" };
-    const call = { to: config.USDC_ADDRESS, data: transferData(to, value) };
-    const [gas, fees] = await Promise.all([this.#estimateGas(call), this.#fees()]);
-    if (gas === null) return { state: "waiting", why: "would_fail" };
-    const wei = await askFirst(chain, ({ client }) => client.getBalance({ address: account.address }));
-    if (wei < gas * fees.maxFee) return { state: "waiting", why: "no_gas" };
-    const order = { id, recipient: to, amount, nonce: await this.#nextNonce() };
-    const hash = await this.#sign(order, gas, fees);
-    await this.#broadcast(id);
-    log("info", "payment_sent", { id, hash, amount });
-    return { state: "sent", hash };
+    const prepared = await this.#prepare(order);
+    if ("why" in prepared) return { state: "waiting", why: prepared.why };
+    const { rows, gas, fees } = prepared;
+    const nonce = await this.#nextNonce();
+    // All are signed and stored before the first one leaves: nothing may come between their nonces.
+    let hash: Hex = "0x";
+    for (const [i, row] of rows.entries()) hash = await this.#sign({ ...row, nonce: nonce + i }, gas[i] ?? 0n, fees);
+    for (const { id } of rows) await this.#broadcast(id);
+    log("info", "payment_sent", { id: order.id, kind: order.kind, hash, amount: rows.at(-1)?.amount });
+    return { state: "sent", hash, mined: null };
   }
 
-  /** Signs an order's transaction and stores both; nothing has left yet. */
-  async #sign(
-    { id, recipient, amount, nonce }: Pick<OrderRow, "id" | "recipient" | "amount" | "nonce">,
-    gas: bigint,
-    { maxFee, priorityFee }: Fees,
-  ): Promise<Hex> {
+  async #prepare(order: WalletOrder): Promise<{ why: Refusal } | { rows: NewRow[]; gas: bigint[]; fees: Fees }> {
+    const { chain, account, config } = this.#services();
+    const rows = this.#rowsOf(order);
+    const value = BigInt(rows.at(-1)?.amount ?? 0);
+    const { REFUND_LIMIT_USDC_PER_DAY: refunds, PURCHASE_LIMIT_USDC_PER_DAY: purchases } = config;
+    const limit = order.kind === "pay" ? refunds : purchases;
+    if (value > 0n && this.#spentToday(order.kind) + value > limit) return { why: "daily_limit" };
+    const [available, wei, fees] = await Promise.all([
+      this.#available(),
+      askFirst(chain, ({ client }) => client.getBalance({ address: account.address })),
+      this.#fees(),
+    ]);
+    await this.#warnOfFunds(available, wei, fees);
+    if (available < value) return { why: "no_funds" };
+    if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
+    const gas = await this.#estimate(rows);
+    if (gas === null) return { why: "would_fail" };
+    if (wei < gas.reduce((sum, one) => sum + one, 0n) * fees.maxFee) return { why: "no_gas" };
+    return { rows, gas, fees };
+  }
+
+  #rowsOf(order: WalletOrder): NewRow[] {
+    const { account, config } = this.#services();
+    const addresses = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator: account.address };
+    const amount = order.kind === "pay" ? order.amount : order.kind === "purchase" ? order.cost : "0";
+    const calls = callsOf(order, addresses);
+    return calls.map(({ to, data }, i) => {
+      const isLast = i === calls.length - 1;
+      return {
+        id: isLast ? order.id : `${order.id}/approve`,
+        kind: isLast ? order.kind : "approve",
+        body: JSON.stringify(order),
+        to_address: to,
+        data,
+        amount: isLast ? amount : "0",
+      };
+    });
+  }
+
+  async #estimate(rows: readonly NewRow[]): Promise<bigint[] | null> {
+    const { chain, account } = this.#services();
+    const calls = rows.map(({ to_address: to, data }): Call => ({ to, data }));
+    const [only] = calls;
+    if (calls.length > 1 || only === undefined) return estimateGasTogether(chain, account.address, calls);
+    const gas = await estimateGas(chain, account.address, only);
+    return gas === null ? null : [gas];
+  }
+
+  /** Signs a row's transaction and stores both; nothing has left yet. */
+  async #sign(row: NewRow & { nonce: number }, gas: bigint, { maxFee, priorityFee }: Fees): Promise<Hex> {
     const { account, config } = this.#services();
     const raw = await account.signTransaction({
       type: "eip1559",
       chainId: config.CHAIN_ID,
-      nonce,
-      to: config.USDC_ADDRESS,
-      data: transferData(recipient, BigInt(amount)),
+      nonce: row.nonce,
+      to: row.to_address,
+      data: row.data,
       gas,
       maxFeePerGas: maxFee,
       maxPriorityFeePerGas: priorityFee,
@@ -122,34 +199,24 @@ export class OperatorWallet extends DurableObject<object> {
     const { storage } = this.ctx;
     storage.transactionSync(() => {
       storage.sql.exec(
-        `INSERT INTO orders VALUES (?, ?, ?, ?, 'sent', ?, ?)
+        `INSERT INTO wallet_orders VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', 0, ?, ?)
           ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, hash = excluded.hash`,
-        id,
-        recipient,
-        amount,
-        nonce,
-        hash,
-        now,
+        ...[row.id, row.kind, row.body, row.to_address, row.data, row.amount, row.nonce, hash, now],
       );
       storage.sql.exec(
-        "INSERT INTO transactions VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING",
-        hash,
-        id,
-        nonce,
-        raw,
-        String(maxFee),
-        String(priorityFee),
-        now,
+        "INSERT INTO signed VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (hash) DO NOTHING",
+        ...[hash, row.id, row.nonce, raw, String(gas), String(maxFee), String(priorityFee), now],
       );
     });
     await storage.setAlarm(now + ADVANCE_MS);
     return hash;
   }
 
-  /** Sends an order's newest transaction to every node; that one knows it already, or is down, is no matter. */
+  /** Sends a row's newest transaction to every node; that one knows it already, or is down, is no matter. */
   async #broadcast(id: string): Promise<void> {
     const [newest] = this.#signed(id);
     if (newest === undefined) return;
+    if (!(await this.#link(id, newest))) return;
     const { chain } = this.#services();
     const sent = await Promise.allSettled(
       chain.nodes.map(({ client }) => client.sendRawTransaction({ serializedTransaction: newest.raw })),
@@ -158,16 +225,32 @@ export class OperatorWallet extends DurableObject<object> {
     if (refused.length === sent.length) log("debug", "broadcast_refused", { id, hash: newest.hash, nodes: refused });
   }
 
-  /** Brings every open order on, in the order of nonces. */
+  /** False where the database can't be told whose purchase it is: then it stays here until the alarm tries again. */
+  async #link(id: string, { hash, linked }: SignedRow): Promise<boolean> {
+    const row = this.#row(id);
+    if (row?.kind !== "purchase" || linked === 1) return true;
+    const { payment } = JSON.parse(row.body) as WalletOrder & { kind: "purchase" };
+    try {
+      await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
+    } catch (error) {
+      log("error", "purchase_not_linked", { id, hash, ...errorFields(error) });
+      return false;
+    }
+    this.ctx.storage.sql.exec("UPDATE signed SET linked = 1 WHERE hash = ?", hash);
+    return true;
+  }
+
+  /** Brings every open row on, in the order of nonces. */
   async #advance(): Promise<void> {
     const open = this.#open();
     if (open.length === 0) return;
     const { chain, account } = this.#services();
     const final = await readFinalNumber(chain);
-    for (const order of open) {
-      const mined = await this.#receiptOf(order);
+    for (const row of open) {
+      const mined = await this.#receiptOf(row);
+      this.#noteMined(row, mined !== null);
       if (mined !== null) {
-        if (mined.blockNumber <= final) this.#close(order, mined);
+        if (mined.blockNumber <= final) this.#close(row, mined);
         continue;
       }
       const taken = await askTwo(
@@ -178,53 +261,58 @@ export class OperatorWallet extends DurableObject<object> {
         ({ count }) => String(count),
       );
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
-      const isTaken = taken.count > order.nonce && (await this.#receiptOf(order)) === null;
-      if (isTaken) await this.#giveAnotherNonce(order);
-      else if (taken.count <= order.nonce) await this.#keepSending(order);
+      const isTaken = taken.count > row.nonce && (await this.#receiptOf(row)) === null;
+      if (isTaken) await this.#giveAnotherNonce(row);
+      else if (taken.count <= row.nonce) await this.#keepSending(row);
     }
   }
 
-  /** Somebody else used the key: none of this order's transactions can ever be mined. */
-  async #giveAnotherNonce(order: OrderRow): Promise<void> {
-    log("page", "operator_nonce_taken", { id: order.id, nonce: order.nonce });
-    const gas = await this.#estimateGas(this.#callOf(order));
-    if (gas === null) return;
-    await this.#sign({ ...order, nonce: await this.#nextNonce() }, gas, await this.#fees());
-    await this.#broadcast(order.id);
+  /** Somebody else used the key: none of this row's transactions can ever be mined. */
+  async #giveAnotherNonce(row: OrderRow): Promise<void> {
+    log("page", "operator_nonce_taken", { id: row.id, kind: row.kind, nonce: row.nonce });
+    const [newest] = this.#signed(row.id);
+    if (newest === undefined) return;
+    await this.#sign({ ...row, nonce: await this.#nextNonce() }, BigInt(newest.gas), await this.#fees());
+    await this.#broadcast(row.id);
   }
 
-  async #keepSending(order: OrderRow): Promise<void> {
-    const signed = this.#signed(order.id);
+  async #keepSending(row: OrderRow): Promise<void> {
+    const signed = this.#signed(row.id);
     const [newest] = signed;
     const isStuck = newest !== undefined && Date.now() - newest.signed_at > STUCK_MS;
     if (isStuck && signed.length <= MAX_REPLACEMENTS) {
       const market = await this.#fees();
       const bump = (fee: string) => (BigInt(fee) * BUMP_PERCENT) / 100n + 1n;
-      const gas = await this.#estimateGas(this.#callOf(order));
-      if (gas !== null) {
-        await this.#sign(order, gas, {
-          maxFee: max(market.maxFee, bump(newest.max_fee)),
-          priorityFee: max(market.priorityFee, bump(newest.priority_fee)),
-        });
-        log("warn", "payment_replaced", { id: order.id, nonce: order.nonce, replacements: signed.length });
-      }
-    } else if (isStuck) log("page", "payment_stuck", { id: order.id, nonce: order.nonce });
-    await this.#broadcast(order.id);
+      await this.#sign(row, BigInt(newest.gas), {
+        ...market,
+        maxFee: max(market.maxFee, bump(newest.max_fee)),
+        priorityFee: max(market.priorityFee, bump(newest.priority_fee)),
+      });
+      log("warn", "payment_replaced", { id: row.id, kind: row.kind, nonce: row.nonce, replacements: signed.length });
+    } else if (isStuck) log("page", "payment_stuck", { id: row.id, kind: row.kind, nonce: row.nonce });
+    await this.#broadcast(row.id);
   }
 
-  #close(order: OrderRow, mined: { status: string; hash: Hex }): void {
+  #close(row: OrderRow, mined: Mined): void {
     const state = mined.status === "success" ? "final" : "reverted";
     this.ctx.storage.transactionSync(() => {
-      this.ctx.storage.sql.exec("UPDATE orders SET state = ?, hash = ? WHERE id = ?", state, mined.hash, order.id);
-      this.ctx.storage.sql.exec("DELETE FROM transactions WHERE id = ?", order.id);
+      this.ctx.storage.sql.exec("UPDATE wallet_orders SET state = ?, hash = ? WHERE id = ?", state, mined.hash, row.id);
+      this.ctx.storage.sql.exec("DELETE FROM signed WHERE id = ?", row.id);
     });
-    log(state === "final" ? "info" : "page", `payment_${state}`, { id: order.id, hash: mined.hash });
+    // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
+    const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
+    log(level, `payment_${state}`, { id: row.id, kind: row.kind, hash: mined.hash });
   }
 
-  /** The receipt of whichever of an order's transactions was mined. */
-  async #receiptOf(order: OrderRow) {
+  #noteMined(row: OrderRow, mined: boolean): void {
+    if ((row.mined === 1) === mined) return;
+    this.ctx.storage.sql.exec("UPDATE wallet_orders SET mined = ? WHERE id = ?", mined ? 1 : 0, row.id);
+  }
+
+  /** The receipt of whichever of a row's transactions was mined. */
+  async #receiptOf(row: Pick<OrderRow, "id">): Promise<Mined | null> {
     const { chain } = this.#services();
-    for (const { hash } of this.#signed(order.id)) {
+    for (const { hash } of this.#signed(row.id)) {
       const receipt = await readReceipt(chain, hash);
       if (receipt !== null) return { hash, status: receipt.status, blockNumber: Number(receipt.blockNumber) };
     }
@@ -238,7 +326,9 @@ export class OperatorWallet extends DurableObject<object> {
       async ({ client }) => ({ count: await client.getTransactionCount({ address: account.address }) }),
       (answer) => String(answer.count),
     );
-    const last = this.ctx.storage.sql.exec<{ nonce: number | null }>("SELECT MAX(nonce) AS nonce FROM orders").one();
+    const last = this.ctx.storage.sql
+      .exec<{ nonce: number | null }>("SELECT MAX(nonce) AS nonce FROM wallet_orders")
+      .one();
     return Math.max(count, (last.nonce ?? -1) + 1);
   }
 
@@ -247,49 +337,49 @@ export class OperatorWallet extends DurableObject<object> {
     const { chain, account, config } = this.#services();
     const read = { address: config.USDC_ADDRESS, abi: coinAbi, functionName: "balanceOf" } as const;
     const balance = await askFirst(chain, ({ client }) => client.readContract({ ...read, args: [account.address] }));
-    return this.#open().reduce((left, { amount }) => left - BigInt(amount), balance);
+    return this.#open().reduce((left, { amount, mined }) => (mined === 1 ? left : left - BigInt(amount)), balance);
   }
 
-  /** Null where the call would revert. */
-  async #estimateGas(call: { to: Address; data: Hex }): Promise<bigint | null> {
-    const { chain, account } = this.#services();
-    return askFirst(chain, async ({ client }) => {
-      try {
-        return ((await client.estimateGas({ account: account.address, ...call })) * GAS_MARGIN_PERCENT) / 100n;
-      } catch (error) {
-        if (error instanceof BaseError && error.walk((e) => e instanceof ExecutionRevertedError) !== null) return null;
-        throw error;
-      }
-    });
+  /** A person has to send more before orders have to wait; said once an hour. */
+  async #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): Promise<void> {
+    const { storage } = this.ctx;
+    const { config } = this.#services();
+    const isLow = available < config.LOW_FUNDS_USDC || wei < LOW_TRANSACTIONS * GAS_PER_TRANSACTION * maxFee;
+    if (!isLow || ((await storage.get<number>("warnedAt")) ?? 0) > Date.now() - HOUR_MS) return;
+    await storage.put("warnedAt", Date.now());
+    log("page", "operator_funds_low", { usdc6: String(available), wei: String(wei) });
   }
 
   #fees(): Promise<Fees> {
     return askFirst(this.#services().chain, async ({ client }) => {
       const { baseFeePerGas } = await client.getBlock();
       const priorityFee = await client.estimateMaxPriorityFeePerGas().catch(() => FALLBACK_PRIORITY_FEE);
-      return { maxFee: 2n * (baseFeePerGas ?? 0n) + priorityFee, priorityFee };
+      const baseFee = baseFeePerGas ?? 0n;
+      return { maxFee: 2n * baseFee + priorityFee, priorityFee, baseFee };
     });
   }
 
-  #open = (): OrderRow[] =>
-    this.ctx.storage.sql.exec<OrderRow>("SELECT * FROM orders WHERE state = 'sent' ORDER BY nonce").toArray();
+  #row = (id: string): OrderRow | undefined =>
+    this.ctx.storage.sql.exec<OrderRow>("SELECT * FROM wallet_orders WHERE id = ?", id).toArray()[0];
 
-  /** An order's transactions, newest first. */
+  #open = (): OrderRow[] =>
+    this.ctx.storage.sql.exec<OrderRow>("SELECT * FROM wallet_orders WHERE state = 'sent' ORDER BY nonce").toArray();
+
+  /** A row's transactions, newest first. */
   #signed = (id: string): SignedRow[] =>
     this.ctx.storage.sql
-      .exec<SignedRow>("SELECT * FROM transactions WHERE id = ? ORDER BY signed_at DESC, rowid DESC", id)
+      .exec<SignedRow>("SELECT * FROM signed WHERE id = ? ORDER BY signed_at DESC, rowid DESC", id)
       .toArray();
 
-  #spentToday = (): bigint =>
+  #spentToday = (kind: OrderRow["kind"]): bigint =>
     this.ctx.storage.sql
-      .exec<{ amount: string }>("SELECT amount FROM orders WHERE created_at > ?", Date.now() - DAY_MS)
+      .exec<{ amount: string }>(
+        "SELECT amount FROM wallet_orders WHERE kind = ? AND created_at > ? AND state <> 'reverted'",
+        kind,
+        Date.now() - DAY_MS,
+      )
       .toArray()
       .reduce((sum, { amount }) => sum + BigInt(amount), 0n);
-
-  #callOf = ({ recipient, amount }: OrderRow) => ({
-    to: this.#services().config.USDC_ADDRESS,
-    data: transferData(recipient, BigInt(amount)),
-  });
 
   #known: { chain: Chain; account: PrivateKeyAccount } | undefined;
   #services() {
@@ -306,8 +396,5 @@ export class OperatorWallet extends DurableObject<object> {
     return mine;
   }
 }
-
-const transferData = (to: Address, amount: bigint): Hex =>
-  encodeFunctionData({ abi: coinAbi, functionName: "transfer", args: [to, amount] });
 
 const max = (a: bigint, b: bigint): bigint => (a > b ? a : b);

@@ -29,6 +29,7 @@ CREATE TABLE `payments` (
 	`region` text,
 	`quoted_block` integer,
 	`incarnation` text,
+	`cost` text,
 	`bought_at` integer,
 	`held` integer DEFAULT false NOT NULL,
 	`purchase_tx` text,

@@ -29,6 +29,8 @@ import { mountHealth } from "./routes/health.ts";
 import { mountStatus } from "./routes/status.ts";
 import { mountTiers } from "./routes/tiers.ts";
 import { mountVms } from "./routes/vms.ts";
+import { mountPaidCredentials } from "./routes/x402/credentials.ts";
+import { mountPurchases } from "./routes/x402/purchases.ts";
 import type { Budget } from "./vms/waits.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
@@ -156,6 +158,8 @@ export function createApp(config: EdgeConfig): Router {
   mountVms(app);
   mountStatus(app);
   mountAgents(app);
+  mountPaidCredentials(app);
+  mountPurchases(app);
   mountDocuments(app);
   mountAdminKeys(app);
   mountAdminBans(app);

@@ -70,6 +70,14 @@ const chainFields = {
   USDC_ADDRESS: address.default("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
   /** The coin's name in its EIP-712 domain, where it is not the one that it has on Base or Base Sepolia. */
   USDC_NAME: z.string().min(1).optional(),
+  /** How long a price that was quoted is kept. */
+  QUOTE_SECONDS: integer(1).prefault("300"),
+  /** Above this base fee nothing is sold over x402. */
+  MAX_BASE_FEE_GWEI: z
+    .string()
+    .regex(/^\d{1,6}(\.\d{1,9})?$/, "must be an amount of gwei, like 5 or 0.5")
+    .transform((value) => parseUnits(value, 9))
+    .prefault("5"),
   /** Tiers whose payment is taken before there is a machine, and given back where there is none. */
   CAPTURE_FIRST_TIERS: items.pipe(
     z.array(
@@ -125,16 +133,8 @@ const edgeFields = z.object({
   CDP_API_KEY_SECRET: z.string().min(1).optional(),
   /** What /x402/vm-credentials costs. */
   CREDENTIALS_PRICE_USDC: usdc.default(10_000n),
-  /** How long a price that was quoted is kept. */
-  QUOTE_SECONDS: integer(1).prefault("300"),
   /** What may be on its way or bought without having been paid for, within an hour. */
   UNCAPTURED_LIMIT_USDC_PER_HOUR: usdc.default(500_000_000n),
-  /** Above this base fee nothing is sold over x402. */
-  MAX_BASE_FEE_GWEI: z
-    .string()
-    .regex(/^\d{1,6}(\.\d{1,9})?$/, "must be an amount of gwei, like 5 or 0.5")
-    .transform((value) => parseUnits(value, 9))
-    .prefault("5"),
   KEY_GRACE_SECONDS: integer(0).prefault("86400"),
   CHAIN_MAX_AGE_SECONDS: integer(1).prefault("20"),
   PROVISION_DEADLINE_SECONDS: integer(1).prefault("3600"),
@@ -204,6 +204,16 @@ const provisionerFields = z.object({
   LATE_AFTER_SECONDS: integer(0).prefault("600"),
   /** The most that leaves the operator wallet as refunds within 24 hours; what is beyond it waits. */
   REFUND_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
+  /** The most that leaves it for tokens that x402 has sold; refunds have their own limit. */
+  PURCHASE_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
+  /** Below this the wallet calls for more. */
+  LOW_FUNDS_USDC: usdc.default(100_000_000n),
+  /** The share of a price that the vendor may take, where x402 has sold the machine before it was paid for. */
+  MAX_COST_SHARE: z
+    .string()
+    .regex(/^\d{1,2}(\.\d{1,4})?$/, "must be a share, like 0.9")
+    .transform(Number)
+    .prefault("1"),
   DATA_PUBLIC_KEY: z
     .string()
     .refine(isPublicKey, "must be a secp256k1 public key, 33 or 65 bytes of hex")

@@ -46,14 +46,16 @@ export const limitedEvenIfBanned =
   };
 
 /** Caps over a /48 and over everybody, for routes that write: an IPv6 client has as many addresses as it likes. */
-export const cappedWallets: MiddlewareHandler<App> = async (c, next) => {
-  if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return next();
-  const block = blockOf(c.get("client"));
-  // One after the other: what its own block refuses must not use up what everybody shares.
-  if (block !== null) await count(c, "wallets_block", block);
-  await count(c, "wallets_all", "everybody");
-  await next();
-};
+export const capped =
+  (what: "wallets" | "x402"): MiddlewareHandler<App> =>
+  async (c, next) => {
+    if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return next();
+    const block = blockOf(c.get("client"));
+    // One after the other: what its own block refuses must not use up what everybody shares.
+    if (block !== null) await count(c, `${what}_block`, block);
+    await count(c, `${what}_all`, "everybody");
+    await next();
+  };
 
 async function count(c: Context<App>, route: LimitedRoute, name: string): Promise<void> {
   const verdict = await ask(c, route, name, false);

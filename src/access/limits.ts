@@ -16,7 +16,7 @@ export type Rule = Limit & {
   shared?: true;
 };
 
-/** Requests per span and client; reference, "Rate limits". `/health` has none. The last two are caps over all clients. */
+/** Requests per span and client; reference, "Rate limits". `/health` has none. The last four are caps over many clients. */
 export const LIMITS = {
   tiers: { requests: 100, windowSeconds: MINUTE },
   credentials: { requests: 30, windowSeconds: HOUR, kept: true, polled: true, closed: true },
@@ -24,9 +24,12 @@ export const LIMITS = {
   status: { requests: 100, windowSeconds: MINUTE, polled: true },
   wallets: { requests: 3, windowSeconds: MINUTE, kept: true, closed: true },
   admin: { requests: 20, windowSeconds: MINUTE, kept: true, closed: true },
+  x402: { requests: 60, windowSeconds: MINUTE, polled: true, closed: true },
   documents: { requests: 100, windowSeconds: MINUTE },
   unknown: { requests: 60, windowSeconds: MINUTE },
   wallets_block: { requests: 30, windowSeconds: MINUTE, kept: true, closed: true, shared: true },
+  x402_block: { requests: 300, windowSeconds: MINUTE, closed: true, shared: true },
+  x402_all: { requests: 6_000, windowSeconds: MINUTE, closed: true, shared: true },
   wallets_all: { requests: 600, windowSeconds: MINUTE, kept: true, closed: true, shared: true },
 } as const satisfies Record<string, Rule>;
 

@@ -11,6 +11,7 @@ import { ExactEvmScheme } from "@x402/evm/exact/server";
 import { getAddress, type Hex } from "viem";
 import { z } from "zod";
 import type { Authorization, Coin } from "../chain/authorization.ts";
+import { coinOf } from "../chain/coin.ts";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { createFacilitator, type Facilitator, facilitatorClient } from "./facilitator.ts";
@@ -19,7 +20,6 @@ import { requireShort } from "./headers.ts";
 const MAX_HEADER_CHARS = 16_384;
 /** Version 1 names networks; those of CAIP-2 that it has no name for it can't pay on. */
 const V1_NETWORKS: Readonly<Record<number, string>> = { 8453: "base", 84532: "base-sepolia" };
-const COIN_NAMES: Readonly<Record<number, string>> = { 84532: "USDC" };
 const PAYMENT_ID = /^[a-zA-Z0-9_-]{16,128}$/;
 
 /** What is asked for one request. */
@@ -55,7 +55,7 @@ const tills = new WeakMap<EdgeConfig, Promise<Till>>();
 
 /** Where payments are taken, one per configuration. Throws 503 where nothing is sold over x402. */
 export function tillOf(config: EdgeConfig): Promise<Till> {
-  const { X402_PAY_TO: payTo, CHAIN_ID: chainId } = config;
+  const { X402_PAY_TO: payTo } = config;
   if (payTo === undefined) {
     throw new AppError(
       "payments_off",
@@ -68,7 +68,7 @@ export function tillOf(config: EdgeConfig): Promise<Till> {
     const client = facilitatorClient(config);
     const server = new x402ResourceServer(client).register(networkOf(config), new ExactEvmScheme());
     await server.initialize();
-    return { server, facilitator: createFacilitator(client), coin: coinOf(config, chainId), payTo };
+    return { server, facilitator: createFacilitator(client), coin: coinOf(config), payTo };
   };
   const till = open();
   tills.set(config, till);
@@ -76,12 +76,6 @@ export function tillOf(config: EdgeConfig): Promise<Till> {
 }
 
 export const networkOf = ({ CHAIN_ID }: Pick<EdgeConfig, "CHAIN_ID">): `eip155:${number}` => `eip155:${CHAIN_ID}`;
-
-/** Circle's domain: "USD Coin" on Base, "USDC" on Base Sepolia, version 2 on both. */
-export const coinOf = (
-  { USDC_ADDRESS: address, USDC_NAME: name }: Pick<EdgeConfig, "USDC_ADDRESS" | "USDC_NAME">,
-  chainId: number,
-): Coin => ({ address, name: name ?? COIN_NAMES[chainId] ?? "USD Coin", version: "2", chainId });
 
 /** The requirement that a demand makes. */
 export async function requirementOf(

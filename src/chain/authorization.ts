@@ -175,18 +175,7 @@ export function hasPaid(receipt: Receipt, coin: Address, { from, to, value, nonc
   );
 }
 
-/** Balances of USDC and ether of an account as one node sees them, and what gas costs there, in wei. */
-export const readFunds = (chain: Chain, coin: Address, account: Address) =>
-  askFirst(chain, async ({ client }) => {
-    const [usdc6, wei, { baseFeePerGas }] = await Promise.all([
-      client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),
-      client.getBalance({ address: account }),
-      client.getBlock(),
-    ]);
-    return { usdc6, wei, baseFee: baseFeePerGas ?? 0n };
-  });
-
-/** As two nodes agree on it. */
+/** USDC of an account as two nodes agree on it, in 10^-6 USDC. */
 export const readAgreedBalance = async (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
   (
     await askTwo(
@@ -202,3 +191,9 @@ export const readAgreedBalance = async (chain: Chain, coin: Address, account: Ad
       ({ usdc6 }) => String(usdc6),
     )
   ).usdc6;
+
+/** The same by the first node that answers. */
+export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
+  askFirst(chain, ({ client }) =>
+    client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),
+  );

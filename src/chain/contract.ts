@@ -26,6 +26,7 @@ export const coinAbi = parseAbi([
 export const multicallAbi = parseAbi([
   "function getBlockNumber() view returns (uint256)",
   "function getCurrentBlockTimestamp() view returns (uint256)",
+  "function getEthBalance(address addr) view returns (uint256 balance)",
 ]);
 
 export const eventAbi = parseAbi([

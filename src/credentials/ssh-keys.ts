@@ -63,6 +63,26 @@ export function formatPrivateKey(stored: Uint8Array): string {
   return `-----BEGIN RSA PRIVATE KEY-----\n${lines.join("\n")}\n-----END RSA PRIVATE KEY-----\n`;
 }
 
+const LOGIN_KEY_TYPES: ReadonlySet<string> = new Set([
+  "ssh-ed25519",
+  "ssh-rsa",
+  "ecdsa-sha2-nistp256",
+  "ecdsa-sha2-nistp384",
+  "ecdsa-sha2-nistp521",
+]);
+
+/**
+ * Somebody's public key, as `type base64` and nothing else: options and comments would be lines in authorized_keys that a
+ * stranger writes. Null for what is no login key, or names another type than it is of (RFC 4253, section 6.6).
+ */
+export function parsePublicKey(text: string): string | null {
+  const [, type = "", blob = ""] = /^(\S+) ([A-Za-z0-9+/]{40,1400}={0,2})(?: [^\r\n]*)?$/.exec(text.trim()) ?? [];
+  const bytes = Buffer.from(blob, "base64");
+  const named = bytes.subarray(4, 4 + type.length).toString("latin1");
+  const isWhole = bytes.length > 4 + type.length && bytes.readUInt32BE(0) === type.length && named === type;
+  return LOGIN_KEY_TYPES.has(type) && isWhole ? `${type} ${bytes.toString("base64")}` : null;
+}
+
 /** `SHA256:…` as `ssh-keygen -l` prints it. */
 export function fingerprint(publicKey: string): string {
   const blob = Buffer.from(publicKey.split(" ")[1] ?? "", "base64");

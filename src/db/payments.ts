@@ -93,10 +93,6 @@ export async function exceededLimit(
   return null;
 }
 
-/** A claim that nobody has worked on yet is taken back: the payer may come again with the same authorization. */
-export const dropClaim = (db: Database, id: string) =>
-  db.delete(payments).where(and(eq(payments.id, id), eq(payments.state, "claimed"), eq(payments.generation, 1)));
-
 /** The row as it is from here on; null where it has moved since it was read. */
 export const movePayment = async (
   db: Database,
@@ -111,14 +107,14 @@ export const movePayment = async (
     .get()) ?? null;
 
 /** Those whose turn has come; each is left alone for a minute from here on. */
-export const wakePayments = (db: Database, now: number, limit: number): Promise<{ id: string }[]> =>
+export const wakePayments = (db: Database, now: number, limit: number) =>
   db
     .update(payments)
-    .set({ wakeAt: now + WAKE_AFTER_MS })
+    .set({ wakeAt: now + WAKE_AFTER_MS, generation: sql`${payments.generation} + 1` })
     .where(
       sql`id IN (SELECT id FROM payments WHERE wake_at IS NOT NULL AND wake_at <= ${now} ORDER BY wake_at LIMIT ${limit})`,
     )
-    .returning({ id: payments.id });
+    .returning({ payment: payments.id, generation: payments.generation });
 
 /** Before a transaction that buys a token leaves: whose purchase it will be (hard case 20). */
 export async function linkTransaction(db: Database, txHash: string, payment: string, now: number): Promise<void> {

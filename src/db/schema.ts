@@ -281,6 +281,8 @@ export const payments = sqliteTable(
     quotedBlock: integer("quoted_block"),
     /** The purchase that was made for it. */
     incarnation: text(),
+    /** What the token costs us, 10^-6 USDC, once its purchase was ordered. */
+    cost: text(),
     /** What we paid for the token and have not got back yet counts while this is set: unix milliseconds of the order. */
     boughtAt: integer("bought_at"),
     /** The token was bought, and is still ours with nobody to give it to. */

@@ -67,7 +67,7 @@ function compare(a: readonly number[], b: readonly number[]): number {
   return index === -1 ? 0 : (a[index] ?? 0) - (b[index] ?? 0);
 }
 
-const offerOf = (stock: StockByVendor, { vendor, region, plan }: Candidate): Offer | undefined =>
+export const offerOf = (stock: StockByVendor, { vendor, region, plan }: Candidate): Offer | undefined =>
   stock[vendor]?.offers.find((offer) => offer.region === region && offer.plan === plan);
 
 /** What a vendor's gate remembers troubles by. */

@@ -9,6 +9,8 @@ import { type Context, DONE, type Next } from "./context.ts";
 import { create, endServed, refundOf } from "./create.ts";
 import { end, prove, retire } from "./end.ts";
 import { isJob, type Job } from "./jobs.ts";
+import { tellOrder } from "./order.ts";
+import { followPayment } from "./payment.ts";
 import { reap } from "./reap.ts";
 import { refund } from "./refund.ts";
 import { rotate } from "./rotate.ts";
@@ -82,8 +84,9 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
       step: vm.instanceId === null ? "idle" : "clear",
       wakeAt: vm.instanceId === null ? null : context.now(),
       // Whoever paid and whose time ran out without a machine gets it back; a mismatch is for a person to judge.
-      ...(error.code === "token_not_valid" ? { refund: await refundOf(context, vm, context.now()) } : {}),
+      ...(error.code === "token_not_valid" ? await refundOf(context, vm, context.now()) : {}),
     });
+    await tellOrder(context, vm);
     return DONE;
   }
 }
@@ -96,10 +99,11 @@ export async function consume(context: Context, message: Message<unknown>): Prom
     if (!isJob(body)) log("error", "job_not_understood", { id: message.id });
     else if (body.kind === "catalog") await refreshCatalog(context);
     else if (body.kind === "reap") await reap(context, body);
+    else if (body.kind === "payment") await followPayment(context, body);
     else if (body.kind === "refund") await refund(context, { incarnation: body.incarnation, kind: body.of });
     else await advance(context, body);
     // Steps have their own wide events; every other job has this one.
-    if (isJob(body) && body.kind !== "advance")
+    if (isJob(body) && body.kind !== "advance" && body.kind !== "payment")
       log("info", "job", { ...body, outcome: "done", ms: context.now() - began });
     message.ack();
   } catch (error) {

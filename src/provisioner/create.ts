@@ -5,13 +5,17 @@ import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
 import { labelFamily, machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
+import { shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
-import { oweRefund } from "../db/refunds.ts";
+import { type Payment, paymentOfPurchase } from "../db/payments.ts";
+import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
-import { candidatesOf, nextCandidate, placeOf, vendorsOf } from "./candidates.ts";
+import { REGIONS, type Region } from "../vms/tiers.ts";
+import { candidatesOf, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
+import { captureDeadline, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { isPast, verifyPurchase } from "./verify.ts";
 
@@ -61,8 +65,17 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
   }
   if (seen !== "stands") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
-  let candidates = await rankCandidates(context, vm.tier);
-  let pair: SshKeyPair | undefined;
+  const order = isOurs(context, vm) ? await linkOrder(context, vm) : null;
+  if (order?.kind === "unlinked") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+  if (order?.kind === "over") return keepToken(context, vm);
+  if (order !== null && order.row.state !== "settled") {
+    const deadline = captureDeadline(order.row);
+    if (deadline < vm.deadline) await shortenDeadline(db, vm.incarnation, deadline);
+  }
+  // One that has run before may be a payer's by now.
+  const wanted = order?.row ?? (vm.runningAt === null ? null : await paymentOfPurchase(db, vm.incarnation));
+  let candidates = await rankCandidates(context, vm.tier, wanted);
+  let pair: LoginKey | undefined;
   // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
   let waitSeconds = Number.POSITIVE_INFINITY;
   for (;;) {
@@ -74,7 +87,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     try {
       const { supplies, taken, settle } = await prepare(context, vm, candidate);
       // Kept while vendors refuse: a refused attempt has used no key.
-      pair ??= await makeKeys(context, vm);
+      pair ??= ownKeyOf(vm, wanted) ?? (await makeKeys(context, vm));
       const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
       const order = { candidate, supplies, number, pair, settle };
       const outcome = await tryCandidate(context, vm, lease, order, tried);
@@ -90,12 +103,41 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   }
 }
 
-async function rankCandidates({ db, config, gate, now }: Context, tier: number): Promise<Candidate[]> {
+/** Bought for an order that came to nothing meanwhile: no machine is made, and the token waits for another order. */
+async function keepToken({ db, now }: Context, vm: store.Vm): Promise<Next> {
+  log("warn", "token_kept", { tokenId: vm.tokenId });
+  const failure = { cause: "order_over", detail: "its order came to nothing before it was bought; the token is held" };
+  await store.failVm(db, vm, { ...failure, now: now(), step: "idle", wakeAt: null });
+  return DONE;
+}
+
+/** The payer's own key, while the machine is the payer's or on its way there. */
+function ownKeyOf(vm: store.Vm, order: Payment | null): LoginKey | null {
+  if (order === null || order.sshPublicKey === null) return null;
+  const isPayers = vm.owner === order.payer || order.servedAt === null;
+  return isPayers ? { publicKey: order.sshPublicKey, privateKey: null } : null;
+}
+
+/** For an order by x402, only where it was asked for, and where the vendor takes no more than its share. */
+async function rankCandidates(
+  { db, config, gate, now }: Context,
+  tier: number,
+  order: Payment | null,
+): Promise<Candidate[]> {
   const stock = (await loadCatalog(db))?.stock ?? {};
   const troubled = new Map<VendorName, string[]>();
   for (const vendor of vendorsOf(tier, config)) troubled.set(vendor, await gate(vendor).troubled(now()));
   const isTroubled = (candidate: Candidate) => troubled.get(candidate.vendor)?.includes(placeOf(candidate)) === true;
-  return candidatesOf(tier, { places: config, stock, isTroubled });
+  const ranked = candidatesOf(tier, { places: placesOf(config, order), stock, isTroubled });
+  if (order === null || order.durationDays === null) return ranked;
+  const most = (Number(order.amount) / 1e6 / order.durationDays / 24) * config.MAX_COST_SHARE;
+  return ranked.filter((candidate) => (offerOf(stock, candidate)?.usdPerHour ?? 0) <= most);
+}
+
+function placesOf(config: Context["config"], order: Payment | null) {
+  const regions: readonly string[] | undefined = REGIONS[order?.region as Region];
+  if (regions === undefined) return config;
+  return { ...config, VULTR_REGIONS: config.VULTR_REGIONS.filter((region) => regions.includes(region)) };
 }
 
 /** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
@@ -116,7 +158,9 @@ async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attem
 
 type Settle = Awaited<ReturnType<typeof permit>>;
 type Preparation = { supplies: Supplies; taken: number; settle: Settle };
-type Order = Omit<Preparation, "taken"> & { candidate: Candidate; number: number; pair: SshKeyPair };
+/** Without a private key where the login is the buyer's own. */
+type LoginKey = Pick<SshKeyPair, "publicKey"> & { privateKey: Uint8Array | null };
+type Order = Omit<Preparation, "taken"> & { candidate: Candidate; number: number; pair: LoginKey };
 /** The vendor made nothing: another candidate may do at once, or the vendor again after a while. */
 type Refused = { kind: "refused"; waitSeconds: number };
 
@@ -163,7 +207,8 @@ async function tryCandidate(
     label,
     mark,
     publicKey: pair.publicKey,
-    privateKey: await sealSecret(config.DATA_PUBLIC_KEY, secretContext, pair.privateKey),
+    privateKey:
+      pair.privateKey === null ? null : await sealSecret(config.DATA_PUBLIC_KEY, secretContext, pair.privateKey),
     keyId: dataKeyId(config.DATA_PUBLIC_KEY),
     hostPublicKey: hostKey.publicKey,
     createSentAt: now(),
@@ -243,34 +288,43 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
 export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
   (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
 
-/** The whole price back; after a machine ran, what is left of its time by the chain's clock. Nothing where it was served. */
-export async function refundOf({ db, config }: Context, vm: store.Vm, now: number) {
+/**
+ * The whole price back; after a machine ran, what is left of its time by the chain's clock. Null where it was served. Of a
+ * token that is ours nothing: the payment that it was bought for is another matter. One that we have handed over is owed
+ * to whom it was handed.
+ */
+export async function refundOf(context: Context, vm: store.Vm, now: number): Promise<{ refund?: NewRefund } | null> {
+  const { db, config } = context;
+  if (isOurs(context, vm)) return {};
   const byHand = config.REFUNDS === "manual";
   const owedSeconds = vm.runningAt === null ? null : vm.expiresAt - (await store.chainTime(db));
-  if (owedSeconds !== null && owedSeconds <= 0) return undefined;
-  return oweRefund(db, vm, {
+  if (owedSeconds !== null && owedSeconds <= 0) return null;
+  const order = await paymentOfPurchase(db, vm.incarnation);
+  const refund = await oweRefund(db, vm, {
     kind: "failed",
     state: byHand ? "waiting" : "due",
     reason: byHand ? "manual" : null,
     owedSeconds,
     now,
   });
+  return { refund: order === null ? refund : { ...refund, payTo: order.payer } };
 }
 
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
   const now = context.now();
-  const refund = await refundOf(context, vm, now);
-  if (refund === undefined) return endServed(context, vm);
+  const owed = await refundOf(context, vm, now);
+  if (owed === null) return endServed(context, vm);
   await store.failVm(context.db, vm, {
     cause: "no_machine_in_time",
     detail: `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`,
     now,
     step,
     wakeAt: step === "idle" ? null : now,
-    refund,
+    ...owed,
   });
   log("page", "provisioning_failed", { incarnation: vm.incarnation, attempts: vm.attempt });
+  await tellOrder(context, vm);
   return DONE;
 }
 

@@ -5,6 +5,7 @@
 export type Job =
   | { kind: "advance"; incarnation: string; generation: number }
   | { kind: "refund"; incarnation: string; of: "failed" | "late" }
+  | { kind: "payment"; payment: string; generation: number }
   | { kind: "catalog" }
   /** Of one vendor, its rows behind `after`; without, everything from the start. */
   | { kind: "reap"; vendor?: "vultr" | "runpod"; after?: string };
@@ -17,7 +18,9 @@ export const isJob = (body: unknown): body is Job => {
     if (vendor === undefined) return after === undefined;
     return (vendor === "vultr" || vendor === "runpod") && typeof after === "string";
   }
+  const hasGeneration = "generation" in body && typeof body.generation === "number";
+  if (body.kind === "payment") return hasGeneration && "payment" in body && typeof body.payment === "string";
   if (!("incarnation" in body) || typeof body.incarnation !== "string") return false;
   if (body.kind === "refund") return "of" in body && (body.of === "failed" || body.of === "late");
-  return body.kind === "advance" && "generation" in body && typeof body.generation === "number";
+  return body.kind === "advance" && hasGeneration;
 };

@@ -1,7 +1,7 @@
 // Money back. What is owed was decided when the purchase failed (or came late); here it is held against final history,
 // to the one whom the chain names, and paid once by the operator wallet (hard cases 16 and 17).
 import { type Address, getAddress, type Hex } from "viem";
-import type { PaymentState } from "../../durable-objects/operator-wallet.ts";
+import type { OrderState } from "../../durable-objects/operator-wallet.ts";
 import { readAgreedToken, readFinalToken } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { isPaused } from "../db/pauses.ts";
@@ -10,6 +10,7 @@ import { loadVm, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
 import { log } from "../log.ts";
 import type { Context } from "./context.ts";
+import { operatorOf } from "./order.ts";
 import { readPurchase } from "./verify.ts";
 
 type Payee = { to: Address; amount: bigint };
@@ -60,6 +61,8 @@ async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<P
   const amount = store.shareOf(purchase.totalCost, purchase.durationDays, row.owedSeconds);
   if (amount === 0n) return "nothing_owed";
   if (row.payTo !== null) {
+    // Sold over x402: it is on its way to whom it was sold to.
+    if (view.owner === operatorOf(context)) return "wait";
     if (view.owner === getAddress(row.payTo)) return { to: view.owner, amount };
     // Claimed before the transfer is final?
     const { owner } = await readAgreedToken(chain, vm.tokenId);
@@ -73,7 +76,8 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
   if (row.recipient === null) throw new Error(`the refund of ${row.incarnation} has no recipient`);
   const wallet = config.OPERATOR_WALLET.get(config.OPERATOR_WALLET.idFromName("operator"));
   const id = `refund/${row.kind}/${row.incarnation}`;
-  const payment: PaymentState = await wallet.pay({ id, to: row.recipient as Address, amount: row.amount });
+  const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount } as const;
+  const payment: OrderState = await wallet.order(order);
   if (payment.state === "waiting") {
     log("page", "refund_waits", { tokenId: row.tokenId, why: payment.why });
     await store.moveRefund(db, row, ["paying"], { reason: payment.why });

@@ -1,6 +1,7 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
 import { familyOfLabel } from "../chain/incarnation.ts";
+import { paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -8,6 +9,7 @@ import { readBanner } from "./banner.ts";
 import { placeOf } from "./candidates.ts";
 import { ask, type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
 import { isTooLate, keepMachine, STALL_MS, tooLate } from "./create.ts";
+import { isOurs, tellOrder } from "./order.ts";
 import { type Machine, VendorError } from "./vendors/vendor.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
@@ -86,6 +88,7 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
       const scrubAt = context.vendors[attempt.provider].scrub === null ? null : now() + STALL_MS;
       const generation = await store.publish(context.db, vm, attempt, { host, port, now: now(), scrubAt, ...late });
       log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
+      await tellOrder(context, vm);
       return scrubAt === null ? DONE : goOn(generation);
     }
   }
@@ -111,16 +114,17 @@ export async function scrub(context: Context, vm: store.Vm): Promise<Next> {
 }
 
 /** How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). */
-async function lateness(
-  { db, config, now }: Context,
-  vm: store.Vm,
-): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
+async function lateness(context: Context, vm: store.Vm): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
+  const { db, config, now } = context;
   const lost = (await store.chainTime(db)) - vm.createdAt;
   if (vm.runningAt !== null || lost <= config.LATE_AFTER_SECONDS) return { lateSeconds: null };
   const state = config.LATE_REFUNDS === "record" ? "recorded" : config.REFUNDS === "manual" ? "waiting" : "due";
   const reason = state === "waiting" ? "manual" : null;
   const owed = { kind: "late", state, reason, owedSeconds: lost, now: now() } as const;
-  return { lateSeconds: lost, refund: await oweRefund(db, vm, owed) };
+  const refund = await oweRefund(db, vm, owed);
+  const order = isOurs(context, vm) ? await paymentOfPurchase(db, vm.incarnation) : null;
+  // The token goes to the payer: so does what the machine came too late for.
+  return { lateSeconds: lost, refund: order === null ? refund : { ...refund, payTo: order.payer } };
 }
 
 /** Ends the machines of failed attempts; the next one is ordered only when the vendor knows none of them. */

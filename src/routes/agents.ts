@@ -2,7 +2,7 @@ import { createRoute, z } from "@hono/zod-openapi";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex, hexToBytes } from "@noble/hashes/utils.js";
 import { privateKeyToAddress } from "viem/accounts";
-import { cappedWallets, limited } from "../access/admission.ts";
+import { capped, limited } from "../access/admission.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
 import type { Router } from "../app.ts";
 import { encrypt } from "../credentials/ecies.ts";
@@ -48,7 +48,7 @@ const route = createRoute({
   summary: "A new wallet for an agent",
   description:
     "Shown once, so store it first. With publicKey the same caller gets the same sealed key again; without it a lost answer is a lost wallet. An agent id is a name: it grants nothing.",
-  middleware: [limited("wallets"), cappedWallets, limitedBody, jsonBody] as const,
+  middleware: [limited("wallets"), capped("wallets"), limitedBody, jsonBody] as const,
   request: {
     body: {
       required: true,

@@ -22,7 +22,7 @@ const USERNAME = "root";
 
 const params = z.object({ tokenId: tokenIdSchema });
 // A HEAD would run the handler and drop the body, and the key's one delivery with it.
-const refuseHead: MiddlewareHandler<App> = async (c, next) => {
+export const refuseHead: MiddlewareHandler<App> = async (c, next) => {
   if (c.req.method === "HEAD") throw new AppError("method_not_allowed", "HEAD is not allowed here; use GET.");
   await next();
 };
@@ -40,7 +40,7 @@ const SIGNED = {
   ],
 } satisfies Partial<Parameters<typeof createRoute>[0]>;
 
-const credentialsSchema = z
+export const credentialsSchema = z
   .object({
     tokenId: z.string(),
     host: z.string(),
@@ -67,7 +67,7 @@ const credentialsSchema = z
   })
   .openapi("Credentials");
 
-const provisioningSchema = z
+export const provisioningSchema = z
   .object({
     tokenId: z.string(),
     status: z.literal("provisioning"),
@@ -234,10 +234,10 @@ export function mountCredentials(app: Router): void {
 }
 
 /** Chain time since when its owner waits. */
-const beganAt = (vm: Vm, { PROVISION_DEADLINE_SECONDS }: App["Variables"]["config"]): number =>
+export const beganAt = (vm: Vm, { PROVISION_DEADLINE_SECONDS }: App["Variables"]["config"]): number =>
   vm.runningAt === null ? vm.createdAt : vm.deadline - PROVISION_DEADLINE_SECONDS;
 
-const provisioningBody = (
+export const provisioningBody = (
   { PUBLIC_URLS }: App["Variables"]["config"],
   tokenId: string,
   step: keyof typeof STEP_SENTENCES,
@@ -251,7 +251,7 @@ const provisioningBody = (
   statusUrl: `${PUBLIC_URLS[0]}/status/${tokenId}`,
 });
 
-function credentialsBody(
+export function credentialsBody(
   tokenId: string,
   door: Door,
   privateKey: string | null,

@@ -18,6 +18,9 @@ const json = (description: string) => ({ description, content: { "application/js
 export const errorResponses = {
   400: json("Malformed input"),
   401: json("Missing or invalid signature or key"),
+  402: json(
+    "Payment required: the demand is in PAYMENT-REQUIRED (x402 version 2) and in `accepts` of the body (version 1)",
+  ),
   403: json("Not the owner, token expired, or address banned"),
   404: json("Unknown"),
   409: json("In conflict with what exists"),
@@ -25,8 +28,8 @@ export const errorResponses = {
   415: json("The body is not JSON"),
   429: json("Too many requests; see Retry-After and X-RateLimit-Reset"),
   500: json("Internal error"),
-  502: json("An RPC node answered nonsense"),
-  503: json("The chain or the database does not answer; see Retry-After"),
+  502: json("An RPC node or the facilitator answered nonsense"),
+  503: json("The chain, the database or the facilitator does not answer, or nothing can be sold now; see Retry-After"),
 } as const;
 
 /** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault. */

@@ -69,7 +69,7 @@ const route = createRoute({
 
 export function mountVms(app: Router): void {
   app.openapi(route, async (c) => {
-    const db = c.get("db");
+    const { db, config } = c.var;
     const { address } = c.req.valid("param");
     const { limit = DEFAULT_LIMIT, cursor } = c.req.valid("query");
     const owner = address.toLowerCase();
@@ -85,7 +85,8 @@ export function mountVms(app: Router): void {
           token_id: row.tokenId,
           tier: row.tier,
           vm_type: wireType(row.vmType),
-          ssh_host: row.sshHost ?? "",
+          // What is ours is sold to somebody who has not paid for it yet (hard case 18).
+          ssh_host: address === config.X402_PAY_TO ? "" : (row.sshHost ?? ""),
           status: row.status,
           created_at: isoOfChain(row.createdAt),
           expires_at: isoOfChain(row.expiresAt),

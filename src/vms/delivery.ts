@@ -60,3 +60,14 @@ export async function deliverKey(
   }
   return { privateKey: formatPrivateKey(secret), deliveredAt: decision === "first" ? now : vm.deliveredAt };
 }
+
+/**
+ * The key as text where the rules would give it, without its counting as a delivery: for an answer that only its owner can
+ * open.
+ */
+export async function readStoredKey(vm: Vm, context: DeliveryContext): Promise<string | null> {
+  const stored = vm.sshPrivateKey;
+  if (stored === null || deliveryDecision(vm, context) === "withheld") return null;
+  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
+  return formatPrivateKey((await keyRing(context.config).open(secretContext, stored, vm.keyId)).secret);
+}

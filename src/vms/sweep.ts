@@ -6,6 +6,7 @@ import type { EdgeConfig } from "../config.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
+import { wakePayments } from "../db/payments.ts";
 import { type RefundKey, wakeRefunds } from "../db/refunds.ts";
 import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
@@ -40,6 +41,15 @@ async function enqueueRefunds(jobs: Queue<Job>, due: readonly RefundKey[]): Prom
   }
 }
 
+async function enqueuePayments(
+  jobs: Queue<Job>,
+  due: readonly { payment: string; generation: number }[],
+): Promise<void> {
+  for (let i = 0; i < due.length; i += MESSAGES_PER_BATCH) {
+    await jobs.sendBatch(due.slice(i, i + MESSAGES_PER_BATCH).map((one) => ({ body: { kind: "payment", ...one } })));
+  }
+}
+
 /** Each part by itself: one that fails is logged and takes none of the others with it. */
 export async function sweep(context: ScanContext): Promise<void> {
   const { db, config, now, chain } = context;
@@ -51,6 +61,7 @@ export async function sweep(context: ScanContext): Promise<void> {
     vanished: async () =>
       cursor !== null && enqueue(jobs, await store.retireVanished(db, cursor.blockNumber - VANISHED_AFTER_BLOCKS, now)),
     refunds: async () => enqueueRefunds(jobs, await wakeRefunds(db, now, ROWS_PER_SWEEP)),
+    payments: async () => enqueuePayments(jobs, await wakePayments(db, now, ROWS_PER_SWEEP)),
     reap: () => jobs.send({ kind: "reap" }),
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),

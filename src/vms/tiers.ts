@@ -35,3 +35,13 @@ export const TIERS: readonly TierSpec[] = [
 ];
 
 export const wireType = (type: VmType): WireType => (type === "gpu" ? "gpu-external" : "gcp");
+
+/** Where a VM may be asked for; the vendor's regions in the order in which they are tried. GPUs are wherever they are. */
+export const REGIONS = {
+  "us-east": ["ewr", "mia", "atl", "ord"],
+  "us-west": ["lax", "sea", "sjc"],
+  europe: ["ams", "fra", "lhr", "cdg", "mad", "sto", "waw", "man"],
+  asia: ["sgp", "nrt", "icn", "itm", "bom", "del", "blr"],
+} as const;
+export type Region = keyof typeof REGIONS;
+export const REGION_NAMES = Object.keys(REGIONS) as [Region, ...Region[]];

@@ -33,6 +33,7 @@ import { takeScanLease } from "../../src/db/scan.ts";
 import { advance } from "../../src/provisioner/consume.ts";
 import { type Context, createContext } from "../../src/provisioner/context.ts";
 import type { Job } from "../../src/provisioner/jobs.ts";
+import { followPayment } from "../../src/provisioner/payment.ts";
 import { refund } from "../../src/provisioner/refund.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
@@ -113,6 +114,7 @@ export async function deploy(
     CONTRACT_ADDRESS,
     RPC_URLS: parts.rpcUrls.join(","),
     RPC_TIMEOUT_MS: "1000",
+    CONFIRMATIONS: "0",
   };
   let guardCalls = 0;
   const guards = {
@@ -128,8 +130,10 @@ export async function deploy(
     ...shared,
     IP_GUARD: guards,
     START_BLOCK: String(await chain.reader.getBlockNumber()),
-    CONFIRMATIONS: "0",
     PUBLIC_URLS: "https://api.example",
+    X402_PAY_TO: operator.address,
+    FACILITATOR_URL: parts.facilitatorUrl,
+    FACILITATOR_TIMEOUT_MS: "3000",
     ADMIN_API_KEY: bootstrapKey,
     DATA_PRIVATE_KEY: bytesToHex(dataKey.secretKey),
     ...overrides.edge,
@@ -222,6 +226,7 @@ export async function deploy(
         if (next === undefined) break;
         if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, 60));
         if (next.body.kind === "advance") await advance(context, next.body);
+        if (next.body.kind === "payment") await followPayment(context, next.body);
         if (next.body.kind === "refund") {
           await refund(context, { incarnation: next.body.incarnation, kind: next.body.of });
         }

@@ -165,14 +165,14 @@ test("a row that names another sum or recipient than the chain pays nobody else 
 
 test("the same payment asked for many times at once, and after the object's restart, is one transaction", async () => {
   const world = await deploy();
-  const payment = { id: "test/once", to: agent(3).address, amount: "7" } as const;
+  const payment = { kind: "pay", id: "test/once", to: agent(3).address, amount: "7" } as const;
   const before = await payments(agent(3).address);
-  const answers = await Promise.all(Array.from({ length: 10 }, () => world.wallet.pay(payment)));
-  expect(new Set(answers.map((answer) => JSON.stringify(answer))).size).toBe(1);
+  const answers = await Promise.all(Array.from({ length: 10 }, () => world.wallet.order(payment)));
+  expect(new Set(answers.map((answer) => (answer as { hash: string }).hash)).size).toBe(1);
   expect(answers[0]).toMatchObject({ state: "sent" });
-  const other = { state: "waiting", why: "other_payment" };
-  expect(await world.wallet.pay({ ...payment, amount: "8" })).toEqual(other);
-  expect(await world.wallet.pay({ ...payment, to: agent(4).address })).toEqual(other);
+  const other = { state: "waiting", why: "other_order" };
+  expect(await world.wallet.order({ ...payment, amount: "8" })).toEqual(other);
+  expect(await world.wallet.order({ ...payment, to: agent(4).address })).toEqual(other);
   await chain.mine(1);
   expect(await payments(agent(3).address)).toBe(before + 1);
 });
@@ -182,7 +182,9 @@ test("payments of one moment get nonces of their own, and none is lost while eve
   const before = await payments(agent(3).address);
   await chain.node.setAutomine(false);
   const states = await Promise.all(
-    Array.from({ length: 5 }, (_, i) => world.wallet.pay({ id: `test/many-${i}`, to: agent(3).address, amount: "1" })),
+    Array.from({ length: 5 }, (_, i) =>
+      world.wallet.order({ kind: "pay", id: `test/many-${i}`, to: agent(3).address, amount: "1" }),
+    ),
   );
   expect(states.every((one) => one.state === "sent")).toBe(true);
   // What the nodes had in their pools is gone; the alarm sends all of it again.
@@ -193,7 +195,7 @@ test("payments of one moment get nonces of their own, and none is lost while eve
   await chain.mine(3);
   await runDurableObjectAlarm(world.wallet);
   for (let i = 0; i < 5; i++) {
-    const state = await world.wallet.pay({ id: `test/many-${i}`, to: agent(3).address, amount: "1" });
+    const state = await world.wallet.order({ kind: "pay", id: `test/many-${i}`, to: agent(3).address, amount: "1" });
     expect(state).toMatchObject({ state: "final" });
   }
 });
@@ -202,27 +204,27 @@ test("a stuck transaction is replaced at a higher fee under the same nonce, and 
   const world = await deploy();
   await chain.node.setAutomine(false);
   const before = await payments(agent(3).address);
-  const payment = { id: "test/stuck", to: agent(3).address, amount: "3" } as const;
-  const first = await world.wallet.pay(payment);
+  const payment = { kind: "pay", id: "test/stuck", to: agent(3).address, amount: "3" } as const;
+  const first = await world.wallet.order(payment);
   await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
-    storage.sql.exec("UPDATE transactions SET signed_at = signed_at - 120000");
+    storage.sql.exec("UPDATE signed SET signed_at = signed_at - 120000");
   });
   await runDurableObjectAlarm(world.wallet);
-  const second = await world.wallet.pay(payment);
+  const second = await world.wallet.order(payment);
   expect(second.state).toBe("sent");
   expect(second).not.toEqual(first);
   await chain.mine(1);
   await chain.mine(3);
   await runDurableObjectAlarm(world.wallet);
-  expect(await world.wallet.pay(payment)).toEqual({ ...second, state: "final" });
+  expect(await world.wallet.order(payment)).toEqual({ state: "final", hash: (second as { hash: string }).hash });
   expect(await payments(agent(3).address)).toBe(before + 1);
 });
 
 test("a nonce that somebody else used up with the key is given up for another one, once that is final", async () => {
   const world = await deploy();
   await chain.node.setAutomine(false);
-  const payment = { id: "test/taken", to: agent(3).address, amount: "2" } as const;
-  await world.wallet.pay(payment);
+  const payment = { kind: "pay", id: "test/taken", to: agent(3).address, amount: "2" } as const;
+  await world.wallet.order(payment);
   await dropAll();
   const stranger = createWalletClient({
     account: operator,
@@ -238,14 +240,14 @@ test("a nonce that somebody else used up with the key is given up for another on
   expect(await payments(agent(3).address)).toBe(before + 1);
   await chain.mine(3);
   await runDurableObjectAlarm(world.wallet);
-  expect(await world.wallet.pay(payment)).toMatchObject({ state: "final" });
+  expect(await world.wallet.order(payment)).toMatchObject({ state: "final" });
 });
 
 test("a payment that a reorg takes back is broadcast until it stands (hard case 16)", async () => {
   const world = await deploy();
   const before = await payments(agent(3).address);
-  const payment = { id: "test/reorg", to: agent(3).address, amount: "4" } as const;
-  await world.wallet.pay(payment);
+  const payment = { kind: "pay", id: "test/reorg", to: agent(3).address, amount: "4" } as const;
+  await world.wallet.order(payment);
   await chain.mine(1);
   expect(await payments(agent(3).address)).toBe(before + 1);
   await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
@@ -259,7 +261,9 @@ test("a payment that a reorg takes back is broadcast until it stands (hard case 
 test("beyond the day's limit, or without funds, nothing is signed: it waits and says why", async () => {
   const world = await deploy();
   const funds = await balanceOf(operator.address);
-  expect(await world.wallet.pay({ id: "test/limit", to: agent(3).address, amount: "2000000001" })).toEqual({
+  expect(
+    await world.wallet.order({ kind: "pay", id: "test/limit", to: agent(3).address, amount: "2000000001" }),
+  ).toEqual({
     state: "waiting",
     why: "daily_limit",
   });
@@ -268,13 +272,13 @@ test("beyond the day's limit, or without funds, nothing is signed: it waits and 
   const send = { address: USDC_ADDRESS, abi: usdcAbi, functionName: "transfer" } as const;
   await treasury.writeContract({ ...send, args: [deployer.address, funds] });
   await chain.mine(1);
-  expect(await world.wallet.pay({ id: "test/dry", to: agent(3).address, amount: "1" })).toEqual({
+  expect(await world.wallet.order({ kind: "pay", id: "test/dry", to: agent(3).address, amount: "1" })).toEqual({
     state: "waiting",
     why: "no_funds",
   });
   await chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds] });
   await chain.mine(1);
-  expect(await world.wallet.pay({ id: "test/dry", to: agent(3).address, amount: "1" })).toMatchObject({
+  expect(await world.wallet.order({ kind: "pay", id: "test/dry", to: agent(3).address, amount: "1" })).toMatchObject({
     state: "sent",
   });
 });

@@ -1,0 +1,253 @@
+// The gate of the paid routes. An authorization is claimed before anything happens by it, once per (chain, payer, nonce);
+// what it pays for is bound by the claim, since the signature names neither URL nor body. Whatever a facilitator says, that
+// money moved is read off the chain (hard case 2), and nobody is told to pay again while it may have.
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
+import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
+import type { Hex } from "viem";
+import type { App } from "../app.ts";
+import { authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
+import * as store from "../db/payments.ts";
+import { AppError } from "../errors.ts";
+import { log } from "../log.ts";
+import { paymentId, SIGNING_SECONDS } from "../vms/payments.ts";
+import { type Refusal, refusalSentence } from "./facilitator.ts";
+import { type Demand, matchPayment, type Payment, paymentRequired, requirementOf, type Till } from "./payment-wire.ts";
+
+type Services = Pick<App["Variables"], "db" | "chain" | "config">;
+
+/** How long the sweep leaves a claim alone that a request is working on. */
+const CLAIM_MS = 60_000;
+/** From when on another request may take over what one has left lying. */
+const STALE_MS = 15_000;
+const PENDING_SECONDS = 2;
+const SETTLE_LOOKS = 8;
+const SETTLE_LOOK_MS = 500;
+/** Given up for a reason that may have passed. */
+const RETRYABLE: ReadonlySet<string> = new Set([
+  "facilitator",
+  "never_moved",
+  "insufficient_funds",
+  "other",
+  "order_open",
+  "balance",
+  "float",
+  "uncaptured",
+]);
+
+/** A payment that fits a demand and that its payer has signed. Nothing was written for it. */
+export type Checked = {
+  id: string;
+  payment: Payment;
+  payload: PaymentPayload;
+  requirement: PaymentRequirements;
+  demand: Demand;
+  /** Lower case. */
+  payer: string;
+  /** 65 bytes; null where a contract signed. */
+  publicKey: Hex | null;
+};
+
+/** What a payment is for: it can't be for anything else afterwards. */
+export const requestHash = (what: string): string => bytesToHex(sha256(utf8ToBytes(what)));
+
+/**
+ * Holds a payment against what is demanded; the first demand is today's, others are those that still hold. Throws 402 with
+ * today's demand where it fits none, 401 where its payer has not signed it.
+ */
+export async function checkPayment(
+  { chain, config }: Services,
+  till: Till,
+  payment: Payment,
+  demands: readonly [Demand, ...Demand[]],
+  /** Unix seconds. */
+  clocks: { chainTime: number; now: number },
+): Promise<Checked> {
+  const demandAgain = (sentence: string) => paymentRequired(till, config, demands[0], sentence);
+  const { authorization } = payment;
+  for (const demand of demands) {
+    const requirement = await requirementOf(till, demand);
+    const payload = matchPayment(till, payment, requirement);
+    if (payload === null) continue;
+    const window = windowProblem(authorization, demand.seconds, clocks);
+    if (window !== null) throw await demandAgain(window);
+    const signer = await authorizationSigner(chain, till.coin, authorization);
+    if (signer === null) throw new AppError("payment_invalid", "The payment's signature is not its payer's.");
+    const payer = authorization.from.toLowerCase();
+    const id = paymentId(config.CHAIN_ID, payer, authorization.nonce);
+    return { id, payment, payload, requirement, demand, payer, publicKey: signer.publicKey };
+  }
+  throw await demandAgain("The payment is of another amount, recipient or asset than this request asks for.");
+}
+
+/** x402's clients sign for as long as they are asked to; nobody else makes sure of it. */
+function windowProblem(
+  { validAfter, validBefore }: Payment["authorization"],
+  seconds: number,
+  { chainTime, now }: { chainTime: number; now: number },
+): string | null {
+  if (validAfter > chainTime) return "The authorization is not valid yet: sign one that is.";
+  if (validBefore < chainTime + seconds - SIGNING_SECONDS)
+    return `The authorization has to be good for ${seconds} seconds: sign a new one.`;
+  if (validBefore > Math.max(chainTime, now) + seconds + SIGNING_SECONDS)
+    return `The authorization may be good for ${seconds} seconds and no longer: sign a new one.`;
+  return null;
+}
+
+/** The row that a payment, or the identifier that its payer gave it, has already. */
+export async function findClaim({ db }: Services, checked: Checked): Promise<store.Payment | null> {
+  const { identifier } = checked.payment;
+  const named = identifier === null ? null : await store.paymentByIdentifier(db, checked.payer, identifier);
+  return named ?? store.loadPayment(db, checked.id);
+}
+
+/** What was claimed for one request is good for no other. */
+export function requireSameRequest(row: store.Payment, { id }: Checked, request: string): void {
+  if (row.request === request) return;
+  throw row.id === id
+    ? new AppError(
+        "payment_used",
+        "This payment was made for another request; GET /x402/purchases/{id} says what became of it.",
+        { details: [{ purchaseId: row.id }] },
+      )
+    : new AppError("identifier_used", "This payment identifier was used for another request.", {
+        details: [{ purchaseId: row.id }],
+      });
+}
+
+type Claim = Pick<store.NewPayment, "kind" | "request"> &
+  Partial<Pick<store.NewPayment, "tokenId" | "tier" | "durationDays" | "sshPublicKey" | "region" | "quotedBlock">>;
+
+/** Writes the claim; null where somebody else has written one meanwhile. `fromBlock`: the head as it was read for this request. */
+export async function claim(
+  { db, config }: Services,
+  { id, payment, payer }: Checked,
+  what: Claim,
+  fromBlock: number,
+  now: number,
+): Promise<store.Payment | null> {
+  const { to, value, validAfter, validBefore, nonce, signature } = payment.authorization;
+  const row: store.NewPayment = {
+    id,
+    ...what,
+    chainId: config.CHAIN_ID,
+    payer,
+    nonce,
+    identifier: payment.identifier,
+    amount: String(value),
+    payTo: to,
+    validAfter,
+    validBefore,
+    signature,
+    state: "claimed",
+    step: "settle",
+    // The authorization may have been submitted before it was shown to us.
+    fromBlock: Math.max(0, fromBlock - blocksIn(2 * SIGNING_SECONDS)),
+    wakeAt: now + CLAIM_MS,
+    createdAt: now,
+  };
+  return (await store.claimPayment(db, row)) ? store.loadPayment(db, id) : null;
+}
+
+/** More than Base makes. */
+const blocksIn = (seconds: number): number => seconds;
+
+/** Whether the request that worked on it last must have ended. */
+export const isStale = ({ wakeAt }: Pick<store.Payment, "wakeAt">, now: number): boolean =>
+  wakeAt === null || wakeAt - CLAIM_MS + STALE_MS <= now;
+
+/** Takes up what an earlier request left, for exactly one caller; null while that one may still be at it. */
+export async function takeUp({ db }: Services, row: store.Payment, now: number): Promise<store.Payment | null> {
+  const open = row.state === "claimed" || row.state === "settling";
+  const again = row.state === "releasing" && RETRYABLE.has(row.reason ?? "");
+  if (!open && !again) return null;
+  if (open && !isStale(row, now)) return null;
+  const to = again ? ({ state: "claimed", step: "settle", reason: null } as const) : {};
+  return store.movePayment(db, row, { ...to, wakeAt: now + CLAIM_MS });
+}
+
+export type Verified =
+  | { verdict: "valid" }
+  /** Somebody has submitted it already. */
+  | { verdict: "paid"; txHash: Hex; blockNumber: number };
+
+/**
+ * Asks the facilitator. A refusal is held against the chain: an authorization that is used up is no refusal if it paid us.
+ * Throws 402 with the demand on a refusal, 503 or 502 without an answer; the claim is given up in both.
+ */
+export async function verify(services: Services, till: Till, row: store.Payment, checked: Checked): Promise<Verified> {
+  const { db, config } = services;
+  try {
+    const answer = await till.facilitator.verify(checked.payload, checked.requirement);
+    if (answer.valid) return { verdict: "valid" };
+    const use = await useOf(services, till, row, checked);
+    if (use.state === "paid") return { verdict: "paid", txHash: use.txHash, blockNumber: use.blockNumber };
+    await giveUp(services, row, answer.refusal);
+    throw await paymentRequired(till, config, checked.demand, refusalSentence(answer.refusal));
+  } catch (error) {
+    if (error instanceof AppError && error.code === "payment_required") throw error;
+    await store.movePayment(db, row, { state: "releasing", step: "release", reason: "facilitator" });
+    throw error;
+  }
+}
+
+const giveUp = ({ db }: Services, row: store.Payment, refusal: Refusal) =>
+  store.movePayment(db, row, { state: "releasing", step: "release", reason: refusal });
+
+const useOf = ({ chain }: Services, till: Till, row: Pick<store.Payment, "fromBlock">, { payment }: Checked) =>
+  readAuthorizationUse(chain, till.coin.address, payment.authorization, row.fromBlock);
+
+/**
+ * Settles what was verified. Resolves with the settled row once one receipt shows it; null while only the chain knows: the
+ * payer asks again with the same payment. Throws 402 where it is known not to have moved.
+ */
+export async function settle(
+  services: Services,
+  till: Till,
+  row: store.Payment,
+  checked: Checked,
+  now: number,
+): Promise<store.Payment | null> {
+  const { db, config } = services;
+  const settling = await store.movePayment(db, row, { state: "settling", wakeAt: now + CLAIM_MS });
+  if (settling === null) return null;
+  // What a request before this one left may have arrived meanwhile.
+  const before = row.state === "settling" ? await useOf(services, till, row, checked) : null;
+  if (before?.state === "paid") return markSettled(services, settling, before.txHash, now);
+  const answer = await till.facilitator.settle(checked.payload, checked.requirement);
+  const looks = answer.outcome === "refused" ? 1 : SETTLE_LOOKS;
+  for (let look = 0; look < looks; look++) {
+    if (look > 0) await new Promise((resolve) => setTimeout(resolve, SETTLE_LOOK_MS));
+    const use = await useOf(services, till, row, checked).catch(() => null);
+    if (use?.state === "paid") return markSettled(services, settling, use.txHash, now);
+    // Without two nodes' word it may have moved, whatever the facilitator says.
+    if (answer.outcome === "refused" && use !== null) {
+      await giveUp(services, settling, answer.refusal);
+      throw await paymentRequired(till, config, checked.demand, refusalSentence(answer.refusal));
+    }
+  }
+  log("warn", "settlement_unknown", { payment: row.id, outcome: answer.outcome });
+  return null;
+}
+
+/** The money is ours; what it was for is not delivered yet. */
+export async function markSettled(
+  { db }: Services,
+  row: store.Payment,
+  txHash: Hex,
+  now: number,
+): Promise<store.Payment | null> {
+  const settled = await store.movePayment(db, row, { state: "settled", settleTx: txHash, settledAt: now });
+  if (settled !== null)
+    log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, hash: txHash });
+  return settled;
+}
+
+/** 202: not refused and not known to have arrived. */
+export const pending = (row: Pick<store.Payment, "id">, config: Services["config"]) => ({
+  purchaseId: row.id,
+  status: "settling" as const,
+  message: "The payment is being settled. Send the same request with the same payment again; don't sign another one.",
+  statusUrl: `${config.PUBLIC_URLS[0]}/x402/purchases/${row.id}`,
+});
+export const PENDING_RETRY_AFTER = String(PENDING_SECONDS);

@@ -1,0 +1,57 @@
+// What selling a token for somebody else's payment takes, as one node sees it now: the price, and what our wallet has.
+import { type Address, decodeFunctionResult, encodeFunctionData } from "viem";
+import { AppError } from "../errors.ts";
+import { askFirst, type Chain, readAtOneBlock } from "./client.ts";
+import { coinAbi, contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
+
+export type Offer = {
+  /** 10^-6 USDC. */
+  pricePerDay: bigint;
+  active: boolean;
+  /** Of the operator wallet, 10^-6 USDC. */
+  usdc6: bigint;
+  /** Of the operator wallet. */
+  wei: bigint;
+  /** Wei per gas. */
+  baseFee: bigint;
+  blockNumber: number;
+  /** Unix seconds. */
+  blockTimestamp: number;
+};
+
+export const readOffer = (chain: Chain, tier: number, coin: Address, operator: Address): Promise<Offer> =>
+  askFirst(chain, async (node) => {
+    const calls = [
+      {
+        target: chain.contract,
+        callData: encodeFunctionData({ abi: contractAbi, functionName: "getTierConfig", args: [tier] }),
+      },
+      { target: coin, callData: encodeFunctionData({ abi: coinAbi, functionName: "balanceOf", args: [operator] }) },
+      {
+        target: MULTICALL3 as Address,
+        callData: encodeFunctionData({ abi: multicallAbi, functionName: "getEthBalance", args: [operator] }),
+      },
+    ];
+    const [{ results, blockNumber, blockTimestamp }, { baseFeePerGas }] = await Promise.all([
+      readAtOneBlock(node, calls),
+      node.client.getBlock(),
+    ]);
+    const [tierConfig, usdc, ether] = results;
+    if (tierConfig?.success !== true || usdc?.success !== true || ether?.success !== true) {
+      throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
+    }
+    const [pricePerDay, active] = decodeFunctionResult({
+      abi: contractAbi,
+      functionName: "getTierConfig",
+      data: tierConfig.returnData,
+    });
+    return {
+      pricePerDay,
+      active,
+      usdc6: BigInt(usdc.returnData),
+      wei: BigInt(ether.returnData),
+      baseFee: baseFeePerGas ?? 0n,
+      blockNumber,
+      blockTimestamp,
+    };
+  });

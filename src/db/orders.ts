@@ -1,0 +1,42 @@
+// A token that is left of an order that came to nothing serves another one.
+import { sql } from "drizzle-orm";
+import { type Database, runBatch } from "./client.ts";
+import { loadPayment, type Payment } from "./payments.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
+
+/**
+ * Gives a held token to an order, and its machine's row back to work, all or nothing. Null where another order has it, or
+ * this one has moved on.
+ */
+export async function serveHeldToken(
+  db: Database,
+  { id, generation }: Pick<Payment, "id" | "generation">,
+  held: Payment,
+  at: { now: number; deadline: number; graceSeconds: number },
+): Promise<{ row: Payment; queued: QueuedVm } | null> {
+  const isOrders = sql`EXISTS (SELECT 1 FROM payments AS mine WHERE mine.id = ${id} AND mine.generation = ${generation + 1}
+    AND mine.incarnation = ${held.incarnation} AND mine.step = 'provision')`;
+  const isHeld = sql`EXISTS (SELECT 1 FROM payments AS other WHERE other.id = ${held.id} AND other.held = 1)`;
+  const [, , rows] = await runBatch(db, [
+    sql`UPDATE payments SET step = 'provision', incarnation = ${held.incarnation}, token_id = ${held.tokenId},
+        purchase_tx = ${held.purchaseTx}, bought_at = ${at.now}, cost = '0', wake_at = ${at.now + WAKE_AFTER_MS},
+        generation = generation + 1
+      WHERE id = ${id} AND generation = ${generation} AND ${isHeld}
+        AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND vms.step = 'idle')`,
+    sql`UPDATE payments SET held = 0, incarnation = NULL, generation = generation + 1 WHERE id = ${held.id} AND held = 1 AND ${isOrders}`,
+    sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
+        generation = generation + 1, wake_at = ${at.now + WAKE_AFTER_MS}, deadline = ${at.deadline},
+        check_at = expires_at + ${at.graceSeconds}, ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL,
+        running_at = NULL, delivered_at = NULL, delivered_to = NULL, acknowledged_at = NULL
+      WHERE incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND step = 'idle' AND ${isOrders}
+      RETURNING incarnation, generation`,
+    sql`UPDATE failed_provisionings SET resolved_at = ${at.now} WHERE incarnation = ${held.incarnation} AND resolved_at IS NULL AND ${isOrders}`,
+  ]);
+  const queued = (rows as QueuedVm[])[0];
+  const row = await loadPayment(db, id);
+  return queued === undefined || row === null ? null : { row, queued };
+}
+
+/** The machine has to run while its payment can still be taken. */
+export const shortenDeadline = (db: Database, incarnation: string, deadline: number) =>
+  db.run(sql`UPDATE vms SET deadline = MIN(deadline, ${deadline}) WHERE incarnation = ${incarnation}`);

@@ -1,0 +1,323 @@
+// A machine for a payment by x402: the token is bought with our money, its machine made as for any purchase, and the
+// payment taken once it answers; on the receipt of that the token goes to the payer. Where there is no machine nothing is
+// taken. Neither the row nor the edge is believed: signature, price and balance are looked at here again (hard case 4).
+import { type Address, getAddress, type Hex } from "viem";
+import { privateKeyToAddress } from "viem/accounts";
+import { type Authorization, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
+import { askTwo, readHead, readTier } from "../chain/client.ts";
+import { coinOf } from "../chain/coin.ts";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import { canDeliver, type WalletOrder } from "../chain/orders.ts";
+import { parsePublicKey } from "../credentials/ssh-keys.ts";
+import { orderEnd } from "../db/operators.ts";
+import { serveHeldToken } from "../db/orders.ts";
+import { isPaused } from "../db/pauses.ts";
+import * as store from "../db/payments.ts";
+import { moveRefund } from "../db/refunds.ts";
+import { chainTime, loadVm, type Vm } from "../db/vms.ts";
+import { log } from "../log.ts";
+import { CAPTURE_SECONDS } from "../vms/payments.ts";
+import { TIERS } from "../vms/tiers.ts";
+import type { Context } from "./context.ts";
+import { lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
+
+const WATCH_MS = 60_000;
+const BLOCK_SECONDS = 2;
+const WALLET_WAIT_SECONDS = 10;
+/** What is refused now may be one node's mistake; after this it is the payer's. */
+const CAPTURE_TRIES_MS = 20_000;
+/** From the capture on: a token that can't be handed over by then is paid back (hard case 19). */
+const DELIVER_MS = 900_000;
+/** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
+const QUOTE_SLACK_SECONDS = 120;
+/** More than any price rises within the time that a quote is kept. */
+const MAX_RISE = 2n;
+const ANY = 10n ** 18n;
+
+/** The operator wallet's address; null where there is no wallet. */
+export const operatorOf = ({ config }: Pick<Context, "config">): Address | null =>
+  config.OPERATOR_PRIVATE_KEY === undefined ? null : addressOf(config.OPERATOR_PRIVATE_KEY);
+
+const addresses = new Map<Hex, Address>();
+function addressOf(key: Hex): Address {
+  const address = addresses.get(key) ?? privateKeyToAddress(key);
+  addresses.set(key, address);
+  return address;
+}
+
+/** Whether a machine's token is ours: bought for a payment that has not been taken yet, or held. */
+export const isOurs = (context: Pick<Context, "config">, vm: Pick<Vm, "owner">): boolean =>
+  vm.owner === operatorOf(context)?.toLowerCase();
+
+/** Whoever made a machine's last step tells the order that waits for it; a message that is lost the sweep sends again. */
+export async function tellOrder(context: Context, vm: Vm): Promise<void> {
+  if (!isOurs(context, vm)) return;
+  const row = await store.paymentOfPurchase(context.db, vm.incarnation);
+  if (row !== null) {
+    await context.config.JOBS.send({ kind: "payment", payment: row.id, generation: row.generation });
+  }
+}
+
+/** By which time of the chain the machine has to run, so that the payment can still be taken. */
+export const captureDeadline = (row: Pick<store.Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
+
+const authorizationOf = (row: store.Payment): Authorization => ({
+  from: getAddress(row.payer),
+  to: getAddress(row.payTo),
+  value: BigInt(row.amount),
+  validAfter: row.validAfter,
+  validBefore: row.validBefore,
+  nonce: row.nonce as Hex,
+  signature: row.signature as Hex,
+});
+
+/** Before anything is bought. */
+export async function check(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, config, now } = context;
+  const problem = await problemOf(context, row);
+  if (problem !== null) return abandon(context, row, problem);
+  const use = await useOf(context, row);
+  if (use.state === "cancelled") return abandon(context, row, "cancelled");
+  if (use.state === "paid" && row.state !== "settled") {
+    // Somebody has submitted it: it is paid before it is delivered.
+    const settled = { state: "settled", settleTx: use.txHash, settledAt: now() } as const;
+    return store.movePayment(db, row, { ...settled, step: "buy", wakeAt: now() + WATCH_MS });
+  }
+  const isFirst = row.state === "authorized" && config.CAPTURE_FIRST_TIERS.includes(row.tier ?? -1);
+  return store.movePayment(db, row, { step: isFirst ? "capture" : "buy", wakeAt: now() + WATCH_MS });
+}
+
+async function problemOf(context: Context, row: store.Payment): Promise<string | null> {
+  const { chain, config, db, now } = context;
+  const operator = operatorOf(context);
+  const authorization = authorizationOf(row);
+  const { tier, durationDays } = row;
+  if (operator === null || authorization.to !== operator || row.chainId !== config.CHAIN_ID) return "recipient";
+  if (tier === null || TIERS[tier] === undefined || durationDays === null || durationDays < 1) return "unknown_tier";
+  if (row.sshPublicKey !== null && parsePublicKey(row.sshPublicKey) !== row.sshPublicKey) return "ssh_public_key";
+  const signer = await authorizationSigner(chain, coinOf(config), authorization);
+  if (signer === null) return "signature";
+  if ((await chainTime(db)) > captureDeadline(row) && row.state !== "settled") return "too_late";
+  const { pricePerDay, active } = await agreedTier(context, tier);
+  if (!active) return "tier_inactive";
+  if (authorization.value !== pricePerDay * BigInt(durationDays) && !(await wasQuoted(context, row))) return "price";
+  if (row.state !== "settled") {
+    const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
+    const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
+    if (exceeded !== null) return exceeded;
+  }
+  const cost = String(pricePerDay * BigInt(durationDays));
+  const trial = { kind: "purchase", id: "trial", payment: row.id, tier, durationDays, cost } as const;
+  const places = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator };
+  return (await canDeliver(chain, trial, authorization.from, places)) ? null : "cannot_deliver";
+}
+
+/** Two nodes, since money follows from it. */
+const agreedTier = ({ chain }: Context, tier: number, blockNumber?: bigint) =>
+  askTwo(
+    chain,
+    (node) => readTier(chain, node, tier, blockNumber),
+    ({ pricePerDay, active }) => `${pricePerDay}/${active}`,
+  );
+
+/** A price of a little while ago: the contract has to have said so at the block that the quote names. */
+async function wasQuoted(context: Context, row: store.Payment): Promise<boolean> {
+  const { chain, config } = context;
+  if (row.quotedBlock === null || row.tier === null) return false;
+  const blockNumber = row.quotedBlock;
+  const { pricePerDay } = await agreedTier(context, row.tier, BigInt(blockNumber));
+  const block = await askTwo(
+    chain,
+    (node) => readHead(node, blockNumber),
+    ({ hash }) => hash,
+  );
+  const age = row.createdAt / 1_000 - block.timestamp;
+  return (
+    BigInt(row.amount) === pricePerDay * BigInt(row.durationDays ?? 0) &&
+    age <= config.QUOTE_SECONDS + QUOTE_SLACK_SECONDS
+  );
+}
+
+/** A token: one that is left of an order that came to nothing, or a new one. */
+export async function buy(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, config, now } = context;
+  const { tier, durationDays } = row;
+  if (tier === null || durationDays === null) return abandon(context, row, "unknown_tier");
+  const head = await chainTime(db);
+  const isLate = row.state !== "settled" && head > captureDeadline(row);
+  if (row.cost === null) {
+    if (isLate) return abandon(context, row, "too_late");
+    if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
+    const held = await store.heldToken(db, tier, head + durationDays * SECONDS_PER_DAY);
+    const deadline = row.state === "settled" ? head + CAPTURE_SECONDS * 10 : captureDeadline(row);
+    const served =
+      held === null
+        ? null
+        : await serveHeldToken(db, row, held, { now: now(), deadline, graceSeconds: config.EXPIRY_GRACE_SECONDS });
+    if (served !== null) {
+      log("info", "held_token_served", { payment: row.id, tokenId: served.row.tokenId });
+      await config.JOBS.send({ kind: "advance", ...served.queued });
+      return served.row;
+    }
+    const { pricePerDay } = await agreedTier(context, tier);
+    const cost = pricePerDay * BigInt(durationDays);
+    if (cost > BigInt(row.amount) * MAX_RISE) return abandon(context, row, "price");
+    return store.movePayment(db, row, { cost: String(cost), boughtAt: now() });
+  }
+  const order = {
+    kind: "purchase",
+    id: `purchase/${row.id}`,
+    payment: row.id,
+    tier,
+    durationDays,
+    cost: row.cost,
+  } as const;
+  const bought = await walletOf(context).order(order);
+  if (bought.state === "waiting") {
+    log("page", "purchase_waits", { payment: row.id, why: bought.why });
+    const isHopeless = bought.why === "would_fail" || bought.why === "other_order";
+    return isHopeless || isLate
+      ? abandon(context, row, `purchase_${bought.why}`)
+      : { waitSeconds: WALLET_WAIT_SECONDS };
+  }
+  if (bought.state === "reverted") return abandon(context, row, "purchase_reverted");
+  if (row.purchaseTx !== bought.hash) return store.movePayment(db, row, { purchaseTx: bought.hash });
+  // The scan sees it like any purchase, and its first step links it to this order (hard case 20).
+  return lookAgain(context, row, WATCH_MS);
+}
+
+/** Waits for the machine; whoever publishes it, or fails, sends a message. */
+export async function provision(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
+  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  if (vm === null) return abandon(context, row, "purchase_gone");
+  if (isServing(vm)) {
+    const step = row.state === "settled" ? "deliver" : "capture";
+    return store.movePayment(db, row, { step, wakeAt: now() + WATCH_MS });
+  }
+  if (vm.status !== "provisioning" || !vm.current) return abandon(context, row, vm.failure ?? "machine_ended");
+  if (row.state !== "settled" && (await chainTime(db)) > row.validBefore)
+    return abandon(context, row, "no_machine_in_time");
+  return lookAgain(context, row, WATCH_MS);
+}
+
+const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !== null && vm.current;
+
+/** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
+export async function capture(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, config, now } = context;
+  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  // Without a machine only where the payment comes first.
+  const isReady = vm === null ? row.cost === null : isServing(vm);
+  const use = await useOf(context, row);
+  if (use.state === "paid") {
+    const depth = await confirmationsOf(context, use.blockNumber);
+    if (depth < config.CONFIRMATIONS) return { waitSeconds: BLOCK_SECONDS };
+    log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, hash: use.txHash });
+    const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
+    return store.movePayment(db, row, { ...settled, step: vm === null ? "buy" : "deliver" });
+  }
+  if (use.state === "cancelled") return abandon(context, row, "capture_refused");
+  if (use.blockTimestamp >= row.validBefore) return abandon(context, row, "too_late");
+  if (!isReady && row.state === "authorized") return abandon(context, row, vm?.failure ?? "machine_ended");
+  const wallet = walletOf(context);
+  if (vm !== null && row.state === "authorized") {
+    const refusal = await wallet.simulate(transferOf(row));
+    if (refusal === "would_fail") return abandon(context, row, "cannot_receive");
+    if (refusal !== null) return { waitSeconds: WALLET_WAIT_SECONDS };
+  }
+  const taken = await wallet.order(captureOf(row));
+  if (taken.state !== "waiting") {
+    const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
+    if (isUndone) return abandon(context, row, "capture_refused");
+    if (row.state === "authorized") {
+      return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
+    }
+    return { waitSeconds: BLOCK_SECONDS / 2 };
+  }
+  if (taken.why !== "would_fail") {
+    log("page", "capture_waits", { payment: row.id, why: taken.why });
+    return { waitSeconds: WALLET_WAIT_SECONDS };
+  }
+  // The payer has moved its money, as far as one node knows. Looked at again for a while before that is held against it.
+  const since = (row.wakeAt ?? now()) - WATCH_MS;
+  return now() - since > CAPTURE_TRIES_MS ? abandon(context, row, "capture_refused") : { waitSeconds: BLOCK_SECONDS };
+}
+
+const captureOf = (row: store.Payment): WalletOrder => {
+  const { value, ...authorization } = authorizationOf(row);
+  return { kind: "capture", id: `capture/${row.id}`, ...authorization, value: String(value) };
+};
+
+async function confirmationsOf({ chain }: Context, blockNumber: number): Promise<number> {
+  const head = await askTwo(chain, readHead, ({ number }) => String(number >= blockNumber));
+  return head.number - blockNumber;
+}
+
+/** The payment is ours: the token goes to the payer, without waiting for final history (hard case 16). */
+export async function deliver(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
+  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  if (vm === null || row.tokenId === null) return abandon(context, row, "purchase_gone");
+  const isLost = vm.status === "failed" || vm.status === "terminated";
+  if (row.transferTx === null && isLost) return abandon(context, row, vm.failure ?? "machine_ended");
+  const moved = await walletOf(context).order(transferOf(row));
+  const isUndone =
+    moved.state === "reverted" || (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
+  if (isUndone) {
+    log("page", "token_not_delivered", { payment: row.id, tokenId: row.tokenId });
+    return abandon(context, row, "not_delivered");
+  }
+  if (moved.state === "waiting") return { waitSeconds: WALLET_WAIT_SECONDS };
+  if (row.transferTx === null) return store.movePayment(db, row, { transferTx: moved.hash, wakeAt: now() + WATCH_MS });
+  if (moved.state === "sent" && moved.mined?.status !== "success") return { waitSeconds: BLOCK_SECONDS / 2 };
+  log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, hash: moved.hash });
+  const delivered = { transferTx: moved.hash, servedAt: row.servedAt ?? now() };
+  return store.movePayment(db, row, { ...delivered, step: "close", wakeAt: now() + WATCH_MS });
+}
+
+/**
+ * Nothing is delivered. The machine ends and the token stays ours, for the next order of its tier; what was not taken is
+ * released, what was goes back.
+ */
+export async function abandon(context: Context, row: store.Payment, reason: string): Promise<Turn> {
+  const { db, config, now } = context;
+  log("warn", "order_abandoned", { payment: row.id, reason, state: row.state });
+  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  if (vm?.current && isOurs(context, vm)) {
+    const queued = await orderEnd(db, vm.tokenId, now());
+    if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
+    const late = { incarnation: vm.incarnation, kind: "late" } as const;
+    await moveRefund(db, late, ["recorded", "waiting", "due", "held"], { state: "cancelled", wakeAt: null });
+  }
+  const money =
+    row.state === "settled"
+      ? ({ state: "refund_due", step: "refund" } as const)
+      : ({ state: "releasing", step: "release" } as const);
+  return store.movePayment(db, row, { ...money, reason, held: vm !== null, wakeAt: now() });
+}
+
+export type Linked =
+  /** The order that a purchase of ours is for, and that still wants it. */
+  | { kind: "open"; row: store.Payment }
+  | { kind: "unlinked" }
+  /** Its order has come to nothing meanwhile: the token is held. */
+  | { kind: "over" };
+
+/** The order behind a purchase by the operator wallet. The first look writes the link into the order (hard case 20). */
+export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
+  const { db, now } = context;
+  const row = (await store.paymentOfPurchase(db, vm.incarnation)) ?? (await store.linkedPayment(db, vm.txHash));
+  if (row === null) return { kind: "unlinked" };
+  const isWaiting = row.step === "buy" || row.step === "provision";
+  if (isWaiting && row.incarnation === vm.incarnation) return { kind: "open", row };
+  const link = { incarnation: vm.incarnation, tokenId: vm.tokenId, purchaseTx: vm.txHash };
+  if (isWaiting && row.cost !== null) {
+    // First seen, or a reorg has given it another token.
+    const linked = await store.movePayment(db, row, { ...link, step: "provision", wakeAt: now() + WATCH_MS });
+    return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };
+  }
+  const isOver = row.state === "releasing" || row.state === "released" || row.state.startsWith("refund");
+  if (isOver && row.incarnation === null) await store.movePayment(db, row, { ...link, held: true });
+  return isOver || row.incarnation === vm.incarnation ? { kind: "over" } : { kind: "unlinked" };
+}

@@ -1,0 +1,176 @@
+// Payments, brought to their end: what a request left half done, what was given up, what has to be paid back. A machine's
+// order is in order.ts. The chain is the only witness (hard case 2); final history closes the books (hard case 16).
+import { type Address, getAddress, type Hex } from "viem";
+import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
+import { readAuthorizationUse } from "../chain/authorization.ts";
+import { isPaused } from "../db/pauses.ts";
+import * as store from "../db/payments.ts";
+import { log } from "../log.ts";
+import type { Context } from "./context.ts";
+import { buy, capture, check, deliver, provision } from "./order.ts";
+
+/** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
+const UNSERVED_MS = 600_000;
+const WATCH_MS = 60_000;
+const MAX_STEPS_PER_MESSAGE = 12;
+
+/** How a step ended: the row as it is now, to go on with; seconds to wait; or null, nothing to do until the sweep. */
+export type Turn = store.Payment | { waitSeconds: number } | null;
+
+const STEPS: Record<store.Payment["step"], (context: Context, row: store.Payment) => Promise<Turn>> = {
+  check,
+  buy,
+  provision,
+  capture,
+  deliver,
+  settle,
+  close,
+  release,
+  refund,
+  idle: async () => null,
+};
+
+/** Runs a payment's steps until it has to wait. A message of another generation than the row's is stale. */
+export async function followPayment(context: Context, job: { payment: string; generation: number }): Promise<void> {
+  let row = await store.loadPayment(context.db, job.payment);
+  if (row === null || row.generation !== job.generation) return;
+  for (let count = 0; count < MAX_STEPS_PER_MESSAGE; count++) {
+    const began = context.now();
+    const turn: Turn = await STEPS[row.step](context, row);
+    const waits = turn === null || "waitSeconds" in turn;
+    log(waits ? "debug" : "info", "payment_step", {
+      payment: row.id,
+      step: row.step,
+      state: row.state,
+      next: turn === null ? "done" : "waitSeconds" in turn ? `in ${turn.waitSeconds} s` : turn.step,
+      ms: context.now() - began,
+    });
+    if (turn === null) return;
+    if ("waitSeconds" in turn) {
+      const { id, generation } = row;
+      await context.config.JOBS.send({ kind: "payment", payment: id, generation }, { delaySeconds: turn.waitSeconds });
+      return;
+    }
+    row = turn;
+  }
+  await context.config.JOBS.send({ kind: "payment", payment: row.id, generation: row.generation });
+}
+
+export const walletOf = ({ config }: Context): DurableObjectStub<OperatorWallet> =>
+  config.OPERATOR_WALLET.get(config.OPERATOR_WALLET.idFromName("operator"));
+
+/** What became of a payment's authorization, by two nodes. */
+export const useOf = ({ chain, config }: Context, row: store.Payment, blockTag: "latest" | "finalized" = "latest") =>
+  readAuthorizationUse(
+    chain,
+    config.USDC_ADDRESS,
+    { from: getAddress(row.payer), to: getAddress(row.payTo), value: BigInt(row.amount), nonce: row.nonce as Hex },
+    row.fromBlock,
+    blockTag,
+  );
+
+/** Leaves the row to the sweep, which looks again after so long. */
+export async function lookAgain({ db, now }: Context, row: store.Payment, ms: number): Promise<null> {
+  await store.movePayment(db, row, { wakeAt: now() + ms });
+  return null;
+}
+
+/** Whatever a request of the payer's did not bring to its end. */
+async function settle(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
+  if (row.state === "settled") {
+    // Charged, and no answer ever left: after some time it is given back.
+    const unservedUntil = (row.settledAt ?? row.createdAt) + UNSERVED_MS;
+    if (now() < unservedUntil) return lookAgain(context, row, unservedUntil - now());
+    return store.movePayment(db, row, { state: "refund_due", step: "refund", reason: "not_served", wakeAt: now() });
+  }
+  const use = await useOf(context, row);
+  if (use.state === "paid") {
+    log("warn", "payment_settled_late", { payment: row.id, hash: use.txHash });
+    const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
+    return store.movePayment(db, row, settled);
+  }
+  const isOver = use.state === "cancelled" || use.blockTimestamp >= row.validBefore;
+  if (row.state === "settling" && !isOver) return lookAgain(context, row, WATCH_MS);
+  const reason = row.state === "claimed" ? "never_moved" : "not_settled";
+  return store.movePayment(db, row, { state: "releasing", step: "release", reason, wakeAt: now() });
+}
+
+/** Given up, and anybody may still submit it. Released once final history is past its time without it. */
+async function release(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
+  const use = await useOf(context, row, "finalized");
+  if (use.state === "paid") {
+    log("warn", "released_payment_used", { payment: row.id, hash: use.txHash });
+    const seen = { settleTx: use.txHash, settledAt: now(), wakeAt: now() };
+    return store.movePayment(db, row, { state: "refund_due", step: "refund", ...seen });
+  }
+  if (use.state === "unused" && use.blockTimestamp < row.validBefore) {
+    return lookAgain(context, row, Math.max(WATCH_MS, (row.validBefore - use.blockTimestamp) * 1_000));
+  }
+  log("info", "payment_released", { payment: row.id, reason: row.reason });
+  return store.movePayment(db, row, { state: "released", step: "idle", wakeAt: null, endedAt: now() });
+}
+
+/** Charged for nothing: it goes back to the payer, once final history has the charge. */
+async function refund(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, config, now } = context;
+  if (row.state === "refund_due") {
+    if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);
+    if (config.REFUNDS === "manual" || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
+    const use = await useOf(context, row, "finalized");
+    if (use.state === "unused") return lookAgain(context, row, WATCH_MS);
+    // A reorg undid the charge, and the payer took the authorization back.
+    if (use.state === "cancelled") return store.movePayment(db, row, { state: "releasing", step: "release" });
+    return store.movePayment(db, row, { state: "refunding", settleTx: use.txHash });
+  }
+  const id = `refund/payment/${row.id}`;
+  const to: Address = getAddress(row.payer);
+  const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount });
+  if (paid.state === "waiting") {
+    log("page", "refund_waits", { payment: row.id, why: paid.why });
+    return lookAgain(context, row, WATCH_MS);
+  }
+  if (paid.state === "reverted") return hold(context, row, "refund_reverted");
+  if (paid.state === "sent") {
+    await store.movePayment(db, row, { refundTx: paid.hash, wakeAt: now() + WATCH_MS });
+    return null;
+  }
+  log("info", "payment_refunded", { payment: row.id, hash: paid.hash, amount: row.amount });
+  return store.movePayment(db, row, {
+    state: "refunded",
+    step: "idle",
+    refundTx: paid.hash,
+    wakeAt: null,
+    endedAt: now(),
+  });
+}
+
+export async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
+  log("page", "payment_held", { payment: row.id, reason });
+  return store.movePayment(db, row, { state: "held", step: "idle", reason, wakeAt: null, endedAt: now() });
+}
+
+/** Delivered: the books close when final history has the payment, and the token's transfer. */
+async function close(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
+  const use = await useOf(context, row, "finalized");
+  if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
+  // A reorg took the charge back after what it was for had been handed out: our loss, and a person should hear of it.
+  if (use.state !== "paid") return hold(context, row, "charge_undone");
+  if (row.kind === "compute") {
+    const moved = await walletOf(context).order(transferOf(row));
+    if (moved.state === "reverted") return store.movePayment(db, row, { step: "deliver" });
+    if (moved.state !== "final") return lookAgain(context, row, WATCH_MS);
+  }
+  return store.movePayment(db, row, { step: "idle", settleTx: use.txHash, wakeAt: null, endedAt: now() });
+}
+
+/** The token to the payer; another token of the same order, after a reorg, is another transfer. */
+export const transferOf = (row: store.Payment) =>
+  ({
+    kind: "transfer",
+    id: `transfer/${row.id}/${row.tokenId}`,
+    to: getAddress(row.payer),
+    tokenId: row.tokenId ?? -1,
+  }) as const;
