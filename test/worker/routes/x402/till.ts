@@ -2,7 +2,6 @@
 
 import { runDurableObjectAlarm } from "cloudflare:test";
 import type { PaymentRequirements } from "@x402/core/types";
-import { type Hex, hashMessage } from "viem";
 import type { LocalAccount } from "viem/accounts";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { authorize, paymentHeaderV2, readQuote } from "../../../world/payer.ts";
