@@ -20,6 +20,7 @@ import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
 import { mountAdminLogs } from "./routes/admin/logs.ts";
 import { mountAdminMachines } from "./routes/admin/machines.ts";
+import { mountAdminPayments } from "./routes/admin/payments.ts";
 import { mountAdminRefunds } from "./routes/admin/refunds.ts";
 import { mountAdminUpkeep } from "./routes/admin/upkeep.ts";
 import { mountAgents } from "./routes/agents.ts";
@@ -30,6 +31,7 @@ import { mountStatus } from "./routes/status.ts";
 import { mountTiers } from "./routes/tiers.ts";
 import { mountVms } from "./routes/vms.ts";
 import { mountPaidCredentials } from "./routes/x402/credentials.ts";
+import { mountDiscovery } from "./routes/x402/discovery.ts";
 import { mountPurchases } from "./routes/x402/purchases.ts";
 import type { Budget } from "./vms/waits.ts";
 
@@ -160,12 +162,14 @@ export function createApp(config: EdgeConfig): Router {
   mountAgents(app);
   mountPaidCredentials(app);
   mountPurchases(app);
+  mountDiscovery(app);
   mountDocuments(app);
   mountAdminKeys(app);
   mountAdminBans(app);
   mountAdminMachines(app);
   mountAdminLogs(app);
   mountAdminRefunds(app);
+  mountAdminPayments(app);
   mountAdminUpkeep(app);
 
   refuseOtherMethods(app);

@@ -1,6 +1,7 @@
 // The commands that are calls to the operators' API.
 import type { Command } from "commander";
 import { call, callJson, callList, connect, PAUSE_MS, type Query, showOne, showRows } from "./api.ts";
+import { reconcileAll } from "./reconcile.ts";
 
 const DEFAULT_URL = "https://api.clawcloud.co";
 
@@ -71,6 +72,41 @@ export function addApiCommands(program: Command): void {
   decision("cancel", "Owe nothing after all.").action(
     (tokenId: string, { kind, reason }: { kind: string; reason: string }) =>
       decide("cancel", tokenId, kind, { reason }),
+  );
+
+  const payments = program.command("payments").description("Payments by x402.");
+  payments
+    .command("list")
+    .option(
+      "--state <state>",
+      "claimed, authorized, settling, settled, releasing, released, refund_due, refunded or held",
+    )
+    .option("--limit <number>", "the newest so many")
+    .action((query: Query) => list("/admin/payments", "payments", query));
+  payments
+    .command("reconcile")
+    .description("Holds the books against the chain's final history; exits 1 where they differ.")
+    .option("--from <block>", "the first block; without it the last 10,000")
+    .option("--to <block>", "the last block")
+    .action(async ({ from, to }: { from?: string; to?: string }) => {
+      const { books, differs } = await reconcileAll(api(), from, to);
+      showOne(books);
+      if (differs) process.exitCode = 1;
+    });
+  const paymentDecision = (name: string, description: string) =>
+    payments.command(`${name} <id>`).description(description).requiredOption("--reason <text>");
+  const decidePayment = (name: string, id: string, body: object) =>
+    one("POST", `/admin/payments/${part(id)}/${name}`, body);
+  paymentDecision("refund", "Pay a held one back.").action((id: string, body: { reason: string }) =>
+    decidePayment("refund", id, body),
+  );
+  paymentDecision("settle", "Note that a held one was paid back by hand.")
+    .requiredOption("--tx <hash>")
+    .action((id: string, { reason, tx }: { reason: string; tx: string }) =>
+      decidePayment("settle", id, { reason, txHash: tx }),
+    );
+  paymentDecision("forgive", "Let a payer order again whose money was gone at the capture.").action(
+    (id: string, body: { reason: string }) => decidePayment("forgive", id, body),
   );
 
   const vms = program.command("vms").description("Machines.");

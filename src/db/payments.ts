@@ -211,15 +211,15 @@ export const paymentsOfTransactions = async (db: Database, hashes: readonly stri
     .all();
 };
 
-/** Settled or paid back since a block: what the chain has to show. */
-export const movedSince = (db: Database, fromBlock: number) =>
+/** Claimed in a range and charged: what the chain has to show. */
+export const movedSince = (db: Database, fromBlock: number, toBlock: number) =>
   db
     .select()
     .from(payments)
     .where(
       and(
         inArray(payments.state, ["settled", "refund_due", "refunding", "refunded"]),
-        sql`${payments.fromBlock} >= ${fromBlock}`,
+        sql`${payments.fromBlock} BETWEEN ${fromBlock} AND ${toBlock}`,
       ),
     )
     .all();

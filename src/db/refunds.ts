@@ -157,5 +157,15 @@ export const refundOfToken = async (db: Database, tokenId: number, kind: Refund[
       .get()
   )?.refund ?? null;
 
+/** Those that were paid by one of these transactions. */
+export const refundsOfTransactions = async (db: Database, hashes: readonly string[]) =>
+  hashes.length === 0
+    ? []
+    : db
+        .select()
+        .from(refunds)
+        .where(sql`tx_hash IN (SELECT value FROM json_each(${JSON.stringify(hashes)}))`)
+        .all();
+
 const isRefund = ({ incarnation, kind }: RefundKey) =>
   and(eq(refunds.incarnation, incarnation), eq(refunds.kind, kind));

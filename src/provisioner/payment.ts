@@ -117,7 +117,8 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
   const { db, config, now } = context;
   if (row.state === "refund_due") {
     if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);
-    if (config.REFUNDS === "manual" || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
+    const byHand = config.REFUNDS === "manual" && row.reason !== "approved";
+    if (byHand || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
     const use = await useOf(context, row, "finalized");
     if (use.state === "unused") return lookAgain(context, row, WATCH_MS);
     // A reorg undid the charge, and the payer took the authorization back.

@@ -1,0 +1,43 @@
+// The coin's transfers to and from an account, for the books.
+import type { Address, Hex } from "viem";
+import { askTwo, type Chain, type Node } from "./client.ts";
+import { coinAbi } from "./contract.ts";
+
+/** `amount`: 10^-6 USDC. */
+export type CoinTransfer = { txHash: Hex; from: Address; to: Address; amount: bigint; blockNumber: number };
+
+const LOG_RANGE = 2_000;
+
+/** Both ways, in the order of the chain, as two nodes tell them. */
+export async function readCoinTransfers(
+  chain: Chain,
+  coin: Address,
+  account: Address,
+  fromBlock: number,
+  toBlock: number,
+): Promise<CoinTransfer[]> {
+  const { transfers } = await askTwo(
+    chain,
+    async (node) => ({ transfers: await transfersOn(node, coin, account, fromBlock, toBlock) }),
+    (answer) => answer.transfers.map(({ txHash, amount }) => `${txHash}/${amount}`).join(),
+  );
+  return transfers;
+}
+
+async function transfersOn({ client }: Node, coin: Address, account: Address, fromBlock: number, toBlock: number) {
+  const found: (CoinTransfer & { logIndex: number })[] = [];
+  for (let at = fromBlock; at <= toBlock; at += LOG_RANGE) {
+    const range = { fromBlock: BigInt(at), toBlock: BigInt(Math.min(toBlock, at + LOG_RANGE - 1)) };
+    for (const args of [{ to: account }, { from: account }]) {
+      const event = { address: coin, abi: coinAbi, eventName: "Transfer", args } as const;
+      for (const { args: moved, ...entry } of await client.getContractEvents({ ...event, ...range, strict: true })) {
+        if (moved.from === moved.to && "from" in args) continue;
+        const { transactionHash: txHash, logIndex } = entry;
+        found.push({ txHash, ...pick(moved), blockNumber: Number(entry.blockNumber), logIndex });
+      }
+    }
+  }
+  return found.sort((a, b) => a.blockNumber - b.blockNumber || a.logIndex - b.logIndex);
+}
+
+const pick = ({ from, to, value }: { from: Address; to: Address; value: bigint }) => ({ from, to, amount: value });
