@@ -3,11 +3,23 @@
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { privateKeyToAddress } from "viem/accounts";
 import { type Environment, readEnvironment, WORKERS, type WorkerName } from "./environment.ts";
 import { WRANGLER } from "./wrangler.ts";
 
 /** What has to be the same on both sides. */
-const SHARED = ["DEPLOYMENT_ID", "CHAIN_ID", "CONTRACT_ADDRESS", "PURCHASE_EVENT", "EXPIRY_GRACE_SECONDS"];
+const SHARED = [
+  "DEPLOYMENT_ID",
+  "CHAIN_ID",
+  "CONTRACT_ADDRESS",
+  "PURCHASE_EVENT",
+  "EXPIRY_GRACE_SECONDS",
+  "CONFIRMATIONS",
+  "USDC_ADDRESS",
+  "USDC_NAME",
+  "QUOTE_SECONDS",
+  "CAPTURE_FIRST_TIERS",
+];
 const PLACEHOLDER_ID = /^0{8}-/;
 /** Without a file the secrets at Cloudflare stay as they are: the check takes these for them. */
 const UPLOADED_BEFORE = {
@@ -70,7 +82,20 @@ function compare(edge: Environment, provisioner: Environment): string[] {
   if (secret !== undefined && expected !== undefined && !isPair(secret, expected)) {
     found.push("DATA_PUBLIC_KEY of the provisioner does not belong to DATA_PRIVATE_KEY of the edge");
   }
+  const payTo = edge.vars["X402_PAY_TO"];
+  const wallet = provisioner.secrets?.["OPERATOR_PRIVATE_KEY"];
+  if (typeof payTo === "string" && wallet !== undefined && !isAddressOf(payTo, wallet)) {
+    found.push("X402_PAY_TO is not the address of OPERATOR_PRIVATE_KEY: every order would be refused");
+  }
   return found;
+}
+
+function isAddressOf(address: string, key: string): boolean {
+  try {
+    return privateKeyToAddress(`0x${key.replace(/^0x/, "")}`).toLowerCase() === address.toLowerCase();
+  } catch {
+    return false;
+  }
 }
 
 function isPair(secret: string, expected: string): boolean {

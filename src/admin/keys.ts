@@ -54,7 +54,7 @@ program
     console.log(`Secrets are in ${join(out, "edge.json")} and ${join(out, "provisioner.json")}, readable by you alone.
 
   data key         ${dataKeyId(dataKey.publicKey)} (its id; the private half goes to the edge, the public half to the provisioner)
-  operator wallet  ${privateKeyToAddress(`0x${operatorKey}`)}
+  operator wallet  ${privateKeyToAddress(`0x${operatorKey}`)} (X402_PAY_TO of the edge, where you sell over x402)
   admin key        in edge.json: "npm run admin -- keys create <name> --first" makes the first operator's key with it
   webhook secret   in edge.json: for whoever checks the alerts that ALERT_WEBHOOK_URL gets
 

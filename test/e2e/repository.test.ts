@@ -18,7 +18,14 @@ const isSecret = (name: string) => /KEY|SECRET|TOKEN|PASSWORD/.test(name) && !/P
 test("no secret is in both Workers (hard case 3)", () => {
   const edge = EDGE_VARIABLES.filter(isSecret);
   const provisioner = PROVISIONER_VARIABLES.filter(isSecret);
-  expect(edge).toEqual(["DATA_PRIVATE_KEY", "RETIRED_DATA_KEYS", "ADMIN_API_KEY", "ALERT_WEBHOOK_SECRET"]);
+  expect(edge).toEqual([
+    "DATA_PRIVATE_KEY",
+    "RETIRED_DATA_KEYS",
+    "ADMIN_API_KEY",
+    "ALERT_WEBHOOK_SECRET",
+    "CDP_API_KEY_ID",
+    "CDP_API_KEY_SECRET",
+  ]);
   expect(provisioner).toEqual(["OPERATOR_PRIVATE_KEY", "VULTR_API_KEY", "RUNPOD_API_KEY"]);
   expect(edge.filter((name) => provisioner.includes(name))).toEqual([]);
 });
