@@ -69,7 +69,10 @@ const chainFields = {
   CONFIRMATIONS: integer(0, 1_000).prefault("1"),
   USDC_ADDRESS: address.default("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
   /** The coin's name in its EIP-712 domain, where it is not the one that it has on Base or Base Sepolia. */
-  USDC_NAME: z.string().min(1).optional(),
+  USDC_NAME: z
+    .string()
+    .regex(/^[A-Za-z][A-Za-z0-9 .]{0,40}$/, "must be a coin's name")
+    .optional(),
   /** How long a price that was quoted is kept. */
   QUOTE_SECONDS: integer(1).prefault("300"),
   /** Above this base fee nothing is sold over x402. */
@@ -129,8 +132,14 @@ const edgeFields = z.object({
   FACILITATOR_TIMEOUT_MS: integer(100, 60_000).prefault("10000"),
   /** `cdp`: a JWT for each request, by the two keys below. */
   FACILITATOR_AUTH: z.enum(["none", "cdp"], "must be none or cdp").default("none"),
-  CDP_API_KEY_ID: z.string().min(1).optional(),
-  CDP_API_KEY_SECRET: z.string().min(1).optional(),
+  CDP_API_KEY_ID: z
+    .string()
+    .regex(/^[A-Za-z0-9/_-]{8,200}$/, "must be a key's id, as CDP's portal shows it")
+    .optional(),
+  CDP_API_KEY_SECRET: z
+    .string()
+    .regex(/^[A-Za-z0-9+/]{86}==$/, "must be an Ed25519 key of CDP: 64 bytes in base64")
+    .optional(),
   /** What /x402/vm-credentials costs. */
   CREDENTIALS_PRICE_USDC: usdc.default(10_000n),
   /** What may be on its way or bought without having been paid for, within an hour. */

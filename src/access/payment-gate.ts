@@ -60,24 +60,33 @@ export async function checkPayment(
   till: Till,
   payment: Payment,
   demands: readonly [Demand, ...Demand[]],
-  /** Unix seconds. */
-  clocks: { chainTime: number; now: number },
 ): Promise<Checked> {
-  const demandAgain = (sentence: string) => paymentRequired(till, config, demands[0], sentence);
   const { authorization } = payment;
   for (const demand of demands) {
     const requirement = await requirementOf(till, demand);
     const payload = matchPayment(till, payment, requirement);
     if (payload === null) continue;
-    const window = windowProblem(authorization, demand.seconds, clocks);
-    if (window !== null) throw await demandAgain(window);
     const signer = await authorizationSigner(chain, till.coin, authorization);
     if (signer === null) throw new AppError("payment_invalid", "The payment's signature is not its payer's.");
     const payer = authorization.from.toLowerCase();
     const id = paymentId(config.CHAIN_ID, payer, authorization.nonce);
     return { id, payment, payload, requirement, demand, payer, publicKey: signer.publicKey };
   }
-  throw await demandAgain("The payment is of another amount, recipient or asset than this request asks for.");
+  const sentence = "The payment is of another amount, recipient or asset than this request asks for.";
+  throw await paymentRequired(till, config, demands[0], sentence);
+}
+
+/** Before a payment is claimed; one that was claimed already is what it was then. `chainTime`: unix seconds. */
+export async function requireWindow(
+  { config }: Pick<Services, "config">,
+  till: Till,
+  { payment, demand }: Checked,
+  chainTime: number,
+  now: number,
+): Promise<void> {
+  const clocks = { chainTime, now: Math.floor(now / 1_000) };
+  const sentence = windowProblem(payment.authorization, demand.seconds, clocks);
+  if (sentence !== null) throw await paymentRequired(till, config, demand, sentence);
 }
 
 /** x402's clients sign for as long as they are asked to; nobody else makes sure of it. */

@@ -16,6 +16,7 @@ import {
   pending,
   requestHash,
   requireSameRequest,
+  requireWindow,
   settle,
   takeUp,
   verify,
@@ -111,9 +112,7 @@ export function mountPaidCredentials(app: Router): void {
         "Pay from the wallet that owns the token, then send the same request with the payment.",
       );
     }
-    // The window is held against the chain's clock below, where the token is read; here it only must not be absurd.
-    const clock = Math.floor(now / 1_000);
-    const checked = await checkPayment(c.var, till, payment, [demand], { chainTime: clock, now: clock });
+    const checked = await checkPayment(c.var, till, payment, [demand]);
     const admission = await admit(c, tokenId, checked, now);
     const { vm, door, view } = admission.sight;
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
@@ -196,6 +195,7 @@ async function takePayment(
     if (known.servedAt === null || isNamed || signed !== null) return { row: known };
     throw used(known);
   }
+  if (known === null) await requireWindow(services, till, checked, sight.view.blockTimestamp, now);
   const row =
     known === null
       ? await claim(services, checked, { kind: "credentials", ...what }, sight.view.blockNumber, now)

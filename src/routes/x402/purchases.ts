@@ -12,6 +12,7 @@ import {
   findClaim,
   requestHash,
   requireSameRequest,
+  requireWindow,
   takeUp,
   verify,
 } from "../../access/payment-gate.ts";
@@ -204,9 +205,8 @@ export function mountPurchases(app: Router): void {
     }
     const quoted = await store.quotedSince(db, body.tier, now - config.QUOTE_SECONDS * 1_000);
     const kept = quoted.filter((quote) => BigInt(quote.pricePerDay) !== offer.pricePerDay);
-    const clocks = { chainTime: offer.blockTimestamp, now: Math.floor(now / 1_000) };
     const demands = [demandAt(offer.pricePerDay), ...kept.map((quote) => demandAt(BigInt(quote.pricePerDay)))] as const;
-    const checked = await checkPayment(c.var, till, payment, demands, clocks);
+    const checked = await checkPayment(c.var, till, payment, demands);
     if (body.sshPublicKey !== undefined) await requireBodySignature(c, checked.payment.authorization.from);
     const request = requestHash(
       JSON.stringify(["compute", body.tier, body.durationDays, body.sshPublicKey ?? null, body.region ?? null]),
@@ -215,6 +215,7 @@ export function mountPurchases(app: Router): void {
     if (known !== null) requireSameRequest(known, checked, request);
     const taken = known === null ? null : await takeUp(c.var, known, now);
     if (known !== null && taken === null) return answer(c, known);
+    await requireWindow(c.var, till, checked, offer.blockTimestamp, now);
     await requireSaleable(c.var, offer, body, now);
     const row =
       taken ??

@@ -76,6 +76,11 @@ const POLICIES: Asked[] = [
   ["GET", ADDRESS, "vms"],
   ["GET", "/status/999999", "status"],
   ["POST", "/agents/generate-wallet", "wallets"],
+  ["GET", "/x402/vm-credentials?tokenId=1", "x402"],
+  ["POST", "/x402/purchase-compute", "x402"],
+  ["GET", "/x402/purchases/1", "x402"],
+  ["GET", "/x402/purchases", "x402"],
+  ["GET", "/.well-known/x402", "documents"],
   ["GET", "/admin/bans", "admin"],
   ["GET", "/admin/nothing", "admin"],
   ["PATCH", "/admin/bans", "admin"],
@@ -97,7 +102,7 @@ test.each(POLICIES)("%s %s counts as %s and says so", async (method, path, route
 });
 
 test("every row of the table has its path above", () => {
-  const caps = ["wallets_block", "wallets_all"];
+  const caps = ["wallets_block", "wallets_all", "x402_block", "x402_all"];
   const named = [...new Set(POLICIES.map(([, , route]) => route)), ...caps];
   expect(named.sort()).toEqual(Object.keys(LIMITS).sort());
 });

@@ -27,11 +27,18 @@ export async function quoteOf(answer: Response | Promise<Response>): Promise<Pay
 
 export const computeBody = ({ tier = 0, durationDays = 1, ...rest }: Order = {}) => ({ tier, durationDays, ...rest });
 
+/** An authorization by the chain's clock, which other tests move ahead of ours. */
+export async function signFor(payer: LocalAccount, requirement: PaymentRequirements) {
+  const { timestamp } = await chain.reader.getBlock();
+  const validBefore = String(Number(timestamp) + requirement.maxTimeoutSeconds);
+  return authorize(payer, requirement, { validBefore });
+}
+
 /** Signs for a purchase; resolves with what to send. */
 export async function signPurchaseOf(world: Deployment, payer: LocalAccount, order: Order = {}) {
   const body = computeBody(order);
   const requirement = await quoteOf(post(world, "/x402/purchase-compute", body));
-  const signed = await authorize(payer, requirement);
+  const signed = await signFor(payer, requirement);
   return { body, requirement, signed, headers: { "payment-signature": paymentHeaderV2(requirement, signed) } };
 }
 
