@@ -216,6 +216,9 @@ export async function deploy(
       }
       throw new Error(`the scan does not catch up: ${outcomes.join(", ")}`);
     },
+    /** One message, as the consumer takes it. */
+    step: (job: Job & { kind: "advance" }) => advance(context, job),
+    follow: (job: { payment: string; generation: number }) => followPayment(context, job),
     sweep: async (now = Date.now()) => sweep(await scanContext(now)),
     /** Runs queued jobs, delays cut short, until the queue is empty or `until` holds. */
     drain: async (until: () => Promise<boolean> = async () => false, timeoutMs = 15_000) => {

@@ -72,17 +72,21 @@ export async function playUntil(
   isDone: (payment: Record<string, unknown>) => boolean,
   rounds = 40,
 ): Promise<Record<string, unknown>> {
+  const read = async () => (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0];
+  const reached = async () => {
+    const row = await read();
+    return row !== undefined && isDone(row);
+  };
   for (let round = 0; round < rounds; round++) {
-    const [row] = await world.rows("SELECT * FROM payments WHERE id = ?", id);
-    if (row !== undefined && isDone(row)) return row;
+    await world.drain(reached, 30_000);
+    if (await reached()) return (await read()) ?? {};
     await chain.mine(1);
     await world.scan();
-    await world.drain(undefined, 30_000);
+    await world.drain(reached, 30_000);
+    if (await reached()) return (await read()) ?? {};
     await world.sql.prepare("UPDATE payments SET wake_at = 0 WHERE wake_at IS NOT NULL AND step <> 'settle'").run();
     await world.sweep();
-    await world.drain(undefined, 30_000);
     await runDurableObjectAlarm(world.wallet);
   }
-  const [row] = await world.rows("SELECT * FROM payments WHERE id = ?", id);
-  throw new Error(`the payment stays at ${JSON.stringify(row)}`);
+  throw new Error(`the payment stays at ${JSON.stringify(await read())}`);
 }
