@@ -24,8 +24,6 @@ import { lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts"
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** What is refused now may be one node's mistake; after this it is the payer's. */
-const CAPTURE_TRIES_MS = 20_000;
 /** From the capture on: a token that can't be handed over by then is paid back (hard case 19). */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
@@ -239,9 +237,10 @@ export async function capture(context: Context, row: store.Payment): Promise<Tur
     log("page", "capture_waits", { payment: row.id, why: taken.why });
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  // The payer has moved its money, as far as one node knows. Looked at again for a while before that is held against it.
-  const since = (row.wakeAt ?? now()) - WATCH_MS;
-  return now() - since > CAPTURE_TRIES_MS ? abandon(context, row, "capture_refused") : { waitSeconds: BLOCK_SECONDS };
+  // Has the payer moved its money? Two nodes have to say so before that is held against it.
+  const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
+  if (balance < BigInt(row.amount)) return abandon(context, row, "capture_refused");
+  return { waitSeconds: WALLET_WAIT_SECONDS };
 }
 
 const captureOf = (row: store.Payment): WalletOrder => {
