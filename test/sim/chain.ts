@@ -1,43 +1,22 @@
 // A model of Base and of our contract: blocks come every two seconds, reorgs take the newest back and bring other ones, and
 // what is 64 blocks deep is final. State is a value: each block has its own.
 import { type Hex, parseTransaction } from "viem";
-import { USDC_ADDRESS } from "../world/addresses.ts";
-import { type LogEntry, purchaseLog, renewalLog, terminationLog, transferLog } from "./chain-logs.ts";
+import type { LogEntry } from "./chain-logs.ts";
 import type { Clock } from "./clock.ts";
+import { type Call, type Done, execute, readCall, type State, sell } from "./contracts.ts";
 import type { Random } from "./random.ts";
 
 export const BLOCK_SECONDS = 2;
 export const FINAL_DEPTH = 64;
-export const ZERO = "0x0000000000000000000000000000000000000000";
-const DAY = 86_400;
 const BASE_FEE = 1_000_000_000n;
-const SELECTOR_TRANSFER = "0xa9059cbb";
 
-export type Token = { owner: string; tier: number; expiresAt: number; terminated: boolean };
-export type Sale = {
-  tokenId: number;
-  txHash: Hex;
-  buyer: string;
-  tier: number;
-  durationDays: number;
-  purchaseDate: number;
-  totalCost: bigint;
-};
-type State = {
-  tokens: ReadonlyMap<number, Token>;
-  sales: readonly Sale[];
-  prices: readonly bigint[];
-  usdc: ReadonlyMap<string, bigint>;
-  /** Next nonce of the operator's account. */
-  nonce: number;
-};
 export type Intent =
+  /** On the contract, by somebody whose money the model does not count. */
   | { kind: "purchase"; buyer: string; tier: number; durationDays: number }
-  | { kind: "transfer"; tokenId: number; from: string; to: string }
-  | { kind: "renew"; tokenId: number; days: number }
-  | { kind: "give_up"; tokenId: number; from: string }
   | { kind: "price"; tier: number; price: bigint }
-  | { kind: "payment"; nonce: number; to: string; amount: bigint; maxFee: bigint }
+  /** By anybody but the operator. */
+  | { kind: "call"; from: string; call: Call }
+  | { kind: "operator"; nonce: number; maxFee: bigint; call: Call }
   | { kind: "foreign"; nonce: number };
 export type Tx = { hash: Hex; intent: Intent; minedIn: Set<Block> };
 export type Executed = { tx: Tx; success: boolean; logs: LogEntry[] };
@@ -57,8 +36,10 @@ export class ModelChain {
   readonly mempool: Tx[] = [];
   /** Every one that was ever sent. */
   readonly transactions = new Map<Hex, Tx>();
-  /** Told of each payment when a node first takes it. */
-  watchPayment: (to: string, amount: bigint) => void = () => {};
+  /** Which authorization each signature signs, in words. */
+  readonly signatures = new Map<Hex, string>();
+  /** Told of each transaction of the operator's when a node first takes it. */
+  watchSent: (hash: Hex, call: Call) => void = () => {};
   /** Unix milliseconds until which no block comes. */
   haltedUntil = 0;
   /** Until when gas costs a hundred times as much. */
@@ -68,12 +49,13 @@ export class ModelChain {
   #hashes = 0;
   #finalNumber = 0;
 
-  constructor(clock: Clock, random: Random, operator: string, float: bigint) {
+  constructor(clock: Clock, random: Random, operator: string, funds: Readonly<Record<string, bigint>>) {
     this.#clock = clock;
     this.#random = random;
     this.operator = operator.toLowerCase();
     const prices = [500_000n, 900_000n, 1_600_000n, 3_000_000n, 18_000_000n, 36_000_000n, 48_000_000n, 84_000_000n];
-    const state = { tokens: new Map(), sales: [], prices, usdc: new Map([[this.operator, float]]), nonce: 0 };
+    const nothing = { tokens: new Map(), sales: [], allowances: new Map(), used: new Map(), nonce: 0 };
+    const state = { ...nothing, prices, usdc: new Map(Object.entries(funds)) };
     const timestamp = Math.floor(clock.now / 1_000) - FINAL_DEPTH * 2 * BLOCK_SECONDS;
     this.blocks = [this.#block(null, timestamp, [], state)];
     this.advance();
@@ -116,27 +98,29 @@ export class ModelChain {
   /** A signed transaction of the operator's, as any node takes it. Throws with a node's words where none would. */
   offer(raw: Hex, hash: Hex): void {
     const { nonce = 0, data = "0x", maxFeePerGas = 0n, to } = parseTransaction(raw);
-    if (to?.toLowerCase() !== USDC_ADDRESS.toLowerCase() || !data.startsWith(SELECTOR_TRANSFER)) throw new Error("no");
     if (nonce < this.head.state.nonce) throw new Error("nonce too low");
-    const same = this.mempool.find(({ intent }) => intent.kind === "payment" && intent.nonce === nonce);
+    const same = this.mempool.find(({ intent }) => intent.kind === "operator" && intent.nonce === nonce);
     if (same?.hash === hash) throw new Error("already known");
-    if (same?.intent.kind === "payment" && same.intent.maxFee * 110n > maxFeePerGas * 100n) {
+    if (same?.intent.kind === "operator" && same.intent.maxFee * 110n > maxFeePerGas * 100n) {
       throw new Error("replacement transaction underpriced");
     }
     if (same !== undefined) this.mempool.splice(this.mempool.indexOf(same), 1);
-    const recipient = `0x${data.slice(34, 74)}`;
-    const amount = BigInt(`0x${data.slice(74, 138)}`);
-    const intent: Intent = { kind: "payment", nonce, to: recipient, amount, maxFee: maxFeePerGas };
     const known = this.transactions.get(hash);
-    if (known === undefined) this.watchPayment(recipient, amount);
+    const intent: Intent = { kind: "operator", nonce, maxFee: maxFeePerGas, call: readCall(to ?? "", data) };
+    if (known === undefined) this.watchSent(hash, intent.call);
     const tx = known ?? { hash, intent, minedIn: new Set() };
     this.transactions.set(hash, tx);
     this.mempool.push(tx);
   }
 
+  /** What a call would do on top of a block. */
+  play(call: Call, from: string, { state, timestamp }: Pick<Block, "state" | "timestamp">): Done {
+    return execute(call, from, `0x${"00".repeat(32)}`, state, timestamp, this.signatures);
+  }
+
   /** Nodes forget what waits: nobody has it any more until it is sent again. */
   forget(): void {
-    const index = this.mempool.findIndex(({ intent }) => intent.kind === "payment");
+    const index = this.mempool.findIndex(({ intent }) => intent.kind === "operator");
     if (index !== -1) this.mempool.splice(index, 1);
   }
 
@@ -150,7 +134,7 @@ export class ModelChain {
     this.blocks = kept;
     for (const tx of this.#shuffled(undone)) {
       // A payment is never lost by itself: its signer sends it again, or nobody does.
-      if (tx.intent.kind === "payment" || this.#random.unit() < 0.65) this.mempool.push(tx);
+      if (tx.intent.kind === "operator" || this.#random.unit() < 0.65) this.mempool.push(tx);
     }
     // The new branch is the longer one.
     const end = this.#clock.now / 1_000;
@@ -175,10 +159,10 @@ export class ModelChain {
       const nonce = "nonce" in intent ? intent.nonce : null;
       if (nonce !== null && nonce < state.nonce) this.#drop(tx);
       else if (nonce !== null && nonce > state.nonce) continue;
-      else if (intent.kind === "payment" && intent.maxFee < baseFee) continue;
+      else if (intent.kind === "operator" && intent.maxFee < baseFee) continue;
       else {
         this.#drop(tx);
-        const done = execute(tx, state, timestamp, this.operator);
+        const done = this.#execute(tx, state, timestamp);
         state = done.state;
         txs.push({ tx, success: done.success, logs: done.logs });
       }
@@ -186,6 +170,22 @@ export class ModelChain {
     const block = this.#block(parent, timestamp, txs, state, baseFee);
     for (const { tx } of txs) tx.minedIn.add(block);
     this.blocks.push(block);
+  }
+
+  #execute({ hash, intent }: Tx, state: State, at: number): Done {
+    const run = (call: Call, from: string, before: State) => execute(call, from, hash, before, at, this.signatures);
+    switch (intent.kind) {
+      case "purchase":
+        return sell(state, hash, intent.buyer, intent.tier, intent.durationDays, at);
+      case "price":
+        return { state: { ...state, prices: state.prices.with(intent.tier, intent.price) }, success: true, logs: [] };
+      case "call":
+        return run(intent.call, intent.from, state);
+      case "operator":
+        return run(intent.call, this.operator, { ...state, nonce: state.nonce + 1 });
+      case "foreign":
+        return { state: { ...state, nonce: state.nonce + 1 }, success: true, logs: [] };
+    }
   }
 
   #drop(tx: Tx): void {
@@ -204,61 +204,5 @@ export class ModelChain {
       .map((item) => ({ item, key: this.#random.unit() }))
       .sort((a, b) => a.key - b.key)
       .map(({ item }) => item);
-  }
-}
-
-export const isValid = (token: Token, at: number): boolean => !token.terminated && at < token.expiresAt;
-
-type Done = { state: State; success: boolean; logs: LogEntry[] };
-
-/** What the contract would do, as test/world/contracts has it. */
-function execute({ hash, intent }: Tx, state: State, at: number, operator: string): Done {
-  const failed = { state, success: false, logs: [] };
-  const withToken = (tokenId: number, change: Partial<Token>): ReadonlyMap<number, Token> => {
-    const token = state.tokens.get(tokenId);
-    return token === undefined ? state.tokens : new Map(state.tokens).set(tokenId, { ...token, ...change });
-  };
-  switch (intent.kind) {
-    case "purchase": {
-      const { buyer, tier, durationDays } = intent;
-      const tokenId = state.sales.length;
-      const totalCost = (state.prices[tier] ?? 0n) * BigInt(durationDays);
-      const sale = { tokenId, txHash: hash, buyer, tier, durationDays, purchaseDate: at, totalCost };
-      const token = { owner: buyer, tier, expiresAt: at + durationDays * DAY, terminated: false };
-      const tokens = new Map(state.tokens).set(tokenId, token);
-      const logs = [transferLog(tokenId, ZERO, buyer), purchaseLog(sale)];
-      return { state: { ...state, tokens, sales: [...state.sales, sale] }, success: true, logs };
-    }
-    case "transfer": {
-      const { tokenId, from, to } = intent;
-      if (state.tokens.get(tokenId)?.owner !== from) return failed;
-      const tokens = withToken(tokenId, { owner: to });
-      return { state: { ...state, tokens }, success: true, logs: [transferLog(tokenId, from, to)] };
-    }
-    case "renew": {
-      const token = state.tokens.get(intent.tokenId);
-      if (token === undefined || !isValid(token, at)) return failed;
-      const expiresAt = token.expiresAt + intent.days * DAY;
-      const tokens = withToken(intent.tokenId, { expiresAt });
-      return { state: { ...state, tokens }, success: true, logs: [renewalLog(intent.tokenId, intent.days, expiresAt)] };
-    }
-    case "give_up": {
-      if (state.tokens.get(intent.tokenId)?.owner !== intent.from) return failed;
-      const tokens = withToken(intent.tokenId, { terminated: true });
-      return { state: { ...state, tokens }, success: true, logs: [terminationLog(intent.tokenId)] };
-    }
-    case "price":
-      return { state: { ...state, prices: state.prices.with(intent.tier, intent.price) }, success: true, logs: [] };
-    case "foreign":
-      return { state: { ...state, nonce: state.nonce + 1 }, success: true, logs: [] };
-    case "payment": {
-      const { to, amount } = intent;
-      const has = state.usdc.get(operator) ?? 0n;
-      const after = { ...state, nonce: state.nonce + 1 };
-      if (has < amount) return { state: after, success: false, logs: [] };
-      const usdc = new Map(state.usdc).set(operator, has - amount);
-      usdc.set(to, (usdc.get(to) ?? 0n) + amount);
-      return { state: { ...after, usdc }, success: true, logs: [] };
-    }
   }
 }

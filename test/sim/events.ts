@@ -8,7 +8,8 @@ import { loadVm } from "../../src/db/vms.ts";
 import { deliverKey } from "../../src/vms/delivery.ts";
 import { enqueue } from "../../src/vms/sweep.ts";
 import type { Kind } from "./faults.ts";
-import { config, database, db } from "./product.ts";
+import { cancel, earn, repeat, spend, submit } from "./payers.ts";
+import { config, database, db, OPERATOR } from "./product.ts";
 import type { World } from "./world.ts";
 
 export type Event = (world: World) => void;
@@ -27,7 +28,9 @@ const act = (world: World, who: string, work: () => Promise<unknown>): void => v
 const ownerOf = (world: World, tokenId: number): string | undefined =>
   world.chain.head.state.tokens.get(tokenId)?.owner;
 
-const anyToken = (world: World): number | undefined => world.random.pick([...world.chain.head.state.tokens.keys()]);
+/** Of somebody else than the operator. */
+const anyToken = (world: World): number | undefined =>
+  world.random.pick([...world.chain.head.state.tokens].flatMap(([id, { owner }]) => (owner === OPERATOR ? [] : [id])));
 
 const anyMachine = (world: World) => world.random.pick(world.machines);
 
@@ -121,14 +124,15 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
     const from = tokenId === undefined ? undefined : ownerOf(world, tokenId);
     const to = world.random.pick(world.agents.filter((agent) => agent !== from));
     if (tokenId === undefined || from === undefined || to === undefined) return;
-    world.chain.submit({ kind: "transfer", tokenId, from, to });
+    world.chain.submit({ kind: "call", from, call: { kind: "hand_over", tokenId, from, to } });
     world.note(`token ${tokenId} goes from ${from.slice(0, 4)} to ${to.slice(0, 4)}`);
   },
 
   token_renewed: (world) => {
     const tokenId = anyToken(world);
-    if (tokenId === undefined) return;
-    world.chain.submit({ kind: "renew", tokenId, days: 1 });
+    const from = tokenId === undefined ? undefined : ownerOf(world, tokenId);
+    if (tokenId === undefined || from === undefined) return;
+    world.chain.submit({ kind: "call", from, call: { kind: "renew", tokenId, days: 1 } });
     world.note(`token ${tokenId} is renewed`);
   },
 
@@ -136,7 +140,7 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
     const tokenId = anyToken(world);
     const from = tokenId === undefined ? undefined : ownerOf(world, tokenId);
     if (tokenId === undefined || from === undefined) return;
-    world.chain.submit({ kind: "give_up", tokenId, from });
+    world.chain.submit({ kind: "call", from, call: { kind: "give_up", tokenId } });
     world.note(`token ${tokenId} is given up`);
   },
 
@@ -145,6 +149,12 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
     world.chain.submit({ kind: "price", tier, price: BigInt(world.random.int(1, 90) * 1_000_000) });
     world.note(`tier ${tier} has another price`);
   },
+
+  payer_spends: spend,
+  payer_earns: earn,
+  payer_cancels: cancel,
+  payer_repeats: repeat,
+  stranger_submits: submit,
 
   /** Hard case 4: whoever writes the database writes himself a machine. */
   row_forged: (world) => {
@@ -189,7 +199,7 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   key_fetched: (world) => {
     const row = anyRow(world, "status = 'running'");
     const owner = row === undefined ? undefined : ownerOf(world, row.token_id);
-    if (row === undefined || owner !== row.owner) return;
+    if (row === undefined || owner !== row.owner || owner === OPERATOR) return;
     const fresh = world.random.unit() < 0.7;
     act(world, "the owner", async () => {
       const vm = await loadVm(db, row.incarnation);
@@ -210,7 +220,7 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
 
   key_rotated: (world) => {
     const row = anyRow(world, "status = 'running'");
-    if (row === undefined || ownerOf(world, row.token_id) !== row.owner) return;
+    if (row === undefined || ownerOf(world, row.token_id) !== row.owner || row.owner === OPERATOR) return;
     world.note(`token ${row.token_id}'s owner wants another key`);
     act(world, "the owner", async () => {
       const queued = await orderRotation(db, row, world.clock.now, ROTATION_DEADLINE_SECONDS);
@@ -221,7 +231,7 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   refund_claimed: (world) => {
     const row = anyRow(world, "status = 'failed'");
     const owner = row === undefined ? undefined : ownerOf(world, row.token_id);
-    if (row === undefined || owner === undefined) return;
+    if (row === undefined || owner === undefined || owner === OPERATOR) return;
     world.claims.set(row.incarnation, (world.claims.get(row.incarnation) ?? new Set()).add(owner));
     world.note(`token ${row.token_id}'s owner claims the refund`);
     act(world, "the owner", () => claimRefund(db, row.incarnation, owner, world.clock.now));

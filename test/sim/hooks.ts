@@ -15,6 +15,9 @@ const STAND_INS: readonly [RegExp, string][] = [
   [/\/utils\/uid\.js$/, here("uid.ts")],
 ];
 
+/** What the bundler carries as text: nobody reads it here. */
+const TEXTS = /\/llms\.txt$|\/swagger-ui-dist\/swagger-ui(?:-bundle)?\.(?:js|css)$/;
+
 const planted = process.env["SIM_PLANT"] as PlantName | undefined;
 const plant = planted === undefined ? undefined : PLANTS[planted];
 if (planted !== undefined && plant === undefined) throw new Error(`there is no plant "${planted}"`);
@@ -25,6 +28,7 @@ registerHooks({
     return standIn === undefined ? next(specifier, context) : { url: standIn[1], shortCircuit: true };
   },
   load(url, context, next) {
+    if (TEXTS.test(url)) return { format: "module", source: 'export default "";', shortCircuit: true };
     const loaded = next(url, context);
     const edits = plant?.filter(({ file }) => url.endsWith(`/${file}`)) ?? [];
     if (edits.length === 0) return loaded;

@@ -1,8 +1,9 @@
 // What must hold (ARCHITECTURE.md's invariants): some at every machine and every payment, all once the world has healed.
 import { familyOfLabel } from "../../src/chain/incarnation.ts";
-import { isValid, type Sale } from "./chain.ts";
-import { ORPHAN_GRACE_SECONDS } from "./product.ts";
+import { isValid, type Sale, useKey } from "./contracts.ts";
+import { OPERATOR, ORPHAN_GRACE_SECONDS } from "./product.ts";
 import { opened } from "./seals.ts";
+import { checkTill } from "./till.ts";
 import type { Machine } from "./vendors.ts";
 import type { World } from "./world.ts";
 
@@ -41,7 +42,9 @@ const LABEL = /^clawcloud-sim-(\d+)-([0-9a-f]{8})-(\d+)-(\d+)$/;
 const saleBehind = (world: World, label: string): { tokenId: number; isMade: boolean } => {
   const [, tokenId = "-1", tx8 = ""] = LABEL.exec(label) ?? [];
   const isMade = [...world.chain.transactions.values()].some(
-    ({ hash, intent }) => intent.kind === "purchase" && hash.startsWith(`0x${tx8}`),
+    ({ hash, intent }) =>
+      (intent.kind === "purchase" || (intent.kind === "operator" && intent.call.kind === "buy")) &&
+      hash.startsWith(`0x${tx8}`),
   );
   return { tokenId: Number(tokenId), isMade };
 };
@@ -64,6 +67,8 @@ export function checkDeleting(world: World, machine: Machine): void {
   const wasPublished = ["running", "expired"].includes(row.status) || row.step === "retire";
   const sale = world.sales.find((one) => world.incarnationOf(one) === row.incarnation);
   if (!wasPublished || sale === undefined || !world.isValidNow(sale.tokenId)) return;
+  // An order that came to nothing takes its machine along.
+  if (world.chain.head.state.tokens.get(sale.tokenId)?.owner === OPERATOR) return;
   world.violate("no paid machine is ended", `${machine.id} is deleted, and token ${sale.tokenId} is valid`);
 }
 
@@ -79,7 +84,14 @@ export function checkPayment(world: World, to: string, amount: bigint): void {
     const claimed = owner === to && world.claims.get(refund.incarnation)?.has(to) === true;
     return isBuyer || claimed;
   });
-  if (isOwed || world.restored) return;
+  const isPaidBack = world
+    .rows<{ payer: string; nonce: string }>(
+      "SELECT payer, nonce FROM payments WHERE state = 'refunding' AND payer = ? AND amount = ?",
+      to,
+      String(amount),
+    )
+    .some(({ payer, nonce }) => final.state.used.get(useKey(payer, nonce)) === "paid");
+  if (isOwed || isPaidBack || world.restored) return;
   world.violate("refunds leave on final history alone", `${amount} to ${to}, whom final history owes nothing`);
 }
 
@@ -97,6 +109,7 @@ export function checkAll(world: World): void {
   checkRowsWithoutSale(world, vms);
   checkMachines(world, vms);
   checkBooks(world);
+  checkTill(world);
 }
 
 /** What is wrong with what became of a sale that stands. */
@@ -108,6 +121,12 @@ function lossOf(world: World, sale: Sale, vms: readonly Vm[]): string | null {
   if (row === undefined || row.current !== 1) return "no row holds its purchase";
   if (row.owner !== token.owner) return `its owner is ${token.owner}, and its row says ${row.owner}`;
   const now = world.chain.head.timestamp;
+  // Nobody's: its order came to nothing, and nothing may run on it.
+  if (token.owner === OPERATOR && !world.restored) {
+    const stands = world.machines.find(({ id }) => id === row.instance_id);
+    if (stands !== undefined) return `it is the operator's, and ${stands.id} stands`;
+    return row.status === "terminated" || row.status === "failed" ? null : `its order is over, and it is ${row.status}`;
+  }
   if (row.status === "running") {
     return now > token.expiresAt + END_SLACK_SECONDS ? "its time is over and its machine runs" : null;
   }
@@ -183,22 +202,25 @@ function checkMachines(world: World, vms: readonly Vm[]): void {
 /** Every payment is one refund's, and every paid refund has its payment. */
 function checkBooks(world: World): void {
   const refunds = world.rows<Refund>("SELECT * FROM refunds");
-  const paid = [...world.chain.transactions.values()].filter(({ intent, minedIn }) => {
+  const returned = new Set(
+    world
+      .rows<{ hash: string }>("SELECT refund_tx AS hash FROM payments WHERE state = 'refunded'")
+      .map(({ hash }) => hash),
+  );
+  const paid = [...world.chain.transactions.values()].flatMap(({ hash, intent, minedIn }) => {
+    if (intent.kind !== "operator" || intent.call.kind !== "pay" || returned.has(hash)) return [];
     const block = [...minedIn].find((one) => world.chain.blocks[one.number] === one);
-    return intent.kind === "payment" && block?.txs.some((done) => done.success && done.tx.intent === intent) === true;
+    const isDone = block?.txs.some((done) => done.success && done.tx.intent === intent) === true;
+    return isDone ? [{ hash, amount: intent.call.amount }] : [];
   });
-  for (const { hash, intent } of paid) {
-    if (intent.kind !== "payment") continue;
+  for (const { hash, amount } of paid) {
     const matching = refunds.filter(({ tx_hash }) => tx_hash === hash);
     if (matching.length !== 1 && !world.restored) {
       world.violate("the books match the chain", `the payment ${hash.slice(0, 12)} is ${matching.length} refunds'`);
     }
     const [refund] = matching;
-    if (refund !== undefined && refund.amount !== String(intent.amount)) {
-      world.violate(
-        "the books match the chain",
-        `token ${refund.token_id} is owed ${refund.amount}, paid ${intent.amount}`,
-      );
+    if (refund !== undefined && refund.amount !== String(amount)) {
+      world.violate("the books match the chain", `token ${refund.token_id} is owed ${refund.amount}, paid ${amount}`);
     }
   }
   for (const refund of refunds.filter(({ state }) => state === "paid")) {
@@ -209,8 +231,7 @@ function checkBooks(world: World): void {
     );
   }
   const byPurchase = new Map<string, number>();
-  for (const { intent, hash } of paid) {
-    if (intent.kind !== "payment") continue;
+  for (const { hash } of paid) {
     const refund = refunds.find(({ tx_hash }) => tx_hash === hash);
     const key = refund === undefined ? hash : `${refund.incarnation}/${refund.kind}`;
     byPurchase.set(key, (byPurchase.get(key) ?? 0) + 1);

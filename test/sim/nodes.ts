@@ -2,8 +2,9 @@
 import { decodeFunctionData, type Hex, keccak256, multicall3Abi, toFunctionSelector } from "viem";
 import { MULTICALL3 } from "../../src/chain/contract.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
-import { type Block, isValid, type ModelChain, ZERO } from "./chain.ts";
-import { purchaseLog, word } from "./chain-logs.ts";
+import type { Block, ModelChain } from "./chain.ts";
+import { type LogEntry, purchaseLog, word } from "./chain-logs.ts";
+import { isValid, readCall, useKey, ZERO } from "./contracts.ts";
 import { type Answer, answer, failure } from "./http.ts";
 import type { Runtime } from "./runtime.ts";
 
@@ -13,11 +14,26 @@ const IS_VALID = toFunctionSelector("isTokenValid(uint256)");
 const TIER = toFunctionSelector("getTierConfig(uint8)");
 const BALANCE = toFunctionSelector("balanceOf(address)");
 const BLOCK_NUMBER = toFunctionSelector("getBlockNumber()");
-const LIES = ["no_logs", "double_logs", "invented_sale", "invalid_tokens", "no_receipts", "final_is_head"] as const;
+const ETHER = toFunctionSelector("getEthBalance(address)");
+const USE = toFunctionSelector("authorizationState(address,bytes32)");
+const GAS = 60_000;
+const WEI = 10n ** 20n;
+const LIES = [
+  "no_logs",
+  "double_logs",
+  "invented_sale",
+  "invalid_tokens",
+  "no_receipts",
+  "final_is_head",
+  "money",
+  "uses",
+] as const;
 
 type Call = { id: unknown; method: string; params: unknown[] };
 type View = { blocks: readonly Block[]; head: number };
 type Inner = { target: string; callData: Hex };
+type Sent = { from?: Hex; to?: Hex; data?: Hex; input?: Hex };
+type Filter = { address?: string; fromBlock: Hex; toBlock: Hex; topics?: readonly (Hex | readonly Hex[] | null)[] };
 
 const decoded = new Map<Hex, readonly Inner[]>();
 
@@ -104,9 +120,11 @@ export class ModelNode {
         return block === null ? null : blockBody(block);
       }
       case "eth_getLogs":
-        return this.#logs(view, params[0] as { fromBlock: Hex; toBlock: Hex });
+        return this.#logs(view, params[0] as Filter);
       case "eth_call":
-        return this.#call(view, params[0] as { to: string; data: Hex }, params[1]);
+        return this.#call(view, params[0] as Sent, params[1]);
+      case "eth_simulateV1":
+        return this.#simulate(view, params[0] as { blockStateCalls: readonly { calls: readonly Sent[] }[] });
       case "eth_getTransactionReceipt":
         return this.#lie === "no_receipts" ? null : receiptOf(this.#chain, view, params[0] as Hex);
       case "eth_getTransactionCount": {
@@ -115,13 +133,14 @@ export class ModelNode {
         return hex(params[1] === "pending" ? Math.max(count, this.#chain.head.state.nonce) : count);
       }
       case "eth_estimateGas": {
-        const [{ data }] = params as [{ data: Hex }];
-        const has = view.blocks[view.head]?.state.usdc.get(this.#chain.operator) ?? 0n;
-        if (has < BigInt(`0x${data.slice(74, 138)}`)) throw new Error("execution reverted: transfer exceeds balance");
-        return hex(60_000);
+        const [{ from = "", to = "", data = "0x" }] = params as [Sent];
+        const block = view.blocks[view.head];
+        const isDone = block !== undefined && this.#chain.play(readCall(to, data), from.toLowerCase(), block).success;
+        if (!isDone) throw new Error("execution reverted");
+        return hex(GAS);
       }
       case "eth_getBalance":
-        return hex(10n ** 20n);
+        return hex(WEI);
       case "eth_maxPriorityFeePerGas":
         return hex(GAS_PRICE_TIP);
       case "eth_sendRawTransaction": {
@@ -144,37 +163,49 @@ export class ModelNode {
     return number > head ? null : (blocks[number] ?? null);
   }
 
-  #logs(view: View, { fromBlock, toBlock }: { fromBlock: Hex; toBlock: Hex }): unknown[] {
+  #logs(view: View, { address, fromBlock, toBlock, topics = [] }: Filter): unknown[] {
     if (this.#lie === "no_logs") return [];
     const logs: unknown[] = [];
+    const wanted = address?.toLowerCase();
+    const isWanted = (entry: LogEntry) =>
+      (wanted === undefined || entry.address === wanted) &&
+      topics.every((topic, i) => topic === null || [topic].flat().includes(entry.topics[i] ?? "0x"));
     for (let number = Number(fromBlock); number <= Math.min(view.head, Number(toBlock)); number++) {
       const block = view.blocks[number];
-      if (block !== undefined && block.txs.length > 0) logs.push(...logsOf(block));
+      if (block !== undefined && block.txs.length > 0) logs.push(...logsOf(block, isWanted));
     }
     const last = view.blocks[Math.min(view.head, Number(toBlock))];
-    if (this.#lie === "invented_sale" && last !== undefined) logs.push(inventedSale(last));
+    const isOurs = wanted === CONTRACT_ADDRESS.toLowerCase();
+    if (this.#lie === "invented_sale" && last !== undefined && isOurs) logs.push(inventedSale(last));
     return this.#lie === "double_logs" ? [...logs, ...logs] : logs;
   }
 
-  #call(view: View, { to, data }: { to: string; data: Hex }, tag: unknown): Hex {
+  #call(view: View, { to = ZERO, data = "0x" }: Sent, tag: unknown): Hex {
     const block = this.#at(view, tag);
     if (block === null) throw new Error("header not found");
     if (to.toLowerCase() === MULTICALL3.toLowerCase()) return this.#aggregate(block, data);
-    if (to.toLowerCase() === USDC_ADDRESS.toLowerCase() && data.startsWith(BALANCE)) {
-      return `0x${word(block.state.usdc.get(`0x${data.slice(34, 74)}`.toLowerCase()) ?? 0n)}`;
-    }
-    if (data.startsWith(TIER)) {
-      const price = block.state.prices[Number(`0x${data.slice(10)}`)];
-      if (price === undefined) throw new Error("execution reverted");
-      return `0x${word(price)}${word(1)}${word(0x60)}${word(4)}${Buffer.from("tier").toString("hex").padEnd(64, "0")}`;
-    }
-    throw new Error("execution reverted");
+    const value = this.#inner(block, { target: to, callData: data });
+    if (value === null) throw new Error("execution reverted");
+    return `0x${value}`;
+  }
+
+  /** Each call upon what the one before it did. */
+  #simulate(view: View, { blockStateCalls }: { blockStateCalls: readonly { calls: readonly Sent[] }[] }): unknown {
+    let block: Pick<Block, "state" | "timestamp"> | undefined = view.blocks[view.head];
+    return blockStateCalls.map(({ calls }) => ({
+      calls: calls.map(({ from = "", to = "", data = "0x" }) => {
+        if (block === undefined) throw new Error("header not found");
+        const { state, success, logs } = this.#chain.play(readCall(to, data), from.toLowerCase(), block);
+        block = { state, timestamp: block.timestamp };
+        return { status: success ? "0x1" : "0x0", gasUsed: hex(GAS), returnData: "0x", logs };
+      }),
+    }));
   }
 
   #aggregate(block: Block, data: Hex): Hex {
-    const results = innerCalls(data).map(({ callData }) => this.#inner(block, callData));
+    const results = innerCalls(data).map((call) => this.#inner(block, call));
     const tuples = results.map((value) =>
-      value === null ? word(0) + word(0x40) + word(0) : word(1) + word(0x40) + word(32) + value,
+      value === null ? word(0) + word(0x40) + word(0) : word(1) + word(0x40) + word(value.length / 2) + value,
     );
     const offsets: string[] = [];
     let offset = tuples.length * 32;
@@ -185,14 +216,30 @@ export class ModelNode {
     return `0x${word(0x20)}${word(tuples.length)}${offsets.join("")}${tuples.join("")}`;
   }
 
-  #inner(block: Block, callData: Hex): string | null {
+  /** What a view returns, in whole words; null where it reverts. */
+  #inner({ number, timestamp, state }: Block, { target, callData }: Inner): string | null {
     const selector = callData.slice(0, 10);
-    if (selector === BLOCK_NUMBER) return word(block.number);
-    if (selector !== OWNER_OF && selector !== IS_VALID) return word(block.timestamp);
-    const token = block.state.tokens.get(Number(`0x${callData.slice(10)}`));
+    const isLying = (about: (typeof LIES)[number]) => this.#lie === about;
+    if (target.toLowerCase() === USDC_ADDRESS.toLowerCase()) {
+      const account = `0x${callData.slice(34, 74)}`;
+      if (selector === BALANCE) return word(isLying("money") ? 0n : (state.usdc.get(account) ?? 0n));
+      if (selector !== USE) return null;
+      const isUsed = state.used.has(useKey(account, `0x${callData.slice(74, 138)}`));
+      return word(isUsed !== isLying("uses") ? 1 : 0);
+    }
+    if (selector === TIER) {
+      const price = state.prices[Number(`0x${callData.slice(10)}`)];
+      if (price === undefined) return null;
+      return `${word(price)}${word(1)}${word(0x60)}${word(4)}${Buffer.from("tier").toString("hex").padEnd(64, "0")}`;
+    }
+    if (selector === BLOCK_NUMBER) return word(number);
+    if (selector === ETHER) return word(WEI);
+    if (selector !== OWNER_OF && selector !== IS_VALID) {
+      return target.toLowerCase() === MULTICALL3.toLowerCase() ? word(timestamp) : null;
+    }
+    const token = state.tokens.get(Number(`0x${callData.slice(10)}`));
     if (selector === OWNER_OF) return token === undefined ? null : word(token.owner);
-    const valid = token !== undefined && isValid(token, block.timestamp) && this.#lie !== "invalid_tokens";
-    return word(valid ? 1 : 0);
+    return word(token !== undefined && isValid(token, timestamp) && !isLying("invalid_tokens") ? 1 : 0);
   }
 }
 
@@ -216,16 +263,20 @@ const blockBody = (block: Block) => ({
   transactions: [],
 });
 
-function logsOf(block: Block): object[] {
+function logsOf(block: Block, isWanted: (entry: LogEntry, txHash: Hex) => boolean): object[] {
   const logs: object[] = [];
+  let logIndex = 0;
   for (const [index, { tx, logs: entries }] of block.txs.entries()) {
-    for (const entry of entries) logs.push(logBody(block, tx.hash, index, logs.length, entry));
+    for (const entry of entries) {
+      if (isWanted(entry, tx.hash)) logs.push(logBody(block, tx.hash, index, logIndex, entry));
+      logIndex += 1;
+    }
   }
   return logs;
 }
 
-const logBody = (block: Block, txHash: Hex, index: number, logIndex: number, entry: { topics: Hex[]; data: Hex }) => ({
-  address: CONTRACT_ADDRESS.toLowerCase(),
+const logBody = (block: Block, txHash: Hex, index: number, logIndex: number, entry: LogEntry) => ({
+  address: entry.address,
   topics: entry.topics,
   data: entry.data,
   blockNumber: hex(block.number),
@@ -259,7 +310,7 @@ function receiptOf(chain: ModelChain, view: View, hash: Hex): object | null {
       from: ZERO,
       to: CONTRACT_ADDRESS,
       status: done?.success ? "0x1" : "0x0",
-      logs: logsOf(block).filter((entry) => (entry as { transactionHash: Hex }).transactionHash === hash),
+      logs: logsOf(block, (_entry, txHash) => txHash === hash),
       cumulativeGasUsed: "0x1",
       gasUsed: "0x1",
       effectiveGasPrice: "0x1",

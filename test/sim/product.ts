@@ -3,6 +3,7 @@ import type { DatabaseSync, StatementSync } from "node:sqlite";
 import { privateKeyToAccount } from "viem/accounts";
 import { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { VendorGate } from "../../durable-objects/vendor-gate.ts";
+import { createApp } from "../../src/app.ts";
 import { pollChain } from "../../src/chain/poll.ts";
 import { edgeConfig, provisionerConfig } from "../../src/config.ts";
 import { openDatabase } from "../../src/db/client.ts";
@@ -19,6 +20,10 @@ export const OPERATOR = privateKeyToAccount(`0x${OPERATOR_KEY}`).address.toLower
 export const RPC_HOSTS = ["rpc-0.sim", "rpc-1.sim", "rpc-2.sim"] as const;
 export const DEPLOYMENT_ID = "sim";
 export const CONTRACT = CONTRACT_ADDRESS.toLowerCase();
+export const FACILITATOR_HOST = "facilitator.sim";
+/** Of what is sold over x402, this is paid for before there is a machine. */
+export const CAPTURE_FIRST_TIER = 2;
+const CLIENT = "192.0.2.1";
 /** How old a machine without a row has to be. */
 export const ORPHAN_GRACE_SECONDS = 600;
 
@@ -56,6 +61,7 @@ const shared = {
   DEPLOYMENT_ID,
   CONTRACT_ADDRESS,
   RPC_URLS: RPC_HOSTS.map((host) => `http://${host}`).join(","),
+  CAPTURE_FIRST_TIERS: String(CAPTURE_FIRST_TIER),
 };
 const edgeSettings = edgeConfig({
   ...shared,
@@ -67,6 +73,9 @@ const edgeSettings = edgeConfig({
   CATALOG_SECONDS: "1800",
   PUBLIC_URLS: "https://api.sim",
   DATA_PRIVATE_KEY: "11".repeat(32),
+  X402_PAY_TO: OPERATOR,
+  FACILITATOR_URL: `http://${FACILITATOR_HOST}`,
+  UNLIMITED_CLIENTS: CLIENT,
 });
 const provisionerEnv = {
   ...shared,
@@ -112,4 +121,11 @@ export function bind(runtime: Runtime): Bound {
 
 export const db = openDatabase(d1 as unknown as D1Database);
 export const config = { edge: edgeSettings };
+/** One request to the edge, as its Worker serves it. */
+export async function serve(path: string, init: RequestInit & { headers: Record<string, string> }): Promise<Response> {
+  if (app?.of !== config.edge) app = { of: config.edge, router: createApp(config.edge) };
+  return app.router.request(path, { ...init, headers: { "cf-connecting-ip": CLIENT, ...init.headers } });
+}
+let app: { of: object; router: ReturnType<typeof createApp> } | undefined;
+
 export const cron = (): Promise<void> => pollChain(config.edge);

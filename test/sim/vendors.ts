@@ -277,7 +277,7 @@ export class ModelVultr extends ModelVendor {
 const markOf = (tags: readonly string[], label: string): string | null =>
   tags.find((tag) => tag !== "clawcloud" && tag !== label) ?? null;
 const keyIn = (userData: string): string | null =>
-  /ssh_authorized_keys[\s\S]*?(ssh-ed25519 simulated-\d+)/.exec(Buffer.from(userData, "base64").toString())?.[1] ??
+  /ssh_authorized_keys[\s\S]*?(ssh-ed25519 simulated-\w+)/.exec(Buffer.from(userData, "base64").toString())?.[1] ??
   null;
 
 export class ModelRunpod extends ModelVendor {

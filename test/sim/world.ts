@@ -1,20 +1,34 @@
 // One run: a world drawn from a seed, in which purchases are made while things go wrong; then everything heals, and what
 // must hold is checked.
 import { incarnationKey } from "../../src/chain/incarnation.ts";
-import { type Block, isValid, ModelChain, type Sale } from "./chain.ts";
+import { type Block, ModelChain } from "./chain.ts";
 import { Clock } from "./clock.ts";
 import { dialWith } from "./cloudflare-sockets.ts";
+import { isValid, type Sale } from "./contracts.ts";
 import { EVENTS, purchase, resumeAll } from "./events.ts";
+import { ModelFacilitator } from "./facilitator.ts";
 import { Faults, type Kind } from "./faults.ts";
 import { toResponse } from "./http.ts";
 import { enter } from "./install.ts";
-import { checkAll, checkCreated, checkDeleting, checkPayment } from "./invariants.ts";
+import { checkAll, checkCreated, checkDeleting } from "./invariants.ts";
 import { restartKeys } from "./keys.ts";
 import { ModelNode } from "./nodes.ts";
-import { bind, CONTRACT, cron, DEPLOYMENT_ID, database, OPERATOR, prepared, RPC_HOSTS } from "./product.ts";
+import { fetchCredentials, order, PAYERS, pursesOf, type Signed, STRANGER } from "./payers.ts";
+import {
+  bind,
+  CONTRACT,
+  cron,
+  DEPLOYMENT_ID,
+  database,
+  FACILITATOR_HOST,
+  OPERATOR,
+  prepared,
+  RPC_HOSTS,
+} from "./product.ts";
 import { createRandom, type Random } from "./random.ts";
 import { never, Runtime } from "./runtime.ts";
 import { restartSeals } from "./seals.ts";
+import { checkSent } from "./till.ts";
 import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorName } from "./vendors.ts";
 
 const START = Date.UTC(2026, 0, 1);
@@ -26,8 +40,8 @@ const QUIET_STEP_MS = 120_000;
 const PATIENCE_MS = 4 * 3_600_000;
 /** The sweep and its jobs once more, when all else is quiet. */
 const LAST_SWEEPS_MS = 240_000;
-const FLOAT = 10_000_000_000n;
-const AGENTS = 4;
+export const FLOAT = 10_000_000_000n;
+const AGENTS = 3;
 
 /** What must hold and did not. */
 export type Violation = { rule: string; text: string };
@@ -42,7 +56,11 @@ export class World {
   readonly nodes: readonly ModelNode[];
   readonly vendors: Record<VendorName, ModelVendor>;
   readonly bound: ReturnType<typeof bind>;
-  readonly agents = Array.from({ length: AGENTS }, (_, i) => `0x${String(i + 1).repeat(40)}`);
+  readonly facilitator: ModelFacilitator;
+  /** Who buys on the contract; the payers do as well. */
+  readonly agents = [...Array.from({ length: AGENTS }, (_, i) => `0x${String(i + 1).repeat(40)}`), ...PAYERS];
+  /** Every authorization that was signed, in that order. */
+  readonly signed: Signed[] = [];
   readonly history: string[] = [];
   /** Incarnations whose machine an operator had ended, or whose owner gave it up. */
   readonly endedByOrder = new Set<string>();
@@ -53,6 +71,7 @@ export class World {
   snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]> | null = null;
   #violation: Violation | null = null;
   #purchasesLeft: number;
+  #ordersLeft: number;
   /** Each is noted once. */
   readonly #pages = new Set<string>();
 
@@ -69,17 +88,20 @@ export class World {
     });
     restartKeys();
     restartSeals();
-    this.chain = new ModelChain(this.clock, random.fork(), OPERATOR, FLOAT);
+    const funds = { [OPERATOR]: FLOAT, [STRANGER]: FLOAT, ...pursesOf(this) };
+    this.chain = new ModelChain(this.clock, random.fork(), OPERATOR, funds);
+    this.facilitator = new ModelFacilitator(this.chain, this.runtime);
     this.nodes = RPC_HOSTS.map((_, i) => new ModelNode(this.chain, this.runtime, i === 0));
     const watcher = {
       created: (machine: Machine) => checkCreated(this, machine),
       deleting: (machine: Machine) => checkDeleting(this, machine),
     };
     this.vendors = { vultr: new ModelVultr(this.runtime, watcher), runpod: new ModelRunpod(this.runtime, watcher) };
-    this.chain.watchPayment = (to, amount) => checkPayment(this, to, amount);
+    this.chain.watchSent = (hash, call) => checkSent(this, hash, call);
     dialWith((host, port) => this.runtime.cross("a banner", () => this.#banner(host, port)));
     this.bound = bind(this.runtime);
-    this.#purchasesLeft = this.random.int(1, 3);
+    this.#ordersLeft = Math.max(0, this.random.int(-1, 3));
+    this.#purchasesLeft = this.random.int(this.#ordersLeft === 0 ? 1 : 0, this.#ordersLeft > 1 ? 1 : 3);
   }
 
   note(text: string): void {
@@ -188,6 +210,7 @@ export class World {
   #isQuiet(): boolean {
     const [row] = this.rows<{ open: number }>(`SELECT
       (SELECT count(*) FROM vms WHERE wake_at IS NOT NULL OR status IN ('provisioning', 'expired'))
+      + (SELECT count(*) FROM payments WHERE step <> 'idle')
       + (SELECT count(*) FROM refunds WHERE state IN ('due', 'paying')) + (SELECT count(*) FROM gaps)
       + (SELECT count(*) FROM purchases JOIN vms USING (incarnation) WHERE orphaned = 1 AND current = 1 AND status = 'running') AS open`);
     const known = new Set(
@@ -210,6 +233,11 @@ export class World {
       this.#purchasesLeft -= 1;
       purchase(this);
     }
+    if (this.#ordersLeft > 0 && this.random.unit() < 0.2) {
+      this.#ordersLeft -= 1;
+      order(this);
+    }
+    if (this.random.unit() < 0.03) fetchCredentials(this);
     for (const [i, node] of this.nodes.entries()) node.look(`node ${i}`);
     for (const [kind, event] of Object.entries(EVENTS)) if (this.faults.strikes(kind as Kind)) event(this);
   }
@@ -236,6 +264,7 @@ export class World {
     const answer = await this.runtime.cross(`${init.method ?? "GET"} ${host}${pathname}`, () => {
       const node = this.nodes[(RPC_HOSTS as readonly string[]).indexOf(host)];
       if (node !== undefined) return node.respond(body ?? "");
+      if (host === FACILITATOR_HOST) return this.facilitator.respond(pathname, body ?? "");
       const vendor = host === "vultr.sim" ? this.vendors.vultr : this.vendors.runpod;
       const request = {
         method: init.method ?? "GET",

@@ -1,0 +1,188 @@
+// Who pays over x402: they ask for a quote, sign, send, send again when nothing comes back, and repeat themselves. Their
+// requests go through the edge's own routes; their answers may be lost like any other.
+import type { PaymentRequirements } from "@x402/core/types";
+import type { Hex } from "viem";
+import { privateKeyToAccount } from "viem/accounts";
+import { requestHash } from "../../src/access/payment-gate.ts";
+import { authorize, paymentHeaderV1, paymentHeaderV2, readQuote } from "../world/payer.ts";
+import { type SignedAuthorization, wordsOf } from "./contracts.ts";
+import { serve } from "./product.ts";
+import type { World } from "./world.ts";
+
+const ACCOUNTS = ["a1", "b2", "c3"].map((byte) => privateKeyToAccount(`0x${byte.repeat(32)}`));
+export const PAYERS = ACCOUNTS.map(({ address }) => address.toLowerCase());
+/** Has money, and shows everybody's authorizations to the coin. */
+export const STRANGER = `0x${"ee".repeat(20)}`;
+const PURSES = [0n, 3n, 20n, 100n, 400n, 400n].map((usdc) => usdc * 1_000_000n);
+const RETRIES = 6;
+const GATEWAY_LOST = 0;
+
+type Request = { path: string; method: "GET" | "POST"; body: string | null; headers: Record<string, string> };
+type Answered = { status: number; body: Record<string, unknown>; headers: Headers };
+/** What a payer has signed, and the request that carries it. */
+export type Signed = { authorization: SignedAuthorization; request: Request; kind: "compute" | "credentials" };
+
+export const pursesOf = (world: Pick<World, "random">): Record<string, bigint> =>
+  Object.fromEntries(PAYERS.map((payer) => [payer, world.random.pick(PURSES) ?? 0n]));
+
+/** Of a request whose Worker died, nothing comes back. */
+async function send(world: World, request: Request): Promise<Answered> {
+  const { path, method, body, headers } = request;
+  let answered: Answered = { status: GATEWAY_LOST, body: {}, headers: new Headers() };
+  await world.runtime.run("the edge", async () => {
+    const response = await serve(path, { method, headers, ...(body === null ? {} : { body }) });
+    const text = await response.text();
+    answered = { status: response.status, body: JSON.parse(text), headers: response.headers };
+  });
+  return answered;
+}
+
+/** A machine for a signed authorization. */
+export function order(world: World): void {
+  const { random } = world;
+  const account = random.pick(ACCOUNTS);
+  if (account === undefined) return;
+  const key = random.unit() < 0.3 ? { sshPublicKey: `ssh-ed25519 simulated-${account.address.slice(2, 10)}` } : {};
+  const body = JSON.stringify({ tier: random.pick([0, 0, 1, 1, 2, 3, 4, 6]), durationDays: random.int(1, 2), ...key });
+  world.note(`${account.address.slice(0, 6).toLowerCase()} wants a machine over x402: ${body}`);
+  const headers: Record<string, string> = { "content-type": "application/json" };
+  const request: Request = { path: "/x402/purchase-compute", method: "POST", body, headers };
+  void (async () => {
+    const message = `ClawCloud Purchase: ${requestHash(body)}`;
+    if ("sshPublicKey" in key) headers["x-body-signature"] = await account.signMessage({ message });
+    await pay(world, account, request, "compute");
+  })();
+}
+
+/** The login of a machine that a payer has. */
+export function fetchCredentials(world: World): void {
+  const { random, chain } = world;
+  const running = world.rows<{ token_id: number }>("SELECT token_id FROM vms WHERE status = 'running' AND current = 1");
+  const owned = running.flatMap(({ token_id: tokenId }) => {
+    const owner = chain.head.state.tokens.get(tokenId)?.owner;
+    const account = ACCOUNTS.find(({ address }) => address.toLowerCase() === owner);
+    return account === undefined ? [] : [{ tokenId, account }];
+  });
+  const one = random.pick(owned);
+  if (one === undefined) return;
+  world.note(`${one.account.address.slice(0, 6).toLowerCase()} pays for token ${one.tokenId}'s credentials`);
+  const path = `/x402/vm-credentials?tokenId=${one.tokenId}`;
+  void pay(world, one.account, { path, method: "GET", body: null, headers: {} }, "credentials");
+}
+
+async function pay(
+  world: World,
+  account: (typeof ACCOUNTS)[number],
+  request: Request,
+  kind: Signed["kind"],
+): Promise<void> {
+  const { random, clock } = world;
+  const identifier = random.unit() < 0.3 ? `sim-${random.hex(24)}` : null;
+  for (let signatures = 0; signatures < 2; signatures++) {
+    const quote = await persist(world, request, 2, ({ status }) => status === GATEWAY_LOST || status >= 500);
+    if (quote.status !== 402) {
+      world.note(`no quote: ${quote.status} ${String(quote.body["code"] ?? "")}`);
+      return;
+    }
+    const [requirement] = readQuote(quote).accepts;
+    if (requirement === undefined) return;
+    if (random.unit() < 0.5) await clock.sleep(random.int(0, 60_000));
+    const signed = await sign(world, account, request, requirement, { identifier, kind });
+    world.note(`${account.address.slice(0, 6).toLowerCase()} signs ${signed.authorization.nonce.slice(0, 10)}`);
+    if (random.unit() < 0.2) void send(world, signed.request);
+    const { status, body } = await persist(world, signed.request, RETRIES, isOpen);
+    world.note(
+      `${signed.authorization.nonce.slice(0, 10)} is answered ${status} ${String(body["code"] ?? body["status"] ?? "")}`,
+    );
+    // A stock client signs again.
+    if (status !== 402 || random.unit() < 0.5) return;
+  }
+}
+
+const isOpen = ({ status, body }: Answered): boolean =>
+  status === GATEWAY_LOST || status >= 500 || (status === 202 && body["status"] === "settling");
+
+async function persist(
+  world: World,
+  request: Request,
+  times: number,
+  goesOn: (answered: Answered) => boolean,
+): Promise<Answered> {
+  let answered = await send(world, request);
+  for (let time = 0; time < times && goesOn(answered); time++) {
+    await world.clock.sleep(world.random.int(2_000, 30_000));
+    answered = await send(world, request);
+  }
+  return answered;
+}
+
+async function sign(
+  world: World,
+  account: (typeof ACCOUNTS)[number],
+  request: Request,
+  requirement: PaymentRequirements,
+  { identifier, kind }: { identifier: string | null; kind: Signed["kind"] },
+): Promise<Signed> {
+  const nonce: Hex = `0x${world.random.hex(64)}`;
+  const payment = await authorize(account, requirement, { nonce });
+  const { from, to, value, validAfter, validBefore } = payment.authorization;
+  const authorization: SignedAuthorization = {
+    from: from.toLowerCase(),
+    to: to.toLowerCase(),
+    value: BigInt(value),
+    validAfter: Number(validAfter),
+    validBefore: Number(validBefore),
+    nonce,
+    signature: payment.signature,
+  };
+  world.chain.signatures.set(payment.signature, wordsOf(authorization));
+  const named = identifier === null ? {} : { extensions: { "payment-identifier": { info: { id: identifier } } } };
+  const isOld = identifier === null && world.random.unit() < 0.3;
+  const header: Record<string, string> = isOld
+    ? { "x-payment": paymentHeaderV1(requirement, payment) }
+    : { "payment-signature": paymentHeaderV2(requirement, payment, named) };
+  const signed = { authorization, kind, request: { ...request, headers: { ...request.headers, ...header } } };
+  world.signed.push(signed);
+  return signed;
+}
+
+const anySigned = (world: World): Signed | undefined => world.random.pick(world.signed);
+
+export const spend = (world: World): void => {
+  const from = anySigned(world)?.authorization.from;
+  const has = from === undefined ? 0n : (world.chain.head.state.usdc.get(from) ?? 0n);
+  if (from === undefined || has === 0n) return;
+  world.chain.submit({ kind: "call", from, call: { kind: "pay", to: STRANGER, amount: has } });
+  world.note(`${from.slice(0, 6)} moves its money away`);
+};
+
+export const earn = (world: World): void => {
+  const to = world.random.pick(PAYERS);
+  const amount = world.random.pick(PURSES);
+  if (to === undefined || amount === undefined || amount === 0n) return;
+  world.chain.submit({ kind: "call", from: STRANGER, call: { kind: "pay", to, amount } });
+  world.note(`${to.slice(0, 6)} is given ${amount}`);
+};
+
+export const cancel = (world: World): void => {
+  const signed = anySigned(world);
+  if (signed === undefined) return;
+  const { from, nonce } = signed.authorization;
+  world.chain.submit({ kind: "call", from, call: { kind: "cancel", nonce } });
+  world.note(`${from.slice(0, 6)} cancels ${nonce.slice(0, 10)}`);
+};
+
+export const repeat = (world: World): void => {
+  const signed = anySigned(world);
+  if (signed === undefined) return;
+  world.note(`${signed.authorization.nonce.slice(0, 10)} is sent once more`);
+  void send(world, signed.request);
+};
+
+export const submit = (world: World): void => {
+  const signed = anySigned(world);
+  if (signed === undefined) return;
+  const { authorization } = signed;
+  world.chain.submit({ kind: "call", from: STRANGER, call: { kind: "take", authorization } });
+  world.note(`a stranger submits ${authorization.nonce.slice(0, 10)}`);
+};

@@ -1,0 +1,209 @@
+// What must hold of payments over x402: at every transaction of the operator's when a node first takes it, and in the
+// books once all has settled.
+import type { Hex } from "viem";
+import type { Tx } from "./chain.ts";
+import { type Call, type SignedAuthorization, useKey } from "./contracts.ts";
+import { checkPayment } from "./invariants.ts";
+import { CAPTURE_FIRST_TIER, OPERATOR } from "./product.ts";
+import { FLOAT, type World } from "./world.ts";
+
+export type Payment = {
+  id: string;
+  kind: "credentials" | "compute";
+  payer: string;
+  nonce: Hex;
+  amount: string;
+  valid_before: number;
+  state: string;
+  step: string;
+  reason: string | null;
+  token_id: number | null;
+  tier: number | null;
+  incarnation: string | null;
+  cost: string | null;
+  held: number;
+  purchase_tx: string | null;
+  settle_tx: string | null;
+  transfer_tx: string | null;
+  refund_tx: string | null;
+  served_at: number | null;
+};
+type Machine = { status: string; current: number; ssh_host: string | null; running_at: number | null };
+
+const nameOf = ({ id, kind, state, step }: Payment): string => `${kind} ${id.slice(0, 8)} (${state}/${step})`;
+
+/** A transaction of the operator's is on its way for the first time. */
+export function checkSent(world: World, hash: Hex, call: Call): void {
+  switch (call.kind) {
+    case "pay":
+      world.note(`the operator pays ${call.amount} to ${call.to.slice(0, 6)}`);
+      checkPayment(world, call.to, call.amount);
+      break;
+    case "buy":
+      world.note(`the operator buys tier ${call.tier} (${hash.slice(0, 10)})`);
+      checkBought(world, hash);
+      break;
+    case "take":
+      world.note(`the operator takes ${call.authorization.nonce.slice(0, 10)}`);
+      checkTaken(world, call.authorization);
+      break;
+    case "hand_over":
+      world.note(`the operator hands token ${call.tokenId} to ${call.to.slice(0, 6)}`);
+      checkHandedOver(world, call.tokenId, call.to);
+      break;
+    case "approve":
+      break;
+    default:
+      world.violate("the operator sends what was ordered alone", `it sends ${call.kind}`);
+  }
+}
+
+/** Hard case 20: whose purchase it is stands in the database before anybody can see it. */
+function checkBought(world: World, hash: Hex): void {
+  if (world.restored) return;
+  const [link] = world.rows("SELECT 1 FROM payment_links WHERE tx_hash = ?", hash);
+  if (link === undefined)
+    world.violate("no token is bought without a link", `${hash.slice(0, 10)} is nobody's purchase`);
+}
+
+/** Nobody pays for a machine that does not answer, but where the payment comes first. */
+function checkTaken(world: World, { from, nonce }: SignedAuthorization): void {
+  if (world.restored) return;
+  const [row] = world.rows<Payment>("SELECT * FROM payments WHERE payer = ? AND nonce = ?", from, nonce.toLowerCase());
+  if (row === undefined) {
+    world.violate("what is taken was claimed", `${nonce.slice(0, 10)} is no payment's`);
+    return;
+  }
+  if (row.tier === CAPTURE_FIRST_TIER && row.incarnation === null) return;
+  const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
+  if (vm?.status === "running" && vm.current === 1 && vm.ssh_host !== null) return;
+  const there = vm === undefined ? "there is none" : `it is ${vm.status}`;
+  world.violate("nothing is taken before the machine answers", `${nameOf(row)}: ${there}`);
+}
+
+/** Nobody gets a token that is not paid for. */
+function checkHandedOver(world: World, tokenId: number, to: string): void {
+  if (world.restored) return;
+  const [row] = world.rows<Payment>(
+    "SELECT * FROM payments WHERE kind = 'compute' AND token_id = ? AND payer = ? AND state = 'settled'",
+    tokenId,
+    to,
+  );
+  if (row === undefined) world.violate("a token is handed over once it is paid", `token ${tokenId} to ${to}`);
+}
+
+/** Transactions that stand in the chain and did what they were for. */
+function standing<K extends Call["kind"]>(world: World, kind: K) {
+  const done: { tx: Tx; from: string; call: Extract<Call, { kind: K }> }[] = [];
+  for (const block of world.chain.blocks) {
+    for (const { tx, success } of block.txs) {
+      const { intent } = tx;
+      if (!success || (intent.kind !== "operator" && intent.kind !== "call") || intent.call.kind !== kind) continue;
+      const from = intent.kind === "operator" ? OPERATOR : intent.from;
+      done.push({ tx, from, call: intent.call as Extract<Call, { kind: K }> });
+    }
+  }
+  return done;
+}
+
+/** Everything about payments, after everything has healed. What a restored database forgot is not held against it. */
+export function checkTill(world: World): void {
+  if (world.restored) return;
+  const payments = world.rows<Payment>("SELECT * FROM payments ORDER BY id");
+  const { used } = world.chain.head.state;
+  for (const row of payments) {
+    const wrong = wrongWith(world, row, used.get(useKey(row.payer, row.nonce)) ?? "unused");
+    if (wrong !== null) world.violate("a payment ends with its machine, or with its money", `${nameOf(row)}: ${wrong}`);
+  }
+  checkTokens(world, payments);
+  checkSums(world, payments);
+}
+
+function wrongWith(world: World, row: Payment, use: "paid" | "cancelled" | "unused"): string | null {
+  if (row.step !== "idle") return `it has not ended (${row.reason})`;
+  const refunds = standing(world, "pay").filter(({ tx, from }) => from === OPERATOR && tx.hash === row.refund_tx);
+  const owner = row.token_id === null ? undefined : world.chain.head.state.tokens.get(row.token_id)?.owner;
+  const handedOver = standing(world, "hand_over").filter(
+    ({ call, from }) => from === OPERATOR && call.tokenId === row.token_id && call.to === row.payer,
+  );
+  switch (row.state) {
+    case "settled": {
+      if (use !== "paid") return `its authorization is ${use}`;
+      if (row.kind === "credentials") return row.served_at === null ? "it was never served" : null;
+      if (handedOver.length !== 1 || owner === OPERATOR) return `its token ${row.token_id} is ${owner}'s`;
+      const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
+      return vm?.running_at == null ? "its machine never answered" : null;
+    }
+    case "refunded":
+      if (use !== "paid") return `its authorization is ${use}`;
+      if (refunds.length !== 1) return `${refunds.length} payments are its refund`;
+      if (String(refunds[0]?.call.amount) !== row.amount) return "the refund is of another amount";
+      return row.kind === "compute" && handedOver.length > 0 ? "the payer has the token as well" : null;
+    case "released":
+      if (use === "paid") return "its authorization was used";
+      return use === "unused" && world.chain.final.timestamp < row.valid_before ? "it can still be used" : null;
+    case "held":
+      return row.reason === null ? "it is held without a reason" : null;
+    default:
+      return "that is no end";
+  }
+}
+
+/** Each token that we bought is a payer's, or waits for one. */
+function checkTokens(world: World, payments: readonly Payment[]): void {
+  const links = world.rows<{ tx_hash: string; payment: string }>("SELECT * FROM payment_links");
+  const bought = new Map<string, number>();
+  for (const { tx } of standing(world, "buy")) {
+    const payment = links.find(({ tx_hash }) => tx_hash === tx.hash)?.payment;
+    if (payment === undefined) world.violate("no token is bought without a link", `${tx.hash.slice(0, 10)} has none`);
+    else bought.set(payment, (bought.get(payment) ?? 0) + 1);
+  }
+  for (const [payment, times] of bought) {
+    if (times > 1) world.violate("one token for one payment", `${payment.slice(0, 8)} has bought ${times}`);
+  }
+  for (const sale of world.sales.filter(({ buyer }) => buyer === OPERATOR)) {
+    const incarnation = world.incarnationOf(sale);
+    const owner = world.chain.head.state.tokens.get(sale.tokenId)?.owner;
+    const holders = payments.filter((row) => row.incarnation === incarnation);
+    const isKnown = holders.some(({ held, state }) => held === 1 && (state === "released" || state === "refunded"));
+    const isWaiting = holders.some(({ state }) => state === "held");
+    if (owner !== OPERATOR || isKnown || isWaiting) continue;
+    world.violate("a token that is ours is held", `token ${sale.tokenId} is nobody's: ${holders.map(nameOf)}`);
+  }
+}
+
+/** The operator's USDC by the chain, and by the rows. */
+function checkSums(world: World, payments: readonly Payment[]): void {
+  const { state } = world.chain.head;
+  const sum = (amounts: readonly bigint[]) => amounts.reduce((total, one) => total + one, 0n);
+  const known = new Set(payments.map(({ payer, nonce }) => useKey(payer, nonce)));
+  // What was never shown to us and submitted all the same.
+  const gifts = standing(world, "take").filter(
+    ({ call: { authorization } }) => !known.has(useKey(authorization.from, authorization.nonce)),
+  );
+  const isCharged = (row: Payment) => state.used.get(useKey(row.payer, row.nonce)) === "paid";
+  const income = sum(payments.filter(isCharged).map(({ amount }) => BigInt(amount)));
+  const paidBack = sum(payments.filter((row) => row.state === "refunded").map(({ amount }) => BigInt(amount)));
+  const refunds = world.rows<{ amount: string }>("SELECT amount FROM refunds WHERE state = 'paid'");
+  const tokens = sum(world.sales.filter(({ buyer }) => buyer === OPERATOR).map(({ totalCost }) => totalCost));
+  const given = sum(gifts.map(({ call }) => call.authorization.value));
+  const expected = FLOAT + income + given - paidBack - sum(refunds.map(({ amount }) => BigInt(amount))) - tokens;
+  const has = state.usdc.get(OPERATOR) ?? 0n;
+  if (has !== expected) {
+    world.violate("the books match the chain", `the operator has ${has}, and by its rows ${expected}`);
+  }
+  for (const { tx } of standing(world, "buy")) {
+    const sale = world.sales.find(({ txHash }) => txHash === tx.hash);
+    const [row] = world.rows<Payment>(
+      "SELECT payments.* FROM payments JOIN payment_links ON payment = id WHERE tx_hash = ?",
+      tx.hash,
+    );
+    if (sale === undefined || row === undefined) continue;
+    if (row.cost === null || sale.totalCost > BigInt(row.cost)) {
+      world.violate(
+        "the books match the chain",
+        `token ${sale.tokenId} cost ${sale.totalCost}, its row says ${row.cost}`,
+      );
+    }
+  }
+}
