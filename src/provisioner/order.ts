@@ -103,6 +103,10 @@ async function problemOf(context: Context, row: store.Payment): Promise<string |
     const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
     const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
     if (exceeded !== null) return exceeded;
+    // A blocked account, or a signature that the coin does not take: better known before anything is bought.
+    const use = await useOf(context, row);
+    const refusal = use.state === "unused" ? await walletOf(context).simulate(captureOf(row)) : null;
+    if (refusal === "would_fail") return "capture_would_fail";
   }
   const cost = String(pricePerDay * BigInt(durationDays));
   const trial = { kind: "purchase", id: "trial", payment: row.id, tier, durationDays, cost } as const;

@@ -1,6 +1,14 @@
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex, randomBytes, utf8ToBytes } from "@noble/hashes/utils.js";
+import type { LocalAccount } from "viem/accounts";
 import { expect, test } from "vitest";
-import { agent, chain, deploy } from "../../deployment.ts";
-import { orderMachine, playUntil, usdcOf } from "./till.ts";
+import { generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
+import { paymentHeaderV1, paymentHeaderV2 } from "../../../world/payer.ts";
+import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
+import { computeBody, orderMachine, playUntil, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
+
+const PATH = "/x402/purchase-compute";
+const delivered = ({ step }: Record<string, unknown>) => step === "close" || step === "idle";
 
 test("an order is charged once its machine answers, and the token goes to the payer", async () => {
   const world = await deploy();
@@ -9,6 +17,7 @@ test("an order is charged once its machine answers, and the token goes to the pa
   const { answer } = await orderMachine(world, payer);
   const accepted = (await answer.json()) as { purchaseId: string };
   expect(answer.status, JSON.stringify(accepted)).toBe(202);
+  expect(accepted).toMatchObject({ status: "authorized", charged: false, amount: "0.50", tokenId: null });
   expect(await usdcOf(payer.address)).toBe(before);
   const row = await playUntil(world, accepted.purchaseId, ({ step }) => step === "close");
   expect(row).toMatchObject({ state: "settled" });
@@ -17,4 +26,125 @@ test("an order is charged once its machine answers, and the token goes to the pa
   await chain.mine(5);
   const closed = await playUntil(world, accepted.purchaseId, ({ step }) => step === "idle");
   expect(closed).toMatchObject({ state: "settled" });
+});
+
+test("a client of version 1 orders on the same route", async () => {
+  const world = await deploy();
+  const quote = await post(world, PATH, computeBody());
+  const body = (await quote.clone().json()) as { x402Version: number; accepts: Record<string, unknown>[] };
+  expect(body).toMatchObject({ x402Version: 1, code: "payment_required" });
+  expect(body.accepts).toMatchObject([{ network: "base", maxAmountRequired: "500000", maxTimeoutSeconds: 1_200 }]);
+  const requirement = await quoteOf(Promise.resolve(quote));
+  const signed = await signFor(agent(1), requirement);
+  const answer = await post(world, PATH, computeBody(), { "x-payment": paymentHeaderV1(requirement, signed) });
+  expect(answer.status).toBe(202);
+});
+
+/** As one sends it: the digest is of these bytes. */
+const send = (world: Deployment, text: string, headers: Record<string, string>) =>
+  world.request(PATH, { method: "POST", body: text, headers: { "content-type": "application/json", ...headers } });
+const bodySignature = (account: LocalAccount, text: string) =>
+  account.signMessage({ message: `ClawCloud Purchase: ${bytesToHex(sha256(utf8ToBytes(text)))}` });
+
+test("a login key of the payer's own needs his signature over the body as it was sent; none is made or stored", async () => {
+  const world = await deploy();
+  const { publicKey } = await generateSshKeyPair("ed25519");
+  const text = JSON.stringify(computeBody({ sshPublicKey: `${publicKey} me@laptop` }), null, 3);
+  const signed = await signPurchaseOf(world, agent(1));
+  const refused = async (headers: Record<string, string>) => {
+    const answer = await send(world, text, { ...signed.headers, ...headers });
+    return [answer.status, ((await answer.json()) as { code: string }).code];
+  };
+  expect(await refused({})).toEqual([401, "body_signature_missing"]);
+  expect(await refused({ "x-body-signature": "0x12" })).toEqual([401, "body_signature_invalid"]);
+  expect(await refused({ "x-body-signature": await bodySignature(agent(2), text) })).toEqual([
+    401,
+    "body_signature_invalid",
+  ]);
+  expect(await refused({ "x-body-signature": await bodySignature(agent(1), `${text} `) })).toEqual([
+    401,
+    "body_signature_invalid",
+  ]);
+  expect(await world.rows("SELECT * FROM payments")).toEqual([]);
+  const answer = await send(world, text, {
+    ...signed.headers,
+    "x-body-signature": await bodySignature(agent(1), text),
+  });
+  expect(answer.status).toBe(202);
+  const { purchaseId } = (await answer.json()) as { purchaseId: string };
+  await playUntil(world, purchaseId, delivered);
+  expect(await world.rows("SELECT public_key, private_key FROM attempts")).toEqual([
+    { public_key: publicKey, private_key: null },
+  ]);
+  expect(await world.rows("SELECT ssh_private_key FROM vms")).toEqual([{ ssh_private_key: null }]);
+});
+
+test("what is no single login key is refused: options, two lines, another type than it says", async () => {
+  const world = await deploy();
+  const { publicKey } = await generateSshKeyPair("ed25519");
+  const [, blob = ""] = publicKey.split(" ");
+  for (const sshPublicKey of [
+    `command="x" ${publicKey}`,
+    `${publicKey}\n${publicKey}`,
+    `ssh-rsa ${blob}`,
+    "ssh-ed25519 AAAA",
+    "key",
+  ]) {
+    expect((await post(world, PATH, computeBody({ sshPublicKey }))).status, sshPublicKey).toBe(400);
+  }
+});
+
+test("a region that was asked for is where the machine is; GPUs have none", async () => {
+  const world = await deploy();
+  const { answer } = await orderMachine(world, agent(1), { region: "asia" });
+  const { purchaseId } = (await answer.json()) as { purchaseId: string };
+  await playUntil(world, purchaseId, delivered);
+  expect((await world.rows("SELECT region FROM vms"))[0]?.["region"]).toMatch(/^(sgp|nrt)$/);
+  for (const body of [
+    { tier: 4, durationDays: 1, region: "asia" },
+    { tier: 0, durationDays: 1, region: "mars" },
+  ]) {
+    expect((await post(world, PATH, body)).status).toBe(400);
+  }
+});
+
+test("bodies that are no order are refused before anything is asked of the chain", async () => {
+  const world = await deploy();
+  for (const body of [
+    {},
+    { tier: 8, durationDays: 1 },
+    { tier: 0, durationDays: 0 },
+    { tier: 0, durationDays: 366 },
+    { tier: 0, durationDays: 1, more: 1 },
+  ]) {
+    expect((await post(world, PATH, body)).status, JSON.stringify(body)).toBe(400);
+  }
+});
+
+test("another payment with the same identifier by the same payer is the same purchase, and buys nothing", async () => {
+  const world = await deploy();
+  const identifier = `order-${bytesToHex(randomBytes(12))}`;
+  const extensions = { "payment-identifier": { info: { required: false, id: identifier } } };
+  const order = async (index: number, body = computeBody()) => {
+    const requirement = await quoteOf(post(world, PATH, body));
+    const signed = await signFor(agent(index), requirement);
+    const answer = await post(world, PATH, body, {
+      "payment-signature": paymentHeaderV2(requirement, signed, { extensions }),
+    });
+    return { status: answer.status, body: (await answer.json()) as { purchaseId: string; code?: string } };
+  };
+  const first = await order(1);
+  expect(first.status).toBe(202);
+  expect(await order(1)).toMatchObject({ status: 202, body: { purchaseId: first.body.purchaseId } });
+  expect(await order(1, computeBody({ durationDays: 2 }))).toMatchObject({
+    status: 409,
+    body: { code: "identifier_used" },
+  });
+  const other = await order(2);
+  expect(other.status).toBe(202);
+  expect(other.body.purchaseId).not.toBe(first.body.purchaseId);
+  expect(await world.rows("SELECT id FROM payments")).toHaveLength(2);
+  const query = `payer=${agent(1).address}&identifier=${identifier}`;
+  const found = await (await world.request(`/x402/purchases?${query}`)).json();
+  expect(found).toMatchObject({ purchaseId: first.body.purchaseId });
 });

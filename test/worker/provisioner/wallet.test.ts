@@ -1,0 +1,166 @@
+// The operator wallet's orders for x402: purchases, captures, transfers. Its payments are in refund.test.ts.
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { type Hex, parseAbi } from "viem";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
+import type { WalletOrder } from "../../../src/chain/orders.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
+import { submit } from "../../world/payer.ts";
+import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+import { signPurchaseOf, usdcOf } from "../routes/x402/till.ts";
+
+const clawAbi = parseAbi([
+  "function ownerOf(uint256 tokenId) view returns (address)",
+  "function nextTokenId() view returns (uint256)",
+  "function setTier(uint8 tier, uint256 pricePerDay, bool active, string name)",
+]);
+const coinAbi = parseAbi([
+  "function transfer(address to, uint256 amount) returns (bool)",
+  "function allowance(address owner, address spender) view returns (uint256)",
+]);
+const claw = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
+const coin = { address: USDC_ADDRESS, abi: coinAbi } as const;
+const purchase = (id: string, cost = "500000") =>
+  ({ kind: "purchase", id, payment: `for-${id}`, tier: 0, durationDays: 1, cost }) as const;
+const sold = () => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
+const linksOf = async (id: string) =>
+  (await world.rows("SELECT tx_hash FROM payment_links WHERE payment = ?", `for-${id}`)).map((row) => row["tx_hash"]);
+const mined = async (sent: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await sent });
+const hashOf = (state: object) => (state as { hash: Hex }).hash;
+const inStorage = (statement: string) =>
+  runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
+    storage.sql.exec(statement);
+  });
+
+let world: Deployment;
+beforeEach(async () => {
+  await chain.node.setAutomine(true);
+  world = await deploy();
+});
+afterEach(async () => {
+  await chain.node.setAutomine(true);
+  await chain.mine(1);
+});
+
+test("a purchase buys one token and leaves no allowance, however often it is asked for, and is linked", async () => {
+  const before = await sold();
+  const states = await Promise.all(Array.from({ length: 5 }, () => world.wallet.order(purchase("once"))));
+  expect(new Set(states.map(hashOf)).size).toBe(1);
+  expect(await sold()).toBe(before + 1n);
+  expect(await chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [before] })).toBe(operator.address);
+  const args = [operator.address, CONTRACT_ADDRESS] as const;
+  expect(await chain.reader.readContract({ ...coin, functionName: "allowance", args })).toBe(0n);
+  expect(await linksOf("once")).toEqual([hashOf(states[0] ?? {})]);
+  expect(await world.wallet.order(purchase("once"))).toMatchObject({ state: "sent", mined: { status: "success" } });
+  expect(await world.wallet.order(purchase("once", "1"))).toEqual({ state: "waiting", why: "other_order" });
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+  expect(await world.wallet.order(purchase("once"))).toMatchObject({ state: "final" });
+});
+
+test("two purchases of one moment each have their approval in front of them", async () => {
+  const before = await sold();
+  await chain.node.setAutomine(false);
+  await Promise.all([world.wallet.order(purchase("left")), world.wallet.order(purchase("right"))]);
+  await chain.mine(1);
+  expect(await sold()).toBe(before + 2n);
+});
+
+test("while the database can't be told whose purchase it is, it is not sent; the alarm sends it later (hard case 20)", async () => {
+  const before = await sold();
+  await world.sql.prepare("ALTER TABLE payment_links RENAME TO hidden_links").run();
+  expect(await world.wallet.order(purchase("unlinked"))).toMatchObject({ state: "sent", mined: null });
+  expect(await sold()).toBe(before);
+  await world.sql.prepare("ALTER TABLE hidden_links RENAME TO payment_links").run();
+  await runDurableObjectAlarm(world.wallet);
+  expect(await sold()).toBe(before + 1n);
+  expect(await linksOf("unlinked")).toHaveLength(1);
+});
+
+test("a stuck purchase is replaced at a higher fee, and the replacement is linked before it leaves", async () => {
+  const before = await sold();
+  await chain.node.setAutomine(false);
+  const first = await world.wallet.order(purchase("stuck"));
+  await inStorage("UPDATE signed SET signed_at = signed_at - 120000");
+  await runDurableObjectAlarm(world.wallet);
+  const second = await world.wallet.order(purchase("stuck"));
+  expect(hashOf(second)).not.toBe(hashOf(first));
+  expect(new Set(await linksOf("stuck"))).toEqual(new Set([hashOf(first), hashOf(second)]));
+  await chain.mine(1);
+  expect(await sold()).toBe(before + 1n);
+});
+
+test("what would fail, costs too much gas or is beyond the day's purchases is not signed; refunds have their own limit", async () => {
+  const setTier = (active: boolean) =>
+    mined(
+      chain
+        .wallet(deployer)
+        .writeContract({ ...claw, functionName: "setTier", args: [0, 500_000n, active, "VM 1 vCPU / 1 GB"] }),
+    );
+  await setTier(false);
+  expect(await world.wallet.order(purchase("inactive"))).toEqual({ state: "waiting", why: "would_fail" });
+  await setTier(true);
+  expect(await world.wallet.order(purchase("dear", "2000000001"))).toEqual({ state: "waiting", why: "daily_limit" });
+  const base = (await chain.reader.getBlock()).baseFeePerGas ?? 0n;
+  await chain.node.setNextBlockBaseFeePerGas({ baseFeePerGas: 6_000_000_000n });
+  await chain.mine(1);
+  expect(await world.wallet.order(purchase("gas"))).toEqual({ state: "waiting", why: "gas_too_dear" });
+  expect(await world.wallet.simulate(purchase("gas"))).toBe("gas_too_dear");
+  await chain.node.setNextBlockBaseFeePerGas({ baseFeePerGas: base });
+  await chain.mine(1);
+  expect(await world.wallet.simulate(purchase("gas"))).toBeNull();
+  const refund = { kind: "pay", id: "a refund", to: agent(3).address, amount: "2000000000" } as const;
+  const limit = await world.wallet.order(refund);
+  // Either the limit of refunds or the funds decide: never what was spent on purchases.
+  expect(["sent", "waiting"]).toContain(limit.state);
+  expect(limit).not.toMatchObject({ why: "daily_limit" });
+});
+
+test("an authorization is captured once, whoever submits it first, and the token goes over", async () => {
+  const { signed } = await signPurchaseOf(world, agent(1));
+  const { from, to, value, validAfter, validBefore, nonce } = signed.authorization;
+  const capture: WalletOrder = {
+    kind: "capture",
+    id: "capture/1",
+    from,
+    to,
+    value,
+    validAfter: Number(validAfter),
+    validBefore: Number(validBefore),
+    nonce,
+    signature: signed.signature,
+  };
+  const before = await usdcOf(agent(1).address);
+  expect(await world.wallet.simulate(capture)).toBeNull();
+  await world.wallet.order(capture);
+  await world.wallet.order(capture);
+  expect(await usdcOf(agent(1).address)).toBe(before - 500_000n);
+  expect(await world.wallet.order({ ...capture, id: "capture/2" })).toEqual({ state: "waiting", why: "would_fail" });
+  const stranger = await signPurchaseOf(world, agent(2));
+  await submit(chain, agent(3), stranger.signed, USDC_ADDRESS);
+  const { authorization, signature } = stranger.signed;
+  const late = { ...capture, id: "capture/3", from: authorization.from, nonce: authorization.nonce, signature };
+  expect(await world.wallet.simulate({ ...late, validBefore: Number(authorization.validBefore) })).toBe("would_fail");
+  const tokenId = Number(await sold());
+  await world.wallet.order(purchase("to hand over"));
+  const transfer = { kind: "transfer", id: "transfer/1", to: agent(1).address, tokenId } as const;
+  expect(await world.wallet.order(transfer)).toMatchObject({ state: "sent" });
+  expect(await chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId)] })).toBe(
+    agent(1).address,
+  );
+});
+
+test("a wallet that is about to run out calls for more, once an hour", async () => {
+  const poor = await usdcOf(operator.address);
+  const send = { ...coin, functionName: "transfer" } as const;
+  await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, poor - 50_000_000n] }));
+  const warnedAt = () =>
+    runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get<number>("warnedAt"));
+  expect(await warnedAt()).toBeUndefined();
+  await world.wallet.order(purchase("low"));
+  const first = await warnedAt();
+  expect(first).toBeTypeOf("number");
+  await world.wallet.order(purchase("lower"));
+  expect(await warnedAt()).toBe(first);
+  await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
+});
