@@ -1,8 +1,18 @@
 // A token that is left of an order that came to nothing serves another one.
-import { sql } from "drizzle-orm";
+import { and, eq, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
+import { vms } from "./schema.ts";
+import type { Vm } from "./vms.ts";
+
+/** The machine of a purchase of ours, while its token is ours. */
+export const boughtVm = async (db: Database, owner: string, txHash: string): Promise<Vm | null> =>
+  (await db
+    .select()
+    .from(vms)
+    .where(and(eq(vms.owner, owner), eq(vms.current, true), eq(vms.txHash, txHash)))
+    .get()) ?? null;
 
 /**
  * Gives a held token to an order, and its machine's row back to work, all or nothing. Null where another order has it, or

@@ -10,7 +10,7 @@ import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
 import { parsePublicKey } from "../credentials/ssh-keys.ts";
 import { orderEnd } from "../db/operators.ts";
-import { serveHeldToken } from "../db/orders.ts";
+import { boughtVm, serveHeldToken } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
@@ -184,7 +184,12 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   }
   if (bought.state === "reverted") return abandon(context, row, "purchase_reverted");
   if (row.purchaseTx !== bought.hash) return store.movePayment(db, row, { purchaseTx: bought.hash });
-  // The scan sees it like any purchase, and its first step links it to this order (hard case 20).
+  // The scan sees it like any purchase, and its first step links it to this order (hard case 20), unless it ended before.
+  const vm = await boughtVm(db, operatorOf(context)?.toLowerCase() ?? "", bought.hash);
+  if (vm !== null && vm.status !== "provisioning") {
+    const link = { incarnation: vm.incarnation, tokenId: vm.tokenId };
+    return store.movePayment(db, row, { ...link, step: "provision", wakeAt: now() + WATCH_MS });
+  }
   return lookAgain(context, row, WATCH_MS);
 }
 
@@ -321,6 +326,7 @@ export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
     return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };
   }
   const isOver = row.state === "releasing" || row.state === "released" || row.state.startsWith("refund");
-  if (isOver && row.incarnation === null) await store.movePayment(db, row, { ...link, held: true });
+  // After a reorg, the token that its transaction has now.
+  if (isOver && row.incarnation !== vm.incarnation) await store.movePayment(db, row, { ...link, held: true });
   return isOver || row.incarnation === vm.incarnation ? { kind: "over" } : { kind: "unlinked" };
 }
