@@ -4,6 +4,7 @@ import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
 import { table } from "./figures.ts";
 import type { RequestBill } from "./metered-edge.ts";
+import { payment } from "./payments.ts";
 
 /** Longer than a guard keeps minute windows to itself. */
 const FLUSH_MS = 6_000;
@@ -47,6 +48,9 @@ export async function benchCosts(): Promise<void> {
     await ask("/credentials, fresh form, first", `/credentials/${tokenId}`, await fresh());
     await ask("/credentials, fresh form again", `/credentials/${tokenId}`, await fresh());
     await ask("/credentials, no signature", `/credentials/${tokenId}`);
+    const paid = `/x402/vm-credentials?tokenId=${tokenId}`;
+    await ask("/x402/vm-credentials, quote", paid);
+    await ask("/x402/vm-credentials, paid", paid, await payment(`${workers.url("edge")}${paid}`, owner));
     await ask("a malformed token id", "/status/x");
     await ask("an unknown path", "/x");
     await ask("a banned client, the tenth attack", "/tiers?x=<script>", { "cf-connecting-ip": "203.0.113.2" }, 10);

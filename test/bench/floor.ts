@@ -103,6 +103,26 @@ app.get("/credentials/:tokenId", async (c) => {
   return c.json({ ...vm, owned: result.includes(signer), privateKey: Buffer.from(secret).toString("base64") });
 });
 
+/** A demand for payment that somebody has written down once: the guard's two calls, and nothing to work out. */
+const DEMAND = { "PAYMENT-REQUIRED": Buffer.from(JSON.stringify({ x402Version: 2, accepts: [] })).toString("base64") };
+const demand = async (c: Context<Env>) => {
+  await guard(c, "x402");
+  await c.env.IP_GUARD.get(c.env.IP_GUARD.idFromName("everybody")).hit({
+    bucket: "x402_all",
+    limit: { requests: 1_000_000, windowSeconds: 60 },
+    kept: false,
+    counts: "never",
+    evenIfBanned: false,
+    now: Date.now(),
+  });
+  return c.json({ x402Version: 1, accepts: [] }, 402, DEMAND);
+};
+app.get("/x402/vm-credentials", demand);
+app.post("/x402/purchase-compute", async (c) => {
+  await c.req.json();
+  return demand(c);
+});
+
 // EIP-191.
 function recover(message: Uint8Array, signature: Uint8Array): string {
   const hash = keccak_256(concatBytes(utf8ToBytes(`\x19Ethereum Signed Message:\n${message.length}`), message));

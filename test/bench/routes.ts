@@ -4,13 +4,14 @@ import { type Address, encodeFunctionData, multicall3Abi } from "viem";
 import { contractAbi, multicallAbi } from "../../src/chain/contract.ts";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS } from "../world/addresses.ts";
 import { freshHeaders } from "../world/agent.ts";
+import type { BareWorkers } from "../world/bare-workers.ts";
 import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
 import { median, percentile, table } from "./figures.ts";
 
 const CONNECTIONS = 16;
 export const CLIENTS = 64;
 
-export type Request = { path: string; headers: Record<string, string> };
+export type Request = { path: string; headers: Record<string, string>; method?: "POST"; body?: string };
 export type Side = { perSecond: number; p50: number; p99: number };
 
 /** Prints requests per second, p50 and p99 of both sides and their ratio, median over the rounds. */
@@ -39,32 +40,44 @@ export async function benchRoutes(rounds: number): Promise<void> {
     const rows: (string | number)[][] = [];
     for (const [name, amount, request] of routes) {
       await shop.scan();
-      const sides: Record<"edge" | "floor", Side[]> = { edge: [], floor: [] };
-      for (let round = -1; round < rounds; round++) {
-        // The order alternates too, so that neither side always runs on what the other left behind.
-        for (const side of round % 2 === 0 ? (["edge", "floor"] as const) : (["floor", "edge"] as const)) {
-          const result = await load(workers.url(side), amount, request);
-          if (round >= 0) sides[side].push(result);
-        }
-      }
-      const ratios = sides.edge.map((side, round) => side.perSecond / (sides.floor[round]?.perSecond ?? Number.NaN));
-      const figure = (side: "edge" | "floor", field: keyof Side) => median(sides[side].map((one) => one[field]));
-      rows.push([
-        name,
-        Math.round(figure("edge", "perSecond")),
-        Math.round(figure("floor", "perSecond")),
-        ...(["p50", "p99"] as const).flatMap((field) => [
-          figure("edge", field).toFixed(1),
-          figure("floor", field).toFixed(1),
-        ]),
-        median(ratios).toFixed(2),
-        `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
-      ]);
+      rows.push([name, ...(await compare(workers, amount, request, rounds))]);
     }
-    console.log(table(["route", "req/s", "floor", "p50 ms", "floor", "p99 ms", "floor", "ratio", "min-max"], rows));
+    console.log(table(COMPARED, rows));
   } finally {
     await shop.close();
   }
+}
+
+export const COMPARED = ["route", "req/s", "floor", "p50 ms", "floor", "p99 ms", "floor", "ratio", "min-max"];
+
+/** The edge and its floor in rounds that alternate, and so does who begins; the ratio is the median of the rounds'. */
+export async function compare(
+  workers: Pick<BareWorkers, "url">,
+  amount: number,
+  request: (client: number) => Request | Promise<Request>,
+  rounds: number,
+  expected = 200,
+): Promise<(string | number)[]> {
+  const sides: Record<"edge" | "floor", Side[]> = { edge: [], floor: [] };
+  for (let round = -1; round < rounds; round++) {
+    // The order alternates too, so that neither side always runs on what the other left behind.
+    for (const side of round % 2 === 0 ? (["edge", "floor"] as const) : (["floor", "edge"] as const)) {
+      const result = await load(workers.url(side), amount, request, expected);
+      if (round >= 0) sides[side].push(result);
+    }
+  }
+  const ratios = sides.edge.map((side, round) => side.perSecond / (sides.floor[round]?.perSecond ?? Number.NaN));
+  const figure = (side: "edge" | "floor", field: keyof Side) => median(sides[side].map((one) => one[field]));
+  return [
+    Math.round(figure("edge", "perSecond")),
+    Math.round(figure("floor", "perSecond")),
+    ...(["p50", "p99"] as const).flatMap((field) => [
+      figure("edge", field).toFixed(1),
+      figure("floor", field).toFixed(1),
+    ]),
+    median(ratios).toFixed(2),
+    `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
+  ];
 }
 
 export const address = (client: number) => ({ "cf-connecting-ip": `203.0.113.${client % CLIENTS}` });

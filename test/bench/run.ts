@@ -5,6 +5,7 @@ import { benchCosts } from "./costs.ts";
 import { benchGuard } from "./guard.ts";
 import { benchHistory } from "./history.ts";
 import { benchOverhead } from "./overhead.ts";
+import { benchPayments } from "./payments.ts";
 import { benchRoutes } from "./routes.ts";
 import { benchScale } from "./scale.ts";
 import { benchStartup } from "./startup.ts";
@@ -16,6 +17,7 @@ const PARTS: Record<string, { title: string; run: () => Promise<void> }> = {
   overhead: { title: "Our own time from block to running", run: () => benchOverhead(50, 10) },
   scale: { title: "Bursts of purchases, all served by a fast vendor", run: () => benchScale([100, 1_000, 10_000]) },
   history: { title: "100,000 purchases of history, median of 9 rounds", run: () => benchHistory(100_000, 9) },
+  payments: { title: "x402: quotes and payments, median of 5 rounds", run: () => benchPayments(5, 100) },
   costs: { title: "What a request costs", run: () => benchCosts() },
   startup: { title: "Bundles and start-up, median of 5 rounds", run: () => benchStartup(5) },
 };

@@ -8,6 +8,7 @@ import { CONTRACT_ADDRESS } from "./addresses.ts";
 import { buy } from "./agent.ts";
 import { type BareWorkers, startBareWorkers, type WorkerSource } from "./bare-workers.ts";
 import { startChain } from "./chain.ts";
+import { startFacilitator } from "./facilitator.ts";
 
 export const PUBLIC_URL = "https://api.example";
 export const TOKENS = 20;
@@ -24,7 +25,8 @@ export const EDGE_UNDER_LOAD: WorkerSource = {
     SCAN_RUN_SECONDS: "1",
     PUBLIC_URLS: PUBLIC_URL,
     RATE_LIMITS: Object.keys(LIMITS)
-      .map((route) => `${route}=5000/60`)
+      // What all clients share is not what is measured.
+      .map((route) => `${route}=${/_(block|all)$/.test(route) ? 1_000_000 : 5_000}/60`)
       .join(","),
   },
   objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
@@ -59,8 +61,11 @@ export async function openShop(
   for (let count = 1; count < TOKENS; count++) await buy(chain, owner, 0, 1);
   // From here on blocks come by themselves: a chain that stands still is not believed.
   await chain.node.setIntervalMining({ interval: 1 });
+  const facilitator = await startFacilitator(chain);
   const given = {
     RPC_URLS: chain.url,
+    X402_PAY_TO: chain.operator.address,
+    FACILITATOR_URL: facilitator.url,
     RPC_URL: chain.url,
     DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
     ...more(tokenId),
@@ -79,8 +84,10 @@ export async function openShop(
     owner,
     tokenId,
     scan,
+    chain,
     close: async () => {
       await workers.stop();
+      await facilitator.stop();
       await chain.stop();
     },
   };
