@@ -17,13 +17,16 @@ function start(...args: string[]): ChildProcess & { output: string; ended: Promi
   return started;
 }
 
-test("--once buys a VM and a GPU, prints the time of each phase and exits 0", async () => {
+test("--once buys a VM, a GPU and a VM over x402, prints the time of each phase and exits 0", async () => {
   const run = start("--once");
   expect(await run.ended, run.output).toBe(0);
   for (const tier of [0, 4]) {
     for (const phase of ["purchase", "noticed", "machine", "credentials", "ssh"]) {
       expect(run.output).toMatch(new RegExp(`^${tier} +${phase} +\\d+\\.\\d\\d$`, "m"));
     }
+  }
+  for (const phase of ["quote, sign", "machine", "credentials", "ssh"]) {
+    expect(run.output).toMatch(new RegExp(`^x402 +${phase} +\\d+\\.\\d\\d$`, "m"));
   }
   expect(run.output).not.toContain("\u001b[");
 });

@@ -9,7 +9,7 @@ import { runOverSsh } from "./ssh-client.ts";
 import type { World } from "./world.ts";
 
 const USAGE = `Usage: npm start                     buy a VM in the local world and log in, then stay up
-       npm start -- --once           one VM (tier 0) and one GPU (tier 4), times per phase, then exit
+       npm start -- --once           a VM, a GPU, a VM over x402, times per phase, then exit
        npm start -- --serve --json   bring the world up, print one line of JSON, stay up`;
 
 const began = performance.now();
@@ -41,12 +41,15 @@ try {
   if (options.json) console.log(JSON.stringify(describe(world)));
   else say(`the API answers at ${color("cyan", world.url)}`);
   if (options.once) {
-    const phases = [...(await mainJob(world, 0)), ...(await mainJob(world, 4))];
+    const phases = [...(await mainJob(world, 0)), ...(await mainJob(world, 4)), ...(await paidJob(world))];
     printPhases(phases);
     await shutDown();
     process.exit(0);
   }
-  if (!options.serve) await mainJob(world, 0);
+  if (!options.serve) {
+    await mainJob(world, 0);
+    await paidJob(world);
+  }
   if (!options.json) printGuide(world);
 } catch (error) {
   console.error(color("red", `failed: ${error instanceof Error ? error.message : String(error)}`));
@@ -54,12 +57,10 @@ try {
   process.exit(1);
 }
 
-type Phase = { tier: number; name: string; ms: number };
+type Phase = { tier: number | "x402"; name: string; ms: number };
 
-/** The main job as a customer's agent does it. Throws an error that names the phase. */
-async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
-  const [agent] = chain.agents;
-  if (agent === undefined) throw new Error("the world has no agent");
+/** Runs parts of a job and keeps their times; an error names the part. */
+function timed(tier: Phase["tier"]) {
   const phases: Phase[] = [];
   const phase = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
     const from = performance.now();
@@ -69,9 +70,57 @@ async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
       return result;
     } catch (cause) {
       const reason = cause instanceof Error ? cause.message : String(cause);
-      throw new Error(`phase "${name}" of tier ${tier}: ${reason}`, { cause });
+      throw new Error(`phase "${name}" of ${tier === "x402" ? tier : `tier ${tier}`}: ${reason}`, { cause });
     }
   };
+  return { phases, phase };
+}
+
+type Purchase = { status: string; step: string; message: string; tokenId: string; amount: string; statusUrl: string };
+
+/** The same over x402, with the stock client: one request, which the client pays for by itself. */
+async function paidJob({ chain, url }: World): Promise<Phase[]> {
+  const [, agent] = chain.agents;
+  if (agent === undefined) throw new Error("the world has no second agent");
+  const { payFetch } = await import("./payer-clients.ts");
+  const { phases, phase } = timed("x402");
+  say(`agent ${color("cyan", agent.address)} buys tier 0 for one day over x402, with @x402/fetch`);
+  const purchase = await phase("quote, sign", async () => {
+    const answer = await payFetch(agent)(`${url}/x402/purchase-compute`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ tier: 0, durationDays: 1 }),
+    });
+    if (answer.status !== 202) throw new Error(`/x402/purchase-compute answered ${answer.status}`);
+    return (await answer.json()) as Purchase;
+  });
+  say(`signed for ${purchase.amount} USDC, ${color("yellow", purchase.status)}: ${purchase.message}`);
+  const settled = await phase("machine", () => followPurchase(purchase.statusUrl));
+  say(`charged, and token ${color("green", settled.tokenId)} is the agent's`);
+  const credentials = await phase("credentials", () => fetchCredentials(url, agent, Number(settled.tokenId)));
+  const result = await phase("ssh", () => runOverSsh(credentials, "uname -a"));
+  say(`${color("dim", "$ uname -a")}\n${result.output.trim().replace(/^/gm, "         ")}`);
+  return phases;
+}
+
+async function followPurchase(statusUrl: string): Promise<Purchase> {
+  let told = "";
+  for (;;) {
+    const purchase = (await (await fetch(statusUrl)).json()) as Purchase;
+    if (purchase.step === "close" || purchase.step === "idle") return purchase;
+    if (purchase.status === "releasing" || purchase.status === "refunded") throw new Error(purchase.message);
+    if (purchase.message !== told) say(purchase.message);
+    told = purchase.message;
+    // The limit is 60 a minute and address.
+    await new Promise((resolve) => setTimeout(resolve, 1_200));
+  }
+}
+
+/** The main job as a customer's agent does it. Throws an error that names the phase. */
+async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
+  const [agent] = chain.agents;
+  if (agent === undefined) throw new Error("the world has no agent");
+  const { phases, phase } = timed(tier);
   say(`agent ${color("cyan", agent.address)} buys tier ${tier} for one day`);
   const { tokenId, cost, txHash } = await phase("purchase", () => buy(chain, agent, tier, 1));
   say(
@@ -115,7 +164,13 @@ function pasteable({ tokenId, ssh, instructions }: Credentials): string {
 }
 
 async function fetchCredentials(url: string, agent: LocalAccount, tokenId: number): Promise<Credentials> {
-  const response = await fetch(`${url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent, tokenId) });
+  const ask = async () => fetch(`${url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent, tokenId) });
+  let response = await ask();
+  // Just handed over: the scan is a second behind.
+  for (let tries = 0; response.status === 503 && tries < 10; tries++) {
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    response = await ask();
+  }
   if (response.status !== 200) throw new Error(`/credentials answered ${response.status}: ${await response.text()}`);
   return (await response.json()) as Credentials;
 }

@@ -1,0 +1,176 @@
+// Agents that know x402 and nothing else, with the stock clients of both versions, against the local world: a real chain, a
+// real facilitator, real queues, machines that answer SSH.
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
+import { validateDiscoveryExtension } from "@x402/extensions/bazaar";
+import {
+  appendPaymentIdentifierToExtensions,
+  generatePaymentId,
+  validatePaymentIdentifier,
+} from "@x402/extensions/payment-identifier";
+import { decrypt } from "eciesjs";
+import ssh2 from "ssh2";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { USDC_ADDRESS } from "../world/addresses.ts";
+import { buy, type Credentials, fixedHeaders, waitForStatus } from "../world/agent.ts";
+import { usdcAbi } from "../world/chain.ts";
+import { authorize, paymentHeaderV2, readQuote } from "../world/payer.ts";
+import { payFetch, payFetchV1 } from "../world/payer-clients.ts";
+import { runOverSsh } from "../world/ssh-client.ts";
+import { startWorld, type World } from "../world/world.ts";
+
+type Purchase = {
+  purchaseId: string;
+  status: string;
+  step: string;
+  charged: boolean;
+  tokenId: string;
+  statusUrl: string;
+};
+const PRICE = 500_000n;
+
+let world: World;
+beforeAll(async () => {
+  world = await startWorld({ edge: { RATE_LIMITS: "x402=600/60" } });
+});
+afterAll(() => world?.stop());
+
+const agent = (index: number) => {
+  const account = world.chain.agents[index];
+  if (account === undefined) throw new Error(`there is no agent ${index}`);
+  return account;
+};
+const balanceOf = (index: number) =>
+  world.chain.reader.readContract({
+    address: USDC_ADDRESS,
+    abi: usdcAbi,
+    functionName: "balanceOf",
+    args: [agent(index).address],
+  }) as Promise<bigint>;
+const order = (body: object | string, headers: Record<string, string> = {}): RequestInit => ({
+  method: "POST",
+  headers: { "content-type": "application/json", ...headers },
+  body: typeof body === "string" ? body : JSON.stringify(body),
+});
+const machines = () => `${world.url}/x402/purchase-compute`;
+
+async function poll(statusUrl: string, isDone: (purchase: Purchase) => boolean): Promise<Purchase> {
+  for (let tries = 0; tries < 120; tries++) {
+    const purchase = (await (await fetch(statusUrl)).json()) as Purchase;
+    if (isDone(purchase)) return purchase;
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+  throw new Error(`${statusUrl} does not come to an end`);
+}
+const isTheirs = ({ status, step }: Purchase) => status === "settled" && (step === "close" || step === "idle");
+async function credentialsOf(index: number, tokenId: string): Promise<Credentials> {
+  for (;;) {
+    const headers = await fixedHeaders(agent(index), Number(tokenId));
+    const answer = await fetch(`${world.url}/credentials/${tokenId}`, { headers });
+    // The scan is a second behind the transfer.
+    if (answer.status === 200) return (await answer.json()) as Credentials;
+    if (answer.status !== 503) throw new Error(`${answer.status} ${await answer.text()}`);
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}
+
+test("@x402/fetch buys a machine: charged once it answers, the token is the payer's, a shell on it", async () => {
+  const before = await balanceOf(0);
+  const answer = await payFetch(agent(0))(machines(), order({ tier: 0, durationDays: 1 }));
+  expect(answer.status).toBe(202);
+  const accepted = (await answer.json()) as Purchase;
+  expect(accepted).toMatchObject({ status: "authorized", charged: false });
+  expect(await balanceOf(0)).toBe(before);
+  const bought = await poll(accepted.statusUrl, isTheirs);
+  expect(await balanceOf(0)).toBe(before - PRICE);
+  const credentials = await credentialsOf(0, bought.tokenId);
+  expect((await runOverSsh(credentials, "uname -a")).output).toContain("Linux clawcloud-local-");
+});
+
+test("x402-fetch, of version 1, buys a machine with a login key of its own, which we never see the other half of", async () => {
+  const pair = ssh2.utils.generateKeyPairSync("ed25519");
+  const before = await balanceOf(1);
+  const body = JSON.stringify({ tier: 0, durationDays: 1, sshPublicKey: pair.public });
+  const signature = await agent(1).signMessage({
+    message: `ClawCloud Purchase: ${bytesToHex(sha256(utf8ToBytes(body)))}`,
+  });
+  const answer = await payFetchV1(agent(1))(machines(), order(body, { "X-Body-Signature": signature }));
+  expect(answer.status).toBe(202);
+  const bought = await poll(((await answer.json()) as Purchase).statusUrl, isTheirs);
+  expect(await balanceOf(1)).toBe(before - PRICE);
+  const credentials = await credentialsOf(1, bought.tokenId);
+  expect(credentials.ssh.privateKey).toBeNull();
+  const mine = { ...credentials, ssh: { ...credentials.ssh, privateKey: pair.private } };
+  expect(await runOverSsh(mine, "nproc")).toEqual({ output: "1\n", code: 0 });
+});
+
+test("credentials for a cent, by both clients: sealed to the payer, and the key in it opens the machine", async () => {
+  const { tokenId } = await buy(world.chain, agent(2), 0, 1);
+  await waitForStatus(world.url, tokenId, ["running"]);
+  const before = await balanceOf(2);
+  const url = `${world.url}/x402/vm-credentials?tokenId=${tokenId}`;
+  for (const pay of [payFetch(agent(2)), payFetchV1(agent(2))]) {
+    const answer = await pay(url, {});
+    expect(answer.status).toBe(200);
+    expect(answer.headers.get("payment-response")).not.toBeNull();
+    expect(answer.headers.get("x-payment-response")).not.toBeNull();
+    const credentials = (await answer.json()) as Credentials & { sealedPrivateKey: string };
+    expect(credentials.ssh.privateKey).toBeNull();
+    const sealed = Buffer.from(credentials.sealedPrivateKey.replace("ecc:", "").replaceAll(":", ""), "hex");
+    const key = Buffer.from(agent(2).getHdKey().privateKey ?? []);
+    const privateKey = Buffer.from(decrypt(key, sealed)).toString();
+    const opened = { ...credentials, ssh: { ...credentials.ssh, privateKey } };
+    expect(await runOverSsh(opened, "nproc")).toEqual({ output: "1\n", code: 0 });
+  }
+  expect(await balanceOf(2)).toBe(before - 20_000n);
+  const others = await payFetch(agent(3))(url);
+  expect(others.status).toBe(403);
+  expect(await balanceOf(2)).toBe(before - 20_000n);
+});
+
+test("the demands' discovery metadata and identifier pass the extensions' own validators, and their identifier makes a retry one purchase", async () => {
+  const quotes = [
+    await fetch(`${world.url}/x402/vm-credentials?tokenId=1`),
+    await fetch(machines(), order({ tier: 0, durationDays: 1 })),
+  ].map(readQuote);
+  for (const { extensions } of quotes) {
+    expect(validateDiscoveryExtension(extensions?.["bazaar"] as never)).toEqual({ valid: true });
+    expect(validatePaymentIdentifier(extensions?.["payment-identifier"])).toEqual({ valid: true });
+  }
+  const [, quote] = quotes;
+  const [requirement] = quote?.accepts ?? [];
+  if (quote === undefined || requirement === undefined) throw new Error("no demand");
+  const extensions = appendPaymentIdentifierToExtensions(structuredClone(quote.extensions ?? {}), generatePaymentId());
+  const purchases = [];
+  for (let times = 0; times < 2; times++) {
+    const header = paymentHeaderV2(requirement, await authorize(agent(4), requirement), { extensions });
+    const answer = await fetch(machines(), order({ tier: 0, durationDays: 1 }, { "payment-signature": header }));
+    expect(answer.status).toBe(202);
+    purchases.push(((await answer.json()) as Purchase).purchaseId);
+  }
+  expect(purchases[1]).toBe(purchases[0]);
+  const before = await balanceOf(4);
+  await poll(`${world.url}/x402/purchases/${purchases[0]}`, isTheirs);
+  expect(await balanceOf(4)).toBe(before - PRICE);
+});
+
+test("a facilitator that is down while the machine is made is in nobody's way, and the books match the chain", async () => {
+  const before = await balanceOf(0);
+  const answer = await payFetch(agent(0))(machines(), order({ tier: 0, durationDays: 1 }));
+  const { statusUrl } = (await answer.json()) as Purchase;
+  world.facilitator.setFaults({ call: "verify", kind: "down" }, { call: "settle", kind: "down" });
+  await poll(statusUrl, isTheirs);
+  expect(await balanceOf(0)).toBe(before - PRICE);
+  const refused = await payFetch(agent(1))(machines(), order({ tier: 0, durationDays: 1 }));
+  expect(refused.status).toBe(503);
+  expect(await refused.json()).toMatchObject({ code: "facilitator_unavailable" });
+  world.facilitator.setFaults();
+  // Final history is two blocks behind.
+  await new Promise((resolve) => setTimeout(resolve, 4_000));
+  const books = (await (
+    await fetch(`${world.url}/admin/payments/reconcile`, { headers: { "x-api-key": world.adminKey } })
+  ).json()) as { incoming: { unexplained: object[] }; outgoing: { unexplained: object[] }; missing: object[] };
+  expect(books).toMatchObject({ outgoing: { unexplained: [] }, missing: [] });
+  // What the world gave the wallet to begin with is a top-up.
+  expect(books.incoming.unexplained).toHaveLength(1);
+});
