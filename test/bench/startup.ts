@@ -3,6 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { wrangler } from "../world/bare-workers.ts";
+import { BUDGETS_KIB } from "./budgets.ts";
 import { median, table } from "./figures.ts";
 
 const WORKERS = {
@@ -35,10 +36,11 @@ export async function benchStartup(rounds: number): Promise<void> {
     const rows = Object.entries(active).map(([name, values]) => [
       name,
       ...(size[name] ?? []),
+      BUDGETS_KIB[name] ?? "-",
       median(values).toFixed(0),
       `${Math.min(...values).toFixed(0)}-${Math.max(...values).toFixed(0)}`,
     ]);
-    console.log(table(["worker", "KiB", "gzip KiB", "start-up ms of CPU", "min-max"], rows));
+    console.log(table(["worker", "KiB", "gzip KiB", "budget", "start-up ms of CPU", "min-max"], rows));
   } finally {
     await rm(scratch, { recursive: true });
   }

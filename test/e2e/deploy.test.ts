@@ -6,6 +6,7 @@ import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { privateKeyToAddress } from "viem/accounts";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { BUDGETS_KIB } from "../bench/budgets.ts";
 import { wrangler } from "../world/bare-workers.ts";
 
 const run = promisify(execFile);
@@ -56,7 +57,13 @@ test("a dry run builds both Workers and names what a deployment would refuse; a 
   }
   const dry = await node(["src/admin/deploy.ts", "--dry-run"], copy);
   expect(dry.code).toBe(0);
-  expect(dry.stdout.match(/Total Upload: [\d.]+ KiB/g)).toHaveLength(2);
+  const sizes = [...dry.stdout.matchAll(/Total Upload: [\d.]+ KiB \/ gzip: ([\d.]+) KiB/g)].map(([, gzip]) =>
+    Number(gzip),
+  );
+  expect(sizes).toHaveLength(2);
+  for (const [i, worker] of ["edge", "provisioner"].entries()) {
+    expect(sizes[i], `${worker}, gzipped`).toBeLessThan(BUDGETS_KIB[worker] ?? 0);
+  }
   for (const problem of ["wrangler.toml: database_id is not set", "edge: START_BLOCK: is not set"]) {
     expect(dry.stderr).toContain(problem);
   }
