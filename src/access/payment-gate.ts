@@ -247,8 +247,7 @@ export async function markSettled(
   now: number,
 ): Promise<store.Payment | null> {
   const settled = await store.movePayment(db, row, { state: "settled", settleTx: txHash, settledAt: now });
-  if (settled !== null)
-    log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, hash: txHash });
+  if (settled !== null) log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash });
   return settled;
 }
 

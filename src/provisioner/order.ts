@@ -220,7 +220,7 @@ export async function capture(context: Context, row: store.Payment): Promise<Tur
   if (use.state === "paid") {
     const depth = await confirmationsOf(context, use.blockNumber);
     if (depth < config.CONFIRMATIONS) return { waitSeconds: BLOCK_SECONDS };
-    log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, hash: use.txHash });
+    log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash: use.txHash });
     const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
     return store.movePayment(db, row, { ...settled, step: vm === null ? "buy" : "deliver" });
   }
@@ -279,7 +279,7 @@ export async function deliver(context: Context, row: store.Payment): Promise<Tur
   if (moved.state === "waiting") return { waitSeconds: WALLET_WAIT_SECONDS };
   if (row.transferTx === null) return store.movePayment(db, row, { transferTx: moved.hash, wakeAt: now() + WATCH_MS });
   if (moved.state === "sent" && moved.mined?.status !== "success") return { waitSeconds: BLOCK_SECONDS / 2 };
-  log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, hash: moved.hash });
+  log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, txHash: moved.hash });
   const delivered = { transferTx: moved.hash, servedAt: row.servedAt ?? now() };
   return store.movePayment(db, row, { ...delivered, step: "close", wakeAt: now() + WATCH_MS });
 }

@@ -86,7 +86,7 @@ async function settle(context: Context, row: store.Payment): Promise<Turn> {
   }
   const use = await useOf(context, row);
   if (use.state === "paid") {
-    log("warn", "payment_settled_late", { payment: row.id, hash: use.txHash });
+    log("warn", "payment_settled_late", { payment: row.id, txHash: use.txHash });
     const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
     return store.movePayment(db, row, settled);
   }
@@ -101,7 +101,7 @@ async function release(context: Context, row: store.Payment): Promise<Turn> {
   const { db, now } = context;
   const use = await useOf(context, row, "finalized");
   if (use.state === "paid") {
-    log("warn", "released_payment_used", { payment: row.id, hash: use.txHash });
+    log("warn", "released_payment_used", { payment: row.id, txHash: use.txHash });
     const seen = { settleTx: use.txHash, settledAt: now(), wakeAt: now() };
     return store.movePayment(db, row, { state: "refund_due", step: "refund", ...seen });
   }
@@ -137,7 +137,7 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     await store.movePayment(db, row, { refundTx: paid.hash, wakeAt: now() + WATCH_MS });
     return null;
   }
-  log("info", "payment_refunded", { payment: row.id, hash: paid.hash, amount: row.amount });
+  log("info", "payment_refunded", { payment: row.id, txHash: paid.hash, amount: row.amount });
   return store.movePayment(db, row, {
     state: "refunded",
     step: "idle",
