@@ -7,6 +7,7 @@
 //                it is stuck, each replacement stored before it leaves
 //   final        two nodes call its block final. A reorg before that changes nothing: it is still being broadcast
 //   nonce taken  by a transaction that is not ours, in final history: the order gets another nonce
+//   nonce free   since a reorg left such a transaction out: filled with one that does nothing
 //
 // A purchase is two transactions, the approval of its exact cost in front of it, signed in one turn at two nonces.
 // The key is in the environment of this script alone (hard case 3), and the chain's word in final history is the only
@@ -35,7 +36,8 @@ export type OrderState =
 /** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
 type OrderRow = {
   id: string;
-  kind: WalletOrder["kind"] | "approve";
+  /** `fill`: nothing, at a nonce that nobody uses. */
+  kind: WalletOrder["kind"] | "approve" | "fill";
   /** The order, as it was given. */
   body: string;
   to_address: Address;
@@ -71,6 +73,7 @@ const BUMP_PERCENT = 125n;
 const FALLBACK_PRIORITY_FEE = 1_000_000n;
 const LOW_TRANSACTIONS = 100n;
 const GAS_PER_TRANSACTION = 200_000n;
+const FILL_GAS = 30_000n;
 
 export class OperatorWallet extends DurableObject<object> {
   #turn: Promise<unknown> = Promise.resolve();
@@ -246,6 +249,7 @@ export class OperatorWallet extends DurableObject<object> {
     if (open.length === 0) return;
     const { chain, account } = this.#services();
     const final = await readFinalNumber(chain);
+    await this.#fillGap(open[0]);
     for (const row of open) {
       const mined = await this.#receiptOf(row);
       this.#noteMined(row, mined !== null);
@@ -262,8 +266,24 @@ export class OperatorWallet extends DurableObject<object> {
       );
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
       const isTaken = taken.count > row.nonce && (await this.#receiptOf(row)) === null;
-      if (isTaken) await this.#giveAnotherNonce(row);
+      if (isTaken && row.kind === "fill") this.#end(row, "final", row.hash);
+      else if (isTaken) await this.#giveAnotherNonce(row);
       else if (taken.count <= row.nonce) await this.#keepSending(row);
+    }
+  }
+
+  /** Whatever has a lower nonce than our lowest is not ours; where it never comes, none of ours does. */
+  async #fillGap(lowest: OrderRow | undefined): Promise<void> {
+    if (lowest === undefined || Date.now() - lowest.created_at < STUCK_MS) return;
+    const count = await this.#count();
+    if (count >= lowest.nonce) return;
+    log("page", "operator_nonce_missing", { from: count, to: lowest.nonce - 1 });
+    const fees = await this.#fees();
+    for (let nonce = count; nonce < lowest.nonce; nonce++) {
+      const id = `fill/${nonce}`;
+      const to = this.#services().account.address;
+      await this.#sign({ id, kind: "fill", body: "", to_address: to, data: "0x", amount: "0", nonce }, FILL_GAS, fees);
+      await this.#broadcast(id);
     }
   }
 
@@ -295,13 +315,17 @@ export class OperatorWallet extends DurableObject<object> {
 
   #close(row: OrderRow, mined: Mined): void {
     const state = mined.status === "success" ? "final" : "reverted";
-    this.ctx.storage.transactionSync(() => {
-      this.ctx.storage.sql.exec("UPDATE wallet_orders SET state = ?, hash = ? WHERE id = ?", state, mined.hash, row.id);
-      this.ctx.storage.sql.exec("DELETE FROM signed WHERE id = ?", row.id);
-    });
+    this.#end(row, state, mined.hash);
     // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
     const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
     log(level, `payment_${state}`, { id: row.id, kind: row.kind, hash: mined.hash });
+  }
+
+  #end(row: OrderRow, state: "final" | "reverted", hash: Hex): void {
+    this.ctx.storage.transactionSync(() => {
+      this.ctx.storage.sql.exec("UPDATE wallet_orders SET state = ?, hash = ? WHERE id = ?", state, hash, row.id);
+      this.ctx.storage.sql.exec("DELETE FROM signed WHERE id = ?", row.id);
+    });
   }
 
   #noteMined(row: OrderRow, mined: boolean): void {
@@ -319,13 +343,18 @@ export class OperatorWallet extends DurableObject<object> {
     return null;
   }
 
-  async #nextNonce(): Promise<number> {
+  async #count(): Promise<number> {
     const { chain, account } = this.#services();
     const { count } = await askTwo(
       chain,
       async ({ client }) => ({ count: await client.getTransactionCount({ address: account.address }) }),
       (answer) => String(answer.count),
     );
+    return count;
+  }
+
+  async #nextNonce(): Promise<number> {
+    const count = await this.#count();
     const last = this.ctx.storage.sql
       .exec<{ nonce: number | null }>("SELECT MAX(nonce) AS nonce FROM wallet_orders")
       .one();

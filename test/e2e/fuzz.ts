@@ -223,7 +223,9 @@ function createJudge(document: Document, operatorKey: string, signatures: Signat
       const fail = (what: string): never => {
         throw new Error(`${drawn.method} ${drawn.path}: ${status} ${what}: ${body.slice(0, 300)}`);
       };
-      if (status >= 500) fail("is the server's fault");
+      // An order of more than the wallet has, or of a tier that nobody has: nobody's fault.
+      const cantSell = status === 503 && /"code":"(?:operator_short|orders_full|sold_out)"/.test(body);
+      if (status >= 500 && !cantSell) fail("is the server's fault");
       if (status !== 204 && headers["x-request-id"] === undefined) fail("has no X-Request-Id");
       // Who is nobody learns nothing of what would be wrong.
       const stranger = drawn.path.startsWith("/admin") && drawn.headers["x-api-key"] !== operatorKey;

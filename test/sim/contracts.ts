@@ -58,6 +58,7 @@ export type Call =
   | { kind: "hand_over"; tokenId: number; from: string; to: string }
   | { kind: "renew"; tokenId: number; days: number }
   | { kind: "give_up"; tokenId: number }
+  | { kind: "nothing" }
   | { kind: "unknown" };
 export type Done = { state: State; success: boolean; logs: LogEntry[] };
 /** Who signed which authorization: recovery, without its cost. */
@@ -86,6 +87,7 @@ export function readCall(to: string, data: Hex): Call {
 }
 
 function decode(to: string, data: Hex): Call {
+  if (data === "0x") return { kind: "nothing" };
   try {
     if (to === CONTRACT && data.startsWith("0x23b872dd")) {
       const { args } = decodeFunctionData({ abi: handOverAbi, data });
@@ -209,6 +211,8 @@ export function execute(
       const logs = [terminationLog(call.tokenId)];
       return { state: withToken(call.tokenId, { terminated: true }), success: true, logs };
     }
+    case "nothing":
+      return { state, success: true, logs: [] };
     case "unknown":
       return failed;
   }

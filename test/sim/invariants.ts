@@ -82,7 +82,9 @@ export function checkPayment(world: World, to: string, amount: bigint): void {
     const owner = sale === undefined ? undefined : final.state.tokens.get(sale.tokenId)?.owner;
     const isBuyer = owner === sale?.buyer && owner === to;
     const claimed = owner === to && world.claims.get(refund.incarnation)?.has(to) === true;
-    return isBuyer || claimed;
+    // Sold over x402 and handed over: what is owed for it is its payer's.
+    const handedOver = sale?.buyer === OPERATOR && owner === to;
+    return isBuyer || claimed || handedOver;
   });
   const isPaidBack = world
     .rows<{ payer: string; nonce: string }>(
@@ -122,7 +124,8 @@ function lossOf(world: World, sale: Sale, vms: readonly Vm[]): string | null {
   if (row.owner !== token.owner) return `its owner is ${token.owner}, and its row says ${row.owner}`;
   const now = world.chain.head.timestamp;
   // Nobody's: its order came to nothing, and nothing may run on it.
-  if (token.owner === OPERATOR && !world.restored) {
+  if (token.owner === OPERATOR) {
+    if (world.restored) return null;
     const stands = world.machines.find(({ id }) => id === row.instance_id);
     if (stands !== undefined) return `it is the operator's, and ${stands.id} stands`;
     return row.status === "terminated" || row.status === "failed" ? null : `its order is over, and it is ${row.status}`;

@@ -164,3 +164,20 @@ test("a wallet that is about to run out calls for more, once an hour", async () 
   expect(await warnedAt()).toBe(first);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
 });
+
+test("a nonce that a reorg has left free is filled: what waits behind it would never arrive", async () => {
+  // Somebody else's transaction with the key, then ours behind it; the reorg brings back ours alone.
+  await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
+  const before = await usdcOf(agent(3).address);
+  await world.wallet.order({ kind: "pay", id: "behind a gap", to: agent(3).address, amount: "5" });
+  expect(await usdcOf(agent(3).address)).toBe(before + 5n);
+  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await chain.node.request({ method: "anvil_dropAllTransactions" as never, params: [] as never });
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await usdcOf(agent(3).address)).toBe(before);
+  await inStorage("UPDATE wallet_orders SET created_at = created_at - 120000");
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await usdcOf(agent(3).address)).toBe(before + 5n);
+});
