@@ -4,9 +4,9 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
-import type { Hex } from "viem";
+import { getAddress, type Hex } from "viem";
 import type { App } from "../app.ts";
-import { authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
+import { type Authorization, authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -184,8 +184,9 @@ export type Verified =
  * Asks the facilitator. A refusal is held against the chain: an authorization that is used up is no refusal if it paid us.
  * Throws 402 with the demand on a refusal, 503 or 502 without an answer; the claim is given up in both.
  */
-export async function verify(services: Services, till: Till, row: store.Payment, checked: Checked): Promise<Verified> {
+export async function verify(services: Services, till: Till, row: store.Payment, shown: Checked): Promise<Verified> {
   const { db, config } = services;
+  const checked = asClaimed(row, shown);
   try {
     const answer = await till.facilitator.verify(checked.payload, checked.requirement);
     if (answer.valid) return { verdict: "valid" };
@@ -198,6 +199,28 @@ export async function verify(services: Services, till: Till, row: store.Payment,
     await store.movePayment(db, row, { state: "releasing", step: "release", reason: "facilitator" });
     throw error;
   }
+}
+
+/**
+ * The authorization that the row was claimed by. Another one under the same identifier asks what became of the first: were it
+ * submitted itself, the payer could be charged for both.
+ */
+function asClaimed(row: store.Payment, shown: Checked): Checked {
+  if (row.id === shown.id) return shown;
+  const signature = row.signature as Hex;
+  const { validAfter, validBefore } = row;
+  const to = getAddress(row.payTo);
+  const signed = { from: getAddress(row.payer), to, nonce: row.nonce as Hex };
+  const authorization: Authorization = { ...signed, value: BigInt(row.amount), validAfter, validBefore, signature };
+  const requirement = { ...shown.requirement, amount: row.amount, payTo: to };
+  const onWire = { ...signed, value: row.amount, validAfter: String(validAfter), validBefore: String(validBefore) };
+  return {
+    ...shown,
+    id: row.id,
+    payment: { ...shown.payment, authorization },
+    payload: { x402Version: 2, accepted: requirement, payload: { signature, authorization: onWire } },
+    requirement,
+  };
 }
 
 const giveUp = ({ db }: Services, row: store.Payment, refusal: Refusal) =>
@@ -214,10 +237,11 @@ export async function settle(
   services: Services,
   till: Till,
   row: store.Payment,
-  checked: Checked,
+  shown: Checked,
   now: number,
 ): Promise<store.Payment | null> {
   const { db, config } = services;
+  const checked = asClaimed(row, shown);
   const settling = await store.movePayment(db, row, { state: "settling", wakeAt: now + CLAIM_MS });
   if (settling === null) return null;
   // What a request before this one left may have arrived meanwhile.
