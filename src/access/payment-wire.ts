@@ -214,7 +214,6 @@ function readV1(header: string, config: EdgeConfig): Payment {
     scheme,
     payload: signed,
   } = v1Schema.parse(JSON.parse(new TextDecoder().decode(Buffer.from(header, "base64"))));
-  if (network !== V1_NETWORKS[config.CHAIN_ID] || scheme !== "exact") throw new Error("network");
   const { signature, authorization } = signed;
   const plain = {
     ...authorization,
@@ -222,8 +221,9 @@ function readV1(header: string, config: EdgeConfig): Payment {
     validAfter: String(authorization.validAfter),
     validBefore: String(authorization.validBefore),
   };
-  // `accepted` is filled in once the requirement that it pays is known.
-  const accepted = { scheme, network: networkOf(config) } as PaymentRequirements;
+  // The rest of `accepted` is filled in once the requirement that it pays is known.
+  const ours = network === V1_NETWORKS[config.CHAIN_ID];
+  const accepted = { scheme, network: ours ? networkOf(config) : network } as PaymentRequirements;
   return {
     version: 1,
     authorization: toAuthorization(signed),
@@ -248,7 +248,12 @@ export function matchPayment(
   const { authorization, payload, version } = payment;
   if (String(authorization.value) !== requirement.amount || authorization.to !== getAddress(requirement.payTo))
     return null;
-  if (version === 1) return { ...payload, accepted: requirement };
+  if (version === 1) {
+    const { scheme, network } = payload.accepted;
+    return scheme === requirement.scheme && network === requirement.network
+      ? { ...payload, accepted: requirement }
+      : null;
+  }
   return server.findMatchingRequirements([requirement], payload) === undefined ? null : payload;
 }
 
