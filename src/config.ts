@@ -289,7 +289,8 @@ function parser<Schema extends z.ZodType>(worker: string, schema: Schema) {
         result.error.issues.map((issue) => {
           const name = issue.path.join(".");
           const given = issue.path.length > 1 || (env as Record<string, unknown>)[name] !== undefined;
-          return `${name}: ${given ? issue.message : "is not set"}`;
+          const why = given || issue.message.startsWith("is not set") ? issue.message : "is not set";
+          return `${name}: ${why}`;
         }),
       );
     }

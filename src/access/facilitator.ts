@@ -144,7 +144,10 @@ const unverified = (cause: unknown): AppError =>
  * A JWT for each call, signed by an Ed25519 key (base64 of seed and public key) as Coinbase's CDP asks for:
  * docs.cdp.coinbase.com, "Authentication".
  */
-async function cdpHeaders({ CDP_API_KEY_ID: id = "", CDP_API_KEY_SECRET: secret = "" }: Settings, url: string) {
+export async function cdpHeaders(
+  { CDP_API_KEY_ID: id = "", CDP_API_KEY_SECRET: secret = "" }: Pick<Settings, "CDP_API_KEY_ID" | "CDP_API_KEY_SECRET">,
+  url: string,
+): Promise<Record<"verify" | "settle", { Authorization: string }>> {
   const bytes = Buffer.from(secret, "base64");
   const part = (from: number) => bytes.subarray(from, from + 32).toString("base64url");
   const key = await importJWK({ kty: "OKP", crv: "Ed25519", d: part(0), x: part(32) }, "EdDSA");

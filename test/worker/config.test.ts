@@ -86,3 +86,39 @@ test("under a wrong environment the provisioner keeps its messages and pages", a
   );
   expect(retried).toEqual([{ delaySeconds: 30 }]);
 });
+
+const BASE = { ...EDGE, CHAIN_ID: "8453" };
+const SEPOLIA = { ...EDGE, CHAIN_ID: "84532" };
+const PAY_TO = "0x23618e81E3f5cdF7f54C3d65f7FBc0aBf5B21E8f";
+const CDP = { CDP_API_KEY_ID: "organizations/1/apiKeys/2", CDP_API_KEY_SECRET: `${"A".repeat(86)}==` };
+
+test("hard case 24: payments on another network than the contract's are refused, else machines sell for play money", () => {
+  const other = "X402_NETWORK: must be the contract's chain: anything else sells machines for another chain's money";
+  expect(problem(edgeConfig, { ...BASE, X402_NETWORK: "eip155:84532" })).toContain(other);
+  expect(problem(edgeConfig, { ...SEPOLIA, X402_NETWORK: "eip155:8453" })).toContain(other);
+  expect(problem(edgeConfig, { ...BASE, X402_NETWORK: "eip155:8453" })).toBe("");
+  expect(problem(edgeConfig, { ...SEPOLIA, X402_NETWORK: "eip155:84532" })).toBe("");
+});
+
+test("hard case 24: on mainnet no facilitator is trusted by default; on Sepolia it is x402.org's", () => {
+  const missing = "FACILITATOR_URL: is not set, although X402_PAY_TO is, and this chain has no default";
+  expect(problem(edgeConfig, { ...BASE, X402_PAY_TO: PAY_TO })).toContain(missing);
+  expect(problem(edgeConfig, { ...BASE })).toBe("");
+  const FACILITATOR_URL = "https://facilitator.example";
+  expect(edgeConfig({ ...BASE, X402_PAY_TO: PAY_TO, FACILITATOR_URL }).FACILITATOR_URL).toBe(FACILITATOR_URL);
+  const sepolia = { ...SEPOLIA, X402_PAY_TO: PAY_TO };
+  expect(edgeConfig(sepolia).FACILITATOR_URL).toBe("https://x402.org/facilitator");
+  expect(edgeConfig({ ...sepolia, FACILITATOR_URL }).FACILITATOR_URL).toBe(FACILITATOR_URL);
+});
+
+test("hard case 24: a facilitator that wants a JWT needs both keys", () => {
+  const cdp = { ...BASE, X402_PAY_TO: PAY_TO, FACILITATOR_URL: "https://cdp.example/x402", FACILITATOR_AUTH: "cdp" };
+  const { CDP_API_KEY_ID, CDP_API_KEY_SECRET } = CDP;
+  expect(problem(edgeConfig, { ...cdp, CDP_API_KEY_SECRET })).toContain(
+    "CDP_API_KEY_ID: is not set, although FACILITATOR_AUTH is cdp",
+  );
+  expect(problem(edgeConfig, { ...cdp, CDP_API_KEY_ID })).toContain(
+    "CDP_API_KEY_SECRET: is not set, although FACILITATOR_AUTH is cdp",
+  );
+  expect(problem(edgeConfig, { ...cdp, ...CDP })).toBe("");
+});
