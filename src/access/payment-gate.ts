@@ -162,8 +162,12 @@ export async function claim(
 const blocksIn = (seconds: number): number => seconds;
 
 /** Whether the request that worked on it last must have ended. */
-export const isStale = ({ wakeAt }: Pick<store.Payment, "wakeAt">, now: number): boolean =>
-  wakeAt === null || wakeAt - CLAIM_MS + STALE_MS <= now;
+export function isStale(row: Pick<store.Payment, "state" | "settledAt" | "wakeAt">, now: number): boolean {
+  const { state, settledAt, wakeAt } = row;
+  // The sweep leaves what is settled alone for long; its payer need not wait for that.
+  const began = state === "settled" ? settledAt : wakeAt && wakeAt - CLAIM_MS;
+  return began === null || began + STALE_MS <= now;
+}
 
 /** Takes up what an earlier request left, for exactly one caller; null while that one may still be at it. */
 export async function takeUp({ db }: Services, row: store.Payment, now: number): Promise<store.Payment | null> {
