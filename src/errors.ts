@@ -41,6 +41,7 @@ export const STATUS_OF = {
   not_claimable: 409,
   not_payable: 409,
   payment_used: 409,
+  key_erased: 409,
   identifier_used: 409,
   order_open: 409,
   body_too_large: 413,

@@ -106,6 +106,20 @@ export const movePayment = async (
     .returning()
     .get()) ?? null;
 
+/** An answer leaves that the payment was for. Null where it is about to be paid back: then none may leave. */
+export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>
+  (await db
+    .update(payments)
+    .set({
+      servedAt: sql`COALESCE(${payments.servedAt}, ${now})`,
+      step: "close",
+      wakeAt: now,
+      generation: sql`${payments.generation} + 1`,
+    })
+    .where(and(eq(payments.id, id), eq(payments.state, "settled")))
+    .returning()
+    .get()) ?? null;
+
 /** Those whose turn has come; each is left alone for a minute from here on. */
 export const wakePayments = (db: Database, now: number, limit: number) =>
   db

@@ -33,7 +33,7 @@ import type { App, Router } from "../../app.ts";
 import { formatUsdc } from "../../chain/contract.ts";
 import type { EdgeConfig } from "../../config.ts";
 import { encrypt } from "../../credentials/ecies.ts";
-import { movePayment, type Payment } from "../../db/payments.ts";
+import { markServed, type Payment } from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { deliverKey, readStoredKey } from "../../vms/delivery.ts";
@@ -120,6 +120,12 @@ export function mountPaidCredentials(app: Router): void {
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
       return c.json(provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
     }
+    if (vm.sshPrivateKey === null && admission.signed === null) {
+      throw new AppError(
+        "key_erased",
+        `The key of token ${tokenId} is not kept any more, so there is nothing to sell: /credentials/${tokenId} tells the rest for a signature.`,
+      );
+    }
     const request = requestHash(`credentials/${tokenId}`);
     const paid = await takePayment(c.var, till, checked, { request, tokenId: Number(tokenId) }, admission, now);
     if ("pending" in paid) {
@@ -129,7 +135,7 @@ export function mountPaidCredentials(app: Router): void {
     const { row } = paid;
     await admission.spend();
     const key = await keyFor(c, checked, admission, now);
-    await movePayment(c.var.db, row, { servedAt: row.servedAt ?? now, step: "close", wakeAt: now });
+    if ((await markServed(c.var.db, row.id, now)) === null) throw used(row);
     log("info", "credentials_paid", { tokenId, payment: row.id, sealed: key.sealedPrivateKey !== null });
     const settleTx = row.settleTx ?? "";
     for (const [name, value] of Object.entries(receiptHeaders(config, checked.payment.authorization.from, settleTx)))
