@@ -181,3 +181,30 @@ test("a nonce that a reorg has left free is filled: what waits behind it would n
   await chain.mine(1);
   expect(await usdcOf(agent(3).address)).toBe(before + 5n);
 });
+
+/** Calls every signature of its account's valid: `isValidSignature` answers its own selector. */
+const AGREES_TO_ALL = "0x631626ba7e60e01b5f5260205ff3";
+
+test("a contract's signature is taken in its own length, a keeper's of 65 bytes in three parts", async () => {
+  for (const [i, length] of [65, 97].entries()) {
+    const from: Hex = `0x${"c0de".repeat(9)}000${length % 10}`;
+    await chain.node.setCode({ address: from, bytecode: AGREES_TO_ALL });
+    const give = { ...coin, functionName: "transfer", args: [from, 500_000n] } as const;
+    await mined(chain.wallet(agent(2)).writeContract(give));
+    const { timestamp } = await chain.reader.getBlock();
+    const order: WalletOrder = {
+      kind: "capture",
+      id: `capture/contract-${i}`,
+      from,
+      to: operator.address,
+      value: "500000",
+      validAfter: 0,
+      validBefore: Number(timestamp) + 600,
+      nonce: `0x${crypto.randomUUID().replaceAll("-", "").repeat(2)}`,
+      signature: `0x${"11".repeat(length - 1)}1b`,
+    };
+    expect(await world.wallet.order(order)).toMatchObject({ state: "sent" });
+    expect(await usdcOf(from)).toBe(0n);
+    expect(await world.wallet.order(order)).toMatchObject({ state: "sent", mined: { status: "success" } });
+  }
+});
