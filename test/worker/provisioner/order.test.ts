@@ -288,8 +288,10 @@ test("captured, and the token can't move: paid back on final history, and the ma
   await chain.node.setAutomine(true);
   await playUntil(world, id, ({ state }) => state === "settled");
   await world.sql.prepare("UPDATE payments SET settled_at = 1 WHERE id = ?").bind(id).run();
-  await playUntil(world, id, inState("refunded"));
+  const row = await playUntil(world, id, inState("refunded"));
+  expect(row).toMatchObject({ reason: "not_delivered", held: 1 });
   expect(await usdcOf(agent(2).address)).toBe(before);
+  expect([await world.machines("vultr"), await ownerOf(row["token_id"])]).toEqual([[], operator.address]);
 });
 
 test("a purchase of ours that the scan sees before it is linked waits for its link (hard case 20)", async () => {
@@ -360,6 +362,8 @@ test("a payer who cancels the authorization gets no machine (hard case 2)", asyn
   await untilProvisioned(id);
   await cancel(chain, agent(1), signed, USDC_ADDRESS);
   expect(await playUntil(world, id, inState("released"))).toMatchObject({ reason: "capture_refused", held: 1 });
+  await playUntil(world, id, at("idle"));
+  expect(await world.machines("vultr")).toEqual([]);
 });
 
 test("a reorg takes capture and transfer back: both are sent again, and the books close on final history (hard case 16)", async () => {

@@ -1,0 +1,211 @@
+// An order whose messages, nodes and processes misbehave: what is bought, captured and handed over stays one of each.
+import { runDurableObjectAlarm } from "cloudflare:test";
+import { type Abi, type Address, type Hex, parseAbi } from "viem";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
+import artifacts from "../../world/contracts/artifacts.json";
+import { authorize, cancel, paymentHeaderV2 } from "../../world/payer.ts";
+import type { RpcFault } from "../../world/rpc-proxy.ts";
+import {
+  addFacilitatorFault,
+  addFault,
+  addRpcFault,
+  agent,
+  chain,
+  type Deployment,
+  deploy,
+  deployer,
+  operator,
+} from "../deployment.ts";
+import { computeBody, orderMachine, playUntil, post, quoteOf, usdcOf } from "../routes/x402/till.ts";
+
+const clawAbi = parseAbi([
+  "function ownerOf(uint256 tokenId) view returns (address)",
+  "function nextTokenId() view returns (uint256)",
+]);
+const coinAbi = parseAbi(["function transfer(address to, uint256 amount) returns (bool)"]);
+const claw = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
+const PRICE = 500_000n;
+const payer = agent(1);
+
+type Row = Record<string, unknown>;
+let world: Deployment;
+let had: { usdc: bigint; sold: bigint };
+beforeEach(async () => {
+  await chain.node.setAutomine(true);
+  world = await deploy();
+  had = { usdc: await usdcOf(payer.address), sold: await sold() };
+});
+afterEach(async () => {
+  await chain.node.setAutomine(true);
+});
+
+const sold = () => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
+const ownerOf = (tokenId: unknown) =>
+  chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId as number)] });
+const charged = async () => had.usdc - (await usdcOf(payer.address));
+const bought = async () => (await sold()) - had.sold;
+const rowOf = async (id: string): Promise<Row> =>
+  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const set = (id: string, columns: string) =>
+  world.sql.prepare(`UPDATE payments SET ${columns}, generation = generation + 1 WHERE id = ?`).bind(id).run();
+const at = (step: string) => (row: Row) => row["step"] === step;
+const delivered = ({ step }: Row) => step === "close" || step === "idle";
+const dropAll = () => chain.node.request({ method: "anvil_dropAllTransactions" as never });
+
+async function accepted() {
+  const sent = await orderMachine(world, payer);
+  const body = (await sent.answer.json()) as { purchaseId: string };
+  expect(sent.answer.status, JSON.stringify(body)).toBe(202);
+  return { ...sent, id: body.purchaseId };
+}
+
+test("the facilitator is not needed for the capture: it is down from the acceptance on", async () => {
+  const { id } = await accepted();
+  await addFacilitatorFault({ call: "verify", kind: "down" });
+  await addFacilitatorFault({ call: "settle", kind: "down" });
+  expect(await playUntil(world, id, at("close"))).toMatchObject({ state: "settled" });
+  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+});
+
+const LIES: RpcFault[] = [
+  { kind: "down" },
+  { kind: "drop_logs" },
+  { kind: "rewrite", method: "eth_getTransactionReceipt", result: null },
+  { kind: "rewrite", method: "eth_getTransactionCount", result: "0x0" },
+  { kind: "rewrite", method: "eth_sendRawTransaction", result: `0x${"0".repeat(64)}` },
+];
+test.each(LIES)("one node that is made to $kind $method makes nothing bought or captured twice", async (fault) => {
+  await addRpcFault(fault);
+  const { id } = await accepted();
+  expect(await playUntil(world, id, at("close"))).toMatchObject({ state: "settled" });
+  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+});
+
+test("messages that come twice at once, late, or of an old generation change nothing", async () => {
+  const { id } = await accepted();
+  const seen: { payment: string; generation: number }[] = [];
+  const double = async () => {
+    for (const { body } of world.sent) if (body.kind === "payment") seen.push(body);
+    await Promise.all(
+      seen
+        .slice(-2)
+        .flatMap((job) => [job, job])
+        .map((job) => world.follow(job).catch(() => undefined)),
+    );
+    const row = await rowOf(id);
+    return row["step"] === "close";
+  };
+  for (let round = 0; round < 30 && !(await double()); round++) {
+    await world.drain(double, 30_000);
+    await chain.mine(1);
+    await world.scan();
+    await world.sql.prepare("UPDATE payments SET wake_at = 0").run();
+    await world.sweep();
+  }
+  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+  const row = await playUntil(world, id, at("idle"));
+  expect(seen.length).toBeGreaterThan(2);
+  for (const job of seen) await world.follow(job);
+  for (let generation = 0; generation < Number(row["generation"]); generation++) {
+    await world.follow({ payment: id, generation });
+  }
+  expect(await rowOf(id)).toEqual(row);
+  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+});
+
+test("a process that dies between the wallet's word and the row's buys, captures and hands over once", async () => {
+  const { id } = await accepted();
+  await world.drain();
+  const { purchase_tx: purchaseTx } = await rowOf(id);
+  expect(purchaseTx).toMatch(/^0x/);
+  await set(id, "purchase_tx = NULL, wake_at = 0");
+  await world.sweep();
+  await world.drain();
+  expect(await rowOf(id)).toMatchObject({ step: "buy", purchase_tx: purchaseTx });
+  const done = await playUntil(world, id, at("close"));
+  const hashes = { settle_tx: done["settle_tx"], transfer_tx: done["transfer_tx"] };
+  // As far back as a crash behind the wallet's capture, and behind its transfer, can leave the row.
+  for (const columns of [
+    "state = 'authorized', step = 'capture', settle_tx = NULL, settled_at = NULL, transfer_tx = NULL, served_at = NULL",
+    "state = 'settling', step = 'capture', settled_at = NULL, transfer_tx = NULL, served_at = NULL",
+    "step = 'deliver', transfer_tx = NULL, served_at = NULL",
+    "step = 'deliver', served_at = NULL",
+  ]) {
+    await set(id, `${columns}, wake_at = 0`);
+    expect(await playUntil(world, id, delivered), columns).toMatchObject({ ...hashes, state: "settled" });
+  }
+  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+  expect(await ownerOf(done["token_id"])).toBe(payer.address);
+});
+
+test("a capture that a reorg took back and its payer then cancelled is for a person: the books say so (hard case 16)", async () => {
+  const { id, signed } = await accepted();
+  await playUntil(world, id, at("close"));
+  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await dropAll();
+  expect(await charged()).toBe(0n);
+  await cancel(chain, payer, signed, USDC_ADDRESS);
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(4);
+  expect(await playUntil(world, id, at("idle"))).toMatchObject({ state: "held", reason: "charge_undone" });
+  expect(await charged()).toBe(0n);
+});
+
+test("a machine that never answers costs nothing, ends at the vendor, and its token is held", async () => {
+  await addFault("vultr", { call: "create", kind: "never_boots" });
+  const { id } = await accepted();
+  const row = await playUntil(world, id, at("provision"));
+  await world.drain(async () => (await world.machines("vultr")).length > 0);
+  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.sql.prepare("UPDATE attempts SET boot_deadline_at = 1").run();
+  expect(await playUntil(world, id, at("release"))).toMatchObject({
+    state: "releasing",
+    reason: "no_machine_in_time",
+    held: 1,
+    settle_tx: null,
+  });
+  // The vendor keeps it locked for a while.
+  for (let round = 1; round < 20 && (await world.machines("vultr")).length > 0; round++) {
+    await world.sweep(Date.now() + round * 200_000);
+    await world.drain();
+  }
+  expect(await world.machines("vultr")).toEqual([]);
+  expect([await charged(), await ownerOf(row["token_id"])]).toEqual([0n, operator.address]);
+  expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
+});
+
+test("of a tier that is captured first the machine and the token follow the charge", async () => {
+  const first = { CAPTURE_FIRST_TIERS: "0" };
+  world = await deploy({ edge: first, provisioner: first });
+  const { id } = await accepted();
+  await world.drain();
+  expect(await rowOf(id)).toMatchObject({ state: "settled", step: "buy" });
+  expect(await charged()).toBe(PRICE);
+  const row = await playUntil(world, id, at("close"));
+  expect(await ownerOf(row["token_id"])).toBe(payer.address);
+  expect(await charged()).toBe(PRICE);
+});
+
+test("a wallet that is a contract pays by its keeper's signature, and the token is the contract's", async () => {
+  const abi = artifacts.SmartWalletFactory.abi as Abi;
+  const send = chain.wallet(deployer);
+  const bytecode = artifacts.SmartWalletFactory.bytecode as Hex;
+  const receiptOf = async (hash: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await hash });
+  const address = (await receiptOf(send.deployContract({ abi, bytecode }))).contractAddress ?? "0x";
+  const factory = { address, abi, args: [agent(2).address] } as const;
+  const wallet = (await chain.reader.readContract({ ...factory, functionName: "addressOf" })) as Address;
+  await receiptOf(send.writeContract({ ...factory, functionName: "deploy" }));
+  const give = { address: USDC_ADDRESS, abi: coinAbi, functionName: "transfer", args: [wallet, PRICE] } as const;
+  await receiptOf(chain.wallet(agent(2)).writeContract(give));
+  const requirement = await quoteOf(post(world, "/x402/purchase-compute", computeBody()));
+  const { timestamp } = await chain.reader.getBlock();
+  const validBefore = String(Number(timestamp) + requirement.maxTimeoutSeconds);
+  const signed = await authorize(agent(2), requirement, { from: wallet, validBefore });
+  const headers = { "payment-signature": paymentHeaderV2(requirement, signed) };
+  const answer = await post(world, "/x402/purchase-compute", computeBody(), headers);
+  const { purchaseId } = (await answer.json()) as { purchaseId: string };
+  expect(answer.status).toBe(202);
+  const row = await playUntil(world, purchaseId, at("close"));
+  expect([await usdcOf(wallet), await ownerOf(row["token_id"])]).toEqual([0n, wallet]);
+});
