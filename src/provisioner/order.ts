@@ -236,7 +236,7 @@ export async function capture(context: Context, row: store.Payment): Promise<Tur
   const taken = await wallet.order(captureOf(row));
   if (taken.state !== "waiting") {
     const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
-    if (isUndone) return abandon(context, row, "capture_refused");
+    if (isUndone) return refuseCapture(context, row);
     if (row.state === "authorized") {
       return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
     }
@@ -248,8 +248,14 @@ export async function capture(context: Context, row: store.Payment): Promise<Tur
   }
   // Has the payer moved its money? Two nodes have to say so before that is held against it.
   const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
-  if (balance < BigInt(row.amount)) return abandon(context, row, "capture_refused");
+  if (balance < BigInt(row.amount)) return refuseCapture(context, row);
   return { waitSeconds: WALLET_WAIT_SECONDS };
+}
+
+/** Held against the payer, unless a stranger's transaction with it has come between our two looks: that has paid us as well. */
+async function refuseCapture(context: Context, row: store.Payment): Promise<Turn> {
+  const { state } = await useOf(context, row);
+  return state === "paid" ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, "capture_refused");
 }
 
 const captureOf = (row: store.Payment): WalletOrder => {

@@ -2,9 +2,13 @@
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { type Abi, type Address, type Hex, parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import type { WalletOrder } from "../../../src/chain/orders.ts";
+import { loadPayment } from "../../../src/db/payments.ts";
+import type { Context } from "../../../src/provisioner/context.ts";
+import { capture } from "../../../src/provisioner/order.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import artifacts from "../../world/contracts/artifacts.json";
-import { authorize, cancel, paymentHeaderV2 } from "../../world/payer.ts";
+import { authorize, cancel, paymentHeaderV2, submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
 import {
   addFacilitatorFault,
@@ -58,6 +62,14 @@ async function accepted() {
   const body = (await sent.answer.json()) as { purchaseId: string };
   expect(sent.answer.status, JSON.stringify(body)).toBe(202);
   return { ...sent, id: body.purchaseId };
+}
+/** Until the machine answers and no further: nothing is captured yet. */
+async function untilMachineRuns(id: string): Promise<void> {
+  await world.drain();
+  await chain.mine(1);
+  await world.scan();
+  await world.drain(async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length === 1);
+  expect(await rowOf(id)).toMatchObject({ state: "authorized", step: "provision" });
 }
 
 test("the facilitator is not needed for the capture: it is down from the acceptance on", async () => {
@@ -137,6 +149,30 @@ test("a process that dies between the wallet's word and the row's buys, captures
   }
   expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
   expect(await ownerOf(done["token_id"])).toBe(payer.address);
+});
+
+test("a stranger's transaction that overtakes our capture has paid us; it was held against the payer once, and his machine ended (hard case 2)", async () => {
+  const { id, signed } = await accepted();
+  await untilMachineRuns(id);
+  await chain.node.setAutomine(false);
+  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  await dropAll();
+  // Between the look at the chain and the one at our own transaction, the stranger's is mined, and ours behind it.
+  const order = async (given: WalletOrder) => {
+    await chain.node.setAutomine(true);
+    await submit(chain, agent(3), signed, USDC_ADDRESS);
+    await runDurableObjectAlarm(world.wallet);
+    return world.wallet.order(given);
+  };
+  const slow = { idFromName: () => "operator", get: () => ({ order, simulate: () => null }) };
+  const config = { ...world.context.config, OPERATOR_WALLET: slow } as unknown as Context["config"];
+  const row = await loadPayment(world.db, id);
+  if (row === null) throw new Error("there is no such payment");
+  expect(await capture({ ...world.context, config }, row)).toMatchObject({ waitSeconds: expect.any(Number) });
+  const settled = await playUntil(world, id, at("close"));
+  expect(settled).toMatchObject({ state: "settled", reason: null });
+  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+  expect(await ownerOf(settled["token_id"])).toBe(payer.address);
 });
 
 test("a capture that a reorg took back and its payer then cancelled is for a person: the books say so (hard case 16)", async () => {
