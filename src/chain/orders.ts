@@ -71,7 +71,9 @@ const encode = (functionName: "transfer" | "approve", args: readonly [Address, b
 function captureData(order: WalletOrder & { kind: "capture" }): Hex {
   const { from, to, validAfter, validBefore, nonce, signature } = order;
   const head = [from, to, BigInt(order.value), BigInt(validAfter), BigInt(validBefore), nonce] as const;
-  if (signature.length !== PLAIN_HEX) {
+  // A contract's signature may be as long as a plain one, and end in what is no recovery bit.
+  const isPlain = signature.length === PLAIN_HEX && [0, 1, 27, 28].includes(Number(`0x${signature.slice(-2)}`));
+  if (!isPlain) {
     return encodeFunctionData({ abi: coinAbi, functionName: "transferWithAuthorization", args: [...head, signature] });
   }
   const { r, s, yParity } = parseSignature(signature);

@@ -180,6 +180,9 @@ async function missingTokens(
     .orderBy(desc(purchases.tokenId))
     .limit(1)
     .get();
+  // Those below the first one of all were looked for when it was first seen. Looked for with each look at it, two sets of ids
+  // would bring each other back for ever.
+  if (below === undefined && (await isKnown(db, lowest.tokenId))) below = lowest;
   const missing: GapRow[] = [];
   for (const purchase of ordered) {
     const first = below === undefined ? Math.max(0, purchase.tokenId - MAX_GAPS_PER_PASS) : below.tokenId + 1;
@@ -192,6 +195,14 @@ async function missingTokens(
   }
   return missing;
 }
+
+const isKnown = async (db: Database, tokenId: number): Promise<boolean> =>
+  (await db
+    .select({ tokenId: purchases.tokenId })
+    .from(purchases)
+    .where(and(eq(purchases.tokenId, tokenId), eq(purchases.orphaned, false)))
+    .limit(1)
+    .get()) !== undefined;
 
 type GapRow = { tokenId: number; fromBlock: number; toBlock: number; nextTryAt: number };
 

@@ -284,6 +284,24 @@ test("the very first sale, hidden by a node, is found although no earlier one sh
   expect(await world.rows("SELECT * FROM gaps")).toEqual([]);
 });
 
+test("beyond a hundred token ids, those below the first sale are looked for once: two sets of them brought each other back for ever", async () => {
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  for (let more = tokenId; more <= 102; more++) await buy(chain, agent(0), 0, 1);
+  world = await deploy();
+  await addRpcFault({ kind: "drop_logs" });
+  const hidden = await buy(chain, agent(0), 1, 1);
+  await chain.mine(15);
+  await world.scan();
+  await clearRpcFaults();
+  await buy(chain, agent(1), 0, 1);
+  await world.scan();
+  for (let sweeps = 1; sweeps <= 7; sweeps++) {
+    await world.sweep(Date.now() + sweeps * 10_000);
+    if (sweeps >= 4) expect(await world.rows("SELECT * FROM gaps")).toEqual([]);
+  }
+  expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 1, step: "create" });
+});
+
 test("a transfer that no log showed is found by the sweep, whether or not its new owner asks for anything", async () => {
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();

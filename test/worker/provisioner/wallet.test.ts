@@ -3,7 +3,7 @@ import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { type Hex, parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
-import type { WalletOrder } from "../../../src/chain/orders.ts";
+import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
 import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
@@ -207,4 +207,28 @@ test("a contract's signature is taken in its own length, a keeper's of 65 bytes 
     expect(await usdcOf(from)).toBe(0n);
     expect(await world.wallet.order(order)).toMatchObject({ state: "sent", mined: { status: "success" } });
   }
+});
+
+test("a contract's signature of 65 bytes that ends in no recovery bit goes as bytes: it could not be read in three parts", () => {
+  const place = { contract: CONTRACT_ADDRESS, coin: USDC_ADDRESS, operator: operator.address } as const;
+  const selectorOf = (end: string) => {
+    const [{ data }] = callsOf(
+      {
+        kind: "capture",
+        id: "c",
+        from: agent(1).address,
+        to: operator.address,
+        value: "1",
+        validAfter: 0,
+        validBefore: 1,
+        nonce: `0x${"1".repeat(64)}`,
+        signature: `0x${"12".repeat(64)}${end}`,
+      },
+      place,
+    );
+    return data.slice(0, 10);
+  };
+  // transferWithAuthorization(…,uint8,bytes32,bytes32) and (…,bytes).
+  expect(["1b", "00"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
+  expect(["1f", "20"].map(selectorOf)).toEqual(["0xcf092995", "0xcf092995"]);
 });
