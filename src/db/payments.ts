@@ -30,10 +30,16 @@ export const paymentByIdentifier = async (db: Database, payer: string, identifie
     .where(and(eq(payments.payer, payer), eq(payments.identifier, identifier)))
     .get()) ?? null;
 
-/** Of any of its transactions. */
+/** Of any of its transactions, each by its index: a purchase's are in the links, replaced ones too. */
 export const paymentByTransaction = async (db: Database, hash: string): Promise<Payment | null> =>
-  (await db.select().from(payments).where(sql`${hash} IN (purchase_tx, settle_tx, transfer_tx, refund_tx)`).get()) ??
-  null;
+  (await db
+    .select()
+    .from(payments)
+    .where(
+      sql`settle_tx = ${hash} OR transfer_tx = ${hash} OR refund_tx = ${hash}
+        OR id = (SELECT payment FROM payment_links WHERE tx_hash = ${hash})`,
+    )
+    .get()) ?? null;
 
 export const paymentByNonce = async (db: Database, nonce: string): Promise<Payment | null> =>
   (await db.select().from(payments).where(eq(payments.nonce, nonce)).get()) ?? null;

@@ -47,6 +47,22 @@ test("every query of a request path is answered by an index", async () => {
   }
 });
 
+test("a payment is found by any of its transactions without a walk through all payments", async () => {
+  const world = await deploy();
+  await world.sql
+    .prepare(
+      `INSERT INTO payments (id, kind, chain_id, payer, nonce, request, amount, pay_to, valid_after, valid_before, signature, state, step, from_block, settle_tx, created_at)
+      WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+      SELECT printf('%032x', i), 'compute', 8453, printf('0x%040x', i), printf('0x%064x', i), 'r', '1', '0x', 0, 1, '0x', 'settled', 'idle', 0, printf('0x%064x', i), 1 FROM n`,
+    )
+    .run();
+  const bill = await billOf(async () => {
+    const unknown = await world.request(`/x402/purchases?tx=0x${"f".repeat(64)}`);
+    expect(unknown.status).toBe(404);
+  });
+  expect(bill.rowsRead).toBeLessThanOrEqual(4);
+});
+
 test("the sweep's queries walk no table", async () => {
   const world = await deploy();
   for (const query of [
