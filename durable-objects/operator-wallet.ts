@@ -15,8 +15,8 @@
 import { DurableObject } from "cloudflare:workers";
 import { type Address, type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
+import { readBalance } from "../src/chain/authorization.ts";
 import { askFirst, askTwo, type Chain, connectChain, readFinalNumber, readReceipt } from "../src/chain/client.ts";
-import { coinAbi } from "../src/chain/contract.ts";
 import { type Call, callsOf, estimateGas, estimateGasTogether, type WalletOrder } from "../src/chain/orders.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
@@ -364,8 +364,7 @@ export class OperatorWallet extends DurableObject<object> {
   /** What is there, less what is on its way. */
   async #available(): Promise<bigint> {
     const { chain, account, config } = this.#services();
-    const read = { address: config.USDC_ADDRESS, abi: coinAbi, functionName: "balanceOf" } as const;
-    const balance = await askFirst(chain, ({ client }) => client.readContract({ ...read, args: [account.address] }));
+    const balance = await readBalance(chain, config.USDC_ADDRESS, account.address);
     return this.#open().reduce((left, { amount, mined }) => (mined === 1 ? left : left - BigInt(amount)), balance);
   }
 

@@ -59,7 +59,7 @@ export type Facilitator = {
 };
 
 /** Says what we support without asking: a quote needs no facilitator. */
-export class PinnedFacilitatorClient extends HTTPFacilitatorClient {
+class PinnedFacilitatorClient extends HTTPFacilitatorClient {
   readonly #network: `${string}:${string}`;
 
   constructor(config: FacilitatorConfig, network: `${string}:${string}`) {

@@ -4,15 +4,23 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
-import { getAddress, type Hex } from "viem";
+import type { Hex } from "viem";
 import type { App } from "../app.ts";
-import { type Authorization, authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
+import { authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
-import { paymentId, SIGNING_SECONDS } from "../vms/payments.ts";
+import { authorizationOf, paymentId, SIGNING_SECONDS } from "../vms/payments.ts";
 import { type Refusal, refusalSentence } from "./facilitator.ts";
-import { type Demand, matchPayment, type Payment, paymentRequired, requirementOf, type Till } from "./payment-wire.ts";
+import {
+  type Demand,
+  matchPayment,
+  type Payment,
+  paymentRequired,
+  requirementOf,
+  signedOf,
+  type Till,
+} from "./payment-wire.ts";
 
 type Services = Pick<App["Variables"], "db" | "chain" | "config">;
 
@@ -179,7 +187,7 @@ export async function takeUp({ db }: Services, row: store.Payment, now: number):
   return store.movePayment(db, row, { ...to, wakeAt: now + CLAIM_MS });
 }
 
-export type Verified =
+type Verified =
   | { verdict: "valid" }
   /** Somebody has submitted it already. */
   | { verdict: "paid"; txHash: Hex; blockNumber: number };
@@ -211,18 +219,13 @@ export async function verify(services: Services, till: Till, row: store.Payment,
  */
 function asClaimed(row: store.Payment, shown: Checked): Checked {
   if (row.id === shown.id) return shown;
-  const signature = row.signature as Hex;
-  const { validAfter, validBefore } = row;
-  const to = getAddress(row.payTo);
-  const signed = { from: getAddress(row.payer), to, nonce: row.nonce as Hex };
-  const authorization: Authorization = { ...signed, value: BigInt(row.amount), validAfter, validBefore, signature };
-  const requirement = { ...shown.requirement, amount: row.amount, payTo: to };
-  const onWire = { ...signed, value: row.amount, validAfter: String(validAfter), validBefore: String(validBefore) };
+  const authorization = authorizationOf(row);
+  const requirement = { ...shown.requirement, amount: row.amount, payTo: authorization.to };
   return {
     ...shown,
     id: row.id,
     payment: { ...shown.payment, authorization },
-    payload: { x402Version: 2, accepted: requirement, payload: { signature, authorization: onWire } },
+    payload: { x402Version: 2, accepted: requirement, payload: signedOf(authorization) },
     requirement,
   };
 }

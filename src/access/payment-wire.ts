@@ -20,7 +20,7 @@ import { requireShort } from "./headers.ts";
 const MAX_HEADER_CHARS = 16_384;
 /** Version 1 names networks; those of CAIP-2 that it has no name for it can't pay on. */
 const V1_NETWORKS: Readonly<Record<number, string>> = { 8453: "base", 84532: "base-sepolia" };
-const PAYMENT_ID = /^[a-zA-Z0-9_-]{16,128}$/;
+export const PAYMENT_ID = /^[a-zA-Z0-9_-]{16,128}$/;
 
 /** What is asked for one request. */
 export type Demand = {
@@ -75,7 +75,7 @@ export function tillOf(config: EdgeConfig): Promise<Till> {
   return till;
 }
 
-export const networkOf = ({ CHAIN_ID }: Pick<EdgeConfig, "CHAIN_ID">): `eip155:${number}` => `eip155:${CHAIN_ID}`;
+const networkOf = ({ CHAIN_ID }: Pick<EdgeConfig, "CHAIN_ID">): `eip155:${number}` => `eip155:${CHAIN_ID}`;
 
 /** The requirement that a demand makes. */
 export async function requirementOf(
@@ -214,21 +214,15 @@ function readV1(header: string, config: EdgeConfig): Payment {
     scheme,
     payload: signed,
   } = v1Schema.parse(JSON.parse(new TextDecoder().decode(Buffer.from(header, "base64"))));
-  const { signature, authorization } = signed;
-  const plain = {
-    ...authorization,
-    value: String(authorization.value),
-    validAfter: String(authorization.validAfter),
-    validBefore: String(authorization.validBefore),
-  };
+  const authorization = toAuthorization(signed);
   // The rest of `accepted` is filled in once the requirement that it pays is known.
   const ours = network === V1_NETWORKS[config.CHAIN_ID];
   const accepted = { scheme, network: ours ? networkOf(config) : network } as PaymentRequirements;
   return {
     version: 1,
-    authorization: toAuthorization(signed),
+    authorization,
     identifier: null,
-    payload: { x402Version: 2, accepted, payload: { signature, authorization: plain } },
+    payload: { x402Version: 2, accepted, payload: signedOf(authorization) },
   };
 }
 
@@ -237,6 +231,17 @@ const toAuthorization = ({ signature, authorization }: z.infer<typeof signedSche
   from: getAddress(authorization.from),
   to: getAddress(authorization.to),
   signature,
+});
+
+/** As x402 writes it: every number is text. */
+export const signedOf = ({ signature, value, validAfter, validBefore, ...rest }: Authorization) => ({
+  signature,
+  authorization: {
+    ...rest,
+    value: String(value),
+    validAfter: String(validAfter),
+    validBefore: String(validBefore),
+  },
 });
 
 /** The payment against a requirement, as the facilitator takes both; null where it pays something else. */

@@ -1,8 +1,8 @@
 // Wallet signatures. The fixed form is the reference's: EIP-191 over `ClawCloud Access Request: {tokenId}`. The fresh form
 // signs the same first line and then EIP-4361's fields, so that it names site, chain, contract and moment, and works once.
 // A plain account's signature is recovered here; what a contract says of one (ERC-1271, ERC-6492) is the chain's answer.
-import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { type Address, type Hex, hashMessage, isHex, recoverAddress } from "viem";
+import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "../chain/plain-signature.ts";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { requireShort } from "./headers.ts";
@@ -13,10 +13,7 @@ const MAX_MESSAGE_BYTES = 2_048;
 const MAX_MESSAGE_HEADER = 4_096;
 /** A counterfactual wallet's signature has some thousand characters. */
 const MAX_AUTHORIZATION = 16_384;
-/** r, s and v of a plain account; anything longer is for a contract to read. */
-const PLAIN_HEX = 2 + 65 * 2;
 const MAX_SIGNATURE_HEX = 2 + 8_000 * 2;
-const HALF_ORDER = secp256k1.Point.CURVE().n / 2n;
 const NONCE = /^[A-Za-z0-9_-]{8,64}$/;
 
 /** What a signature is for; all but the first take the fresh form alone, and have their own path behind the token id. */
@@ -65,7 +62,8 @@ export async function readSignature(input: SignatureInput): Promise<Signed> {
   }
   const fresh = message === null ? null : checkFresh(message, input);
   const hash = hashMessage(message ?? accessRequest(input.tokenId));
-  const plain = signature.length === PLAIN_HEX ? await recover(hash, signature) : { signer: null, problem: null };
+  const plain =
+    signature.length === PLAIN_SIGNATURE_CHARS ? await recover(hash, signature) : { signer: null, problem: null };
   return { ...plain, hash, signature, fresh };
 }
 
@@ -79,7 +77,7 @@ function readBearer(header: string | undefined): Hex {
     token !== undefined &&
     isHex(token, { strict: true }) &&
     token.length % 2 === 0 &&
-    token.length >= PLAIN_HEX &&
+    token.length >= PLAIN_SIGNATURE_CHARS &&
     token.length <= MAX_SIGNATURE_HEX;
   if (!isSignature) {
     throw new AppError(
@@ -91,8 +89,7 @@ function readBearer(header: string | undefined): Hex {
 }
 
 async function recover(hash: Hex, signature: Hex): Promise<Pick<Signed, "signer" | "problem">> {
-  // Of each signature there is a twin with the other half of the curve's order (EIP-2): only one of them is taken.
-  if (BigInt(`0x${signature.slice(66, 130)}`) > HALF_ORDER) {
+  if (isOtherTwin(signature)) {
     const sentence = "The signature is not canonical (s is above half the order): sign again.";
     return { signer: null, problem: new AppError("signature_invalid", sentence) };
   }

@@ -22,6 +22,8 @@ import {
   readReceipt,
 } from "./client.ts";
 import { coinAbi } from "./contract.ts";
+import { rangesOf } from "./log-ranges.ts";
+import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 
 /** `TransferWithAuthorization`; times in unix seconds of the chain, `value` in 10^-6 USDC. */
 export type Authorization = {
@@ -47,15 +49,9 @@ const TYPES = {
     { name: "nonce", type: "bytes32" },
   ],
 } as const;
-const PLAIN_HEX = 132;
-const HALF_ORDER = 0x7fffffffffffffffffffffffffffffff5d576e7357a4501ddfe92f46681b20a0n;
-const LOG_RANGE = 2_000;
 
 /** What a payer signs. */
-export const authorizationHash = (
-  coin: Coin,
-  { from, to, value, validAfter, validBefore, nonce }: Authorization,
-): Hex =>
+const authorizationHash = (coin: Coin, { from, to, value, validAfter, validBefore, nonce }: Authorization): Hex =>
   hashTypedData({
     domain: { name: coin.name, version: coin.version, chainId: coin.chainId, verifyingContract: coin.address },
     types: TYPES,
@@ -74,7 +70,7 @@ export async function authorizationSigner(
 ): Promise<{ publicKey: Hex | null } | null> {
   const hash = authorizationHash(coin, authorization);
   const { signature, from } = authorization;
-  if (signature.length === PLAIN_HEX) {
+  if (signature.length === PLAIN_SIGNATURE_CHARS) {
     const publicKey = await recover(hash, signature);
     if (publicKey !== null && publicKeyToAddress(publicKey) === getAddress(from)) return { publicKey };
   }
@@ -82,9 +78,9 @@ export async function authorizationSigner(
   return isContracts ? { publicKey: null } : null;
 }
 
-/** Null for what is no signature, and for the twin with the other half of the order, which the coin refuses. */
+/** Null for what is no signature, and for the twin of one, which the coin refuses. */
 async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
-  if (BigInt(`0x${signature.slice(66, PLAIN_HEX - 2)}`) > HALF_ORDER) return null;
+  if (isOtherTwin(signature)) return null;
   try {
     return await recoverPublicKey({ hash, signature });
   } catch {
@@ -146,15 +142,9 @@ async function findUse(
   fromBlock: number,
   toBlock: number,
 ): Promise<Hex | null> {
-  for (let at = fromBlock; at <= toBlock; at += LOG_RANGE) {
-    const [entry] = await client.getContractEvents({
-      address: coin,
-      abi: coinAbi,
-      eventName: "AuthorizationUsed",
-      args: { authorizer: from, nonce },
-      fromBlock: BigInt(at),
-      toBlock: BigInt(Math.min(toBlock, at + LOG_RANGE - 1)),
-    });
+  const event = { address: coin, abi: coinAbi, eventName: "AuthorizationUsed" } as const;
+  for (const range of rangesOf(fromBlock, toBlock)) {
+    const [entry] = await client.getContractEvents({ ...event, args: { authorizer: from, nonce }, ...range });
     if (entry?.transactionHash != null) return entry.transactionHash;
   }
   return null;
@@ -175,25 +165,18 @@ export function hasPaid(receipt: Receipt, coin: Address, { from, to, value, nonc
   );
 }
 
-/** USDC of an account as two nodes agree on it, in 10^-6 USDC. */
-export const readAgreedBalance = async (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
-  (
-    await askTwo(
-      chain,
-      async ({ client }) => ({
-        usdc6: await client.readContract({
-          address: coin,
-          abi: coinAbi,
-          functionName: "balanceOf",
-          args: [account],
-        }),
-      }),
-      ({ usdc6 }) => String(usdc6),
-    )
-  ).usdc6;
+const balanceOf =
+  (coin: Address, account: Address) =>
+  ({ client }: Node): Promise<bigint> =>
+    client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] });
 
-/** The same by the first node that answers. */
+/** USDC of an account by the first node that answers, in 10^-6 USDC. */
 export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
-  askFirst(chain, ({ client }) =>
-    client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),
-  );
+  askFirst(chain, balanceOf(coin, account));
+
+/** The same as two nodes agree on it. */
+export const readAgreedBalance = async (chain: Chain, coin: Address, account: Address): Promise<bigint> => {
+  const read = balanceOf(coin, account);
+  const ask = async (node: Node) => ({ usdc6: await read(node) });
+  return (await askTwo(chain, ask, ({ usdc6 }) => String(usdc6))).usdc6;
+};

@@ -155,7 +155,7 @@ export async function readAtOneBlock(
 }
 
 type InnerCall = { target: Address; allowFailure: boolean; callData: Hex };
-export type InnerResult = { success: boolean; returnData: Hex };
+type InnerResult = { success: boolean; returnData: Hex };
 
 /** Several calls at one block, by Multicall3. */
 async function aggregate(

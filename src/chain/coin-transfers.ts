@@ -2,11 +2,10 @@
 import type { Address, Hex } from "viem";
 import { askTwo, type Chain, type Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
+import { rangesOf } from "./log-ranges.ts";
 
 /** `amount`: 10^-6 USDC. */
 export type CoinTransfer = { txHash: Hex; from: Address; to: Address; amount: bigint; blockNumber: number };
-
-const LOG_RANGE = 2_000;
 
 /** Both ways, in the order of the chain, as two nodes tell them. */
 export async function readCoinTransfers(
@@ -26,18 +25,16 @@ export async function readCoinTransfers(
 
 async function transfersOn({ client }: Node, coin: Address, account: Address, fromBlock: number, toBlock: number) {
   const found: (CoinTransfer & { logIndex: number })[] = [];
-  for (let at = fromBlock; at <= toBlock; at += LOG_RANGE) {
-    const range = { fromBlock: BigInt(at), toBlock: BigInt(Math.min(toBlock, at + LOG_RANGE - 1)) };
+  for (const range of rangesOf(fromBlock, toBlock)) {
     for (const args of [{ to: account }, { from: account }]) {
       const event = { address: coin, abi: coinAbi, eventName: "Transfer", args } as const;
       for (const { args: moved, ...entry } of await client.getContractEvents({ ...event, ...range, strict: true })) {
         if (moved.from === moved.to && "from" in args) continue;
+        const { from, to, value: amount } = moved;
         const { transactionHash: txHash, logIndex } = entry;
-        found.push({ txHash, ...pick(moved), blockNumber: Number(entry.blockNumber), logIndex });
+        found.push({ txHash, from, to, amount, blockNumber: Number(entry.blockNumber), logIndex });
       }
     }
   }
   return found.sort((a, b) => a.blockNumber - b.blockNumber || a.logIndex - b.logIndex);
 }
-
-const pick = ({ from, to, value }: { from: Address; to: Address; value: bigint }) => ({ from, to, amount: value });

@@ -3,6 +3,7 @@
 import { BaseError } from "viem";
 
 const GROWTH = 2;
+const SAFE_RANGE = 2_000;
 
 // Where a provider's prose names the span that it would take.
 const SPANS = [
@@ -20,6 +21,13 @@ export function shrinkRange(range: number, error: unknown): number {
     if (Number.isInteger(asked) && asked >= 1 && asked < range) return asked;
   }
   return Math.max(1, Math.floor(range / 2));
+}
+
+/** Ranges that any provider takes, for reads that can't wait to find out how many it would. */
+export function* rangesOf(fromBlock: number, toBlock: number): Generator<{ fromBlock: bigint; toBlock: bigint }> {
+  for (let at = fromBlock; at <= toBlock; at += SAFE_RANGE) {
+    yield { fromBlock: BigInt(at), toBlock: BigInt(Math.min(toBlock, at + SAFE_RANGE - 1)) };
+  }
 }
 
 export const growRange = (range: number, max: number): number => Math.min(max, range * GROWTH);

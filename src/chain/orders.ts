@@ -13,6 +13,7 @@ import {
 import { AppError } from "../errors.ts";
 import { askFirst, type Chain } from "./client.ts";
 import { coinAbi, contractAbi, eventAbi } from "./contract.ts";
+import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 
 /** `id`: one order for ever. Amounts in 10^-6 USDC, decimal; times in unix seconds. */
 export type WalletOrder =
@@ -38,7 +39,6 @@ export type WalletOrder =
 export type Call = { to: Address; data: Hex };
 type Addresses = { contract: Address; coin: Address; operator: Address };
 
-const PLAIN_HEX = 132;
 const TRANSFER_TOPIC = toEventSelector(eventAbi[0]);
 const NOBODY = numberToHex(0, { size: 32 });
 const GAS_MARGIN_PERCENT = 130n;
@@ -72,7 +72,8 @@ function captureData(order: WalletOrder & { kind: "capture" }): Hex {
   const { from, to, validAfter, validBefore, nonce, signature } = order;
   const head = [from, to, BigInt(order.value), BigInt(validAfter), BigInt(validBefore), nonce] as const;
   // A contract's signature may be as long as a plain one, and end in what is no recovery bit.
-  const isPlain = signature.length === PLAIN_HEX && [0, 1, 27, 28].includes(Number(`0x${signature.slice(-2)}`));
+  const isPlain =
+    signature.length === PLAIN_SIGNATURE_CHARS && [0, 1, 27, 28].includes(Number(`0x${signature.slice(-2)}`));
   if (!isPlain) {
     return encodeFunctionData({ abi: coinAbi, functionName: "transferWithAuthorization", args: [...head, signature] });
   }

@@ -7,6 +7,7 @@ import { VULTR_GPU_PLANS, VULTR_PLANS } from "./vendors/vultr.ts";
 
 const FIRST_ROUND_WAIT_MS = 10_000;
 const MAX_ROUND_WAIT_MS = 300_000;
+const STOCK_MAX_AGE_MS = 900_000;
 
 type Places = Pick<ProvisionerConfig, "VULTR_REGIONS" | "VULTR_GPUS" | "RUNPOD_CLOUDS">;
 
@@ -72,6 +73,10 @@ export const offerOf = (stock: StockByVendor, { vendor, region, plan }: Candidat
 
 /** What a vendor's gate remembers troubles by. */
 export const placeOf = ({ region, plan }: { region: string; plan: string }): string => `${region}/${plan}`;
+
+/** What vendors said not long ago: beyond that their stock says nothing any more. */
+export const recentStock = (stock: StockByVendor, now: number): StockByVendor =>
+  Object.fromEntries(Object.entries(stock).filter(([, read]) => now - read.readAt < STOCK_MAX_AGE_MS));
 
 /** A tier's stock over everything that its machine may be, for `/tiers`. */
 export function stockOf(tier: number, stock: StockByVendor): "high" | "low" | "none" | "unknown" {

@@ -3,7 +3,7 @@
 // taken. Neither the row nor the edge is believed: signature, price and balance are looked at here again (hard case 4).
 import { type Address, getAddress, type Hex } from "viem";
 import { privateKeyToAddress } from "viem/accounts";
-import { type Authorization, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
+import { type AuthorizationUse, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
 import { askTwo, readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
@@ -16,7 +16,7 @@ import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { CAPTURE_SECONDS } from "../vms/payments.ts";
+import { authorizationOf, CAPTURE_SECONDS } from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import type { Context } from "./context.ts";
 import { lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
@@ -59,22 +59,12 @@ export async function tellOrder(context: Context, vm: Vm): Promise<void> {
 /** By which time of the chain the machine has to run, so that the payment can still be taken. */
 export const captureDeadline = (row: Pick<store.Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
 
-const authorizationOf = (row: store.Payment): Authorization => ({
-  from: getAddress(row.payer),
-  to: getAddress(row.payTo),
-  value: BigInt(row.amount),
-  validAfter: row.validAfter,
-  validBefore: row.validBefore,
-  nonce: row.nonce as Hex,
-  signature: row.signature as Hex,
-});
-
 /** Before anything is bought. */
 export async function check(context: Context, row: store.Payment): Promise<Turn> {
   const { db, config, now } = context;
-  const problem = await problemOf(context, row);
-  if (problem !== null) return abandon(context, row, problem);
   const use = await useOf(context, row);
+  const problem = await problemOf(context, row, use);
+  if (problem !== null) return abandon(context, row, problem);
   if (use.state === "cancelled") return abandon(context, row, "cancelled");
   if (use.state === "paid" && row.state !== "settled") {
     // Somebody has submitted it: it is paid before it is delivered.
@@ -85,7 +75,7 @@ export async function check(context: Context, row: store.Payment): Promise<Turn>
   return store.movePayment(db, row, { step: isFirst ? "capture" : "buy", wakeAt: now() + WATCH_MS });
 }
 
-async function problemOf(context: Context, row: store.Payment): Promise<string | null> {
+async function problemOf(context: Context, row: store.Payment, use: AuthorizationUse): Promise<string | null> {
   const { chain, config, db, now } = context;
   const operator = operatorOf(context);
   const authorization = authorizationOf(row);
@@ -104,7 +94,6 @@ async function problemOf(context: Context, row: store.Payment): Promise<string |
     const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
     if (exceeded !== null) return exceeded;
     // A blocked account, or a signature that the coin does not take: better known before anything is bought.
-    const use = await useOf(context, row);
     const refusal = use.state === "unused" ? await walletOf(context).simulate(captureOf(row)) : null;
     if (refusal === "would_fail") return "capture_would_fail";
   }
@@ -294,7 +283,7 @@ export async function deliver(context: Context, row: store.Payment): Promise<Tur
  * Nothing is delivered. The machine ends and the token stays ours, for the next order of its tier; what was not taken is
  * released, what was goes back.
  */
-export async function abandon(context: Context, row: store.Payment, reason: string): Promise<Turn> {
+async function abandon(context: Context, row: store.Payment, reason: string): Promise<Turn> {
   const { db, config, now } = context;
   log("warn", "order_abandoned", { payment: row.id, reason, state: row.state });
   const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
@@ -311,7 +300,7 @@ export async function abandon(context: Context, row: store.Payment, reason: stri
   return store.movePayment(db, row, { ...money, reason, held: vm !== null, wakeAt: now() });
 }
 
-export type Linked =
+type Linked =
   /** The order that a purchase of ours is for, and that still wants it. */
   | { kind: "open"; row: store.Payment }
   | { kind: "unlinked" }

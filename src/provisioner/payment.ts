@@ -1,11 +1,12 @@
 // Payments, brought to their end: what a request left half done, what was given up, what has to be paid back. A machine's
 // order is in order.ts. The chain is the only witness (hard case 2); final history closes the books (hard case 16).
-import { type Address, getAddress, type Hex } from "viem";
+import { type Address, getAddress } from "viem";
 import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { log } from "../log.ts";
+import { authorizationOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { buy, capture, check, deliver, provision } from "./order.ts";
 
@@ -61,13 +62,7 @@ export const walletOf = ({ config }: Context): DurableObjectStub<OperatorWallet>
 
 /** What became of a payment's authorization, by two nodes. */
 export const useOf = ({ chain, config }: Context, row: store.Payment, blockTag: "latest" | "finalized" = "latest") =>
-  readAuthorizationUse(
-    chain,
-    config.USDC_ADDRESS,
-    { from: getAddress(row.payer), to: getAddress(row.payTo), value: BigInt(row.amount), nonce: row.nonce as Hex },
-    row.fromBlock,
-    blockTag,
-  );
+  readAuthorizationUse(chain, config.USDC_ADDRESS, authorizationOf(row), row.fromBlock, blockTag);
 
 /** Leaves the row to the sweep, which looks again after so long. */
 export async function lookAgain({ db, now }: Context, row: store.Payment, ms: number): Promise<null> {
@@ -147,7 +142,7 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
   });
 }
 
-export async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
+async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
   log("page", "payment_held", { payment: row.id, reason });
   return store.movePayment(db, row, { state: "held", step: "idle", reason, wakeAt: null, endedAt: now() });
 }

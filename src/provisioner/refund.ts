@@ -11,6 +11,7 @@ import { GiveUp } from "../errors.ts";
 import { log } from "../log.ts";
 import type { Context } from "./context.ts";
 import { operatorOf } from "./order.ts";
+import { walletOf } from "./payment.ts";
 import { readPurchase } from "./verify.ts";
 
 type Payee = { to: Address; amount: bigint };
@@ -72,12 +73,11 @@ async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<P
 }
 
 async function settle(context: Context, row: store.Refund): Promise<void> {
-  const { db, config, now } = context;
+  const { db, now } = context;
   if (row.recipient === null) throw new Error(`the refund of ${row.incarnation} has no recipient`);
-  const wallet = config.OPERATOR_WALLET.get(config.OPERATOR_WALLET.idFromName("operator"));
   const id = `refund/${row.kind}/${row.incarnation}`;
   const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount } as const;
-  const payment: OrderState = await wallet.order(order);
+  const payment: OrderState = await walletOf(context).order(order);
   if (payment.state === "waiting") {
     log("page", "refund_waits", { tokenId: row.tokenId, why: payment.why });
     await store.moveRefund(db, row, ["paying"], { reason: payment.why });

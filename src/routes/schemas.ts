@@ -45,6 +45,14 @@ export const tokenIdSchema = z
   .refine((value) => Number.isSafeInteger(Number(value)), "must be at most 9007199254740991")
   .openapi({ param: { name: "tokenId", in: "path" }, example: "42", description: "The NFT's token id." });
 
+export const txHashSchema = z.string().regex(/^0x[0-9a-fA-F]{64}$/, "must be 0x and 64 hex digits");
+
+/** Of a payment by x402. */
+export const paymentIdSchema = z
+  .string()
+  .regex(/^[0-9a-f]{32}$/, "must be 32 hex digits")
+  .openapi({ param: { name: "id", in: "path" }, example: "0123456789abcdef0123456789abcdef" });
+
 /** Any case in; a mixed-case address must carry its EIP-55 checksum. */
 export const addressSchema = z
   .string()

@@ -7,15 +7,13 @@ import type { StockByVendor } from "../db/schema.ts";
 import type { StoredTiers } from "../db/sweep.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
-import { stockOf } from "../provisioner/candidates.ts";
+import { recentStock, stockOf } from "../provisioner/candidates.ts";
 import { refreshTiers } from "../vms/sweep.ts";
 import { TIERS, wireType } from "../vms/tiers.ts";
 import { errorsOf, wireTypeSchema } from "./schemas.ts";
 
 const DAYS_PER_MONTH = 30n;
 const CACHE_MS = 30_000;
-/** Beyond this age the stock of a vendor says nothing any more. */
-const STOCK_MAX_AGE_MS = 900_000;
 
 const tierSchema = z
   .object({
@@ -119,6 +117,3 @@ async function firstRead(read: () => Promise<StoredTiers>): Promise<StoredTiers>
     });
   }
 }
-
-const recentStock = (stock: StockByVendor, now: number): StockByVendor =>
-  Object.fromEntries(Object.entries(stock).filter(([, read]) => now - read.readAt < STOCK_MAX_AGE_MS));

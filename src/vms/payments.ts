@@ -7,6 +7,8 @@
 //   held         the books and the chain disagree, or nobody is there who could be paid: a person decides
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
+import { getAddress, type Hex } from "viem";
+import type { Authorization } from "../chain/authorization.ts";
 import { formatUsdc } from "../chain/contract.ts";
 import type { Payment } from "../db/payments.ts";
 import { TIERS } from "./tiers.ts";
@@ -24,6 +26,17 @@ export const orderSeconds = (tier: number): number => ORDER_SECONDS[TIERS[tier]?
 /** The same authorization is the same payment, for ever and on every deployment. */
 export const paymentId = (chainId: number, payer: string, nonce: string): string =>
   bytesToHex(sha256(utf8ToBytes(`${chainId}/${payer}/${nonce}`.toLowerCase()))).slice(0, 32);
+
+/** What was signed, as the row keeps it. */
+export const authorizationOf = (row: Payment): Authorization => ({
+  from: getAddress(row.payer),
+  to: getAddress(row.payTo),
+  value: BigInt(row.amount),
+  validAfter: row.validAfter,
+  validBefore: row.validBefore,
+  nonce: row.nonce as Hex,
+  signature: row.signature as Hex,
+});
 
 export const WIRE_PAYMENT_STATES = ["unpaid", "authorized", "settled", "releasing", "released", "refunded"] as const;
 type WireState = (typeof WIRE_PAYMENT_STATES)[number];

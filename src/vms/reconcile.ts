@@ -1,12 +1,13 @@
 // Our books of payments against the chain's: every transfer of USDC to or from the operator wallet has a row that says what
 // it was for, and every row that says that money moved has its transfer.
-import { type Address, getAddress, type Hex } from "viem";
+import type { Address, Hex } from "viem";
 import { hasPaid } from "../chain/authorization.ts";
 import { type Chain, readReceipt } from "../chain/client.ts";
 import { type CoinTransfer, readCoinTransfers } from "../chain/coin-transfers.ts";
 import type { Database } from "../db/client.ts";
 import { movedSince, type Payment, paymentsOfTransactions } from "../db/payments.ts";
 import { refundsOfTransactions } from "../db/refunds.ts";
+import { authorizationOf } from "./payments.ts";
 
 /** Sums in 10^-6 USDC. */
 export type Side = { transfers: number; sum: bigint; explained: bigint; unexplained: CoinTransfer[] };
@@ -61,13 +62,7 @@ async function missingOf({ chain, coin }: Pick<Books, "chain" | "coin">, rows: r
   const missing: Payment[] = [];
   for (const row of rows) {
     const receipt = row.settleTx === null ? null : await readReceipt(chain, row.settleTx as Hex);
-    const sought = {
-      from: getAddress(row.payer),
-      to: getAddress(row.payTo),
-      value: BigInt(row.amount),
-      nonce: row.nonce as Hex,
-    };
-    if (receipt === null || !hasPaid(receipt, coin, sought)) missing.push(row);
+    if (receipt === null || !hasPaid(receipt, coin, authorizationOf(row))) missing.push(row);
   }
   return missing;
 }

@@ -7,7 +7,7 @@ import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
 import { wakePayments } from "../db/payments.ts";
-import { type RefundKey, wakeRefunds } from "../db/refunds.ts";
+import { wakeRefunds } from "../db/refunds.ts";
 import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
 import { errorFields, log } from "../log.ts";
@@ -24,29 +24,15 @@ const OWNERS_PER_SWEEP = 50;
 const DISPUTE_AFTER_MS = 60_000;
 
 /** Queues the next step of each machine. */
-export async function enqueue(jobs: Queue<Job>, rows: readonly QueuedVm[]): Promise<void> {
-  for (let i = 0; i < rows.length; i += MESSAGES_PER_BATCH) {
-    await jobs.sendBatch(
-      rows
-        .slice(i, i + MESSAGES_PER_BATCH)
-        .map(({ incarnation, generation }) => ({ body: { kind: "advance", incarnation, generation } })),
-    );
-  }
-}
+export const enqueue = (jobs: Queue<Job>, rows: readonly QueuedVm[]): Promise<void> =>
+  sendAll(
+    jobs,
+    rows.map(({ incarnation, generation }) => ({ kind: "advance", incarnation, generation })),
+  );
 
-async function enqueueRefunds(jobs: Queue<Job>, due: readonly RefundKey[]): Promise<void> {
-  for (let i = 0; i < due.length; i += MESSAGES_PER_BATCH) {
-    const part = due.slice(i, i + MESSAGES_PER_BATCH);
-    await jobs.sendBatch(part.map(({ incarnation, kind }) => ({ body: { kind: "refund", incarnation, of: kind } })));
-  }
-}
-
-async function enqueuePayments(
-  jobs: Queue<Job>,
-  due: readonly { payment: string; generation: number }[],
-): Promise<void> {
-  for (let i = 0; i < due.length; i += MESSAGES_PER_BATCH) {
-    await jobs.sendBatch(due.slice(i, i + MESSAGES_PER_BATCH).map((one) => ({ body: { kind: "payment", ...one } })));
+async function sendAll(jobs: Queue<Job>, bodies: readonly Job[]): Promise<void> {
+  for (let i = 0; i < bodies.length; i += MESSAGES_PER_BATCH) {
+    await jobs.sendBatch(bodies.slice(i, i + MESSAGES_PER_BATCH).map((body) => ({ body })));
   }
 }
 
@@ -60,8 +46,20 @@ export async function sweep(context: ScanContext): Promise<void> {
     expire: async () => cursor !== null && enqueue(jobs, await expire(db, config, cursor.blockTimestamp, now)),
     vanished: async () =>
       cursor !== null && enqueue(jobs, await store.retireVanished(db, cursor.blockNumber - VANISHED_AFTER_BLOCKS, now)),
-    refunds: async () => enqueueRefunds(jobs, await wakeRefunds(db, now, ROWS_PER_SWEEP)),
-    payments: async () => enqueuePayments(jobs, await wakePayments(db, now, ROWS_PER_SWEEP)),
+    refunds: async () => {
+      const due = await wakeRefunds(db, now, ROWS_PER_SWEEP);
+      await sendAll(
+        jobs,
+        due.map(({ incarnation, kind }) => ({ kind: "refund", incarnation, of: kind })),
+      );
+    },
+    payments: async () => {
+      const due = await wakePayments(db, now, ROWS_PER_SWEEP);
+      await sendAll(
+        jobs,
+        due.map((one) => ({ kind: "payment", ...one })),
+      );
+    },
     reap: () => jobs.send({ kind: "reap" }),
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),

@@ -10,7 +10,7 @@ import { PAYMENT_STATES } from "../../db/schema.ts";
 import { AppError } from "../../errors.ts";
 import { note } from "../../log.ts";
 import { reconcile, type Side } from "../../vms/reconcile.ts";
-import { isoOf, isoTime } from "../schemas.ts";
+import { isoOf, isoTime, paymentIdSchema, txHashSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
 
 const MAX_PAGE = 500;
@@ -39,10 +39,6 @@ const paymentSchema = z
   })
   .openapi("OperatorsPayment");
 
-const id = z
-  .string()
-  .regex(/^[0-9a-f]{32}$/, "must be 32 hex digits")
-  .openapi({ param: { name: "id", in: "path" }, example: "0123456789abcdef0123456789abcdef" });
 const block = z
   .string()
   .regex(/^\d{1,12}$/, "must be a block number")
@@ -107,7 +103,7 @@ const refundRoute = createRoute({
   path: "/admin/payments/{id}/refund",
   summary: "Pay a held payment back to its payer",
   ...FOR_OPERATORS,
-  request: { params: z.object({ id }), body: bodyOf(z.strictObject({ reason: reasonSchema })) },
+  request: { params: z.object({ id: paymentIdSchema }), body: bodyOf(z.strictObject({ reason: reasonSchema })) },
   responses: decided,
 });
 const settleRoute = createRoute({
@@ -116,11 +112,11 @@ const settleRoute = createRoute({
   summary: "Note that a held payment was paid back by hand",
   ...FOR_OPERATORS,
   request: {
-    params: z.object({ id }),
+    params: z.object({ id: paymentIdSchema }),
     body: bodyOf(
       z.strictObject({
         reason: reasonSchema,
-        txHash: z.string().regex(/^0x[0-9a-fA-F]{64}$/, "must be 0x and 64 hex digits"),
+        txHash: txHashSchema,
       }),
     ),
   },
@@ -131,7 +127,7 @@ const forgiveRoute = createRoute({
   path: "/admin/payments/{id}/forgive",
   summary: "Let a payer order again whose money was gone when its machine was ready",
   ...FOR_OPERATORS,
-  request: { params: z.object({ id }), body: bodyOf(z.strictObject({ reason: reasonSchema })) },
+  request: { params: z.object({ id: paymentIdSchema }), body: bodyOf(z.strictObject({ reason: reasonSchema })) },
   responses: decided,
 });
 

@@ -6,7 +6,7 @@ import { listRefunds, loadRefund, moveRefund, type Refund, refundOfToken } from 
 import { REFUND_STATES, type RefundState } from "../../db/schema.ts";
 import { AppError } from "../../errors.ts";
 import { note } from "../../log.ts";
-import { addressSchema, isoOf, isoTime, tokenIdSchema } from "../schemas.ts";
+import { addressSchema, isoOf, isoTime, tokenIdSchema, txHashSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
 
 const MAX_PAGE = 500;
@@ -84,7 +84,7 @@ const settleRefund = createRoute({
     body: bodyOf(
       z.strictObject({
         reason: reasonSchema,
-        txHash: z.string().regex(/^0x[0-9a-fA-F]{64}$/, "must be 0x and 64 hex digits"),
+        txHash: txHashSchema,
       }),
     ),
   },

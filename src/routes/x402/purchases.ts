@@ -16,30 +16,25 @@ import {
   takeUp,
   verify,
 } from "../../access/payment-gate.ts";
-import { type Demand, paymentRequired, readPayment, type Till, tillOf } from "../../access/payment-wire.ts";
+import { type Demand, PAYMENT_ID, paymentRequired, readPayment, type Till, tillOf } from "../../access/payment-wire.ts";
 import type { App, Router } from "../../app.ts";
 import { readBalance } from "../../chain/authorization.ts";
 import { isContractSignature } from "../../chain/client.ts";
-import { type Offer, readOffer } from "../../chain/offers.ts";
+import type { Offer } from "../../chain/offers.ts";
+import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
-import { statementsOf } from "../../db/reads.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { stockOf } from "../../provisioner/candidates.ts";
 import { orderSeconds, wirePayment } from "../../vms/payments.ts";
 import { REGION_NAMES, TIER_COUNT, TIERS } from "../../vms/tiers.ts";
-import { errorsOf } from "../schemas.ts";
+import { errorsOf, paymentIdSchema, txHashSchema } from "../schemas.ts";
+import { currentOffer, RETRY_SECONDS, requireSaleable } from "./offer.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, purchaseSchema } from "./shared.ts";
 
-const OFFER_CACHE_MS = 3_000;
-const STOCK_MAX_AGE_MS = 900_000;
 const WAKE_MS = 60_000;
-const RETRY_SECONDS = 30;
 const POLL_SECONDS = 5;
 const MAX_DAYS = 365;
-/** What approving, buying, taking a payment and handing the token over use together, with room to spare. */
-const GAS_PER_ORDER = 600_000n;
 
 const bodySchema = z
   .strictObject({
@@ -75,7 +70,6 @@ const bodySchema = z
     path: ["region"],
     error: "is for tiers 0 to 3: GPUs are where there are any",
   });
-type Body = z.infer<typeof bodySchema>;
 
 const content = { "application/json": { schema: purchaseSchema } };
 
@@ -110,19 +104,14 @@ const readRoute = createRoute({
   middleware: [limited("x402")] as const,
   request: {
     params: z.object({
-      id: z
-        .string()
-        .regex(/^[0-9a-f]{32}$/, "must be 32 hex digits")
-        .openapi({ param: { name: "id", in: "path" }, example: "0123456789abcdef0123456789abcdef" }),
+      id: paymentIdSchema,
     }),
   },
   responses: { 200: { description: "The payment", content }, ...errorsOf(400, 404) },
 });
 
 const hash = (what: string) =>
-  z
-    .string()
-    .regex(/^0x[0-9a-fA-F]{64}$/, "must be 0x and 64 hex digits")
+  txHashSchema
     .transform((value) => value.toLowerCase())
     .optional()
     .openapi({ type: "string", description: what });
@@ -144,10 +133,7 @@ const findRoute = createRoute({
           .transform((value) => value.toLowerCase())
           .optional()
           .openapi({ type: "string", description: "With identifier" }),
-        identifier: z
-          .string()
-          .regex(/^[A-Za-z0-9_-]{16,128}$/, "must be a payment identifier")
-          .optional(),
+        identifier: z.string().regex(PAYMENT_ID, "must be a payment identifier").optional(),
       })
       .refine(({ nonce, tx, payer, identifier }) => nonce ?? tx ?? (payer === undefined ? undefined : identifier), {
         path: ["nonce"],
@@ -295,68 +281,6 @@ function answer(c: Context<App>, payment: store.Payment) {
   return c.json(wire(c, payment), 202);
 }
 
-// Per isolate and tier: quotes in a burst are one read of the chain, and one row.
-const offers = new WeakMap<object, Map<number, { offer: Promise<Offer>; at: number }>>();
-
-async function currentOffer(
-  { chain, config, db }: App["Variables"],
-  till: Till,
-  tier: number,
-  now: number,
-): Promise<Offer> {
-  const known = offers.get(config) ?? new Map<number, { offer: Promise<Offer>; at: number }>();
-  offers.set(config, known);
-  const cached = known.get(tier);
-  if (cached !== undefined && now - cached.at < OFFER_CACHE_MS) return cached.offer;
-  const read = async () => {
-    const offer = await readOffer(chain, tier, till.coin.address, till.payTo);
-    await store.saveQuote(db, {
-      tier,
-      pricePerDay: String(offer.pricePerDay),
-      blockNumber: offer.blockNumber,
-      quotedAt: now,
-    });
-    return offer;
-  };
-  const offer = read();
-  known.set(tier, { offer, at: now });
-  offer.catch(() => known.delete(tier));
-  return offer;
-}
-
-/** What can't be sold is refused before anybody signs for it. */
-async function requireSaleable(
-  { config, db }: App["Variables"],
-  offer: Offer,
-  { tier, durationDays }: Body,
-  now: number,
-): Promise<void> {
-  const refuse = (code: ConstructorParameters<typeof AppError>[0], sentence: string) =>
-    new AppError(code, sentence, { retryAfterSeconds: RETRY_SECONDS });
-  if (!offer.active) throw refuse("tier_inactive", `Tier ${tier} is not sold at the moment; /tiers lists what is.`);
-  if (offer.baseFee > config.MAX_BASE_FEE_GWEI) {
-    throw refuse("gas_too_dear", "Transactions are too dear on the chain right now; try again later.");
-  }
-  const gas = GAS_PER_ORDER * 2n * offer.baseFee;
-  if (offer.usdc6 < offer.pricePerDay * BigInt(durationDays) || offer.wei < gas) {
-    log("page", "operator_short", { usdc6: String(offer.usdc6), tier, durationDays });
-    throw refuse(
-      "operator_short",
-      "We can't buy the token for you at the moment; buy on the contract, as /llms.txt says, or try later.",
-    );
-  }
-  const [row] = await statementsOf(db).catalog.all();
-  const recent = Object.fromEntries(
-    Object.entries(row?.stock ?? {}).filter(([, read]) => now - read.readAt < STOCK_MAX_AGE_MS),
-  );
-  if (stockOf(tier, recent) === "none") {
-    throw refuse(
-      "sold_out",
-      `No vendor has a machine of tier ${tier} right now; /tiers shows the stock of the others.`,
-    );
-  }
-}
-
 /** Nobody gets an option on our money (hard case 18). */
 async function requireWithinLimits(
   services: App["Variables"],
@@ -422,7 +346,10 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
   if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw invalid();
   const hashed = hashMessage(message);
   const signature = header as Hex;
-  const signer = signature.length === 132 ? await recoverAddress({ hash: hashed, signature }).catch(() => null) : null;
+  const signer =
+    signature.length === PLAIN_SIGNATURE_CHARS
+      ? await recoverAddress({ hash: hashed, signature }).catch(() => null)
+      : null;
   if (signer === payer) return;
   if (!(await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true }))) throw invalid();
 }

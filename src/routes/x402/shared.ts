@@ -1,6 +1,5 @@
 // What the paid routes share: their middleware, shapes and discovery metadata.
 import { z } from "@hono/zod-openapi";
-import type { PaymentRequirements } from "@x402/core/types";
 import { capped, limited } from "../../access/admission.ts";
 import type { Discovery } from "../../access/payment-wire.ts";
 import { WIRE_PAYMENT_STATES } from "../../vms/payments.ts";
@@ -103,6 +102,3 @@ export function discoveryOf(
     },
   };
 }
-
-/** One entry of `/.well-known/x402`. */
-export type ListedResource = { resource: string; accepts: PaymentRequirements[] };
