@@ -269,7 +269,8 @@ test("a sale that was missed before the scan had passed its block is looked for 
   expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 3, step: "create" });
 });
 
-test("the very first sale, hidden by a node, is found although no earlier one shows the gap", async () => {
+/** The first sale that is scanned is hidden by a node; a later one is seen. */
+async function hideFirstSale() {
   await addRpcFault({ kind: "drop_logs" });
   const hidden = await buy(chain, agent(0), 1, 1);
   await chain.mine(15);
@@ -277,6 +278,11 @@ test("the very first sale, hidden by a node, is found although no earlier one sh
   await clearRpcFaults();
   await buy(chain, agent(1), 0, 1);
   await world.scan();
+  return hidden;
+}
+
+test("the very first sale, hidden by a node, is found although no earlier one shows the gap", async () => {
+  const hidden = await hideFirstSale();
   expect(await world.vm(hidden.tokenId)).toBeNull();
   for (let sweeps = 1; sweeps <= 6; sweeps++) await world.sweep(Date.now() + sweeps * 10_000);
   expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 1, step: "create" });
@@ -288,13 +294,7 @@ test("beyond a hundred token ids, those below the first sale are looked for once
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   for (let more = tokenId; more <= 102; more++) await buy(chain, agent(0), 0, 1);
   world = await deploy();
-  await addRpcFault({ kind: "drop_logs" });
-  const hidden = await buy(chain, agent(0), 1, 1);
-  await chain.mine(15);
-  await world.scan();
-  await clearRpcFaults();
-  await buy(chain, agent(1), 0, 1);
-  await world.scan();
+  const hidden = await hideFirstSale();
   for (let sweeps = 1; sweeps <= 7; sweeps++) {
     await world.sweep(Date.now() + sweeps * 10_000);
     if (sweeps >= 4) expect(await world.rows("SELECT * FROM gaps")).toEqual([]);

@@ -1,14 +1,14 @@
 // An order whose messages, nodes and processes misbehave: what is bought, captured and handed over stays one of each.
 import { runDurableObjectAlarm } from "cloudflare:test";
-import { type Abi, type Address, type Hex, parseAbi } from "viem";
+import type { Abi, Address, Hex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../src/chain/orders.ts";
 import { loadPayment } from "../../../src/db/payments.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
 import { capture } from "../../../src/provisioner/order.ts";
-import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
+import { USDC_ADDRESS } from "../../world/addresses.ts";
 import artifacts from "../../world/contracts/artifacts.json";
-import { authorize, cancel, paymentHeaderV2, submit } from "../../world/payer.ts";
+import { cancel, paymentHeaderV2, submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
 import {
   addFacilitatorFault,
@@ -21,14 +21,20 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
-import { computeBody, orderMachine, playUntil, post, quoteOf, usdcOf } from "../routes/x402/till.ts";
+import {
+  computeBody,
+  give,
+  mined,
+  orderMachine,
+  ownerOf,
+  playUntil,
+  post,
+  quoteOf,
+  signFor,
+  sold,
+  usdcOf,
+} from "../routes/x402/till.ts";
 
-const clawAbi = parseAbi([
-  "function ownerOf(uint256 tokenId) view returns (address)",
-  "function nextTokenId() view returns (uint256)",
-]);
-const coinAbi = parseAbi(["function transfer(address to, uint256 amount) returns (bool)"]);
-const claw = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
 const PRICE = 500_000n;
 const payer = agent(1);
 
@@ -44,9 +50,6 @@ afterEach(async () => {
   await chain.node.setAutomine(true);
 });
 
-const sold = () => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
-const ownerOf = (tokenId: unknown) =>
-  chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId as number)] });
 const charged = async () => had.usdc - (await usdcOf(payer.address));
 const bought = async () => (await sold()) - had.sold;
 const rowOf = async (id: string): Promise<Row> =>
@@ -227,17 +230,13 @@ test("a wallet that is a contract pays by its keeper's signature, and the token 
   const abi = artifacts.SmartWalletFactory.abi as Abi;
   const send = chain.wallet(deployer);
   const bytecode = artifacts.SmartWalletFactory.bytecode as Hex;
-  const receiptOf = async (hash: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await hash });
-  const address = (await receiptOf(send.deployContract({ abi, bytecode }))).contractAddress ?? "0x";
+  const address = (await mined(send.deployContract({ abi, bytecode }))).contractAddress ?? "0x";
   const factory = { address, abi, args: [agent(2).address] } as const;
   const wallet = (await chain.reader.readContract({ ...factory, functionName: "addressOf" })) as Address;
-  await receiptOf(send.writeContract({ ...factory, functionName: "deploy" }));
-  const give = { address: USDC_ADDRESS, abi: coinAbi, functionName: "transfer", args: [wallet, PRICE] } as const;
-  await receiptOf(chain.wallet(agent(2)).writeContract(give));
+  await mined(send.writeContract({ ...factory, functionName: "deploy" }));
+  await give(agent(2), wallet, PRICE);
   const requirement = await quoteOf(post(world, "/x402/purchase-compute", computeBody()));
-  const { timestamp } = await chain.reader.getBlock();
-  const validBefore = String(Number(timestamp) + requirement.maxTimeoutSeconds);
-  const signed = await authorize(agent(2), requirement, { from: wallet, validBefore });
+  const signed = await signFor(agent(2), requirement, { from: wallet });
   const headers = { "payment-signature": paymentHeaderV2(requirement, signed) };
   const answer = await post(world, "/x402/purchase-compute", computeBody(), headers);
   const { purchaseId } = (await answer.json()) as { purchaseId: string };

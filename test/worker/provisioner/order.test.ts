@@ -1,6 +1,6 @@
 // A machine for a signed payment: what goes wrong between the signature and the token's transfer, and who pays then.
 import { runDurableObjectAlarm } from "cloudflare:test";
-import { type Hex, parseAbi, parseEther } from "viem";
+import { parseAbi, parseEther } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { cancel, submit } from "../../world/payer.ts";
@@ -15,20 +15,21 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
-import { orderMachine, playUntil, post, signPurchaseOf, usdcOf } from "../routes/x402/till.ts";
+import {
+  claw,
+  coin,
+  give,
+  mined,
+  orderMachine,
+  ownerOf,
+  playUntil,
+  post,
+  setTier,
+  signPurchaseOf,
+  sold,
+  usdcOf,
+} from "../routes/x402/till.ts";
 
-const clawAbi = parseAbi([
-  "function ownerOf(uint256 tokenId) view returns (address)",
-  "function nextTokenId() view returns (uint256)",
-  "function setTier(uint8 tier, uint256 pricePerDay, bool active, string name)",
-  "function setTransfersPaused(bool paused)",
-]);
-const coinAbi = parseAbi([
-  "function transfer(address to, uint256 amount) returns (bool)",
-  "function allowance(address owner, address spender) view returns (uint256)",
-]);
-const claw = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
-const coin = { address: USDC_ADDRESS, abi: coinAbi } as const;
 const PRICE = 500_000n;
 
 type Row = Record<string, unknown>;
@@ -43,20 +44,8 @@ afterEach(async () => {
   await setTier(PRICE, true);
 });
 
-const mined = async (sent: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await sent });
-const setTier = (price: bigint, active: boolean) =>
-  mined(
-    chain
-      .wallet(deployer)
-      .writeContract({ ...claw, functionName: "setTier", args: [0, price, active, "VM 1 vCPU / 1 GB"] }),
-  );
 const pauseTransfers = () =>
   mined(chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [true] }));
-const give = (from: number, to: `0x${string}`, amount: bigint) =>
-  mined(chain.wallet(agent(from)).writeContract({ ...coin, functionName: "transfer", args: [to, amount] }));
-const ownerOf = (tokenId: unknown) =>
-  chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId as number)] });
-const sold = () => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
 const rowOf = async (id: string): Promise<Row> =>
   (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
 
@@ -139,13 +128,9 @@ test("a tier that is off, a wallet without money or gas, and dear gas are refuse
   expect(await ask()).toEqual([503, "operator_short"]);
   await chain.node.setBalance({ address: operator.address, value: wei });
   const funds = await usdcOf(operator.address);
-  await mined(
-    chain.wallet(operator).writeContract({ ...coin, functionName: "transfer", args: [deployer.address, funds] }),
-  );
+  await give(operator, deployer.address, funds);
   expect(await ask()).toEqual([503, "operator_short"]);
-  await mined(
-    chain.wallet(deployer).writeContract({ ...coin, functionName: "transfer", args: [operator.address, funds] }),
-  );
+  await give(deployer, operator.address, funds);
   const dear = await deploy({ edge: { MAX_BASE_FEE_GWEI: "0" } });
   expect((await post(dear, "/x402/purchase-compute", { tier: 0, durationDays: 1 })).status).toBe(503);
   const none = JSON.stringify({
@@ -233,31 +218,25 @@ test("a wallet that signs fifty times over one balance has one order open until 
   await playUntil(world, id, delivered);
   const balance = await usdcOf(agent(3).address);
   const rest = PRICE + PRICE / 2n;
-  await give(3, deployer.address, balance - rest);
+  await give(agent(3), deployer.address, balance - rest);
   const first = await orderMachine(world, agent(3));
   const second = await orderMachine(world, agent(3));
   expect([first.answer.status, second.answer.status]).toEqual([202, 402]);
-  await mined(
-    chain
-      .wallet(deployer)
-      .writeContract({ ...coin, functionName: "transfer", args: [agent(3).address, balance - rest] }),
-  );
+  await give(deployer, agent(3).address, balance - rest);
 });
 
 test("a payer whose money is gone when the machine is there: it ends, the token stays ours, and the payer is remembered (hard case 18)", async () => {
   const { id } = await accepted(4);
   const row = await untilProvisioned(id);
   const balance = await usdcOf(agent(4).address);
-  await give(4, deployer.address, balance);
+  await give(agent(4), deployer.address, balance);
   const given = await playUntil(world, id, ({ state }) => state === "releasing");
   expect(given).toMatchObject({ reason: "capture_refused", held: 1 });
   await world.drain();
   await playUntil(world, id, at("release"));
   expect(await world.machines("vultr")).toEqual([]);
   expect(await ownerOf(row["token_id"])).toBe(operator.address);
-  await mined(
-    chain.wallet(deployer).writeContract({ ...coin, functionName: "transfer", args: [agent(4).address, balance] }),
-  );
+  await give(deployer, agent(4).address, balance);
   const again = await orderMachine(world, agent(4));
   expect(again.answer.status).toBe(403);
   expect(await again.answer.json()).toMatchObject({ code: "payer_refused" });

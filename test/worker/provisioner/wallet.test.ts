@@ -1,31 +1,18 @@
 // The operator wallet's orders for x402: purchases, captures, transfers. Its payments are in refund.test.ts.
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
-import { type Hex, parseAbi } from "viem";
+import type { Hex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
 import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
-import { signPurchaseOf, usdcOf } from "../routes/x402/till.ts";
+import { claw, coin, mined, setTier, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
 
-const clawAbi = parseAbi([
-  "function ownerOf(uint256 tokenId) view returns (address)",
-  "function nextTokenId() view returns (uint256)",
-  "function setTier(uint8 tier, uint256 pricePerDay, bool active, string name)",
-]);
-const coinAbi = parseAbi([
-  "function transfer(address to, uint256 amount) returns (bool)",
-  "function allowance(address owner, address spender) view returns (uint256)",
-]);
-const claw = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
-const coin = { address: USDC_ADDRESS, abi: coinAbi } as const;
 const purchase = (id: string, cost = "500000") =>
   ({ kind: "purchase", id, payment: `for-${id}`, tier: 0, durationDays: 1, cost }) as const;
-const sold = () => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
 const linksOf = async (id: string) =>
   (await world.rows("SELECT tx_hash FROM payment_links WHERE payment = ?", `for-${id}`)).map((row) => row["tx_hash"]);
-const mined = async (sent: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await sent });
 const hashOf = (state: object) => (state as { hash: Hex }).hash;
 const inStorage = (statement: string) =>
   runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
@@ -91,15 +78,9 @@ test("a stuck purchase is replaced at a higher fee, and the replacement is linke
 });
 
 test("what would fail, costs too much gas or is beyond the day's purchases is not signed; refunds have their own limit", async () => {
-  const setTier = (active: boolean) =>
-    mined(
-      chain
-        .wallet(deployer)
-        .writeContract({ ...claw, functionName: "setTier", args: [0, 500_000n, active, "VM 1 vCPU / 1 GB"] }),
-    );
-  await setTier(false);
+  await setTier(500_000n, false);
   expect(await world.wallet.order(purchase("inactive"))).toEqual({ state: "waiting", why: "would_fail" });
-  await setTier(true);
+  await setTier(500_000n);
   expect(await world.wallet.order(purchase("dear", "2000000001"))).toEqual({ state: "waiting", why: "daily_limit" });
   const base = (await chain.reader.getBlock()).baseFeePerGas ?? 0n;
   await chain.node.setNextBlockBaseFeePerGas({ baseFeePerGas: 6_000_000_000n });

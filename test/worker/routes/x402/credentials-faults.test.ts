@@ -14,8 +14,8 @@ import {
   type Deployment,
   deploy,
 } from "../../deployment.ts";
-import { ask, leaveBehind, PRICE, paymentRows, prepare, quote, sign, unseal, v2 } from "./paid-credentials.ts";
-import { usdcOf } from "./till.ts";
+import { ask, leaveBehind, PRICE, paymentRows, prepare, quote, unseal, v2 } from "./paid-credentials.ts";
+import { signFor, usdcOf } from "./till.ts";
 
 const payer = agent(0);
 let world: Deployment;
@@ -229,7 +229,7 @@ test("payment-identifier: another authorization under it is not charged, and get
   before = await usdcOf(payer.address);
   const id = `agent-${crypto.randomUUID()}`;
   const requirement = await quote(world, tokenId);
-  const fresh = async (index = 0) => v2(requirement, await sign(agent(index), requirement), id);
+  const fresh = async (index = 0) => v2(requirement, await signFor(agent(index), requirement), id);
   const first = await ask(world, tokenId, await fresh());
   expect(first.status).toBe(200);
   const again = await ask(world, tokenId, await fresh());
@@ -247,7 +247,7 @@ test("payment-identifier: another authorization under it is not charged, and get
 test("payment-identifier: while the first is being settled, another authorization under it completes the first", async () => {
   const id = `agent-${crypto.randomUUID()}`;
   const requirement = await quote(world, tokenId);
-  const [first, second] = [await sign(payer, requirement), await sign(payer, requirement)];
+  const [first, second] = [await signFor(payer, requirement), await signFor(payer, requirement)];
   await addFacilitatorFault({ ...once, kind: "down" });
   expect((await ask(world, tokenId, v2(requirement, first, id))).status).toBe(202);
   await leaveBehind(world);

@@ -2,8 +2,8 @@
 import { beforeEach, expect, test } from "vitest";
 import { paymentHeaderV1 } from "../../../world/payer.ts";
 import { agent, buyAndRun, chain, type Deployment, deploy, operator } from "../../deployment.ts";
-import { ask, paymentRows, quote, sign, v2 } from "./paid-credentials.ts";
-import { usdcOf } from "./till.ts";
+import { ask, paymentRows, quote, v2 } from "./paid-credentials.ts";
+import { signFor, usdcOf } from "./till.ts";
 
 const payer = agent(0);
 let world: Deployment;
@@ -27,18 +27,18 @@ test("another amount, recipient, asset, network or scheme is 402, in both versio
   ];
   for (const change of wrong) {
     const other = { ...requirement, ...change };
-    const answer = await ask(world, tokenId, v2(other, await sign(payer, other)));
+    const answer = await ask(world, tokenId, v2(other, await signFor(payer, other)));
     expect([answer.status, answer.body["code"]], JSON.stringify(change)).toEqual([402, "payment_required"]);
     expect(answer.headers.get("payment-required")).not.toBeNull();
   }
   // What is signed for is not what is said to be.
   for (const change of [{ value: "1" }, { to: agent(1).address }]) {
-    const answer = await ask(world, tokenId, v2(requirement, await sign(payer, requirement, change)));
+    const answer = await ask(world, tokenId, v2(requirement, await signFor(payer, requirement, change)));
     expect(answer.status, JSON.stringify(change)).toBe(402);
   }
-  const forOther = await sign(payer, { ...requirement, amount: "9999" });
+  const forOther = await signFor(payer, { ...requirement, amount: "9999" });
   expect((await ask(world, tokenId, { "x-payment": paymentHeaderV1(requirement, forOther) })).status).toBe(402);
-  const signed = await sign(payer, requirement);
+  const signed = await signFor(payer, requirement);
   for (const network of ["base-sepolia", "eip155:84532"]) {
     const header = paymentHeaderV1(requirement, signed, network);
     expect((await ask(world, tokenId, { "x-payment": header })).status, network).toBe(402);
@@ -60,7 +60,7 @@ test("an authorization of another time than was asked for is 402: expired, not v
     ],
   ];
   for (const [change, sentence] of times) {
-    const answer = await ask(world, tokenId, v2(requirement, await sign(payer, requirement, change)));
+    const answer = await ask(world, tokenId, v2(requirement, await signFor(payer, requirement, change)));
     expect([answer.status, answer.body["error"]]).toEqual([402, sentence]);
   }
   expect(await paymentRows(world)).toEqual([]);
@@ -68,15 +68,19 @@ test("an authorization of another time than was asked for is 402: expired, not v
 
 test("a signature of somebody else's is 401, without a row", async () => {
   const requirement = await quote(world, tokenId);
-  const signed = await sign(payer, requirement);
-  const { signature } = await sign(agent(1), requirement);
+  const signed = await signFor(payer, requirement);
+  const { signature } = await signFor(agent(1), requirement);
   const bad = [signature, `0x${"00".repeat(65)}`, `0x${"ff".repeat(65)}`, `0x${"ab".repeat(97)}`] as const;
   for (const wrong of bad) {
     const answer = await ask(world, tokenId, v2(requirement, { ...signed, signature: wrong }));
     expect([answer.status, answer.body["code"]]).toEqual([401, "payment_invalid"]);
   }
   // Of another deployment's coin.
-  const elsewhere = await sign(payer, { ...requirement, extra: { name: "USDC", version: "2" } }, signed.authorization);
+  const elsewhere = await signFor(
+    payer,
+    { ...requirement, extra: { name: "USDC", version: "2" } },
+    signed.authorization,
+  );
   expect((await ask(world, tokenId, v2(requirement, elsewhere))).status).toBe(401);
   expect(await paymentRows(world)).toEqual([]);
 });
@@ -85,7 +89,7 @@ const encode = (value: unknown) => btoa(typeof value === "string" ? value : JSON
 
 test("a header that can't be read is 400, never 500", async () => {
   const requirement = await quote(world, tokenId);
-  const payload = await sign(payer, requirement);
+  const payload = await signFor(payer, requirement);
   const { authorization } = payload;
   const good = { x402Version: 2, accepted: requirement, payload };
   const goodV1 = { x402Version: 1, scheme: "exact", network: "base", payload };

@@ -15,11 +15,10 @@ import {
   paymentRows,
   prepare,
   quote,
-  sign,
   unseal,
   v2,
 } from "./paid-credentials.ts";
-import { usdcOf } from "./till.ts";
+import { signFor, usdcOf } from "./till.ts";
 
 const API = "https://api.example";
 const OWNER = 0;
@@ -127,7 +126,7 @@ test("a payment of version 2 buys the credentials, the key sealed to the payer",
 test("a payment of version 1 buys the same", async () => {
   const before = await usdcOf(agent(OWNER).address);
   const requirement = await quote(world, tokenId);
-  const signed = await sign(agent(OWNER), requirement);
+  const signed = await signFor(agent(OWNER), requirement);
   const answer = await ask(world, tokenId, { "x-payment": paymentHeaderV1(requirement, signed) });
   expect(answer.status, answer.text).toBe(200);
   expect(await usdcOf(agent(OWNER).address)).toBe(before - PRICE);
@@ -242,7 +241,7 @@ test("a smart wallet's payment has no public key: it needs the owner's signature
   await chain.mine(1);
   const before = await usdcOf(wallet);
   const requirement = await quote(world, tokenId);
-  const headers = v2(requirement, await sign(agent(2), requirement, { from: wallet }));
+  const headers = v2(requirement, await signFor(agent(2), requirement, { from: wallet }));
   const alone = await ask(world, tokenId, headers);
   expect([alone.status, alone.body["code"]]).toEqual([401, "signature_missing"]);
   expect(await paymentRows(world)).toEqual([]);
@@ -251,7 +250,7 @@ test("a smart wallet's payment has no public key: it needs the owner's signature
   expect(both.body).toMatchObject({ privateKey: expect.stringContaining("PRIVATE KEY"), sealedPrivateKey: null });
   expect(await usdcOf(wallet)).toBe(before - PRICE);
   // Another's signature in the wallet's name.
-  const strangers = v2(requirement, await sign(agent(3), requirement, { from: wallet }));
+  const strangers = v2(requirement, await signFor(agent(3), requirement, { from: wallet }));
   expect((await ask(world, tokenId, strangers)).body["code"]).toBe("payment_invalid");
 });
 

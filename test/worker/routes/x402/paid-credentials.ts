@@ -4,15 +4,9 @@ import type { PaymentRequirements } from "@x402/core/types";
 import { decrypt as openByEciesjs } from "eciesjs";
 import type { Hex } from "viem";
 import { type HDAccount, mnemonicToAccount } from "viem/accounts";
-import {
-  type Authorization,
-  authorize,
-  type Payer,
-  paymentHeaderV2,
-  type SignedPayment,
-} from "../../../world/payer.ts";
-import { agent, chain, type Deployment, type Row } from "../../deployment.ts";
-import { quoteOf } from "./till.ts";
+import { paymentHeaderV2, type SignedPayment } from "../../../world/payer.ts";
+import { agent, type Deployment, type Row } from "../../deployment.ts";
+import { quoteOf, signFor } from "./till.ts";
 
 export const PRICE = 10_000n;
 const CLIENT_MNEMONIC = "test test test test test test test test test test test junk";
@@ -20,17 +14,6 @@ const CLIENT_MNEMONIC = "test test test test test test test test test test test 
 export const pathOf = (tokenId: number) => `/x402/vm-credentials?tokenId=${tokenId}`;
 export const quote = (world: Deployment, tokenId: number): Promise<PaymentRequirements> =>
   quoteOf(world.request(pathOf(tokenId)));
-
-/** Good by the chain's clock, which other tests move ahead of ours. */
-export async function sign(
-  payer: Payer,
-  requirement: PaymentRequirements,
-  overrides: Partial<Authorization> = {},
-): Promise<SignedPayment> {
-  const { timestamp } = await chain.reader.getBlock();
-  const validBefore = String(Number(timestamp) + requirement.maxTimeoutSeconds);
-  return authorize(payer, requirement, { validBefore, ...overrides });
-}
 
 export const v2 = (
   requirement: PaymentRequirements,
@@ -45,7 +28,7 @@ export const v2 = (
 /** Quoted, signed and not sent yet. */
 export async function prepare(world: Deployment, tokenId: number, index = 0) {
   const requirement = await quote(world, tokenId);
-  const signed = await sign(agent(index), requirement);
+  const signed = await signFor(agent(index), requirement);
   return { requirement, signed, headers: v2(requirement, signed) };
 }
 

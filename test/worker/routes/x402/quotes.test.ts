@@ -1,34 +1,22 @@
 // What an order costs, and who is told before anything of his is used that it can't be had.
-import { type Hex, parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { paymentHeaderV2, readQuote } from "../../../world/payer.ts";
 import { agent, chain, type Deployment, deploy, deployer, operator } from "../../deployment.ts";
-import { computeBody, orderMachine, playUntil, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
+import {
+  computeBody,
+  give,
+  orderMachine,
+  playUntil,
+  quoteOf,
+  setTier,
+  signFor,
+  signPurchaseOf,
+  sold,
+  usdcOf,
+} from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
 const PRICE = 500_000n;
-const clawAbi = parseAbi([
-  "function nextTokenId() view returns (uint256)",
-  "function setTier(uint8 tier, uint256 pricePerDay, bool active, string name)",
-]);
-const coinAbi = parseAbi(["function transfer(address to, uint256 amount) returns (bool)"]);
-const claw = { address: CONTRACT_ADDRESS, abi: clawAbi } as const;
-const mined = async (sent: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await sent });
-const sold = () => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
-const setTier = (price: bigint, active = true) =>
-  mined(
-    chain
-      .wallet(deployer)
-      .writeContract({ ...claw, functionName: "setTier", args: [0, price, active, "VM 1 vCPU / 1 GB"] }),
-  );
-const give = (from: typeof operator, to: Hex, amount: bigint) =>
-  mined(
-    chain
-      .wallet(from)
-      .writeContract({ address: USDC_ADDRESS, abi: coinAbi, functionName: "transfer", args: [to, amount] }),
-  );
-
 let world: Deployment;
 beforeEach(async () => {
   await chain.node.setAutomine(true);

@@ -2,10 +2,18 @@
 
 import { runDurableObjectAlarm } from "cloudflare:test";
 import type { PaymentRequirements } from "@x402/core/types";
+import { type Hex, parseAbi } from "viem";
 import type { LocalAccount } from "viem/accounts";
-import { USDC_ADDRESS } from "../../../world/addresses.ts";
-import { authorize, paymentHeaderV2, readQuote } from "../../../world/payer.ts";
-import { chain, type Deployment } from "../../deployment.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
+import {
+  type Authorization,
+  authorize,
+  type Payer,
+  paymentHeaderV2,
+  readQuote,
+  type SignedPayment,
+} from "../../../world/payer.ts";
+import { chain, type Deployment, deployer } from "../../deployment.ts";
 
 export type Order = { tier?: number; durationDays?: number; sshPublicKey?: string; region?: string };
 
@@ -28,10 +36,14 @@ export async function quoteOf(answer: Response | Promise<Response>): Promise<Pay
 export const computeBody = ({ tier = 0, durationDays = 1, ...rest }: Order = {}) => ({ tier, durationDays, ...rest });
 
 /** An authorization by the chain's clock, which other tests move ahead of ours. */
-export async function signFor(payer: LocalAccount, requirement: PaymentRequirements) {
+export async function signFor(
+  payer: Payer,
+  requirement: PaymentRequirements,
+  overrides: Partial<Authorization> = {},
+): Promise<SignedPayment> {
   const { timestamp } = await chain.reader.getBlock();
   const validBefore = String(Number(timestamp) + requirement.maxTimeoutSeconds);
-  return authorize(payer, requirement, { validBefore });
+  return authorize(payer, requirement, { validBefore, ...overrides });
 }
 
 /** Signs for a purchase; resolves with what to send. */
@@ -49,21 +61,41 @@ export async function orderMachine(world: Deployment, payer: LocalAccount, order
   return { ...prepared, answer };
 }
 
-export const usdcOf = (account: `0x${string}`): Promise<bigint> =>
-  chain.reader.readContract({
-    address: USDC_ADDRESS,
-    abi: [
-      {
-        type: "function",
-        name: "balanceOf",
-        stateMutability: "view",
-        inputs: [{ type: "address" }],
-        outputs: [{ type: "uint256" }],
-      },
-    ],
-    functionName: "balanceOf",
-    args: [account],
-  });
+/** The contract and the coin, as buyers, strangers and their owner call them. */
+export const claw = {
+  address: CONTRACT_ADDRESS,
+  abi: parseAbi([
+    "function ownerOf(uint256 tokenId) view returns (address)",
+    "function nextTokenId() view returns (uint256)",
+    "function setTier(uint8 tier, uint256 pricePerDay, bool active, string name)",
+    "function setTransfersPaused(bool paused)",
+  ]),
+} as const;
+export const coin = {
+  address: USDC_ADDRESS,
+  abi: parseAbi([
+    "function transfer(address to, uint256 amount) returns (bool)",
+    "function allowance(address owner, address spender) view returns (uint256)",
+    "function balanceOf(address account) view returns (uint256)",
+  ]),
+} as const;
+
+export const mined = async (sent: Promise<Hex>) => chain.reader.waitForTransactionReceipt({ hash: await sent });
+/** How many tokens there are. */
+export const sold = (): Promise<bigint> => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
+export const ownerOf = (tokenId: unknown): Promise<Hex> =>
+  chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId as number)] });
+export const usdcOf = (account: Hex): Promise<bigint> =>
+  chain.reader.readContract({ ...coin, functionName: "balanceOf", args: [account] });
+export const give = (from: LocalAccount, to: Hex, amount: bigint) =>
+  mined(chain.wallet(from).writeContract({ ...coin, functionName: "transfer", args: [to, amount] }));
+/** Price and activity of tier 0. */
+export const setTier = (price: bigint, active = true) =>
+  mined(
+    chain
+      .wallet(deployer)
+      .writeContract({ ...claw, functionName: "setTier", args: [0, price, active, "VM 1 vCPU / 1 GB"] }),
+  );
 
 /** Mines, scans and runs jobs until a payment is in one of these states and steps. */
 export async function playUntil(
