@@ -320,8 +320,10 @@ export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
     const linked = await store.movePayment(db, row, { ...link, step: "provision", wakeAt: now() + WATCH_MS });
     return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };
   }
-  const isOver = row.state === "releasing" || row.state === "released" || row.state.startsWith("refund");
+  const isOver = ["releasing", "released", "refund_due", "refunding", "refunded", "held"].includes(row.state);
   // After a reorg, the token that its transaction has now.
   if (isOver && row.incarnation !== vm.incarnation) await store.movePayment(db, row, { ...link, held: true });
-  return isOver || row.incarnation === vm.incarnation ? { kind: "over" } : { kind: "unlinked" };
+  if (isOver) return { kind: "over" };
+  // Paid, or about to be: the machine is replaced while the token is on its way.
+  return row.incarnation === vm.incarnation ? { kind: "open", row } : { kind: "unlinked" };
 }
