@@ -287,7 +287,8 @@ async function abandon(context: Context, row: store.Payment, reason: string): Pr
   const { db, config, now } = context;
   log("warn", "order_abandoned", { payment: row.id, reason, state: row.state });
   const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
-  if (vm?.current && isOurs(context, vm)) {
+  // Nobody's while a reorg has its purchase: whoever gets it back must not find a machine running for nobody.
+  if (vm?.current && (isOurs(context, vm) || vm.owner === "")) {
     const queued = await orderEnd(db, vm.tokenId, now());
     if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
     const late = { incarnation: vm.incarnation, kind: "late" } as const;
