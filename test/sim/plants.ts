@@ -1,4 +1,4 @@
-// Bugs as somebody in a hurry would write them, each one a decision of this product taken away. The first five are what
+// Bugs as somebody in a hurry would write them, each one a decision of this product taken away. The first seven are what
 // `npm test` holds the checker to; `npm run sim -- --plant <bug>` takes any.
 
 type Edit = { file: string; from: string; to: string };
@@ -62,6 +62,27 @@ async function callOnce(`,
       to: "return { ok: true, snapshot: { machines: [], readAt: now } };",
     },
   ],
+  /** Hard case 20: whose purchase it is gets written once it has left. */
+  link_after_the_broadcast: [
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: "if (!(await this.#link(id, newest))) return;\n    const { chain }",
+      to: "const { chain }",
+    },
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: "const refused = sent.flatMap(",
+      to: "await this.#link(id, newest);\n    const refused = sent.flatMap(",
+    },
+  ],
+  /** Hard case 2: a payment is given up for good while anybody may still submit it. */
+  release_at_once: [
+    {
+      file: "src/provisioner/payment.ts",
+      from: 'if (use.state === "unused" && use.blockTimestamp < row.validBefore) {',
+      to: 'if (use.state === "unused" && row.validBefore === 0) {',
+    },
+  ],
   /** Hard case 9: an order without an answer is given up before it can have shown itself. */
   wait_for_no_order: [
     {
@@ -96,8 +117,8 @@ async function callOnce(`,
   pay_without_a_name: [
     {
       file: "durable-objects/operator-wallet.ts",
-      from: '"SELECT * FROM orders WHERE id = ?", id)',
-      to: "\"SELECT * FROM orders WHERE id = ? AND state = 'final'\", id)",
+      from: '"SELECT * FROM wallet_orders WHERE id = ?", id)',
+      to: "\"SELECT * FROM wallet_orders WHERE id = ? AND state = 'final'\", id)",
     },
     {
       file: "durable-objects/operator-wallet.ts",
@@ -143,6 +164,35 @@ async function callOnce(`,
       file: "src/provisioner/create.ts",
       from: 'if (seen === "missing" && (await isPast(chain, vm))) {',
       to: "if (isPast === undefined) {",
+    },
+  ],
+  /** A payment is taken as soon as its machine is ordered. */
+  take_before_the_machine_answers: [
+    {
+      file: "src/provisioner/order.ts",
+      from: "if (isServing(vm)) {",
+      to: 'if (isServing(vm) || vm.status === "provisioning") {',
+    },
+    {
+      file: "src/provisioner/order.ts",
+      from: "const isReady = vm === null ? row.cost === null : isServing(vm);",
+      to: "const isReady = true;",
+    },
+  ],
+  /** Hard case 16: a charge that a reorg may still undo is paid back. */
+  pay_back_before_final: [
+    {
+      file: "src/provisioner/payment.ts",
+      from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unused") return',
+      to: 'const use = await useOf(context, row);\n    if (use.state === "unused") return',
+    },
+  ],
+  /** An order waits for the link of its token, whatever became of the token's machine meanwhile. */
+  wait_for_the_link: [
+    {
+      file: "src/provisioner/order.ts",
+      from: 'if (vm !== null && vm.status !== "provisioning") {',
+      to: "if (vm !== null && vm.status === null) {",
     },
   ],
 } as const satisfies Record<string, readonly Edit[]>;

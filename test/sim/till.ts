@@ -75,6 +75,10 @@ function checkTaken(world: World, { from, nonce }: SignedAuthorization): void {
     world.violate("what is taken was claimed", `${nonce.slice(0, 10)} is no payment's`);
     return;
   }
+  // What was once on its way is sent until it arrives, under another nonce or at a higher fee.
+  const key = useKey(from, nonce);
+  if (world.taken.has(key)) return;
+  world.taken.add(key);
   if (row.tier === CAPTURE_FIRST_TIER && row.incarnation === null) return;
   const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
   if (vm?.status === "running" && vm.current === 1 && vm.ssh_host !== null) return;

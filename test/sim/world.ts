@@ -61,6 +61,8 @@ export class World {
   readonly agents = [...Array.from({ length: AGENTS }, (_, i) => `0x${String(i + 1).repeat(40)}`), ...PAYERS];
   /** Every authorization that was signed, in that order. */
   readonly signed: Signed[] = [];
+  /** Authorizations that the operator has sent to be taken. */
+  readonly taken = new Set<string>();
   readonly history: string[] = [];
   /** Incarnations whose machine an operator had ended, or whose owner gave it up. */
   readonly endedByOrder = new Set<string>();
