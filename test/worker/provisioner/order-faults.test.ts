@@ -1,11 +1,12 @@
 // An order whose messages, nodes and processes misbehave: what is bought, captured and handed over stays one of each.
-import { runDurableObjectAlarm } from "cloudflare:test";
+import { evictAllDurableObjects, runDurableObjectAlarm } from "cloudflare:test";
 import type { Abi, Address, Hex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../src/chain/orders.ts";
 import { loadPayment } from "../../../src/db/payments.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
 import { capture } from "../../../src/provisioner/order.ts";
+import { reap } from "../../../src/provisioner/reap.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import artifacts from "../../world/contracts/artifacts.json";
 import { cancel, paymentHeaderV2, submit } from "../../world/payer.ts";
@@ -36,6 +37,8 @@ import {
 } from "../routes/x402/till.ts";
 
 const PRICE = 500_000n;
+/** A new machine is locked for a moment. */
+const UNLOCKED_MS = 450;
 const payer = agent(1);
 
 type Row = Record<string, unknown>;
@@ -73,6 +76,15 @@ async function untilMachineRuns(id: string): Promise<void> {
   await world.scan();
   await world.drain(async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length === 1);
   expect(await rowOf(id)).toMatchObject({ state: "authorized", step: "provision" });
+}
+
+/** Until no machine is left; the vendor keeps one locked for a while. */
+async function gone(): Promise<void> {
+  for (let round = 1; round < 20 && (await world.machines("vultr")).length > 0; round++) {
+    await world.sweep(Date.now() + round * 200_000);
+    await world.drain();
+  }
+  expect(await world.machines("vultr")).toEqual([]);
 }
 
 test("the facilitator is not needed for the capture: it is down from the acceptance on", async () => {
@@ -191,6 +203,52 @@ test("a capture that a reorg took back and its payer then cancelled is for a per
   expect(await charged()).toBe(0n);
 });
 
+test("a machine that vanishes between the capture and the token's transfer is replaced: it failed as an order that is over, and nothing was paid back", async () => {
+  const { id } = await accepted();
+  await untilMachineRuns(id);
+  await chain.node.setAutomine(false);
+  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  await chain.mine(1);
+  await world.drain(async () => (await rowOf(id))["transfer_tx"] !== null);
+  const [vm] = await world.rows("SELECT * FROM vms");
+  await new Promise((resolve) => setTimeout(resolve, UNLOCKED_MS));
+  await world.context.vendors.vultr.delete(String(vm?.["instance_id"]));
+  await evictAllDurableObjects();
+  await reap(world.context);
+  expect((await world.rows("SELECT * FROM vms"))[0]).toMatchObject({ status: "provisioning", owner: vm?.["owner"] });
+  await world.drain(async () => (await world.rows("SELECT 1 FROM vms WHERE status <> 'provisioning'")).length === 1);
+  await chain.node.setAutomine(true);
+  const row = await playUntil(world, id, at("idle"));
+  expect(row).toMatchObject({ state: "settled", reason: null });
+  expect([await charged(), await ownerOf(row["token_id"])]).toEqual([PRICE, payer.address]);
+  const [after] = await world.rows("SELECT * FROM vms");
+  expect(after).toMatchObject({ status: "running", failure: null, owner: payer.address.toLowerCase() });
+  expect(await world.machines("vultr")).toMatchObject([{ id: after?.["instance_id"] }]);
+});
+
+test("an order given up while a reorg has its purchase leaves no machine behind: it ran on for nobody once the purchase was back (seed 10838)", async () => {
+  const { id, signed } = await accepted();
+  await untilMachineRuns(id);
+  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await dropAll();
+  await cancel(chain, payer, signed, USDC_ADDRESS);
+  await chain.mine(2);
+  await world.scan();
+  expect(await world.rows("SELECT owner, current, status FROM vms")).toEqual([
+    { owner: "", current: 1, status: "running" },
+  ]);
+  const row = await playUntil(world, id, at("idle"));
+  expect(row).toMatchObject({ state: "released", reason: "capture_refused", held: 1 });
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  await world.scan();
+  await gone();
+  expect(await world.rows("SELECT owner, current, status FROM vms")).toEqual([
+    { owner: operator.address.toLowerCase(), current: 1, status: "terminated" },
+  ]);
+  expect([await charged(), await ownerOf(row["token_id"])]).toEqual([0n, operator.address]);
+});
+
 test("a machine that never answers costs nothing, ends at the vendor, and its token is held", async () => {
   await addFault("vultr", { call: "create", kind: "never_boots" });
   const { id } = await accepted();
@@ -204,12 +262,7 @@ test("a machine that never answers costs nothing, ends at the vendor, and its to
     held: 1,
     settle_tx: null,
   });
-  // The vendor keeps it locked for a while.
-  for (let round = 1; round < 20 && (await world.machines("vultr")).length > 0; round++) {
-    await world.sweep(Date.now() + round * 200_000);
-    await world.drain();
-  }
-  expect(await world.machines("vultr")).toEqual([]);
+  await gone();
   expect([await charged(), await ownerOf(row["token_id"])]).toEqual([0n, operator.address]);
   expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
 });
