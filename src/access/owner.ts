@@ -6,6 +6,7 @@ import { askFirst, askTwo, type Chain, isContractSignature, readToken, type Toke
 import { parseIncarnation } from "../chain/incarnation.ts";
 import { markFreshOwner } from "../db/delivery.ts";
 import { openDispute } from "../db/disputes.ts";
+import { paymentOfPurchase } from "../db/payments.ts";
 import { readTogether, statementsOf, useNonce } from "../db/reads.ts";
 import { refundOf } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
@@ -107,15 +108,23 @@ async function seeToken({ db, chain, config }: Services, tokenId: number, now: n
   return { door, vm, view, scanned };
 }
 
+/** Paid for over x402, and still ours: its payer has read that it is settled, and comes at once. */
+async function isOnItsWay({ db, config }: Services, vm: Vm, owner: Address, who: Address | null): Promise<boolean> {
+  if (who === null || owner.toLowerCase() !== config.X402_PAY_TO?.toLowerCase()) return false;
+  const payment = await paymentOfPurchase(db, vm.incarnation);
+  return payment?.state === "settled" && payment.step !== "idle" && payment.payer === who.toLowerCase();
+}
+
 /** `who`: the account that asks, null where its signature is of none. Resolves with the owner. */
 async function requireHolder(
-  { db }: Services,
+  services: Services,
   { vm, view }: Sight,
   tokenId: number,
   who: Address | null,
   action: Action,
   now: number,
 ): Promise<Address> {
+  const { db } = services;
   if (view.owner === null) {
     if (vm !== null && vm.owner === "")
       throw new AppError("vm_terminated", `Token ${tokenId} was burned and its VM ended.`);
@@ -129,7 +138,14 @@ async function requireHolder(
       details: [{ cause: vm.failure, ...(refund === undefined ? {} : { refund }) }],
     });
   }
-  if (who !== view.owner) throw new AppError("not_owner", `${who ?? "Whoever signed"} does not own token ${tokenId}.`);
+  if (who !== view.owner) {
+    if (vm !== null && (await isOnItsWay(services, vm, view.owner, who))) {
+      throw new AppError("ownership_settling", "The token is on its way to its payer; try again in a few seconds.", {
+        retryAfterSeconds: SETTLING_SECONDS,
+      });
+    }
+    throw new AppError("not_owner", `${who ?? "Whoever signed"} does not own token ${tokenId}.`);
+  }
   if (!view.valid && action !== "refund")
     throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
   if (vm !== null && vm.owner !== view.owner.toLowerCase()) {

@@ -10,8 +10,9 @@ import {
 } from "@x402/extensions/payment-identifier";
 import { decrypt } from "eciesjs";
 import ssh2 from "ssh2";
+import { parseAbi } from "viem";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { USDC_ADDRESS } from "../world/addresses.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, type Credentials, fixedHeaders, waitForStatus } from "../world/agent.ts";
 import { usdcAbi } from "../world/chain.ts";
 import { authorize, paymentHeaderV2, readQuote } from "../world/payer.ts";
@@ -54,23 +55,26 @@ const order = (body: object | string, headers: Record<string, string> = {}): Req
 });
 const machines = () => `${world.url}/x402/purchase-compute`;
 
+const pause = (ms = 500) => new Promise((resolve) => setTimeout(resolve, ms));
+const read = async (statusUrl: string) => (await (await fetch(statusUrl)).json()) as Purchase;
 async function poll(statusUrl: string, isDone: (purchase: Purchase) => boolean): Promise<Purchase> {
-  for (let tries = 0; tries < 120; tries++) {
-    const purchase = (await (await fetch(statusUrl)).json()) as Purchase;
+  for (let tries = 0; tries < 200; tries++) {
+    const purchase = await read(statusUrl);
     if (isDone(purchase)) return purchase;
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await pause();
   }
   throw new Error(`${statusUrl} does not come to an end`);
 }
-const isTheirs = ({ status, step }: Purchase) => status === "settled" && (step === "close" || step === "idle");
+/** From here on the login is there for the payer, or it is asked to come again. */
+const isTheirs = ({ status }: Purchase) => status === "settled";
 async function credentialsOf(index: number, tokenId: string): Promise<Credentials> {
   for (;;) {
     const headers = await fixedHeaders(agent(index), Number(tokenId));
     const answer = await fetch(`${world.url}/credentials/${tokenId}`, { headers });
-    // The scan is a second behind the transfer.
+    // The token is on its way, or the scan is a second behind it.
     if (answer.status === 200) return (await answer.json()) as Credentials;
     if (answer.status !== 503) throw new Error(`${answer.status} ${await answer.text()}`);
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await pause();
   }
 }
 
@@ -80,7 +84,14 @@ test("@x402/fetch buys a machine: charged once it answers, the token is the paye
   expect(answer.status).toBe(202);
   const accepted = (await answer.json()) as Purchase;
   expect(accepted).toMatchObject({ status: "authorized", charged: false });
-  expect(await balanceOf(0)).toBe(before);
+  let [purchase, balance] = [accepted, before];
+  while (["check", "buy", "provision"].includes(purchase.step)) {
+    expect([purchase.charged, balance]).toEqual([false, before]);
+    await pause();
+    // The balance first: it is then no younger than the step.
+    balance = await balanceOf(0);
+    purchase = await read(accepted.statusUrl);
+  }
   const bought = await poll(accepted.statusUrl, isTheirs);
   expect(await balanceOf(0)).toBe(before - PRICE);
   const credentials = await credentialsOf(0, bought.tokenId);
@@ -166,11 +177,44 @@ test("a facilitator that is down while the machine is made is in nobody's way, a
   expect(await refused.json()).toMatchObject({ code: "facilitator_unavailable" });
   world.facilitator.setFaults();
   // Final history is two blocks behind.
-  await new Promise((resolve) => setTimeout(resolve, 4_000));
+  await pause(4_000);
   const books = (await (
     await fetch(`${world.url}/admin/payments/reconcile`, { headers: { "x-api-key": world.adminKey } })
   ).json()) as { incoming: { unexplained: object[] }; outgoing: { unexplained: object[] }; missing: object[] };
   expect(books).toMatchObject({ outgoing: { unexplained: [] }, missing: [] });
   // What the world gave the wallet to begin with is a top-up.
   expect(books.incoming.unexplained).toHaveLength(1);
+});
+
+test("a tier that is sold out the whole time costs nothing: the order is let go, and the token stays the shop's", async () => {
+  world.runpod.server.addFault({ call: "create", kind: "sold_out" });
+  const before = await balanceOf(3);
+  const answer = await payFetch(agent(3))(machines(), order({ tier: 4, durationDays: 1 }));
+  expect(answer.status).toBe(202);
+  const { statusUrl, purchaseId } = (await answer.json()) as Purchase;
+  const { tokenId } = await poll(statusUrl, ({ step }) => step === "provision");
+  // Every cloud was asked; then the time passes in which a machine could still be had and paid for.
+  await expect.poll(() => world.runpod.server.met.get("sold_out") ?? 0, { timeout: 30_000 }).toBeGreaterThan(1);
+  await world.chain.node.increaseTime({ seconds: 1_750 });
+  const given = await poll(statusUrl, ({ status }) => status !== "authorized");
+  expect(given).toMatchObject({
+    purchaseId,
+    status: "releasing",
+    step: "release",
+    charged: false,
+    reason: "no_machine_in_time",
+    message: "Nothing was delivered and nothing is charged. The authorization can't be used once its time is over.",
+    tokenId,
+    transactions: { settlement: null, transfer: null, refund: null },
+  });
+  expect(await balanceOf(3)).toBe(before);
+  expect(world.runpod.pods.size).toBe(0);
+  const keeper = await world.chain.reader.readContract({
+    address: CONTRACT_ADDRESS,
+    abi: parseAbi(["function ownerOf(uint256 tokenId) view returns (address)"]),
+    functionName: "ownerOf",
+    args: [BigInt(tokenId)],
+  });
+  expect(keeper).toBe(world.chain.operator.address);
+  world.runpod.server.clearFaults();
 });

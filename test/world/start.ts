@@ -76,17 +76,30 @@ function timed(tier: Phase["tier"]) {
   return { phases, phase };
 }
 
-type Purchase = { status: string; step: string; message: string; tokenId: string; amount: string; statusUrl: string };
+type Purchase = {
+  status: string;
+  step: string;
+  message: string;
+  tokenId: string;
+  amount: string;
+  statusUrl: string;
+  transactions: { settlement: string | null };
+};
 
 /** The same over x402, with the stock client: one request, which the client pays for by itself. */
 async function paidJob({ chain, url }: World): Promise<Phase[]> {
   const [, agent] = chain.agents;
   if (agent === undefined) throw new Error("the world has no second agent");
-  const { payFetch } = await import("./payer-clients.ts");
+  const [{ payFetch }, { readQuote }] = await Promise.all([import("./payer-clients.ts"), import("./payer.ts")]);
+  const send: typeof fetch = async (...request) => {
+    const answer = await fetch(...request);
+    if (answer.status === 402) say(`quoted ${Number(readQuote(answer).accepts[0]?.amount) / 1e6} USDC by a 402`);
+    return answer;
+  };
   const { phases, phase } = timed("x402");
   say(`agent ${color("cyan", agent.address)} buys tier 0 for one day over x402, with @x402/fetch`);
   const purchase = await phase("quote, sign", async () => {
-    const answer = await payFetch(agent)(`${url}/x402/purchase-compute`, {
+    const answer = await payFetch(agent, send)(`${url}/x402/purchase-compute`, {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ tier: 0, durationDays: 1 }),
@@ -94,21 +107,27 @@ async function paidJob({ chain, url }: World): Promise<Phase[]> {
     if (answer.status !== 202) throw new Error(`/x402/purchase-compute answered ${answer.status}`);
     return (await answer.json()) as Purchase;
   });
-  say(`signed for ${purchase.amount} USDC, ${color("yellow", purchase.status)}: ${purchase.message}`);
-  const settled = await phase("machine", () => followPurchase(purchase.statusUrl));
-  say(`charged, and token ${color("green", settled.tokenId)} is the agent's`);
-  const credentials = await phase("credentials", () => fetchCredentials(url, agent, Number(settled.tokenId)));
+  say(`accepted, ${color("yellow", purchase.status)}: ${purchase.message}`);
+  const { transactions } = await phase("machine", () =>
+    followPurchase(purchase.statusUrl, ({ status }) => status === "settled"),
+  );
+  say(`the machine answers, ${purchase.amount} USDC taken in transaction ${transactions.settlement?.slice(0, 18)}…`);
+  const { tokenId } = await phase("token", () =>
+    followPurchase(purchase.statusUrl, ({ step }) => step === "close" || step === "idle"),
+  );
+  say(`token ${color("green", tokenId)} is the agent's`);
+  const credentials = await phase("credentials", () => fetchCredentials(url, agent, Number(tokenId)));
   const result = await phase("ssh", () => runOverSsh(credentials, "uname -a"));
   say(`${color("dim", "$ uname -a")}\n${result.output.trim().replace(/^/gm, "         ")}`);
   return phases;
 }
 
-async function followPurchase(statusUrl: string): Promise<Purchase> {
+async function followPurchase(statusUrl: string, isDone: (purchase: Purchase) => boolean): Promise<Purchase> {
   let told = "";
   for (;;) {
     const purchase = (await (await fetch(statusUrl)).json()) as Purchase;
-    if (purchase.step === "close" || purchase.step === "idle") return purchase;
-    if (purchase.status === "releasing" || purchase.status === "refunded") throw new Error(purchase.message);
+    if (isDone(purchase)) return purchase;
+    if (["releasing", "released", "refunded"].includes(purchase.status)) throw new Error(purchase.message);
     if (purchase.message !== told) say(purchase.message);
     told = purchase.message;
     // The limit is 60 a minute and address.
