@@ -111,12 +111,23 @@ function windowProblem(
   return null;
 }
 
-/** The row that a payment, or the identifier that its payer gave it, has already. */
-export async function findClaim({ db }: Services, checked: Checked): Promise<store.Payment | null> {
+/**
+ * The row that a payment, or the identifier that its payer gave it, has already. Where nothing came of the authorization that
+ * the identifier was given to, it goes over to another one.
+ */
+export async function findClaim({ db }: Pick<Services, "db">, checked: Checked): Promise<store.Payment | null> {
   const { identifier } = checked.payment;
   const named = identifier === null ? null : await store.paymentByIdentifier(db, checked.payer, identifier);
-  return named ?? store.loadPayment(db, checked.id);
+  if (named !== null && (named.id === checked.id || !cameToNothing(named))) return named;
+  if (named !== null && (await store.movePayment(db, named, { identifier: null })) === null) {
+    return findClaim({ db }, checked);
+  }
+  return store.loadPayment(db, checked.id);
 }
+
+/** Nothing was bought for it; were it submitted after all, it is paid back. */
+const cameToNothing = ({ state, boughtAt }: store.Payment): boolean =>
+  (state === "releasing" || state === "released") && boughtAt === null;
 
 /** What was claimed for one request is good for no other. */
 export function requireSameRequest(row: store.Payment, { id }: Checked, request: string): void {
@@ -177,8 +188,17 @@ export function isStale(row: Pick<store.Payment, "state" | "settledAt" | "wakeAt
   return began === null || began + STALE_MS <= now;
 }
 
-/** Takes up what an earlier request left, for exactly one caller; null while that one may still be at it. */
-export async function takeUp({ db }: Services, row: store.Payment, now: number): Promise<store.Payment | null> {
+/**
+ * Takes up what an earlier request left, for exactly one caller; null while that one may still be at it, and where its
+ * identifier has gone over to another authorization.
+ */
+export async function takeUp(
+  { db }: Services,
+  row: store.Payment,
+  { payment }: Checked,
+  now: number,
+): Promise<store.Payment | null> {
+  if (payment.identifier !== null && row.identifier !== payment.identifier) return null;
   const open = row.state === "claimed" || row.state === "settling";
   const again = row.state === "releasing" && RETRYABLE.has(row.reason ?? "");
   if (!open && !again) return null;

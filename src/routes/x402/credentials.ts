@@ -205,7 +205,7 @@ async function takePayment(
   const row =
     known === null
       ? await claim(services, checked, { kind: "credentials", ...what }, sight.view.blockNumber, now)
-      : await takeUp(services, known, now);
+      : await takeUp(services, known, checked, now);
   if (row === null) {
     const latest = known ?? (await findClaim(services, checked));
     if (latest === null || ["claimed", "settling", "settled"].includes(latest.state)) {

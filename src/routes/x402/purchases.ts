@@ -199,7 +199,7 @@ export function mountPurchases(app: Router): void {
     );
     const known = await findClaim(c.var, checked);
     if (known !== null) requireSameRequest(known, checked, request);
-    const taken = known === null ? null : await takeUp(c.var, known, now);
+    const taken = known === null ? null : await takeUp(c.var, known, checked, now);
     if (known !== null && taken === null) return answer(c, known);
     await requireWindow(c.var, till, checked, offer.blockTimestamp, now);
     await requireSaleable(c.var, offer, body, now);

@@ -3,8 +3,17 @@ import { bytesToHex, randomBytes, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { LocalAccount } from "viem/accounts";
 import { expect, test } from "vitest";
 import { generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
+import { fixedHeaders, transfer } from "../../../world/agent.ts";
 import { paymentHeaderV1, paymentHeaderV2 } from "../../../world/payer.ts";
-import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
+import {
+  addFacilitatorFault,
+  agent,
+  chain,
+  clearFacilitatorFaults,
+  type Deployment,
+  deploy,
+  operator,
+} from "../../deployment.ts";
 import { computeBody, orderMachine, playUntil, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
@@ -26,6 +35,30 @@ test("an order is charged once its machine answers, and the token goes to the pa
   await chain.mine(5);
   const closed = await playUntil(world, accepted.purchaseId, ({ step }) => step === "idle");
   expect(closed).toMatchObject({ state: "settled" });
+});
+
+test("a payer who comes for the login before the token has left us is asked to come again, and nobody else is: it got a 403 although its purchase said settled", async () => {
+  const world = await deploy();
+  const payer = agent(1);
+  const { answer } = await orderMachine(world, payer);
+  const { purchaseId } = (await answer.json()) as { purchaseId: string };
+  const row = await playUntil(world, purchaseId, ({ step }) => step === "close");
+  const tokenId = Number(row["token_id"]);
+  // As it was between the capture and the transfer.
+  await transfer(chain, payer, operator.address, tokenId);
+  await world.sql.prepare("UPDATE payments SET step = 'deliver', served_at = NULL").run();
+  const ask = async (account: LocalAccount) => {
+    const response = await world.request(`/credentials/${tokenId}`, {
+      headers: await fixedHeaders(account, tokenId),
+    });
+    const { code } = (await response.json()) as { code: string };
+    return [response.status, code, response.headers.get("retry-after")];
+  };
+  expect(await ask(payer)).toEqual([503, "ownership_settling", "3"]);
+  expect(await ask(agent(2))).toEqual([403, "not_owner", null]);
+  // What a payer gave to us later is not on its way to it.
+  await world.sql.prepare("UPDATE payments SET step = 'idle'").run();
+  expect(await ask(payer)).toEqual([403, "not_owner", null]);
 });
 
 test("a client of version 1 orders on the same route", async () => {
@@ -147,4 +180,34 @@ test("another payment with the same identifier by the same payer is the same pur
   const query = `payer=${agent(1).address}&identifier=${identifier}`;
   const found = await (await world.request(`/x402/purchases?${query}`)).json();
   expect(found).toMatchObject({ purchaseId: first.body.purchaseId });
+});
+
+test("an identifier whose first authorization came to nothing goes over to the next one: nothing could be bought under it again", async () => {
+  const world = await deploy();
+  const identifier = `order-${bytesToHex(randomBytes(12))}`;
+  const extensions = { "payment-identifier": { info: { required: false, id: identifier } } };
+  const requirement = await quoteOf(post(world, PATH, computeBody()));
+  const sign = async () => ({
+    "payment-signature": paymentHeaderV2(requirement, await signFor(agent(1), requirement), { extensions }),
+  });
+  const order = async (headers: Record<string, string>) => {
+    const answer = await post(world, PATH, computeBody(), headers);
+    return { ...((await answer.json()) as { purchaseId: string; code?: string }), httpStatus: answer.status };
+  };
+  await addFacilitatorFault({ call: "verify", kind: "down" });
+  const first = await sign();
+  expect(await order(first)).toMatchObject({ code: "facilitator_unavailable" });
+  await clearFacilitatorFaults();
+  const second = await order(await sign());
+  expect(second.httpStatus).toBe(202);
+  // The first one, and a third: whatever is sent under it from here on is the second's purchase.
+  expect((await order(first)).purchaseId).toBe(second.purchaseId);
+  expect((await order(await sign())).purchaseId).toBe(second.purchaseId);
+  expect(await world.rows("SELECT state, identifier FROM payments ORDER BY created_at, state DESC")).toEqual([
+    { state: "releasing", identifier: null },
+    { state: "authorized", identifier },
+  ]);
+  // Without a machine it keeps its identifier: it was answered once, and the answer stands.
+  await world.sql.prepare("UPDATE payments SET state = 'released', bought_at = 1 WHERE identifier IS NOT NULL").run();
+  expect((await order(await sign())).purchaseId).toBe(second.purchaseId);
 });
