@@ -291,8 +291,10 @@ async function abandon(context: Context, row: store.Payment, reason: string): Pr
   if (vm?.current && (isOurs(context, vm) || vm.owner === "")) {
     const queued = await orderEnd(db, vm.tokenId, now());
     if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
-    const late = { incarnation: vm.incarnation, kind: "late" } as const;
-    await moveRefund(db, late, ["recorded", "waiting", "due", "held"], { state: "cancelled", wakeAt: null });
+    for (const kind of ["late", "failed"] as const) {
+      const owed = { incarnation: vm.incarnation, kind };
+      await moveRefund(db, owed, ["recorded", "waiting", "due", "held"], { state: "cancelled", wakeAt: null });
+    }
   }
   const money =
     row.state === "settled"

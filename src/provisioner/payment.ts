@@ -5,15 +5,20 @@ import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
+import { bookRefund, loadRefund } from "../db/refunds.ts";
+import { loadVm } from "../db/vms.ts";
 import { log } from "../log.ts";
 import { authorizationOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
+import { refundOf } from "./create.ts";
 import { buy, capture, check, deliver, provision } from "./order.ts";
 
 /** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
 const UNSERVED_MS = 600_000;
 const WATCH_MS = 60_000;
 const MAX_STEPS_PER_MESSAGE = 12;
+/** Other failures are for a person to judge. */
+const REFUNDED_FAILURES: ReadonlySet<string> = new Set(["no_machine_in_time", "token_not_valid"]);
 
 /** How a step ended: the row as it is now, to go on with; seconds to wait; or null, nothing to do until the sweep. */
 export type Turn = store.Payment | { waitSeconds: number } | null;
@@ -155,11 +160,27 @@ async function close(context: Context, row: store.Payment): Promise<Turn> {
   // A reorg took the charge back after what it was for had been handed out: our loss, and a person should hear of it.
   if (use.state !== "paid") return hold(context, row, "charge_undone");
   if (row.kind === "compute") {
+    await oweForLost(context, row);
     const moved = await walletOf(context).order(transferOf(row));
     if (moved.state === "reverted") return store.movePayment(db, row, { step: "deliver" });
     if (moved.state !== "final") return lookAgain(context, row, WATCH_MS);
   }
   return store.movePayment(db, row, { step: "idle", settleTx: use.txHash, wakeAt: null, endedAt: now() });
+}
+
+/**
+ * A machine may fail while its token moves: it was ours then, so that nothing was booked, and now it is the payer's. Whoever
+ * has the token in final history is asked before anything is paid.
+ */
+async function oweForLost(context: Context, row: store.Payment): Promise<void> {
+  const { db, now } = context;
+  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  if (vm?.status !== "failed" || !REFUNDED_FAILURES.has(vm.failure ?? "")) return;
+  if ((await loadRefund(db, { incarnation: vm.incarnation, kind: "failed" })) !== null) return;
+  const owed = await refundOf(context, { ...vm, owner: row.payer }, now());
+  if (owed?.refund === undefined) return;
+  log("warn", "failed_on_its_way", { payment: row.id, tokenId: vm.tokenId });
+  await bookRefund(db, owed.refund);
 }
 
 /** The token to the payer; another token of the same order, after a reorg, is another transfer. */

@@ -78,6 +78,21 @@ async function untilMachineRuns(id: string): Promise<void> {
   expect(await rowOf(id)).toMatchObject({ state: "authorized", step: "provision" });
 }
 
+const theVm = async (): Promise<Row> => (await world.rows("SELECT * FROM vms"))[0] ?? {};
+/** Captured, and the token's transfer waits for a block. */
+async function untilTokenMoves(id: string): Promise<void> {
+  await chain.node.setAutomine(false);
+  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  await chain.mine(1);
+  await world.drain(async () => (await rowOf(id))["transfer_tx"] !== null);
+}
+/** Its vendor knows it no more, and we notice. */
+async function loseMachine(): Promise<void> {
+  await new Promise((resolve) => setTimeout(resolve, UNLOCKED_MS));
+  await world.context.vendors.vultr.delete(String((await theVm())["instance_id"]));
+  await evictAllDurableObjects();
+  await reap(world.context);
+}
 /** Until no machine is left; the vendor keeps one locked for a while. */
 async function gone(): Promise<void> {
   for (let round = 1; round < 20 && (await world.machines("vultr")).length > 0; round++) {
@@ -206,24 +221,43 @@ test("a capture that a reorg took back and its payer then cancelled is for a per
 test("a machine that vanishes between the capture and the token's transfer is replaced: it failed as an order that is over, and nothing was paid back", async () => {
   const { id } = await accepted();
   await untilMachineRuns(id);
-  await chain.node.setAutomine(false);
-  await world.drain(async () => (await rowOf(id))["state"] === "settling");
-  await chain.mine(1);
-  await world.drain(async () => (await rowOf(id))["transfer_tx"] !== null);
-  const [vm] = await world.rows("SELECT * FROM vms");
-  await new Promise((resolve) => setTimeout(resolve, UNLOCKED_MS));
-  await world.context.vendors.vultr.delete(String(vm?.["instance_id"]));
-  await evictAllDurableObjects();
-  await reap(world.context);
-  expect((await world.rows("SELECT * FROM vms"))[0]).toMatchObject({ status: "provisioning", owner: vm?.["owner"] });
-  await world.drain(async () => (await world.rows("SELECT 1 FROM vms WHERE status <> 'provisioning'")).length === 1);
+  await untilTokenMoves(id);
+  await loseMachine();
+  expect(await theVm()).toMatchObject({ status: "provisioning", owner: operator.address.toLowerCase() });
+  await world.drain(async () => (await theVm())["status"] !== "provisioning");
   await chain.node.setAutomine(true);
   const row = await playUntil(world, id, at("idle"));
   expect(row).toMatchObject({ state: "settled", reason: null });
   expect([await charged(), await ownerOf(row["token_id"])]).toEqual([PRICE, payer.address]);
-  const [after] = await world.rows("SELECT * FROM vms");
+  const after = await theVm();
   expect(after).toMatchObject({ status: "running", failure: null, owner: payer.address.toLowerCase() });
-  expect(await world.machines("vultr")).toMatchObject([{ id: after?.["instance_id"] }]);
+  expect(await world.machines("vultr")).toMatchObject([{ id: after["instance_id"] }]);
+});
+
+test("a machine that fails for good while its token is on its way is owed to the payer: it was ours when it failed, and nothing was booked", async () => {
+  const { id } = await accepted();
+  await untilMachineRuns(id);
+  await untilTokenMoves(id);
+  await loseMachine();
+  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.drain(async () => (await theVm())["status"] !== "provisioning");
+  expect(await theVm()).toMatchObject({ status: "failed", owner: operator.address.toLowerCase() });
+  expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
+  await chain.node.setAutomine(true);
+  const row = await playUntil(world, id, at("idle"));
+  expect(await ownerOf(row["token_id"])).toBe(payer.address);
+  for (let round = 0; round < 20 && (await charged()) === PRICE; round++) {
+    await chain.mine(1);
+    await world.scan();
+    await world.sql.prepare("UPDATE refunds SET wake_at = 0 WHERE wake_at IS NOT NULL").run();
+    await world.sweep();
+    await world.drain();
+  }
+  const [owed] = await world.rows("SELECT * FROM refunds");
+  expect(owed).toMatchObject({ kind: "failed", recipient: payer.address });
+  // It ran for a moment of its day.
+  expect(Number(owed?.["amount"])).toBeGreaterThan(Number(PRICE) * 0.9);
+  expect(await charged()).toBe(PRICE - BigInt(Number(owed?.["amount"])));
 });
 
 test("an order given up while a reorg has its purchase leaves no machine behind: it ran on for nobody once the purchase was back (seed 10838)", async () => {
