@@ -33,14 +33,15 @@ export async function reconcile(
     ...known.map((row) => row.refundTx),
     ...(await refundsOfTransactions(db, hashes)).map((row) => row.txHash),
   ]);
-  const bought = new Map(known.map((row) => [row.purchaseTx, row]));
+  // An order that a held token served has its transaction too, and paid nothing.
+  const bought = new Map(known.filter(({ cost }) => cost !== "0").map((row) => [row.purchaseTx, row.cost]));
   const isIn = ({ to }: CoinTransfer) => to === operator;
   const explainsIn = ({ txHash, amount, from }: CoinTransfer) => {
     const row = settled.get(txHash);
     return row !== undefined && BigInt(row.amount) === amount && row.payer === from.toLowerCase();
   };
   const explainsOut = ({ txHash, amount }: CoinTransfer) =>
-    refunds.has(txHash) || bought.get(txHash)?.cost === String(amount);
+    refunds.has(txHash) || bought.get(txHash) === String(amount);
   return {
     incoming: sideOf(transfers.filter(isIn), explainsIn),
     outgoing: sideOf(

@@ -2,7 +2,7 @@
 import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { submit } from "../../../world/payer.ts";
-import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
+import { addFault, agent, chain, clearFaults, type Deployment, deploy } from "../../deployment.ts";
 import { orderMachine, playUntil, signPurchaseOf, usdcOf } from "../x402/till.ts";
 import { type Operator, operator } from "./operator.ts";
 
@@ -60,6 +60,20 @@ test("the books explain a purchase and its capture; a top-up and a payment that 
   expect(await books()).toMatchObject({
     incoming: { transfers: 2, sum: "1.00", explained: "0.50", unexplained: [{ txHash, amount: "0.50" }] },
   });
+});
+
+test("a purchase whose token served a later order is explained by the order that paid for it: it was called unexplained", async () => {
+  await addFault("vultr", { call: "create", kind: "sold_out" });
+  const { answer } = await orderMachine(world, agent(1), { durationDays: 2 });
+  const { purchaseId } = (await answer.json()) as { purchaseId: string };
+  const { token_id: held } = await playUntil(world, purchaseId, ({ step }) => step === "provision");
+  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await playUntil(world, purchaseId, ({ step }) => step === "release");
+  await clearFaults();
+  const served = await playUntil(world, await delivered(2), () => true);
+  expect(served).toMatchObject({ token_id: held, cost: "0" });
+  const bought = { transfers: 1, sum: "1.00", explained: "1.00", unexplained: [] };
+  expect(await books()).toMatchObject({ outgoing: bought, incoming: { unexplained: [] }, missing: [] });
 });
 
 test("a row that says settled where the chain does not is missing from it", async () => {
