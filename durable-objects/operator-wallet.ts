@@ -15,7 +15,7 @@
 import { DurableObject } from "cloudflare:workers";
 import { type Address, type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
-import { readBalance } from "../src/chain/authorization.ts";
+import { balanceOf } from "../src/chain/authorization.ts";
 import { askFirst, askTwo, type Chain, connectChain, readFinalNumber, readReceipt } from "../src/chain/client.ts";
 import { type Call, callsOf, estimateGas, estimateGasTogether, type WalletOrder } from "../src/chain/orders.ts";
 import { provisionerConfig } from "../src/config.ts";
@@ -46,8 +46,6 @@ type OrderRow = {
   amount: string;
   nonce: number;
   state: "sent" | "final" | "reverted";
-  /** Seen in a block that was not final. */
-  mined: number;
   hash: Hex;
   created_at: number;
 };
@@ -83,7 +81,7 @@ export class OperatorWallet extends DurableObject<object> {
     const { sql } = state.storage;
     sql.exec(`CREATE TABLE IF NOT EXISTS wallet_orders (id TEXT PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL,
       to_address TEXT NOT NULL, data TEXT NOT NULL, amount TEXT NOT NULL, nonce INTEGER NOT NULL, state TEXT NOT NULL,
-      mined INTEGER NOT NULL DEFAULT 0, hash TEXT NOT NULL, created_at INTEGER NOT NULL)`);
+      hash TEXT NOT NULL, created_at INTEGER NOT NULL)`);
     sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_open ON wallet_orders (nonce) WHERE state = 'sent'");
     sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_recent ON wallet_orders (kind, created_at)");
     sql.exec(`CREATE TABLE IF NOT EXISTS signed (hash TEXT PRIMARY KEY, id TEXT NOT NULL, nonce INTEGER NOT NULL,
@@ -121,7 +119,6 @@ export class OperatorWallet extends DurableObject<object> {
       if (known.body !== JSON.stringify(order)) return { state: "waiting", why: "other_order" };
       if (known.state !== "sent") return { state: known.state, hash: known.hash };
       const mined = await this.#receiptOf(known);
-      this.#noteMined(known, mined !== null);
       return { state: "sent", hash: mined?.hash ?? known.hash, mined };
     }
     const prepared = await this.#prepare(order);
@@ -132,7 +129,7 @@ export class OperatorWallet extends DurableObject<object> {
     let hash: Hex = "0x";
     for (const [i, row] of rows.entries()) hash = await this.#sign({ ...row, nonce: nonce + i }, gas[i] ?? 0n, fees);
     for (const { id } of rows) await this.#broadcast(id);
-    log("info", "payment_sent", { id: order.id, kind: order.kind, hash, amount: rows.at(-1)?.amount });
+    log("info", "payment_sent", { order: order.id, kind: order.kind, txHash: hash, amount: rows.at(-1)?.amount });
     return { state: "sent", hash, mined: null };
   }
 
@@ -202,7 +199,7 @@ export class OperatorWallet extends DurableObject<object> {
     const { storage } = this.ctx;
     storage.transactionSync(() => {
       storage.sql.exec(
-        `INSERT INTO wallet_orders VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', 0, ?, ?)
+        `INSERT INTO wallet_orders VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', ?, ?)
           ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, hash = excluded.hash`,
         ...[row.id, row.kind, row.body, row.to_address, row.data, row.amount, row.nonce, hash, now],
       );
@@ -225,7 +222,7 @@ export class OperatorWallet extends DurableObject<object> {
       chain.nodes.map(({ client }) => client.sendRawTransaction({ serializedTransaction: newest.raw })),
     );
     const refused = sent.flatMap((one) => (one.status === "rejected" ? [errorFields(one.reason)] : []));
-    if (refused.length === sent.length) log("debug", "broadcast_refused", { id, hash: newest.hash, nodes: refused });
+    if (refused.length === sent.length) log("debug", "broadcast_refused", { order: id, nodes: refused });
   }
 
   /** False where the database can't be told whose purchase it is: then it stays here until the alarm tries again. */
@@ -236,7 +233,7 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log("error", "purchase_not_linked", { id, hash, ...errorFields(error) });
+      log("error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
       return false;
     }
     this.ctx.storage.sql.exec("UPDATE signed SET linked = 1 WHERE hash = ?", hash);
@@ -252,7 +249,6 @@ export class OperatorWallet extends DurableObject<object> {
     await this.#fillGap(open[0]);
     for (const row of open) {
       const mined = await this.#receiptOf(row);
-      this.#noteMined(row, mined !== null);
       if (mined !== null) {
         if (mined.blockNumber <= final) this.#close(row, mined);
         continue;
@@ -289,7 +285,7 @@ export class OperatorWallet extends DurableObject<object> {
 
   /** Somebody else used the key: none of this row's transactions can ever be mined. */
   async #giveAnotherNonce(row: OrderRow): Promise<void> {
-    log("page", "operator_nonce_taken", { id: row.id, kind: row.kind, nonce: row.nonce });
+    log("page", "operator_nonce_taken", { order: row.id, kind: row.kind, nonce: row.nonce });
     const [newest] = this.#signed(row.id);
     if (newest === undefined) return;
     await this.#sign({ ...row, nonce: await this.#nextNonce() }, BigInt(newest.gas), await this.#fees());
@@ -308,8 +304,8 @@ export class OperatorWallet extends DurableObject<object> {
         maxFee: max(market.maxFee, bump(newest.max_fee)),
         priorityFee: max(market.priorityFee, bump(newest.priority_fee)),
       });
-      log("warn", "payment_replaced", { id: row.id, kind: row.kind, nonce: row.nonce, replacements: signed.length });
-    } else if (isStuck) log("page", "payment_stuck", { id: row.id, kind: row.kind, nonce: row.nonce });
+      log("warn", "payment_replaced", { order: row.id, kind: row.kind, nonce: row.nonce, replacements: signed.length });
+    } else if (isStuck) log("page", "payment_stuck", { order: row.id, kind: row.kind, nonce: row.nonce });
     await this.#broadcast(row.id);
   }
 
@@ -318,7 +314,7 @@ export class OperatorWallet extends DurableObject<object> {
     this.#end(row, state, mined.hash);
     // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
     const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
-    log(level, `payment_${state}`, { id: row.id, kind: row.kind, hash: mined.hash });
+    log(level, `payment_${state}`, { order: row.id, kind: row.kind, txHash: mined.hash });
   }
 
   #end(row: OrderRow, state: "final" | "reverted", hash: Hex): void {
@@ -326,11 +322,6 @@ export class OperatorWallet extends DurableObject<object> {
       this.ctx.storage.sql.exec("UPDATE wallet_orders SET state = ?, hash = ? WHERE id = ?", state, hash, row.id);
       this.ctx.storage.sql.exec("DELETE FROM signed WHERE id = ?", row.id);
     });
-  }
-
-  #noteMined(row: OrderRow, mined: boolean): void {
-    if ((row.mined === 1) === mined) return;
-    this.ctx.storage.sql.exec("UPDATE wallet_orders SET mined = ? WHERE id = ?", mined ? 1 : 0, row.id);
   }
 
   /** The receipt of whichever of a row's transactions was mined. */
@@ -361,11 +352,18 @@ export class OperatorWallet extends DurableObject<object> {
     return Math.max(count, (last.nonce ?? -1) + 1);
   }
 
-  /** What is there, less what is on its way. */
+  /** What is there, less what is on its way: by one block of one node, whose balance what it has mined has left already. */
   async #available(): Promise<bigint> {
     const { chain, account, config } = this.#services();
-    const balance = await readBalance(chain, config.USDC_ADDRESS, account.address);
-    return this.#open().reduce((left, { amount, mined }) => (mined === 1 ? left : left - BigInt(amount)), balance);
+    const { balance, count } = await askFirst(chain, async (node) => {
+      const blockNumber = await node.client.getBlockNumber({ cacheTime: 0 });
+      const [left, used] = await Promise.all([
+        balanceOf(config.USDC_ADDRESS, account.address, blockNumber)(node),
+        node.client.getTransactionCount({ address: account.address, blockNumber }),
+      ]);
+      return { balance: left, count: used };
+    });
+    return this.#open().reduce((left, { amount, nonce }) => (nonce < count ? left : left - BigInt(amount)), balance);
   }
 
   /** A person has to send more before orders have to wait; said once an hour. */

@@ -7,7 +7,17 @@ const MAX_ITEMS = 50;
 const MAX_DEPTH = 5;
 
 /** Public identifiers of ours that look like keys: hashes, labels, ids, and places in code. */
-const PUBLIC_FIELDS = new Set(["txHash", "blockHash", "incarnation", "label", "requestId", "ray", "instanceId", "at"]);
+const PUBLIC_FIELDS = new Set([
+  "txHash",
+  "blockHash",
+  "incarnation",
+  "label",
+  "order",
+  "requestId",
+  "ray",
+  "instanceId",
+  "at",
+]);
 /** The client's own address, and an agent's wallet: what audits are about. */
 const ADDRESS_FIELDS = new Set(["address", "client"]);
 const SECRET_FIELDS = /private|secret|signature|password|authorization|apikey|api_key|cookie|seed|mnemonic/i;

@@ -165,10 +165,13 @@ export function hasPaid(receipt: Receipt, coin: Address, { from, to, value, nonc
   );
 }
 
-const balanceOf =
-  (coin: Address, account: Address) =>
-  ({ client }: Node): Promise<bigint> =>
-    client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] });
+/** USDC of an account as a node has it, at its head or at a block; 10^-6 USDC. */
+export const balanceOf =
+  (coin: Address, account: Address, blockNumber?: bigint) =>
+  ({ client }: Node): Promise<bigint> => {
+    const at = blockNumber === undefined ? {} : { blockNumber };
+    return client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account], ...at });
+  };
 
 /** USDC of an account by the first node that answers, in 10^-6 USDC. */
 export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>

@@ -93,7 +93,7 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
       wakeAt: null,
       settledAt: now(),
     });
-    log("info", "refund_paid", { tokenId: row.tokenId, kind: row.kind, hash, amount: row.amount });
+    log("info", "refund_paid", { tokenId: row.tokenId, kind: row.kind, txHash: hash, amount: row.amount });
   } else {
     await store.moveRefund(db, row, ["paying"], { state: "held", reason: "reverted", txHash: hash, wakeAt: null });
   }

@@ -131,6 +131,16 @@ test("an authorization is captured once, whoever submits it first, and the token
   );
 });
 
+test("what is mined counts once, asked after or not: the next purchase was refused for want of funds that were there", async () => {
+  const funds = await usdcOf(operator.address);
+  const send = { ...coin, functionName: "transfer" } as const;
+  await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, funds - 1_000_000n] }));
+  expect(await world.wallet.order(purchase("first half"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(purchase("second half"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(purchase("beyond it"))).toEqual({ state: "waiting", why: "no_funds" });
+  await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds - 1_000_000n] }));
+});
+
 test("a wallet that is about to run out calls for more, once an hour", async () => {
   const poor = await usdcOf(operator.address);
   const send = { ...coin, functionName: "transfer" } as const;
