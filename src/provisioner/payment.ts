@@ -120,9 +120,11 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     const byHand = config.REFUNDS === "manual" && row.reason !== "approved";
     if (byHand || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
     const use = await useOf(context, row, "finalized");
-    if (use.state === "unused") return lookAgain(context, row, WATCH_MS);
-    // A reorg undid the charge, and the payer took the authorization back.
-    if (use.state === "cancelled") return store.movePayment(db, row, { state: "releasing", step: "release" });
+    // A reorg undid the charge: until the authorization's time is over anybody may make it again.
+    if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
+    if (use.state !== "paid") {
+      return store.movePayment(db, row, { state: "releasing", step: "release", settleTx: null, settledAt: null });
+    }
     return store.movePayment(db, row, { state: "refunding", settleTx: use.txHash });
   }
   const id = `refund/payment/${row.id}`;

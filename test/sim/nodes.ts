@@ -115,6 +115,8 @@ export class ModelNode {
   #result({ method, params }: Call): unknown {
     const view = this.#view();
     switch (method) {
+      case "eth_blockNumber":
+        return hex(view.head);
       case "eth_getBlockByNumber": {
         const block = this.#at(view, params[0]);
         return block === null ? null : blockBody(block);

@@ -336,6 +336,26 @@ test("a stranger submits it after we have given up: it is paid back on final his
   expect(await usdcOf(agent(1).address)).toBe(before);
 });
 
+test("a reorg undoes what a stranger submitted, and nobody does so again: released, and not waiting to be paid back for ever (seed 77781)", async () => {
+  await addFault("vultr", { call: "create", kind: "sold_out" });
+  const before = await usdcOf(agent(1).address);
+  const { id, signed } = await accepted(1);
+  const head = await chain.reader.getBlockNumber();
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  expect(await untilProvisioned(id)).toMatchObject({ state: "settled" });
+  await tooLate();
+  await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
+  await world.drain(async () => (await rowOf(id))["state"] === "refund_due", 30_000);
+  const depth = Number((await chain.reader.getBlockNumber()) - head);
+  await chain.node.request({ method: "anvil_rollback" as never, params: [depth] as never });
+  await chain.node.request({ method: "anvil_dropAllTransactions" as never });
+  await chain.mine(depth);
+  expect(await usdcOf(agent(1).address)).toBe(before);
+  await world.sql.prepare("DELETE FROM pauses").run();
+  await runOut(id);
+  expect(await playUntil(world, id, inState("released"))).toMatchObject({ step: "idle", settle_tx: null });
+});
+
 test("a payer who cancels the authorization gets no machine (hard case 2)", async () => {
   const { id, signed } = await accepted(1);
   await untilProvisioned(id);
