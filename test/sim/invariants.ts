@@ -9,6 +9,8 @@ import type { World } from "./world.ts";
 
 /** How long after its paid time a machine may still stand: final history has to get there, and the sweep. */
 const END_SLACK_SECONDS = 900;
+/** What final history grows by between a decision and the next look at it. */
+const DECISION_BLOCKS = 15;
 
 type Vm = {
   incarnation: string;
@@ -72,19 +74,31 @@ export function checkDeleting(world: World, machine: Machine): void {
   world.violate("no paid machine is ended", `${machine.id} is deleted, and token ${sale.tokenId} is valid`);
 }
 
-/** Money leaves: only on final history, only to whom the chain names. */
+/** What was decided since the last look is carried to its end, whatever becomes of its token meanwhile. */
+export function noteBegun(world: World): void {
+  for (const { incarnation, kind } of world.rows<Refund>(
+    "SELECT incarnation, kind FROM refunds WHERE state = 'paying'",
+  )) {
+    const key = `${kind}/${incarnation}`;
+    if (!world.begun.has(key)) world.begun.set(key, world.chain.final.number);
+  }
+}
+
+/** Money leaves: only on final history as it was when that was decided, only to whom the chain names. */
 export function checkPayment(world: World, to: string, amount: bigint): void {
   const { final } = world.chain;
   const refunds = world.rows<Refund>("SELECT * FROM refunds WHERE state = 'paying'");
   const isOwed = refunds.some((refund) => {
     if (refund.recipient?.toLowerCase() !== to || refund.amount !== String(amount)) return false;
     const sale = final.state.sales.find((one) => world.incarnationOf(one) === refund.incarnation);
-    const owner = sale === undefined ? undefined : final.state.tokens.get(sale.tokenId)?.owner;
-    const isBuyer = owner === sale?.buyer && owner === to;
-    const claimed = owner === to && world.claims.get(refund.incarnation)?.has(to) === true;
+    if (sale === undefined) return false;
+    const began = world.begun.get(`${refund.kind}/${refund.incarnation}`) ?? final.number;
+    const decidedOn = world.chain.blocks.slice(Math.max(0, began - DECISION_BLOCKS), final.number + 1);
+    if (!decidedOn.some(({ state }) => state.tokens.get(sale.tokenId)?.owner === to)) return false;
+    const claimed = world.claims.get(refund.incarnation)?.has(to) === true;
     // Sold over x402 and handed over: what is owed for it is its payer's.
-    const handedOver = sale?.buyer === OPERATOR && owner === to;
-    return isBuyer || claimed || handedOver;
+    const handedOver = sale.buyer === OPERATOR;
+    return sale.buyer === to || claimed || handedOver;
   });
   const isPaidBack = world
     .rows<{ payer: string; nonce: string }>(

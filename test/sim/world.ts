@@ -10,7 +10,7 @@ import { ModelFacilitator } from "./facilitator.ts";
 import { Faults, type Kind } from "./faults.ts";
 import { toResponse } from "./http.ts";
 import { enter } from "./install.ts";
-import { checkAll, checkCreated, checkDeleting } from "./invariants.ts";
+import { checkAll, checkCreated, checkDeleting, noteBegun } from "./invariants.ts";
 import { restartKeys } from "./keys.ts";
 import { ModelNode } from "./nodes.ts";
 import { fetchCredentials, order, PAYERS, pursesOf, type Signed, STRANGER } from "./payers.ts";
@@ -68,6 +68,8 @@ export class World {
   readonly endedByOrder = new Set<string>();
   /** Who claimed refunds, by incarnation. */
   readonly claims = new Map<string, Set<string>>();
+  /** Refunds that were decided, by kind and incarnation: the final block of that moment. */
+  readonly begun = new Map<string, number>();
   /** The database was set back to an earlier state: what it forgot may cost a second machine. */
   restored = false;
   snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]> | null = null;
@@ -230,6 +232,7 @@ export class World {
   #look(): void {
     this.clock.after(LOOK_MS, () => this.#look());
     this.chain.advance();
+    noteBegun(this);
     if (!this.faults.active) return;
     if (this.#purchasesLeft > 0 && this.random.unit() < 0.2) {
       this.#purchasesLeft -= 1;
