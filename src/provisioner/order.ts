@@ -284,23 +284,31 @@ export async function deliver(context: Context, row: store.Payment): Promise<Tur
  * released, what was goes back.
  */
 async function abandon(context: Context, row: store.Payment, reason: string): Promise<Turn> {
-  const { db, config, now } = context;
+  const { db, now } = context;
   log("warn", "order_abandoned", { payment: row.id, reason, state: row.state });
   const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
   // Nobody's while a reorg has its purchase: whoever gets it back must not find a machine running for nobody.
-  if (vm?.current && (isOurs(context, vm) || vm.owner === "")) {
-    const queued = await orderEnd(db, vm.tokenId, now());
-    if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
-    for (const kind of ["late", "failed"] as const) {
-      const owed = { incarnation: vm.incarnation, kind };
-      await moveRefund(db, owed, ["recorded", "waiting", "due", "held"], { state: "cancelled", wakeAt: null });
-    }
-  }
+  if (vm?.current && (isOurs(context, vm) || vm.owner === "")) await endMachine(context, vm);
   const money =
     row.state === "settled"
       ? ({ state: "refund_due", step: "refund" } as const)
       : ({ state: "releasing", step: "release" } as const);
   return store.movePayment(db, row, { ...money, reason, held: vm !== null, wakeAt: now() });
+}
+
+async function endMachine({ db, config, now }: Context, vm: Vm): Promise<void> {
+  const queued = await orderEnd(db, vm.tokenId, now());
+  if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
+  for (const kind of ["late", "failed"] as const) {
+    const owed = { incarnation: vm.incarnation, kind };
+    await moveRefund(db, owed, ["recorded", "waiting", "due", "held"], { state: "cancelled", wakeAt: null });
+  }
+}
+
+/** A purchase that was to be retired stands after all: its order may have been given up meanwhile, and could not end it. */
+export async function endIfHeld(context: Context, vm: Vm): Promise<void> {
+  const row = await store.paymentOfPurchase(context.db, vm.incarnation);
+  if (row?.held) await endMachine(context, vm);
 }
 
 type Linked =

@@ -120,6 +120,7 @@ const demand = async (c: Context<Env>) => {
 app.get("/x402/vm-credentials", demand);
 app.post("/x402/purchase-compute", async (c) => {
   await c.req.json();
+  await c.env.DB.prepare("SELECT stock FROM catalogs WHERE id = ?").bind(1).first();
   return demand(c);
 });
 

@@ -15,5 +15,9 @@ export const FAILED_SEEDS: readonly { seed: number; story: string }[] = [
     seed: 10_838,
     story: "an order was given up while a reorg had its purchase, and its machine ran on for nobody",
   },
+  {
+    seed: 81_202,
+    story: "an order was given up while its purchase was being retired, and its machine went back to work for nobody",
+  },
   { seed: 77_781, story: "a charge that a reorg undid for good waited to be paid back for ever" },
 ];

@@ -283,6 +283,19 @@ test("an order given up while a reorg has its purchase leaves no machine behind:
   expect([await charged(), await ownerOf(row["token_id"])]).toEqual([0n, operator.address]);
 });
 
+test("an order given up while its purchase was thought to be replaced leaves no machine behind: it was taken back to work (seed 81202)", async () => {
+  const { id } = await accepted();
+  await untilMachineRuns(id);
+  // As a sale that one node invents leaves it.
+  await world.sql.prepare("UPDATE vms SET current = 0, step = 'retire', generation = generation + 1").run();
+  await world.drain();
+  expect(await rowOf(id)).toMatchObject({ step: "release", reason: "machine_ended", held: 1 });
+  expect(await world.machines("vultr")).toHaveLength(1);
+  await world.sql.prepare("UPDATE vms SET wake_at = 1").run();
+  await gone();
+  expect(await theVm()).toMatchObject({ current: 1, status: "terminated", owner: operator.address.toLowerCase() });
+});
+
 test("a machine that never answers costs nothing, ends at the vendor, and its token is held", async () => {
   await addFault("vultr", { call: "create", kind: "never_boots" });
   const { id } = await accepted();
