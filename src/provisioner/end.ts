@@ -5,7 +5,7 @@ import { reinstate, terminate, terminateReplaced } from "../db/ends.ts";
 import * as store from "../db/vms.ts";
 import { log } from "../log.ts";
 import { type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
-import { endIfHeld } from "./order.ts";
+import { endIfOver } from "./order.ts";
 import { isPast, readPurchase } from "./verify.ts";
 import { endMachines } from "./watch.ts";
 
@@ -69,7 +69,7 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
   if (own !== null && !replaced) {
     log("security", "purchase_reinstated", { incarnation: vm.incarnation });
     await reinstate(db, vm, now(), config.EXPIRY_GRACE_SECONDS);
-    await endIfHeld(context, vm);
+    await endIfOver(context, vm);
     return DONE;
   }
   if (!replaced && !(await isPast(chain, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);

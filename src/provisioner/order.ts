@@ -174,18 +174,33 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (bought.state === "reverted") return abandon(context, row, "purchase_reverted");
   if (row.purchaseTx !== bought.hash) return store.movePayment(db, row, { purchaseTx: bought.hash });
   // The scan sees it like any purchase, and its first step links it to this order (hard case 20), unless it ended before.
-  const vm = await boughtVm(db, operatorOf(context)?.toLowerCase() ?? "", bought.hash);
-  if (vm !== null && vm.status !== "provisioning") {
-    const link = { incarnation: vm.incarnation, tokenId: vm.tokenId };
-    return store.movePayment(db, row, { ...link, step: "provision", wakeAt: now() + WATCH_MS });
-  }
+  const vm = await boughtBy(context, bought.hash);
+  if (vm !== null && vm.status !== "provisioning") return follow(context, row, vm);
   return lookAgain(context, row, WATCH_MS);
 }
+
+const boughtBy = (context: Context, txHash: string): Promise<Vm | null> =>
+  boughtVm(context.db, operatorOf(context)?.toLowerCase() ?? "", txHash);
+
+/** What stands for an order's purchase: reorgs give it another token, and the first one back. */
+async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
+  const vm = row.incarnation === null ? null : await loadVm(context.db, row.incarnation);
+  if (vm?.current || row.purchaseTx === null) return vm;
+  return (await boughtBy(context, row.purchaseTx)) ?? vm;
+}
+
+const follow = (
+  { db, now }: Context,
+  row: store.Payment,
+  { incarnation, tokenId }: Vm,
+): Promise<store.Payment | null> =>
+  store.movePayment(db, row, { incarnation, tokenId, step: "provision", wakeAt: now() + WATCH_MS });
 
 /** Waits for the machine; whoever publishes it, or fails, sends a message. */
 export async function provision(context: Context, row: store.Payment): Promise<Turn> {
   const { db, now } = context;
-  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  const vm = await machineOf(context, row);
+  if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   if (vm === null) return abandon(context, row, "purchase_gone");
   if (isServing(vm)) {
     const step = row.state === "settled" ? "deliver" : "capture";
@@ -202,7 +217,8 @@ const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !==
 /** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
 export async function capture(context: Context, row: store.Payment): Promise<Turn> {
   const { db, config, now } = context;
-  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  const vm = await machineOf(context, row);
+  if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   // Without a machine only where the payment comes first.
   const isReady = vm === null ? row.cost === null : isServing(vm);
   const use = await useOf(context, row);
@@ -260,7 +276,8 @@ async function confirmationsOf({ chain }: Context, blockNumber: number): Promise
 /** The payment is ours: the token goes to the payer, without waiting for final history (hard case 16). */
 export async function deliver(context: Context, row: store.Payment): Promise<Turn> {
   const { db, now } = context;
-  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  const vm = await machineOf(context, row);
+  if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   if (vm === null || row.tokenId === null) return abandon(context, row, "purchase_gone");
   const isLost = vm.status === "failed" || vm.status === "terminated";
   if (row.transferTx === null && isLost) return abandon(context, row, vm.failure ?? "machine_ended");
@@ -286,14 +303,15 @@ export async function deliver(context: Context, row: store.Payment): Promise<Tur
 async function abandon(context: Context, row: store.Payment, reason: string): Promise<Turn> {
   const { db, now } = context;
   log("warn", "order_abandoned", { payment: row.id, reason, state: row.state });
-  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  const vm = await machineOf(context, row);
   // Nobody's while a reorg has its purchase: whoever gets it back must not find a machine running for nobody.
   if (vm?.current && (isOurs(context, vm) || vm.owner === "")) await endMachine(context, vm);
   const money =
     row.state === "settled"
       ? ({ state: "refund_due", step: "refund" } as const)
       : ({ state: "releasing", step: "release" } as const);
-  return store.movePayment(db, row, { ...money, reason, held: vm !== null, wakeAt: now() });
+  const token = vm === null ? {} : { incarnation: vm.incarnation, tokenId: vm.tokenId };
+  return store.movePayment(db, row, { ...money, ...token, reason, held: vm !== null, wakeAt: now() });
 }
 
 async function endMachine({ db, config, now }: Context, vm: Vm): Promise<void> {
@@ -306,9 +324,9 @@ async function endMachine({ db, config, now }: Context, vm: Vm): Promise<void> {
 }
 
 /** A purchase that was to be retired stands after all: its order may have been given up meanwhile, and could not end it. */
-export async function endIfHeld(context: Context, vm: Vm): Promise<void> {
-  const row = await store.paymentOfPurchase(context.db, vm.incarnation);
-  if (row?.held) await endMachine(context, vm);
+export async function endIfOver(context: Context, vm: Vm): Promise<void> {
+  const isNobodys = isOurs(context, vm) || vm.owner === "";
+  if (isNobodys && (await linkOrder(context, vm)).kind === "over") await endMachine(context, vm);
 }
 
 type Linked =
