@@ -16,7 +16,15 @@ import { DurableObject } from "cloudflare:workers";
 import { type Address, type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { balanceOf } from "../src/chain/authorization.ts";
-import { askFirst, askTwo, type Chain, connectChain, readFinalNumber, readReceipt } from "../src/chain/client.ts";
+import {
+  askFirst,
+  askTwo,
+  type Chain,
+  connectChain,
+  isUnknown,
+  readFinalNumber,
+  readReceipt,
+} from "../src/chain/client.ts";
 import { type Call, callsOf, estimateGas, estimateGasTogether, type WalletOrder } from "../src/chain/orders.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
@@ -260,11 +268,12 @@ export class OperatorWallet extends DurableObject<object> {
         }),
         ({ count }) => String(count),
       );
+      if (taken.count <= row.nonce) await this.#keepSending(row);
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
-      const isTaken = taken.count > row.nonce && (await this.#receiptOf(row)) === null;
-      if (isTaken && row.kind === "fill") this.#end(row, "final", row.hash);
-      else if (isTaken) await this.#giveAnotherNonce(row);
-      else if (taken.count <= row.nonce) await this.#keepSending(row);
+      else if (!(await this.#isUnknown(row)))
+        log("warn", "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
+      else if (row.kind === "fill") this.#end(row, "final", row.hash);
+      else await this.#giveAnotherNonce(row);
     }
   }
 
@@ -332,6 +341,13 @@ export class OperatorWallet extends DurableObject<object> {
       if (receipt !== null) return { hash, status: receipt.status, blockNumber: Number(receipt.blockNumber) };
     }
     return null;
+  }
+
+  /** None of its transactions is mined, by the word of every node: with another nonce it would be done twice. */
+  async #isUnknown(row: OrderRow): Promise<boolean> {
+    const { chain } = this.#services();
+    const unknown = await Promise.all(this.#signed(row.id).map(({ hash }) => isUnknown(chain, hash)));
+    return unknown.every(Boolean);
   }
 
   async #count(): Promise<number> {

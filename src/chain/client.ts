@@ -231,6 +231,14 @@ export async function readReceipt(chain: Chain, hash: Hex): Promise<TransactionR
   return (await askTwo(chain, read, ({ receipt }) => receipt?.blockHash ?? "none")).receipt;
 }
 
+/** Whether every node says that it has no receipt: one may lag while another lies, and what was mined is paid for once. */
+export async function isUnknown(chain: Chain, hash: Hex): Promise<boolean> {
+  const answers = await Promise.allSettled(chain.nodes.map(({ client }) => client.getTransactionReceipt({ hash })));
+  return answers.every(
+    (answer) => answer.status === "rejected" && answer.reason instanceof TransactionReceiptNotFoundError,
+  );
+}
+
 /** A token as two nodes agree on owner and validity. */
 export const readAgreedToken = (
   chain: Chain,

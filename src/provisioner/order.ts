@@ -345,6 +345,9 @@ export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
   if (isWaiting && row.incarnation === vm.incarnation) return { kind: "open", row };
   const link = { incarnation: vm.incarnation, tokenId: vm.tokenId, purchaseTx: vm.txHash };
   if (isWaiting && row.cost !== null) {
+    const first = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+    // Bought twice, with a key that is used elsewhere too: one token is enough.
+    if (first?.current && isOurs(context, first) && first.txHash !== vm.txHash) return { kind: "over" };
     // First seen, or a reorg has given it another token.
     const linked = await store.movePayment(db, row, { ...link, step: "provision", wakeAt: now() + WATCH_MS });
     return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };

@@ -6,7 +6,16 @@ import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts
 import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
-import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+import {
+  addRpcFault,
+  agent,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+  deployer,
+  operator,
+} from "../deployment.ts";
 import { claw, coin, mined, setTier, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
 
 const purchase = (id: string, cost = "500000") =>
@@ -154,6 +163,24 @@ test("a wallet that is about to run out calls for more, once an hour", async () 
   await world.wallet.order(purchase("lower"));
   expect(await warnedAt()).toBe(first);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
+});
+
+test("what one of three nodes has a receipt of is not sent at another nonce: a second token was bought while one lagged and one lied (seed 86214)", async () => {
+  const before = await sold();
+  const [faulty = "", , honest = ""] = world.provisioner.RPC_URLS;
+  await runInDurableObject(world.wallet, (wallet: OperatorWallet) => {
+    const { env } = wallet as unknown as { env: Record<string, unknown> };
+    Object.assign(wallet, { env: { ...env, RPC_URLS: [`${faulty}/a`, `${faulty}/b`, honest].join(",") } });
+  });
+  await world.wallet.order(purchase("known to one"));
+  await chain.mine(3);
+  await addRpcFault({ kind: "rewrite", method: "eth_getTransactionReceipt", result: null });
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await sold()).toBe(before + 1n);
+  await clearRpcFaults();
+  await runDurableObjectAlarm(world.wallet);
+  expect(await world.wallet.order(purchase("known to one"))).toMatchObject({ state: "final" });
 });
 
 test("a nonce that a reorg has left free is filled: what waits behind it would never arrive", async () => {
