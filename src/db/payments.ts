@@ -161,8 +161,13 @@ export const paymentOfPurchase = async (db: Database, incarnation: string): Prom
     .orderBy(desc(payments.createdAt))
     .get()) ?? null;
 
-/** A token that is ours with nobody to give it to, good for so many days at least. */
-export const heldToken = async (db: Database, tier: number, untilChainTime: number): Promise<Payment | null> =>
+/** A token that is ours with nobody to give it to, good until then at least. `owner`: we, lower case. */
+export const heldToken = async (
+  db: Database,
+  tier: number,
+  owner: string,
+  untilChainTime: number,
+): Promise<Payment | null> =>
   (
     await db
       .select({ payment: payments })
@@ -171,7 +176,7 @@ export const heldToken = async (db: Database, tier: number, untilChainTime: numb
         and(
           eq(payments.held, true),
           eq(payments.tier, tier),
-          sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${payments.incarnation} AND current = 1 AND instance_id IS NULL
+          sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${payments.incarnation} AND owner = ${owner} AND current = 1 AND instance_id IS NULL
             AND status IN ('failed', 'terminated') AND step = 'idle' AND expires_at >= ${untilChainTime})`,
         ),
       )

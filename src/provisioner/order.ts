@@ -43,6 +43,8 @@ function addressOf(key: Hex): Address {
   return address;
 }
 
+const addressInRows = (context: Pick<Context, "config">): string => operatorOf(context)?.toLowerCase() ?? "";
+
 /** Whether a machine's token is ours: bought for a payment that has not been taken yet, or held. */
 export const isOurs = (context: Pick<Context, "config">, vm: Pick<Vm, "owner">): boolean =>
   vm.owner === operatorOf(context)?.toLowerCase();
@@ -139,7 +141,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (row.cost === null) {
     if (isLate) return abandon(context, row, "too_late");
     if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
-    const held = await store.heldToken(db, tier, head + durationDays * SECONDS_PER_DAY);
+    const held = await store.heldToken(db, tier, addressInRows(context), head + durationDays * SECONDS_PER_DAY);
     const deadline = row.state === "settled" ? head + CAPTURE_SECONDS * 10 : captureDeadline(row);
     const served =
       held === null
@@ -180,21 +182,20 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
 }
 
 const boughtBy = (context: Context, txHash: string): Promise<Vm | null> =>
-  boughtVm(context.db, operatorOf(context)?.toLowerCase() ?? "", txHash);
+  boughtVm(context.db, addressInRows(context), txHash);
 
 /** What stands for an order's purchase: reorgs give it another token, and the first one back. */
-async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
+export async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
   const vm = row.incarnation === null ? null : await loadVm(context.db, row.incarnation);
   if (vm?.current || row.purchaseTx === null) return vm;
   return (await boughtBy(context, row.purchaseTx)) ?? vm;
 }
 
-const follow = (
-  { db, now }: Context,
-  row: store.Payment,
-  { incarnation, tokenId }: Vm,
-): Promise<store.Payment | null> =>
-  store.movePayment(db, row, { incarnation, tokenId, step: "provision", wakeAt: now() + WATCH_MS });
+/** From here on it is about this machine and token; another token that was on its way to the payer was not this order's. */
+export const follow = ({ db, now }: Context, row: store.Payment, vm: Vm): Promise<store.Payment | null> =>
+  store.movePayment(db, row, { ...linkTo(vm), transferTx: null, step: "provision", wakeAt: now() + WATCH_MS });
+
+const linkTo = ({ incarnation, tokenId, txHash }: Vm) => ({ incarnation, tokenId, purchaseTx: txHash });
 
 /** Waits for the machine; whoever publishes it, or fails, sends a message. */
 export async function provision(context: Context, row: store.Payment): Promise<Turn> {
@@ -273,6 +274,8 @@ async function confirmationsOf({ chain }: Context, blockNumber: number): Promise
   return head.number - blockNumber;
 }
 
+const WAITING = { state: "waiting" } as const;
+
 /** The payment is ours: the token goes to the payer, without waiting for final history (hard case 16). */
 export async function deliver(context: Context, row: store.Payment): Promise<Turn> {
   const { db, now } = context;
@@ -281,7 +284,9 @@ export async function deliver(context: Context, row: store.Payment): Promise<Tur
   if (vm === null || row.tokenId === null) return abandon(context, row, "purchase_gone");
   const isLost = vm.status === "failed" || vm.status === "terminated";
   if (row.transferTx === null && isLost) return abandon(context, row, vm.failure ?? "machine_ended");
-  const moved = await walletOf(context).order(transferOf(row));
+  // While a reorg has its purchase, that token may be somebody else's.
+  const mustWait = row.transferTx === null && !vm.current;
+  const moved = mustWait ? WAITING : await walletOf(context).order(transferOf(row));
   const isUndone =
     moved.state === "reverted" || (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
   if (isUndone) {
@@ -338,24 +343,20 @@ type Linked =
 
 /** The order behind a purchase by the operator wallet. The first look writes the link into the order (hard case 20). */
 export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
-  const { db, now } = context;
+  const { db } = context;
   const row = (await store.paymentOfPurchase(db, vm.incarnation)) ?? (await store.linkedPayment(db, vm.txHash));
   if (row === null) return { kind: "unlinked" };
-  const isWaiting = row.step === "buy" || row.step === "provision";
-  if (isWaiting && row.incarnation === vm.incarnation) return { kind: "open", row };
-  const link = { incarnation: vm.incarnation, tokenId: vm.tokenId, purchaseTx: vm.txHash };
-  if (isWaiting && row.cost !== null) {
-    const first = row.incarnation === null ? null : await loadVm(db, row.incarnation);
-    // Bought twice, with a key that is used elsewhere too: one token is enough.
-    if (first?.current && isOurs(context, first) && first.txHash !== vm.txHash) return { kind: "over" };
-    // First seen, or a reorg has given it another token.
-    const linked = await store.movePayment(db, row, { ...link, step: "provision", wakeAt: now() + WATCH_MS });
-    return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };
-  }
   const isOver = ["releasing", "released", "refund_due", "refunding", "refunded", "held"].includes(row.state);
   // After a reorg, the token that its transaction has now.
-  if (isOver && row.incarnation !== vm.incarnation) await store.movePayment(db, row, { ...link, held: true });
+  if (isOver && row.incarnation !== vm.incarnation) await store.movePayment(db, row, { ...linkTo(vm), held: true });
   if (isOver) return { kind: "over" };
-  // Paid, or about to be: the machine is replaced while the token is on its way.
-  return row.incarnation === vm.incarnation ? { kind: "open", row } : { kind: "unlinked" };
+  // Waiting for it, or paid: a machine that is lost while its token is on its way is replaced.
+  if (row.incarnation === vm.incarnation) return { kind: "open", row };
+  if (row.cost === null || row.step === "idle") return { kind: "unlinked" };
+  const first = row.incarnation === null ? null : await loadVm(db, row.incarnation);
+  // Bought twice, with a key that is used elsewhere too: one token is enough.
+  if (first?.current && isOurs(context, first) && first.txHash !== vm.txHash) return { kind: "over" };
+  // First seen, or a reorg has given it another token.
+  const linked = await follow(context, row, vm);
+  return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };
 }

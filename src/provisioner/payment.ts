@@ -6,12 +6,12 @@ import { readAuthorizationUse } from "../chain/authorization.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
-import { loadVm } from "../db/vms.ts";
+import type { Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
 import { authorizationOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { refundOf } from "./create.ts";
-import { buy, capture, check, deliver, provision } from "./order.ts";
+import { buy, capture, check, deliver, follow, machineOf, provision } from "./order.ts";
 
 /** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
 const UNSERVED_MS = 600_000;
@@ -162,7 +162,11 @@ async function close(context: Context, row: store.Payment): Promise<Turn> {
   // A reorg took the charge back after what it was for had been handed out: our loss, and a person should hear of it.
   if (use.state !== "paid") return hold(context, row, "charge_undone");
   if (row.kind === "compute") {
-    await oweForLost(context, row);
+    const vm = await machineOf(context, row);
+    // A reorg has given its purchase another token since, and the one that went to the payer was not the one he paid for.
+    if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
+    if (!vm?.current) return lookAgain(context, row, WATCH_MS);
+    await oweForLost(context, row, vm);
     const moved = await walletOf(context).order(transferOf(row));
     if (moved.state === "reverted") return store.movePayment(db, row, { step: "deliver" });
     if (moved.state !== "final") return lookAgain(context, row, WATCH_MS);
@@ -174,10 +178,9 @@ async function close(context: Context, row: store.Payment): Promise<Turn> {
  * A machine may fail while its token moves: it was ours then, so that nothing was booked, and now it is the payer's. Whoever
  * has the token in final history is asked before anything is paid.
  */
-async function oweForLost(context: Context, row: store.Payment): Promise<void> {
+async function oweForLost(context: Context, row: store.Payment, vm: Vm): Promise<void> {
   const { db, now } = context;
-  const vm = row.incarnation === null ? null : await loadVm(db, row.incarnation);
-  if (vm?.status !== "failed" || !REFUNDED_FAILURES.has(vm.failure ?? "")) return;
+  if (vm.status !== "failed" || !REFUNDED_FAILURES.has(vm.failure ?? "")) return;
   if ((await loadRefund(db, { incarnation: vm.incarnation, kind: "failed" })) !== null) return;
   const owed = await refundOf(context, { ...vm, owner: row.payer }, now());
   if (owed?.refund === undefined) return;

@@ -8,6 +8,7 @@ import type { Context } from "../../../src/provisioner/context.ts";
 import { capture } from "../../../src/provisioner/order.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
+import { transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
 import { cancel, paymentHeaderV2, submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
@@ -92,6 +93,16 @@ async function loseMachine(): Promise<void> {
   await world.context.vendors.vultr.delete(String((await theVm())["instance_id"]));
   await evictAllDurableObjects();
   await reap(world.context);
+}
+/** As one branch's token is left in an order when another branch wins. */
+async function pretendAnotherToken(id: string): Promise<void> {
+  await world.sql
+    .prepare(
+      `INSERT INTO vms (incarnation, token_id, current, owner, tier, vm_type, tx_hash, block_number, status, step, failure, deadline, created_at, expires_at)
+       SELECT incarnation || 'x', 999999, 0, owner, tier, vm_type, tx_hash, block_number, 'failed', 'idle', 'purchase_invented', deadline, created_at, expires_at FROM vms`,
+    )
+    .run();
+  await set(id, "incarnation = incarnation || 'x', token_id = 999999, wake_at = 1");
 }
 /** Until no machine is left; the vendor keeps one locked for a while. */
 async function gone(): Promise<void> {
@@ -301,16 +312,17 @@ test("an order whose token a reorg has changed, and changed back, follows it: it
   const { id } = await accepted();
   await untilMachineRuns(id);
   const { incarnation, token_id: tokenId } = await rowOf(id);
-  // As the other branch's token was left when the first one came back.
-  await world.sql
-    .prepare(
-      `INSERT INTO vms (incarnation, token_id, current, owner, tier, vm_type, tx_hash, block_number, status, step, failure, deadline, created_at, expires_at)
-       SELECT incarnation || 'x', 999999, 0, owner, tier, vm_type, tx_hash, block_number, 'failed', 'idle', 'purchase_invented', deadline, created_at, expires_at FROM vms`,
-    )
-    .run();
-  await set(id, "incarnation = incarnation || 'x', token_id = 999999, wake_at = 1");
+  await pretendAnotherToken(id);
   expect(await playUntil(world, id, at("close"))).toMatchObject({ state: "settled", incarnation, token_id: tokenId });
   expect(await ownerOf(tokenId)).toBe(payer.address);
+});
+
+test("a token that went to the payer and was another order's after a reorg is followed by the one that he paid for (seed 88080)", async () => {
+  const { id } = await accepted();
+  const { incarnation, token_id: tokenId } = await playUntil(world, id, at("close"));
+  await transfer(chain, payer, operator.address, Number(tokenId));
+  await pretendAnotherToken(id);
+  expect(await playUntil(world, id, at("idle"))).toMatchObject({ state: "settled", incarnation, token_id: tokenId });
 });
 
 test("a machine that never answers costs nothing, ends at the vendor, and its token is held", async () => {
