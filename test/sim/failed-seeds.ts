@@ -20,4 +20,10 @@ export const FAILED_SEEDS: readonly { seed: number; story: string }[] = [
     story: "an order was given up while its purchase was being retired, and its machine went back to work for nobody",
   },
   { seed: 77_781, story: "a charge that a reorg undid for good waited to be paid back for ever" },
+  { seed: 83_558, story: "an order was given up with a token that a reorg had changed, and changed back" },
+  {
+    seed: 86_214,
+    story: "a node that lagged and one that lied made the wallet take its purchase for lost and buy a second token",
+  },
+  { seed: 88_080, story: "a deep reorg made another order's of the token that was on its way to a payer" },
 ];

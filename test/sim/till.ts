@@ -82,6 +82,8 @@ function checkTaken(world: World, { from, nonce }: SignedAuthorization): void {
   if (row.tier === CAPTURE_FIRST_TIER && row.incarnation === null) return;
   const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
   if (vm?.status === "running" && vm.current === 1 && vm.ssh_host !== null) return;
+  // Signed while it answered, and sent by the wallet that has crashed meanwhile: a machine that was lost is replaced.
+  if (vm?.status === "provisioning" && vm.current === 1 && vm.running_at !== null) return;
   const there = vm === undefined ? "there is none" : `it is ${vm.status}`;
   world.violate("nothing is taken before the machine answers", `${nameOf(row)}: ${there}`);
 }
