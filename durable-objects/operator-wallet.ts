@@ -13,7 +13,7 @@
 // The key is in the environment of this script alone (hard case 3), and the chain's word in final history is the only
 // one that closes an order (hard case 16).
 import { DurableObject } from "cloudflare:workers";
-import { type Address, type Hex, keccak256 } from "viem";
+import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { balanceOf } from "../src/chain/authorization.ts";
 import {
@@ -30,6 +30,7 @@ import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { linkTransaction } from "../src/db/payments.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
+import { type NewRow, type OrderRow, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 
 export type Refusal = "daily_limit" | "no_funds" | "no_gas" | "gas_too_dear" | "would_fail" | "other_order";
 export type Mined = { hash: Hex; status: "success" | "reverted"; blockNumber: number };
@@ -41,32 +42,6 @@ export type OrderState =
   /** In final history. */
   | { state: "final" | "reverted"; hash: Hex };
 
-/** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
-type OrderRow = {
-  id: string;
-  /** `fill`: nothing, at a nonce that nobody uses. */
-  kind: WalletOrder["kind"] | "approve" | "fill";
-  /** The order, as it was given. */
-  body: string;
-  to_address: Address;
-  data: Hex;
-  /** What it takes from our USDC. */
-  amount: string;
-  nonce: number;
-  state: "sent" | "final" | "reverted";
-  hash: Hex;
-  created_at: number;
-};
-type NewRow = Pick<OrderRow, "id" | "kind" | "body" | "to_address" | "data" | "amount">;
-type SignedRow = {
-  hash: Hex;
-  raw: Hex;
-  gas: string;
-  max_fee: string;
-  priority_fee: string;
-  linked: number;
-  signed_at: number;
-};
 type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
 
 const ADVANCE_MS = 15_000;
@@ -82,20 +57,12 @@ const GAS_PER_TRANSACTION = 200_000n;
 const FILL_GAS = 30_000n;
 
 export class OperatorWallet extends DurableObject<object> {
+  readonly #ledger: WalletLedger;
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(state: DurableObjectState, env: object) {
     super(state, env);
-    const { sql } = state.storage;
-    sql.exec(`CREATE TABLE IF NOT EXISTS wallet_orders (id TEXT PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL,
-      to_address TEXT NOT NULL, data TEXT NOT NULL, amount TEXT NOT NULL, nonce INTEGER NOT NULL, state TEXT NOT NULL,
-      hash TEXT NOT NULL, created_at INTEGER NOT NULL)`);
-    sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_open ON wallet_orders (nonce) WHERE state = 'sent'");
-    sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_recent ON wallet_orders (kind, created_at)");
-    sql.exec(`CREATE TABLE IF NOT EXISTS signed (hash TEXT PRIMARY KEY, id TEXT NOT NULL, nonce INTEGER NOT NULL,
-      raw TEXT NOT NULL, gas TEXT NOT NULL, max_fee TEXT NOT NULL, priority_fee TEXT NOT NULL,
-      linked INTEGER NOT NULL DEFAULT 0, signed_at INTEGER NOT NULL)`);
-    sql.exec("CREATE INDEX IF NOT EXISTS signed_by_order ON signed (id)");
+    this.#ledger = new WalletLedger(state.storage);
   }
 
   /** Gives an order, or says how the order of that id stands. */
@@ -116,12 +83,12 @@ export class OperatorWallet extends DurableObject<object> {
     } catch (error) {
       log("error", "operator_wallet_failed", errorFields(error));
     }
-    if (this.#open().length > 0) await this.ctx.storage.setAlarm(Date.now() + ADVANCE_MS);
+    if (this.#ledger.open().length > 0) await this.ctx.storage.setAlarm(Date.now() + ADVANCE_MS);
     await sendLogs(LOG_BOOK);
   }
 
   async #order(order: WalletOrder): Promise<OrderState> {
-    const known = this.#row(order.id);
+    const known = this.#ledger.row(order.id);
     if (known !== undefined) {
       // One id, two orders: somebody wrote into the database, or we made a mistake.
       if (known.body !== JSON.stringify(order)) return { state: "waiting", why: "other_order" };
@@ -147,7 +114,8 @@ export class OperatorWallet extends DurableObject<object> {
     const value = BigInt(rows.at(-1)?.amount ?? 0);
     const { REFUND_LIMIT_USDC_PER_DAY: refunds, PURCHASE_LIMIT_USDC_PER_DAY: purchases } = config;
     const limit = order.kind === "pay" ? refunds : purchases;
-    if (value > 0n && this.#spentToday(order.kind) + value > limit) return { why: "daily_limit" };
+    if (value > 0n && this.#ledger.spentSince(order.kind, Date.now() - DAY_MS) + value > limit)
+      return { why: "daily_limit" };
     const [available, wei, fees] = await Promise.all([
       this.#available(),
       askFirst(chain, ({ client }) => client.getBalance({ address: account.address })),
@@ -204,25 +172,15 @@ export class OperatorWallet extends DurableObject<object> {
     });
     const hash = keccak256(raw);
     const now = Date.now();
-    const { storage } = this.ctx;
-    storage.transactionSync(() => {
-      storage.sql.exec(
-        `INSERT INTO wallet_orders VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', ?, ?)
-          ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, hash = excluded.hash`,
-        ...[row.id, row.kind, row.body, row.to_address, row.data, row.amount, row.nonce, hash, now],
-      );
-      storage.sql.exec(
-        "INSERT INTO signed VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (hash) DO NOTHING",
-        ...[hash, row.id, row.nonce, raw, String(gas), String(maxFee), String(priorityFee), now],
-      );
-    });
-    await storage.setAlarm(now + ADVANCE_MS);
+    const fees = { gas: String(gas), max_fee: String(maxFee), priority_fee: String(priorityFee) };
+    this.#ledger.store({ ...row, hash, created_at: now }, { hash, raw, signed_at: now, ...fees });
+    await this.ctx.storage.setAlarm(now + ADVANCE_MS);
     return hash;
   }
 
   /** Sends a row's newest transaction to every node; that one knows it already, or is down, is no matter. */
   async #broadcast(id: string): Promise<void> {
-    const [newest] = this.#signed(id);
+    const [newest] = this.#ledger.signed(id);
     if (newest === undefined) return;
     if (!(await this.#link(id, newest))) return;
     const { chain } = this.#services();
@@ -235,7 +193,7 @@ export class OperatorWallet extends DurableObject<object> {
 
   /** False where the database can't be told whose purchase it is: then it stays here until the alarm tries again. */
   async #link(id: string, { hash, linked }: SignedRow): Promise<boolean> {
-    const row = this.#row(id);
+    const row = this.#ledger.row(id);
     if (row?.kind !== "purchase" || linked === 1) return true;
     const { payment } = JSON.parse(row.body) as WalletOrder & { kind: "purchase" };
     try {
@@ -244,13 +202,13 @@ export class OperatorWallet extends DurableObject<object> {
       log("error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
       return false;
     }
-    this.ctx.storage.sql.exec("UPDATE signed SET linked = 1 WHERE hash = ?", hash);
+    this.#ledger.markLinked(hash);
     return true;
   }
 
   /** Brings every open row on, in the order of nonces. */
   async #advance(): Promise<void> {
-    const open = this.#open();
+    const open = this.#ledger.open();
     if (open.length === 0) return;
     const { chain, account } = this.#services();
     const final = await readFinalNumber(chain);
@@ -272,7 +230,7 @@ export class OperatorWallet extends DurableObject<object> {
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
       else if (!(await this.#isUnknown(row)))
         log("warn", "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
-      else if (row.kind === "fill") this.#end(row, "final", row.hash);
+      else if (row.kind === "fill") this.#ledger.end(row, "final", row.hash);
       else await this.#giveAnotherNonce(row);
     }
   }
@@ -295,14 +253,14 @@ export class OperatorWallet extends DurableObject<object> {
   /** Somebody else used the key: none of this row's transactions can ever be mined. */
   async #giveAnotherNonce(row: OrderRow): Promise<void> {
     log("page", "operator_nonce_taken", { order: row.id, kind: row.kind, nonce: row.nonce });
-    const [newest] = this.#signed(row.id);
+    const [newest] = this.#ledger.signed(row.id);
     if (newest === undefined) return;
     await this.#sign({ ...row, nonce: await this.#nextNonce() }, BigInt(newest.gas), await this.#fees());
     await this.#broadcast(row.id);
   }
 
   async #keepSending(row: OrderRow): Promise<void> {
-    const signed = this.#signed(row.id);
+    const signed = this.#ledger.signed(row.id);
     const [newest] = signed;
     const isStuck = newest !== undefined && Date.now() - newest.signed_at > STUCK_MS;
     if (isStuck && signed.length <= MAX_REPLACEMENTS) {
@@ -320,23 +278,16 @@ export class OperatorWallet extends DurableObject<object> {
 
   #close(row: OrderRow, mined: Mined): void {
     const state = mined.status === "success" ? "final" : "reverted";
-    this.#end(row, state, mined.hash);
+    this.#ledger.end(row, state, mined.hash);
     // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
     const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
     log(level, `payment_${state}`, { order: row.id, kind: row.kind, txHash: mined.hash });
   }
 
-  #end(row: OrderRow, state: "final" | "reverted", hash: Hex): void {
-    this.ctx.storage.transactionSync(() => {
-      this.ctx.storage.sql.exec("UPDATE wallet_orders SET state = ?, hash = ? WHERE id = ?", state, hash, row.id);
-      this.ctx.storage.sql.exec("DELETE FROM signed WHERE id = ?", row.id);
-    });
-  }
-
   /** The receipt of whichever of a row's transactions was mined. */
   async #receiptOf(row: Pick<OrderRow, "id">): Promise<Mined | null> {
     const { chain } = this.#services();
-    for (const { hash } of this.#signed(row.id)) {
+    for (const { hash } of this.#ledger.signed(row.id)) {
       const receipt = await readReceipt(chain, hash);
       if (receipt !== null) return { hash, status: receipt.status, blockNumber: Number(receipt.blockNumber) };
     }
@@ -346,7 +297,7 @@ export class OperatorWallet extends DurableObject<object> {
   /** None of its transactions is mined, by the word of every node: with another nonce it would be done twice. */
   async #isUnknown(row: OrderRow): Promise<boolean> {
     const { chain } = this.#services();
-    const unknown = await Promise.all(this.#signed(row.id).map(({ hash }) => isUnknown(chain, hash)));
+    const unknown = await Promise.all(this.#ledger.signed(row.id).map(({ hash }) => isUnknown(chain, hash)));
     return unknown.every(Boolean);
   }
 
@@ -362,10 +313,7 @@ export class OperatorWallet extends DurableObject<object> {
 
   async #nextNonce(): Promise<number> {
     const count = await this.#count();
-    const last = this.ctx.storage.sql
-      .exec<{ nonce: number | null }>("SELECT MAX(nonce) AS nonce FROM wallet_orders")
-      .one();
-    return Math.max(count, (last.nonce ?? -1) + 1);
+    return Math.max(count, this.#ledger.lastNonce + 1);
   }
 
   /** What is there, less what is on its way: by one block of one node, whose balance what it has mined has left already. */
@@ -379,7 +327,9 @@ export class OperatorWallet extends DurableObject<object> {
       ]);
       return { balance: left, count: used };
     });
-    return this.#open().reduce((left, { amount, nonce }) => (nonce < count ? left : left - BigInt(amount)), balance);
+    return this.#ledger
+      .open()
+      .reduce((left, { amount, nonce }) => (nonce < count ? left : left - BigInt(amount)), balance);
   }
 
   /** A person has to send more before orders have to wait; said once an hour. */
@@ -400,28 +350,6 @@ export class OperatorWallet extends DurableObject<object> {
       return { maxFee: 2n * baseFee + priorityFee, priorityFee, baseFee };
     });
   }
-
-  #row = (id: string): OrderRow | undefined =>
-    this.ctx.storage.sql.exec<OrderRow>("SELECT * FROM wallet_orders WHERE id = ?", id).toArray()[0];
-
-  #open = (): OrderRow[] =>
-    this.ctx.storage.sql.exec<OrderRow>("SELECT * FROM wallet_orders WHERE state = 'sent' ORDER BY nonce").toArray();
-
-  /** A row's transactions, newest first. */
-  #signed = (id: string): SignedRow[] =>
-    this.ctx.storage.sql
-      .exec<SignedRow>("SELECT * FROM signed WHERE id = ? ORDER BY signed_at DESC, rowid DESC", id)
-      .toArray();
-
-  #spentToday = (kind: OrderRow["kind"]): bigint =>
-    this.ctx.storage.sql
-      .exec<{ amount: string }>(
-        "SELECT amount FROM wallet_orders WHERE kind = ? AND created_at > ? AND state <> 'reverted'",
-        kind,
-        Date.now() - DAY_MS,
-      )
-      .toArray()
-      .reduce((sum, { amount }) => sum + BigInt(amount), 0n);
 
   #known: { chain: Chain; account: PrivateKeyAccount } | undefined;
   #services() {

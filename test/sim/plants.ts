@@ -116,12 +116,12 @@ async function callOnce(`,
   /** Hard case 16: an order whose answer was lost is paid as if it were new. */
   pay_without_a_name: [
     {
-      file: "durable-objects/operator-wallet.ts",
+      file: "durable-objects/wallet-ledger.ts",
       from: '"SELECT * FROM wallet_orders WHERE id = ?", id)',
       to: "\"SELECT * FROM wallet_orders WHERE id = ? AND state = 'final'\", id)",
     },
     {
-      file: "durable-objects/operator-wallet.ts",
+      file: "durable-objects/wallet-ledger.ts",
       from: "ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce",
       to: "ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, state = 'sent'",
     },
@@ -183,8 +183,8 @@ async function callOnce(`,
   pay_back_before_final: [
     {
       file: "src/provisioner/payment.ts",
-      from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unused") return',
-      to: 'const use = await useOf(context, row);\n    if (use.state === "unused") return',
+      from: 'const use = await useOf(context, row, "finalized");\n    // A reorg undid',
+      to: "const use = await useOf(context, row);\n    // A reorg undid",
     },
   ],
   /** An order waits for the link of its token, whatever became of the token's machine meanwhile. */
