@@ -1,17 +1,27 @@
 // A token that is left of an order that came to nothing serves another one.
-import { and, eq, sql } from "drizzle-orm";
+import { and, eq, inArray, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { vms } from "./schema.ts";
 import type { Vm } from "./vms.ts";
 
-/** The machine of a purchase of ours, while its token is ours. */
-export const boughtVm = async (db: Database, owner: string, txHash: string): Promise<Vm | null> =>
+/** What stands for the purchase of a payment, by whichever of its transactions was mined: ours still, or its payer's. */
+export const boughtVm = async (
+  db: Database,
+  { id, payer, purchaseTx }: Pick<Payment, "id" | "payer" | "purchaseTx">,
+  operator: string,
+): Promise<Vm | null> =>
   (await db
     .select()
     .from(vms)
-    .where(and(eq(vms.owner, owner), eq(vms.current, true), eq(vms.txHash, txHash)))
+    .where(
+      and(
+        inArray(vms.owner, [operator, payer]),
+        eq(vms.current, true),
+        sql`(tx_hash = ${purchaseTx} OR tx_hash IN (SELECT tx_hash FROM payment_links WHERE payment = ${id}))`,
+      ),
+    )
     .get()) ?? null;
 
 /**

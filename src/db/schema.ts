@@ -317,11 +317,15 @@ export const payments = sqliteTable(
 );
 
 /** Every transaction of ours that buys a token, and the payment that it buys it for: written before it is broadcast. */
-export const paymentLinks = sqliteTable("payment_links", {
-  txHash: text("tx_hash").primaryKey(),
-  payment: text().notNull(),
-  createdAt: integer("created_at").notNull(),
-});
+export const paymentLinks = sqliteTable(
+  "payment_links",
+  {
+    txHash: text("tx_hash").primaryKey(),
+    payment: text().notNull(),
+    createdAt: integer("created_at").notNull(),
+  },
+  (table) => [index("payment_links_by_payment").on(table.payment)],
+);
 
 /** Prices that were quoted, and when last: what a payment may still be made by. */
 export const quotes = sqliteTable(

@@ -176,24 +176,24 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (bought.state === "reverted") return abandon(context, row, "purchase_reverted");
   if (row.purchaseTx !== bought.hash) return store.movePayment(db, row, { purchaseTx: bought.hash });
   // The scan sees it like any purchase, and its first step links it to this order (hard case 20), unless it ended before.
-  const vm = await boughtBy(context, bought.hash);
+  const vm = await boughtVm(db, row, addressInRows(context));
   if (vm !== null && vm.status !== "provisioning") return follow(context, row, vm);
   return lookAgain(context, row, WATCH_MS);
 }
 
-const boughtBy = (context: Context, txHash: string): Promise<Vm | null> =>
-  boughtVm(context.db, addressInRows(context), txHash);
-
-/** What stands for an order's purchase: reorgs give it another token, and the first one back. */
+/** What stands for an order's purchase: reorgs give it another token or transaction, and the first one back. */
 export async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
   const vm = row.incarnation === null ? null : await loadVm(context.db, row.incarnation);
   if (vm?.current || row.purchaseTx === null) return vm;
-  return (await boughtBy(context, row.purchaseTx)) ?? vm;
+  return (await boughtVm(context.db, row, addressInRows(context))) ?? vm;
 }
 
-/** From here on it is about this machine and token; another token that was on its way to the payer was not this order's. */
-export const follow = ({ db, now }: Context, row: store.Payment, vm: Vm): Promise<store.Payment | null> =>
-  store.movePayment(db, row, { ...linkTo(vm), transferTx: null, step: "provision", wakeAt: now() + WATCH_MS });
+/** From here on it is about this machine. Another token that was on its way to the payer was not this order's. */
+export function follow({ db, now }: Context, row: store.Payment, vm: Vm): Promise<store.Payment | null> {
+  const isOnItsWay = vm.tokenId === row.tokenId && (row.step === "deliver" || row.step === "close");
+  const again = isOnItsWay ? {} : ({ step: "provision", transferTx: null } as const);
+  return store.movePayment(db, row, { ...linkTo(vm), ...again, wakeAt: now() + WATCH_MS });
+}
 
 const linkTo = ({ incarnation, tokenId, txHash }: Vm) => ({ incarnation, tokenId, purchaseTx: txHash });
 

@@ -1,0 +1,1 @@
+CREATE INDEX `payment_links_by_payment` ON `payment_links` (`payment`);
