@@ -6,7 +6,7 @@
 //   sent         broadcast again in nonce order by an alarm until final history shows it; replaced at a higher fee where
 //                it is stuck, each replacement stored before it leaves
 //   final        two nodes call its block final. A reorg before that changes nothing: it is still being broadcast
-//   nonce taken  by a transaction that is not ours, in final history: the order gets another nonce
+//   nonce taken  by a transaction that is not ours, in final history, and no node has a receipt of ours: another nonce
 //   nonce free   since a reorg left such a transaction out: filled with one that does nothing
 //
 // A purchase is two transactions, the approval of its exact cost in front of it, signed in one turn at two nonces.
@@ -226,10 +226,11 @@ export class OperatorWallet extends DurableObject<object> {
         }),
         ({ count }) => String(count),
       );
+      const isOld = Date.now() - row.created_at > HOUR_MS;
       if (taken.count <= row.nonce) await this.#keepSending(row);
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
       else if (!(await this.#isUnknown(row)))
-        log("warn", "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
+        log(isOld ? "page" : "warn", "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
       else if (row.kind === "fill") this.#ledger.end(row, "final", row.hash);
       else await this.#giveAnotherNonce(row);
     }

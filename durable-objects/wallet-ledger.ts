@@ -51,7 +51,8 @@ export class WalletLedger {
     const { sql } = this.#storage;
     this.#storage.transactionSync(() => {
       sql.exec(
-        `INSERT INTO wallet_orders VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', ?, ?)
+        `INSERT INTO wallet_orders (id, kind, body, to_address, data, amount, nonce, state, hash, created_at)
+          VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', ?, ?)
           ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, hash = excluded.hash`,
         ...[row.id, row.kind, row.body, row.to_address, row.data, row.amount, row.nonce, row.hash, row.created_at],
       );

@@ -111,18 +111,21 @@ function windowProblem(
   return null;
 }
 
-/**
- * The row that a payment, or the identifier that its payer gave it, has already. Where nothing came of the authorization that
- * the identifier was given to, it goes over to another one.
- */
-export async function findClaim({ db }: Pick<Services, "db">, checked: Checked): Promise<store.Payment | null> {
+/** The row that a payment has already, or the identifier that its payer gave it, unless nothing came of what it was given to. */
+export async function findClaim({ db }: Services, checked: Checked): Promise<store.Payment | null> {
   const { identifier } = checked.payment;
   const named = identifier === null ? null : await store.paymentByIdentifier(db, checked.payer, identifier);
   if (named !== null && (named.id === checked.id || !cameToNothing(named))) return named;
-  if (named !== null && (await store.movePayment(db, named, { identifier: null })) === null) {
-    return findClaim({ db }, checked);
-  }
   return store.loadPayment(db, checked.id);
+}
+
+/** Takes an identifier from an authorization of which nothing came, and which nothing is to come of any more. */
+async function freeIdentifier({ db }: Pick<Services, "db">, { id, payer, payment }: Checked): Promise<void> {
+  if (payment.identifier === null) return;
+  const named = await store.paymentByIdentifier(db, payer, payment.identifier);
+  if (named === null || named.id === id || !cameToNothing(named)) return;
+  const reason = RETRYABLE.has(named.reason ?? "") ? "superseded" : named.reason;
+  await store.movePayment(db, named, { identifier: null, reason });
 }
 
 /** Nothing was bought for it; were it submitted after all, it is paid back. */
@@ -146,14 +149,16 @@ export function requireSameRequest(row: store.Payment, { id }: Checked, request:
 type Claim = Pick<store.NewPayment, "kind" | "request"> &
   Partial<Pick<store.NewPayment, "tokenId" | "tier" | "durationDays" | "sshPublicKey" | "region" | "quotedBlock">>;
 
-/** Writes the claim; null where somebody else has written one meanwhile. `fromBlock`: the head as it was read for this request. */
+/** Writes the claim; null where there is one by now. `fromBlock`: the head as it was read for this request. */
 export async function claim(
-  { db, config }: Services,
-  { id, payment, payer }: Checked,
+  services: Services,
+  checked: Checked,
   what: Claim,
   fromBlock: number,
   now: number,
 ): Promise<store.Payment | null> {
+  const { db, config } = services;
+  const { id, payment, payer } = checked;
   const { to, value, validAfter, validBefore, nonce, signature } = payment.authorization;
   const row: store.NewPayment = {
     id,
@@ -174,6 +179,7 @@ export async function claim(
     wakeAt: now + CLAIM_MS,
     createdAt: now,
   };
+  await freeIdentifier(services, checked);
   return (await store.claimPayment(db, row)) ? store.loadPayment(db, id) : null;
 }
 

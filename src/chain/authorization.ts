@@ -95,7 +95,7 @@ export type AuthorizationUse =
   /** The payer took it back: it never moves anything. */
   | { state: "cancelled"; blockNumber: number; blockTimestamp: number };
 
-type Sought = Pick<Authorization, "from" | "to" | "value" | "nonce">;
+type Sought = Pick<Authorization, "from" | "to" | "value" | "nonce" | "validBefore">;
 
 /**
  * What became of an authorization, by two nodes. `fromBlock`: a block before which it was not signed. Throws
@@ -119,13 +119,14 @@ export async function readAuthorizationUse(
       const data = answer.returnData;
       return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...block };
     },
-    ({ used }) => String(used),
+    // What follows from the block's time is final: it is agreed on as well.
+    ({ used, blockTimestamp }) => `${used}/${blockTimestamp >= sought.validBefore}`,
   );
   const { used, ...block } = view;
   if (!used) return { state: "unused", ...block };
   const { txHash } = await askTwo(
     chain,
-    async (node) => ({ txHash: await findUse(node, coin, sought, fromBlock, block.blockNumber) }),
+    async (node) => ({ txHash: await findUse(node, coin, sought, fromBlock, blockTag) }),
     (found) => found.txHash ?? "none",
   );
   if (txHash === null) return { state: "cancelled", ...block };
@@ -140,8 +141,10 @@ async function findUse(
   coin: Address,
   { from, nonce }: Sought,
   fromBlock: number,
-  toBlock: number,
+  blockTag: "latest" | "finalized",
 ): Promise<Hex | null> {
+  // Each by its own word: one that names too low a block hides what was used from nobody else.
+  const toBlock = Number((await client.getBlock({ blockTag })).number);
   const event = { address: coin, abi: coinAbi, eventName: "AuthorizationUsed" } as const;
   for (const range of rangesOf(fromBlock, toBlock)) {
     const [entry] = await client.getContractEvents({ ...event, args: { authorizer: from, nonce }, ...range });

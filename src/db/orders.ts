@@ -1,4 +1,4 @@
-// A token that is left of an order that came to nothing serves another one.
+// Tokens and machines of orders: what stands for a purchase of ours, and a held token that serves another order.
 import { and, eq, inArray, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";

@@ -222,7 +222,7 @@ export const listPayments = (
     .limit(limit)
     .all();
 
-/** Everything that a range's transactions of ours may be, by hash. */
+/** Everything that a range's transactions of ours may be, by hash: a purchase's are in the links. */
 export const paymentsOfTransactions = async (db: Database, hashes: readonly string[]): Promise<Payment[]> => {
   if (hashes.length === 0) return [];
   const listed = sql`(SELECT value FROM json_each(${JSON.stringify(hashes)}))`;
@@ -230,7 +230,7 @@ export const paymentsOfTransactions = async (db: Database, hashes: readonly stri
     .select()
     .from(payments)
     .where(
-      sql`settle_tx IN ${listed} OR purchase_tx IN ${listed} OR refund_tx IN ${listed}
+      sql`settle_tx IN ${listed} OR refund_tx IN ${listed}
         OR id IN (SELECT payment FROM payment_links WHERE tx_hash IN ${listed})`,
     )
     .all();

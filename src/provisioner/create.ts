@@ -103,10 +103,13 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   }
 }
 
-/** Bought for an order that came to nothing meanwhile: no machine is made, and the token waits for another order. */
+/** Bought for an order that came to nothing meanwhile, or has a token already: no machine is made, and it stays ours. */
 async function keepToken({ db, now }: Context, vm: store.Vm): Promise<Next> {
   log("warn", "token_kept", { tokenId: vm.tokenId });
-  const failure = { cause: "order_over", detail: "its order came to nothing before it was bought; the token is held" };
+  const failure = {
+    cause: "order_over",
+    detail: "its order came to nothing before it was bought, or has a token already; it stays ours",
+  };
   await store.failVm(db, vm, { ...failure, now: now(), step: "idle", wakeAt: null });
   return DONE;
 }

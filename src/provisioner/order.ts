@@ -4,7 +4,7 @@
 import { type Address, getAddress, type Hex } from "viem";
 import { privateKeyToAddress } from "viem/accounts";
 import { type AuthorizationUse, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
-import { askTwo, readHead, readTier } from "../chain/client.ts";
+import { askTwo, type Node, readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
@@ -191,9 +191,20 @@ export async function machineOf(context: Context, row: store.Payment): Promise<V
 /** From here on it is about this machine. Another token that was on its way to the payer was not this order's. */
 export function follow({ db, now }: Context, row: store.Payment, vm: Vm): Promise<store.Payment | null> {
   const isOnItsWay = vm.tokenId === row.tokenId && (row.step === "deliver" || row.step === "close");
-  const again = isOnItsWay ? {} : ({ step: "provision", transferTx: null } as const);
+  const again = isTheirs(row, vm)
+    ? ({ step: "close" } as const)
+    : isOnItsWay
+      ? {}
+      : ({ step: "provision", transferTx: null } as const);
   return store.movePayment(db, row, { ...linkTo(vm), ...again, wakeAt: now() + WATCH_MS });
 }
+
+/** Paid, and with the payer: what is owed for a machine that fails from here on is booked for the token's owner. */
+const isTheirs = (row: store.Payment, vm: Vm): boolean =>
+  row.state === "settled" && vm.current && vm.owner === row.payer;
+
+const toClose = ({ db, now }: Context, row: store.Payment): Promise<store.Payment | null> =>
+  store.movePayment(db, row, { step: "close", servedAt: row.servedAt ?? now(), wakeAt: now() + WATCH_MS });
 
 const linkTo = ({ incarnation, tokenId, txHash }: Vm) => ({ incarnation, tokenId, purchaseTx: txHash });
 
@@ -203,6 +214,7 @@ export async function provision(context: Context, row: store.Payment): Promise<T
   const vm = await machineOf(context, row);
   if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   if (vm === null) return abandon(context, row, "purchase_gone");
+  if (isTheirs(row, vm)) return toClose(context, row);
   if (isServing(vm)) {
     const step = row.state === "settled" ? "deliver" : "capture";
     return store.movePayment(db, row, { step, wakeAt: now() + WATCH_MS });
@@ -224,8 +236,7 @@ export async function capture(context: Context, row: store.Payment): Promise<Tur
   const isReady = vm === null ? row.cost === null : isServing(vm);
   const use = await useOf(context, row);
   if (use.state === "paid") {
-    const depth = await confirmationsOf(context, use.blockNumber);
-    if (depth < config.CONFIRMATIONS) return { waitSeconds: BLOCK_SECONDS };
+    if (!(await isConfirmed(context, use.blockNumber))) return { waitSeconds: BLOCK_SECONDS };
     log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash: use.txHash });
     const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
     return store.movePayment(db, row, { ...settled, step: vm === null ? "buy" : "deliver" });
@@ -269,9 +280,9 @@ const captureOf = (row: store.Payment): WalletOrder => {
   return { kind: "capture", id: `capture/${row.id}`, ...authorization, value: String(value) };
 };
 
-async function confirmationsOf({ chain }: Context, blockNumber: number): Promise<number> {
-  const head = await askTwo(chain, readHead, ({ number }) => String(number >= blockNumber));
-  return head.number - blockNumber;
+async function isConfirmed({ chain, config }: Context, blockNumber: number): Promise<boolean> {
+  const ask = async (node: Node) => ({ is: (await readHead(node)).number >= blockNumber + config.CONFIRMATIONS });
+  return (await askTwo(chain, ask, ({ is }) => String(is))).is;
 }
 
 const WAITING = { state: "waiting" } as const;
@@ -283,10 +294,12 @@ export async function deliver(context: Context, row: store.Payment): Promise<Tur
   if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   if (vm === null || row.tokenId === null) return abandon(context, row, "purchase_gone");
   const isLost = vm.status === "failed" || vm.status === "terminated";
-  if (row.transferTx === null && isLost) return abandon(context, row, vm.failure ?? "machine_ended");
+  const isWithPayer = isTheirs(row, vm);
+  if (row.transferTx === null && isLost && !isWithPayer) return abandon(context, row, vm.failure ?? "machine_ended");
   // While a reorg has its purchase, that token may be somebody else's.
   const mustWait = row.transferTx === null && !vm.current;
   const moved = mustWait ? WAITING : await walletOf(context).order(transferOf(row));
+  if (isWithPayer && (moved.state === "waiting" || moved.state === "reverted")) return toClose(context, row);
   const isUndone =
     moved.state === "reverted" || (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
   if (isUndone) {
@@ -310,12 +323,12 @@ async function abandon(context: Context, row: store.Payment, reason: string): Pr
   log("warn", "order_abandoned", { payment: row.id, reason, state: row.state });
   const vm = await machineOf(context, row);
   // Nobody's while a reorg has its purchase: whoever gets it back must not find a machine running for nobody.
-  if (vm?.current && (isOurs(context, vm) || vm.owner === "")) await endMachine(context, vm);
+  if (vm?.current && isNobodys(context, vm)) await endMachine(context, vm);
   const money =
     row.state === "settled"
       ? ({ state: "refund_due", step: "refund" } as const)
       : ({ state: "releasing", step: "release" } as const);
-  const token = vm === null ? {} : { incarnation: vm.incarnation, tokenId: vm.tokenId };
+  const token = vm === null ? {} : linkTo(vm);
   return store.movePayment(db, row, { ...money, ...token, reason, held: vm !== null, wakeAt: now() });
 }
 
@@ -330,15 +343,22 @@ async function endMachine({ db, config, now }: Context, vm: Vm): Promise<void> {
 
 /** A purchase that was to be retired stands after all: its order may have been given up meanwhile, and could not end it. */
 export async function endIfOver(context: Context, vm: Vm): Promise<void> {
-  const isNobodys = isOurs(context, vm) || vm.owner === "";
-  if (isNobodys && (await linkOrder(context, vm)).kind === "over") await endMachine(context, vm);
+  if (isNobodys(context, vm) && (await linkOrder(context, vm)).kind === "over") await endMachine(context, vm);
 }
+
+/** Before the books of an order that came to nothing close: what a crash kept from ending, or a purchase that stands again. */
+export async function endLeft(context: Context, row: store.Payment): Promise<void> {
+  const vm = row.held ? await machineOf(context, row) : null;
+  if (vm?.current && isNobodys(context, vm)) await endMachine(context, vm);
+}
+
+const isNobodys = (context: Context, vm: Vm): boolean => isOurs(context, vm) || vm.owner === "";
 
 type Linked =
   /** The order that a purchase of ours is for, and that still wants it. */
   | { kind: "open"; row: store.Payment }
   | { kind: "unlinked" }
-  /** Its order has come to nothing meanwhile: the token is held. */
+  /** Its order has come to nothing meanwhile, or has a token: this one stays ours. */
   | { kind: "over" };
 
 /** The order behind a purchase by the operator wallet. The first look writes the link into the order (hard case 20). */
@@ -355,7 +375,7 @@ export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
   if (row.cost === null || row.step === "idle") return { kind: "unlinked" };
   const first = row.incarnation === null ? null : await loadVm(db, row.incarnation);
   // Bought twice, with a key that is used elsewhere too: one token is enough.
-  if (first?.current && isOurs(context, first) && first.txHash !== vm.txHash) return { kind: "over" };
+  if (first?.current && first.owner !== "" && first.txHash !== vm.txHash) return { kind: "over" };
   // First seen, or a reorg has given it another token.
   const linked = await follow(context, row, vm);
   return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };

@@ -3,6 +3,7 @@
 import { type Address, getAddress } from "viem";
 import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
+import { readFinalToken } from "../chain/client.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
@@ -11,7 +12,8 @@ import { log } from "../log.ts";
 import { authorizationOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { refundOf } from "./create.ts";
-import { buy, capture, check, deliver, follow, machineOf, provision } from "./order.ts";
+import { buy, capture, check, deliver, endLeft, follow, machineOf, provision } from "./order.ts";
+import { readPurchase } from "./verify.ts";
 
 /** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
 const UNSERVED_MS = 600_000;
@@ -108,6 +110,7 @@ async function release(context: Context, row: store.Payment): Promise<Turn> {
   if (use.state === "unused" && use.blockTimestamp < row.validBefore) {
     return lookAgain(context, row, Math.max(WATCH_MS, (row.validBefore - use.blockTimestamp) * 1_000));
   }
+  await endLeft(context, row);
   log("info", "payment_released", { payment: row.id, reason: row.reason });
   return store.movePayment(db, row, { state: "released", step: "idle", wakeAt: null, endedAt: now() });
 }
@@ -139,6 +142,7 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     await store.movePayment(db, row, { refundTx: paid.hash, wakeAt: now() + WATCH_MS });
     return null;
   }
+  await endLeft(context, row);
   log("info", "payment_refunded", { payment: row.id, txHash: paid.hash, amount: row.amount });
   return store.movePayment(db, row, {
     state: "refunded",
@@ -163,15 +167,28 @@ async function close(context: Context, row: store.Payment): Promise<Turn> {
   if (use.state !== "paid") return hold(context, row, "charge_undone");
   if (row.kind === "compute") {
     const vm = await machineOf(context, row);
-    // A reorg has given its purchase another token since, and the one that went to the payer was not the one he paid for.
+    // A reorg has given its purchase another token or transaction since.
     if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
-    if (!vm?.current) return lookAgain(context, row, WATCH_MS);
-    await oweForLost(context, row, vm);
-    const moved = await walletOf(context).order(transferOf(row));
-    if (moved.state === "reverted") return store.movePayment(db, row, { step: "deliver" });
-    if (moved.state !== "final") return lookAgain(context, row, WATCH_MS);
+    if (vm?.current) await oweForLost(context, row, vm);
+    if (vm === null || !(await isFinallyTheirs(context, row, vm))) {
+      const moved = await walletOf(context).order(transferOf(row));
+      if (moved.state === "reverted") return store.movePayment(db, row, { step: "deliver" });
+      // What went to the payer was another's token, and ours is nowhere.
+      if (moved.state === "final" && vm?.status === "terminated" && !vm.current)
+        return hold(context, row, "purchase_gone");
+      if (moved.state !== "final" || !vm?.current) return lookAgain(context, row, WATCH_MS);
+    }
   }
   return store.movePayment(db, row, { step: "idle", settleTx: use.txHash, wakeAt: null, endedAt: now() });
+}
+
+/** By final history the payer has the token, and its purchase stands there. */
+async function isFinallyTheirs({ chain, config }: Context, row: store.Payment, vm: Vm): Promise<boolean> {
+  if (!vm.current || vm.owner !== row.payer) return false;
+  const { owner, blockNumber } = await readFinalToken(chain, vm.tokenId);
+  if (owner !== getAddress(row.payer)) return false;
+  const purchase = await readPurchase(chain, config, vm);
+  return purchase !== null && purchase.blockNumber <= blockNumber;
 }
 
 /**

@@ -95,6 +95,8 @@ export const wirePayment = (payment: Payment) => ({
 });
 
 function messageOf({ state, step }: Payment): string {
+  if (state === "settled" && (step === "buy" || step === "provision"))
+    return "The payment was taken; the machine is being made.";
   if (state === "released") return "Nothing was charged, and the authorization can't be used any more.";
   if (state === "refunded") return "The payment was paid back.";
   return STEP_SENTENCES[step];

@@ -33,8 +33,7 @@ export async function reconcile(
     ...known.map((row) => row.refundTx),
     ...(await refundsOfTransactions(db, hashes)).map((row) => row.txHash),
   ]);
-  // An order that a held token served has its transaction too, and paid nothing.
-  const bought = new Map(known.filter(({ cost }) => cost !== "0").map((row) => [row.purchaseTx, row.cost]));
+  const bought = new Map(known.map((row) => [row.purchaseTx, row.cost]));
   const isIn = ({ to }: CoinTransfer) => to === operator;
   const explainsIn = ({ txHash, amount, from }: CoinTransfer) => {
     const row = settled.get(txHash);

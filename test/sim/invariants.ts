@@ -186,6 +186,12 @@ function checkFailed(world: World, row: Vm): void {
     "SELECT * FROM refunds WHERE incarnation = ? AND kind = 'failed'",
     row.incarnation,
   );
+  // Paid for over x402, and paid back as that.
+  const [order] = world.rows<{ state: string }>(
+    "SELECT state FROM payments WHERE incarnation = ? AND state = 'refunded'",
+    row.incarnation,
+  );
+  if (order !== undefined) return;
   const isHeld = row.failure === "purchase_mismatch" || row.failure === "price_mismatch";
   if (refund?.state === "paid" || refund?.state === "held" || refund?.state === "waiting" || isHeld) return;
   world.violate(

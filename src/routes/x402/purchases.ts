@@ -224,7 +224,12 @@ export function mountPurchases(app: Router): void {
       ));
     if (row === null) {
       const other = await findClaim(c.var, checked);
-      if (other === null) throw new Error("a claim that could not be written is there");
+      // Another payment had the identifier, and nothing came of it meanwhile.
+      if (other === null) {
+        throw new AppError("order_open", "Another payment with this identifier has just been refused: send it again.", {
+          retryAfterSeconds: POLL_SECONDS,
+        });
+      }
       requireSameRequest(other, checked, request);
       return answer(c, other);
     }

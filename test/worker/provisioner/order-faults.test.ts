@@ -325,6 +325,31 @@ test("a token that went to the payer and was another order's after a reorg is fo
   expect(await playUntil(world, id, at("idle"))).toMatchObject({ state: "settled", incarnation, token_id: tokenId });
 });
 
+test("what became of an order whose token is no purchase of ours any more is for a person to see: its books never closed", async () => {
+  const { id } = await accepted();
+  await playUntil(world, id, at("close"));
+  // As retiring leaves it, once final history is past its block; the token that was its own is another purchase's.
+  const { token_id: tokenId } = await rowOf(id);
+  await pretendAnotherToken(id);
+  await world.sql.prepare("UPDATE vms SET status = 'terminated', failure = 'reorged' WHERE current = 0").run();
+  await world.sql.prepare("DELETE FROM payment_links").run();
+  await set(id, `token_id = ${tokenId}, purchase_tx = 'gone', wake_at = 1`);
+  expect(await playUntil(world, id, at("idle"))).toMatchObject({ state: "held", reason: "purchase_gone" });
+});
+
+test("two orders of one payer, the token of one his by the transfer for the other, are two purchases and nothing is paid back", async () => {
+  const { id } = await accepted();
+  const { incarnation } = await playUntil(world, id, at("close"));
+  await pretendAnotherToken(id);
+  await world.sql.prepare("UPDATE vms SET status = 'failed', failure = 'no_machine_in_time' WHERE current = 1").run();
+  await set(id, "step = 'provision', transfer_tx = NULL, wake_at = 1");
+  expect(await playUntil(world, id, at("idle"))).toMatchObject({ state: "settled", incarnation });
+  // For the machine that failed, once: not for the payment as well.
+  expect(await world.rows("SELECT kind, pay_to FROM refunds")).toEqual([
+    { kind: "failed", pay_to: payer.address.toLowerCase() },
+  ]);
+});
+
 test("a machine that never answers costs nothing, ends at the vendor, and its token is held", async () => {
   await addFault("vultr", { call: "create", kind: "never_boots" });
   const { id } = await accepted();

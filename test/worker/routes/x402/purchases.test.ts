@@ -4,7 +4,7 @@ import type { LocalAccount } from "viem/accounts";
 import { expect, test } from "vitest";
 import { generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import { fixedHeaders, transfer } from "../../../world/agent.ts";
-import { paymentHeaderV1, paymentHeaderV2 } from "../../../world/payer.ts";
+import { paymentHeaderV1, paymentHeaderV2, type SignedPayment } from "../../../world/payer.ts";
 import {
   addFacilitatorFault,
   agent,
@@ -187,25 +187,30 @@ test("an identifier whose first authorization came to nothing goes over to the n
   const identifier = `order-${bytesToHex(randomBytes(12))}`;
   const extensions = { "payment-identifier": { info: { required: false, id: identifier } } };
   const requirement = await quoteOf(post(world, PATH, computeBody()));
-  const sign = async () => ({
-    "payment-signature": paymentHeaderV2(requirement, await signFor(agent(1), requirement), { extensions }),
+  const named = (signed: SignedPayment) => ({
+    "payment-signature": paymentHeaderV2(requirement, signed, { extensions }),
   });
+  const sign = async () => named(await signFor(agent(1), requirement));
   const order = async (headers: Record<string, string>) => {
     const answer = await post(world, PATH, computeBody(), headers);
     return { ...((await answer.json()) as { purchaseId: string; code?: string }), httpStatus: answer.status };
   };
   await addFacilitatorFault({ call: "verify", kind: "down" });
-  const first = await sign();
+  const signed = await signFor(agent(1), requirement);
+  const first = named(signed);
   expect(await order(first)).toMatchObject({ code: "facilitator_unavailable" });
   await clearFacilitatorFaults();
   const second = await order(await sign());
   expect(second.httpStatus).toBe(202);
+  // Nothing comes of the first any more, sent without its name neither.
+  const bare = { "payment-signature": paymentHeaderV2(requirement, signed) };
+  expect(await order(bare)).toMatchObject({ status: "releasing", charged: false });
   // The first one, and a third: whatever is sent under it from here on is the second's purchase.
   expect((await order(first)).purchaseId).toBe(second.purchaseId);
   expect((await order(await sign())).purchaseId).toBe(second.purchaseId);
-  expect(await world.rows("SELECT state, identifier FROM payments ORDER BY created_at, state DESC")).toEqual([
-    { state: "releasing", identifier: null },
-    { state: "authorized", identifier },
+  expect(await world.rows("SELECT state, identifier, reason FROM payments ORDER BY created_at, state DESC")).toEqual([
+    { state: "releasing", identifier: null, reason: "superseded" },
+    { state: "authorized", identifier, reason: null },
   ]);
   // Without a machine it keeps its identifier: it was answered once, and the answer stands.
   await world.sql.prepare("UPDATE payments SET state = 'released', bought_at = 1 WHERE identifier IS NOT NULL").run();
