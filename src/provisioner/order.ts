@@ -24,7 +24,7 @@ import { lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts"
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** From the capture on: a token that can't be handed over by then is paid back (hard case 19). */
+/** From the purchase on, a token that is not seen by then, and from the capture on one that can't move, is given up (19). */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;
@@ -178,6 +178,9 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   // The scan sees it like any purchase, and its first step links it to this order (hard case 20), unless it ended before.
   const vm = await boughtVm(db, row, addressInRows(context));
   if (vm !== null && vm.status !== "provisioning") return follow(context, row, vm);
+  // After a reorg it may have a token that was on its way to the payer of another order.
+  const isOverdue = bought.state === "final" && now() > (row.boughtAt ?? 0) + DELIVER_MS;
+  if (vm === null && (isLate || isOverdue)) return abandon(context, row, "purchase_gone");
   return lookAgain(context, row, WATCH_MS);
 }
 

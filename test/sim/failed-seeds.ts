@@ -26,4 +26,9 @@ export const FAILED_SEEDS: readonly { seed: number; story: string }[] = [
     story: "a node that lagged and one that lied made the wallet take its purchase for lost and buy a second token",
   },
   { seed: 88_080, story: "a deep reorg made another order's of the token that was on its way to a payer" },
+  {
+    seed: 103_196,
+    story:
+      "a deep reorg gave an order's purchase the token that another payer was being handed, and it waited for ever",
+  },
 ];

@@ -291,6 +291,25 @@ test("a purchase of ours that the scan sees before it is linked waits for its li
   expect(await playUntil(world, id, delivered)).toMatchObject({ state: "settled" });
 });
 
+test("a purchase of ours that never shows as ours, final as it is, is given up: its order waited for ever (seed 103196)", async () => {
+  const { id } = await accepted(1);
+  await world.drain();
+  const { purchase_tx: purchaseTx } = await rowOf(id);
+  // Its token is with somebody else by the time that it is seen, as after a deep reorg.
+  const tokenId = (await sold()) - 1n;
+  const abi = parseAbi(["function transferFrom(address from, address to, uint256 tokenId)"]);
+  const args = [operator.address, deployer.address, tokenId] as const;
+  await mined(chain.wallet(operator).writeContract({ ...claw, abi, functionName: "transferFrom", args }));
+  await chain.mine(3);
+  await runDurableObjectAlarm(world.wallet);
+  await world.sql.prepare("UPDATE payments SET bought_at = 1").run();
+  expect(await playUntil(world, id, at("release"))).toMatchObject({
+    reason: "purchase_gone",
+    purchase_tx: purchaseTx,
+    settle_tx: null,
+  });
+});
+
 test("what the operator wallet buys for nobody gets no machine, and is not paid back to itself", async () => {
   const wallet = chain.wallet(operator);
   const abi = parseAbi([
