@@ -24,7 +24,7 @@ import { lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts"
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** From the purchase on, a token that is not seen by then, and from the capture on one that can't move, is given up (19). */
+/** A token that is not seen so long after its purchase, or can't move so long after the capture (hard case 19), is given up. */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;

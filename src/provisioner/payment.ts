@@ -172,7 +172,8 @@ async function close(context: Context, row: store.Payment): Promise<Turn> {
     if (vm?.current) await oweForLost(context, row, vm);
     if (vm === null || !(await isFinallyTheirs(context, row, vm))) {
       const moved = await walletOf(context).order(transferOf(row));
-      if (moved.state === "reverted") return store.movePayment(db, row, { step: "deliver" });
+      const isWithPayer = vm?.current === true && vm.owner === row.payer;
+      if (moved.state === "reverted" && !isWithPayer) return store.movePayment(db, row, { step: "deliver" });
       // What went to the payer was another's token, and ours is nowhere.
       if (moved.state === "final" && vm?.status === "terminated" && !vm.current)
         return hold(context, row, "purchase_gone");
