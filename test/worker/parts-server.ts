@@ -2,18 +2,19 @@
 import { operatorKey, startParts } from "../world/world.ts";
 import type { PartsInfo } from "./parts.ts";
 
+// Pages are short, so that lists have several; fifty of them, as many as are read, hold what all tests together leave.
 const parts = await startParts({
   chain: { blockTimeSeconds: 0 },
   vultr: {
     latencyMs: 2,
-    maxPage: 4,
+    maxPage: 10,
     listLagMs: 0,
     requestsPerSecond: 10_000,
     bootMs: { active: 100, ok: 200, sshd: 250, configured: 400 },
   },
   runpod: {
     latencyMs: 2,
-    maxPage: 4,
+    maxPage: 10,
     listLagMs: 0,
     requestsPerMinute: 1_000_000,
     bootMs: { starting: 50, running: 200, sshd: 350 },

@@ -94,7 +94,7 @@ test.each(["vultr", "runpod"] as const)(
     const vendor = world.context.vendors[name];
     const supplies = await vendor.prepare();
     const made: string[] = [];
-    for (let number = 1; number <= 5; number++)
+    for (let number = 1; number <= 11; number++)
       made.push((await vendor.create(await specOf(world, vendor, number), supplies)).instanceId);
     const listed = (await vendor.list()).filter((machine) => machine.label.includes(world.edge.DEPLOYMENT_ID));
     expect(listed.map((machine) => machine.instanceId).sort()).toEqual([...made].sort());
