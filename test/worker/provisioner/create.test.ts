@@ -338,7 +338,9 @@ test("no vendor has one: after the deadline by the chain's clock the purchase is
 async function moveByReorg(world: Deployment, before: () => Promise<unknown>) {
   const raw = await signPurchase(agent(0));
   const snapshot = await chain.node.snapshot();
-  await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  const hash = await chain.reader.sendRawTransaction({ serializedTransaction: raw });
+  // A node answers before it has mined.
+  await chain.reader.waitForTransactionReceipt({ hash });
   await world.scan();
   await chain.node.revert({ id: snapshot });
   await before();
