@@ -191,8 +191,8 @@ async function callOnce(`,
   wait_for_the_link: [
     {
       file: "src/provisioner/order.ts",
-      from: 'if (vm !== null && vm.status !== "provisioning") {',
-      to: "if (vm !== null && vm.status === null) {",
+      from: 'if (vm !== null && vm.status !== "provisioning") return follow',
+      to: "if (vm !== null && vm.status === null) return follow",
     },
   ],
 } as const satisfies Record<string, readonly Edit[]>;
