@@ -226,12 +226,12 @@ export class OperatorWallet extends DurableObject<object> {
         }),
         ({ count }) => String(count),
       );
-      const isOld = Date.now() - row.created_at > HOUR_MS;
       if (taken.count <= row.nonce) await this.#keepSending(row);
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
-      else if (!(await this.#isUnknown(row)))
-        log(isOld ? "page" : "warn", "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
-      else if (row.kind === "fill") this.#ledger.end(row, "final", row.hash);
+      else if (!(await this.#isUnknown(row))) {
+        const level = Date.now() - row.created_at > HOUR_MS ? "page" : "warn";
+        log(level, "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
+      } else if (row.kind === "fill") this.#ledger.end(row, "final", row.hash);
       else await this.#giveAnotherNonce(row);
     }
   }

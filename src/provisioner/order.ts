@@ -184,15 +184,25 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   return lookAgain(context, row, WATCH_MS);
 }
 
+/** A step about an order's machine; where a reorg has put another one in its place, the order follows that first. */
+export async function onMachine(
+  context: Context,
+  row: store.Payment,
+  step: (context: Context, row: store.Payment, vm: Vm | null) => Promise<Turn>,
+): Promise<Turn> {
+  const vm = await machineOf(context, row);
+  return vm !== null && vm.incarnation !== row.incarnation ? follow(context, row, vm) : step(context, row, vm);
+}
+
 /** What stands for an order's purchase: reorgs give it another token or transaction, and the first one back. */
-export async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
+async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
   const vm = row.incarnation === null ? null : await loadVm(context.db, row.incarnation);
   if (vm?.current || row.purchaseTx === null) return vm;
   return (await boughtVm(context.db, row, addressInRows(context))) ?? vm;
 }
 
 /** From here on it is about this machine. Another token that was on its way to the payer was not this order's. */
-export function follow({ db, now }: Context, row: store.Payment, vm: Vm): Promise<store.Payment | null> {
+function follow({ db, now }: Context, row: store.Payment, vm: Vm): Promise<store.Payment | null> {
   const isOnItsWay = vm.tokenId === row.tokenId && (row.step === "deliver" || row.step === "close");
   const again = isTheirs(row, vm)
     ? ({ step: "close" } as const)
@@ -203,8 +213,8 @@ export function follow({ db, now }: Context, row: store.Payment, vm: Vm): Promis
 }
 
 /** Paid, and with the payer: what is owed for a machine that fails from here on is booked for the token's owner. */
-const isTheirs = (row: store.Payment, vm: Vm): boolean =>
-  row.state === "settled" && vm.current && vm.owner === row.payer;
+export const isTheirs = (row: store.Payment, vm: Vm | null): boolean =>
+  vm !== null && row.state === "settled" && vm.current && vm.owner === row.payer;
 
 const toClose = ({ db, now }: Context, row: store.Payment): Promise<store.Payment | null> =>
   store.movePayment(db, row, { step: "close", servedAt: row.servedAt ?? now(), wakeAt: now() + WATCH_MS });
@@ -212,10 +222,8 @@ const toClose = ({ db, now }: Context, row: store.Payment): Promise<store.Paymen
 const linkTo = ({ incarnation, tokenId, txHash }: Vm) => ({ incarnation, tokenId, purchaseTx: txHash });
 
 /** Waits for the machine; whoever publishes it, or fails, sends a message. */
-export async function provision(context: Context, row: store.Payment): Promise<Turn> {
+export async function provision(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
   const { db, now } = context;
-  const vm = await machineOf(context, row);
-  if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   if (vm === null) return abandon(context, row, "purchase_gone");
   if (isTheirs(row, vm)) return toClose(context, row);
   if (isServing(vm)) {
@@ -231,10 +239,8 @@ export async function provision(context: Context, row: store.Payment): Promise<T
 const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !== null && vm.current;
 
 /** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
-export async function capture(context: Context, row: store.Payment): Promise<Turn> {
+export async function capture(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
   const { db, config, now } = context;
-  const vm = await machineOf(context, row);
-  if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   // Without a machine only where the payment comes first.
   const isReady = vm === null ? row.cost === null : isServing(vm);
   const use = await useOf(context, row);
@@ -291,10 +297,8 @@ async function isConfirmed({ chain, config }: Context, blockNumber: number): Pro
 const WAITING = { state: "waiting" } as const;
 
 /** The payment is ours: the token goes to the payer, without waiting for final history (hard case 16). */
-export async function deliver(context: Context, row: store.Payment): Promise<Turn> {
+export async function deliver(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
   const { db, now } = context;
-  const vm = await machineOf(context, row);
-  if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
   if (vm === null || row.tokenId === null) return abandon(context, row, "purchase_gone");
   const isLost = vm.status === "failed" || vm.status === "terminated";
   const isWithPayer = isTheirs(row, vm);

@@ -12,7 +12,7 @@ import { log } from "../log.ts";
 import { authorizationOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { refundOf } from "./create.ts";
-import { buy, capture, check, deliver, endLeft, follow, machineOf, provision } from "./order.ts";
+import { buy, capture, check, deliver, endLeft, isTheirs, onMachine, provision } from "./order.ts";
 import { readPurchase } from "./verify.ts";
 
 /** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
@@ -28,9 +28,9 @@ export type Turn = store.Payment | { waitSeconds: number } | null;
 const STEPS: Record<store.Payment["step"], (context: Context, row: store.Payment) => Promise<Turn>> = {
   check,
   buy,
-  provision,
-  capture,
-  deliver,
+  provision: (context, row) => onMachine(context, row, provision),
+  capture: (context, row) => onMachine(context, row, capture),
+  deliver: (context, row) => onMachine(context, row, deliver),
   settle,
   close,
   release,
@@ -160,32 +160,31 @@ async function hold({ db, now }: Context, row: store.Payment, reason: string): P
 
 /** Delivered: the books close when final history has the payment, and the token's transfer. */
 async function close(context: Context, row: store.Payment): Promise<Turn> {
-  const { db, now } = context;
   const use = await useOf(context, row, "finalized");
   if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
   // A reorg took the charge back after what it was for had been handed out: our loss, and a person should hear of it.
   if (use.state !== "paid") return hold(context, row, "charge_undone");
-  if (row.kind === "compute") {
-    const vm = await machineOf(context, row);
-    // A reorg has given its purchase another token or transaction since.
-    if (vm !== null && vm.incarnation !== row.incarnation) return follow(context, row, vm);
-    if (vm?.current) await oweForLost(context, row, vm);
-    if (vm === null || !(await isFinallyTheirs(context, row, vm))) {
-      const moved = await walletOf(context).order(transferOf(row));
-      const isWithPayer = vm?.current === true && vm.owner === row.payer;
-      if (moved.state === "reverted" && !isWithPayer) return store.movePayment(db, row, { step: "deliver" });
-      // What went to the payer was another's token, and ours is nowhere.
-      if (moved.state === "final" && vm?.status === "terminated" && !vm.current)
-        return hold(context, row, "purchase_gone");
-      if (moved.state !== "final" || !vm?.current) return lookAgain(context, row, WATCH_MS);
-    }
-  }
-  return store.movePayment(db, row, { step: "idle", settleTx: use.txHash, wakeAt: null, endedAt: now() });
+  const charged = { ...row, settleTx: use.txHash };
+  return row.kind === "compute" ? onMachine(context, charged, closeOrder) : closed(context, charged);
+}
+
+const closed = ({ db, now }: Context, row: store.Payment): Promise<store.Payment | null> =>
+  store.movePayment(db, row, { step: "idle", settleTx: row.settleTx, wakeAt: null, endedAt: now() });
+
+/** The payment is final; the order closes with the token's transfer. */
+async function closeOrder(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
+  if (vm?.current) await oweForLost(context, row, vm);
+  if (vm !== null && (await isFinallyTheirs(context, row, vm))) return closed(context, row);
+  const moved = await walletOf(context).order(transferOf(row));
+  if (moved.state === "reverted" && !isTheirs(row, vm)) return store.movePayment(context.db, row, { step: "deliver" });
+  // What went to the payer was another's token, and ours is nowhere.
+  if (moved.state === "final" && vm?.status === "terminated" && !vm.current) return hold(context, row, "purchase_gone");
+  return moved.state === "final" && vm?.current ? closed(context, row) : lookAgain(context, row, WATCH_MS);
 }
 
 /** By final history the payer has the token, and its purchase stands there. */
 async function isFinallyTheirs({ chain, config }: Context, row: store.Payment, vm: Vm): Promise<boolean> {
-  if (!vm.current || vm.owner !== row.payer) return false;
+  if (!isTheirs(row, vm)) return false;
   const { owner, blockNumber } = await readFinalToken(chain, vm.tokenId);
   if (owner !== getAddress(row.payer)) return false;
   const purchase = await readPurchase(chain, config, vm);

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../src/chain/orders.ts";
 import { loadPayment } from "../../../src/db/payments.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
-import { capture } from "../../../src/provisioner/order.ts";
+import { capture, onMachine } from "../../../src/provisioner/order.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { transfer } from "../../world/agent.ts";
@@ -209,7 +209,9 @@ test("a stranger's transaction that overtakes our capture has paid us; it was he
   const config = { ...world.context.config, OPERATOR_WALLET: slow } as unknown as Context["config"];
   const row = await loadPayment(world.db, id);
   if (row === null) throw new Error("there is no such payment");
-  expect(await capture({ ...world.context, config }, row)).toMatchObject({ waitSeconds: expect.any(Number) });
+  expect(await onMachine({ ...world.context, config }, row, capture)).toMatchObject({
+    waitSeconds: expect.any(Number),
+  });
   const settled = await playUntil(world, id, at("close"));
   expect(settled).toMatchObject({ state: "settled", reason: null });
   expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
