@@ -56,7 +56,5 @@ export function install(): void {
     randomUUID: { value: uuid, configurable: true },
   });
   Math.random = () => surroundings().random.unit();
-  // Only our own fetch reads it.
-  AbortSignal.timeout = (ms: number) => ({ timeoutMs: ms }) as unknown as AbortSignal;
   for (const level of ["log", "warn", "error"] as const) console[level] = (lines: string) => surroundings().log(lines);
 }

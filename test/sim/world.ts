@@ -279,15 +279,10 @@ export class World {
       return vendor.respond(request);
     });
     if (answer !== "hangs") return toResponse(answer);
-    const signal = init.signal as (AbortSignal & { timeoutMs?: number }) | null | undefined;
+    const { signal } = init;
     if (signal == null) return never();
-    // A vendor's call brings its time limit along; viem aborts when its own is over.
-    const { timeoutMs } = signal;
-    if (timeoutMs !== undefined) await this.clock.sleep(timeoutMs);
-    else await new Promise((resolve) => signal.addEventListener("abort", resolve));
-    throw Object.assign(new Error("The call was given up."), {
-      name: timeoutMs === undefined ? "AbortError" : "TimeoutError",
-    });
+    await new Promise((resolve) => signal.addEventListener("abort", resolve));
+    throw signal.reason;
   }
 }
 

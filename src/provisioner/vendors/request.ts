@@ -19,6 +19,9 @@ export async function callVendor(
   body?: object,
 ): Promise<VendorAnswer> {
   const { vendor, baseUrl, apiKey, timeoutMs } = access;
+  const limit = new AbortController();
+  // A timer that outlives its answer would keep the vendors' gate, an object, in memory.
+  const timer = setTimeout(() => limit.abort(new DOMException("no answer in time", "TimeoutError")), timeoutMs);
   try {
     const response = await fetch(`${baseUrl}${path}`, {
       method,
@@ -29,7 +32,7 @@ export async function callVendor(
         ...(body === undefined ? {} : { "content-type": "application/json" }),
       },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-      signal: AbortSignal.timeout(timeoutMs),
+      signal: limit.signal,
     });
     const text = await response.text();
     if (text.length > MAX_ANSWER_BYTES) throw new Error("the answer is too large");
@@ -43,6 +46,8 @@ export async function callVendor(
   } catch (cause) {
     const reason = cause instanceof Error && cause.name === "TimeoutError" ? "no answer in time" : "no readable answer";
     throw new VendorError(vendor, "unknown", `${method} ${path.split("?")[0]}: ${reason}`, { cause });
+  } finally {
+    clearTimeout(timer);
   }
 }
 
