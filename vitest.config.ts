@@ -1,22 +1,30 @@
 import { cloudflareTest, readD1Migrations } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
 
-import { bookVariables, gateVariables } from "./test/worker/parts.ts";
+import { SlowFirst } from "./test/order.ts";
+import { AreaReporter } from "./test/report.ts";
+import { bookVariables, gateVariables, startPartsProcess } from "./test/worker/parts.ts";
 
 const migrations = await readD1Migrations("migrations");
 
 export default defineConfig({
   test: {
-    // Tests share one chain and two vendors, and the machine has few cores: one file after the other.
-    fileParallelism: false,
+    // Files wait for blocks, boots and polls more than they compute: three of them keep two cores busy.
+    maxWorkers: 3,
     silent: "passed-only",
+    reporters: [new AreaReporter()],
+    sequence: { sequencer: SlowFirst },
+    slowTestThreshold: 10_000,
     projects: [
       {
         plugins: [
-          cloudflareTest(({ inject }) => {
-            const parts = inject("parts");
+          // Called for each workerd: each has a chain, vendors and a database of its own.
+          cloudflareTest(async () => {
+            const parts = await startPartsProcess();
             return {
               main: "./test/worker/main.ts",
+              // Without the runtime's own chatter about connections that tests break on purpose.
+              verbose: false,
               miniflare: {
                 compatibilityDate: "2026-10-01",
                 compatibilityFlags: ["nodejs_compat"],
@@ -29,7 +37,7 @@ export default defineConfig({
                   VENDOR_GATE: { className: "VendorGate", useSQLite: true },
                 },
                 // What the vendors' gate, an object, runs with; the handlers get theirs from the tests.
-                bindings: { MIGRATIONS: migrations, ...gateVariables(parts), ...bookVariables(parts) },
+                bindings: { MIGRATIONS: migrations, PARTS: parts, ...gateVariables(parts), ...bookVariables(parts) },
                 modulesRules: [{ type: "Text", include: ["**/swagger-ui-bundle.js", "**/swagger-ui.css", "**/*.txt"] }],
               },
             };
@@ -38,10 +46,9 @@ export default defineConfig({
         test: {
           name: "worker",
           include: ["test/worker/**/*.test.ts"],
-          globalSetup: ["test/worker/parts.ts"],
           isolate: false,
-          testTimeout: 30_000,
-          hookTimeout: 30_000,
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
           deps: {
             optimizer: {
               ssr: {
@@ -69,7 +76,15 @@ export default defineConfig({
         test: {
           name: "e2e",
           include: ["test/e2e/**/*.test.ts", "test/world/**/*.test.ts"],
-          testTimeout: 180_000,
+          testTimeout: 300_000,
+          hookTimeout: 120_000,
+        },
+      },
+      {
+        test: {
+          name: "long",
+          include: ["test/long/**/*.test.ts"],
+          testTimeout: 3_600_000,
           hookTimeout: 120_000,
         },
       },

@@ -18,7 +18,6 @@ import {
   walletActions,
 } from "viem";
 import { type LocalAccount, mnemonicToAccount } from "viem/accounts";
-import { inject } from "vitest";
 import type { IpGuard } from "../../durable-objects/ip-guard.ts";
 import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
@@ -41,6 +40,7 @@ import { buy } from "../world/agent.ts";
 import type { FacilitatorFault } from "../world/facilitator.ts";
 import type { RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
+import type { PartsInfo } from "./parts.ts";
 
 type TestBindings = {
   DB: D1Database;
@@ -49,9 +49,15 @@ type TestBindings = {
   VENDOR_GATE: DurableObjectNamespace;
   OPERATOR_WALLET: DurableObjectNamespace<OperatorWallet>;
   MIGRATIONS: D1Migration[];
+  PARTS: PartsInfo;
 };
 const bindings = env as unknown as TestBindings;
-const parts = inject("parts");
+/** The chain and the vendors of this workerd. */
+export const parts = bindings.PARTS;
+/** How long a test waits for what comes by itself: a busy machine is slow. */
+export const PATIENCE_MS = 20_000;
+/** What is left of a job's delay: a poll must not spin. */
+const DELAY_MS = 15;
 const MNEMONIC = "test test test test test test test test test test test junk";
 
 export const agents = Array.from({ length: 5 }, (_, addressIndex) => mnemonicToAccount(MNEMONIC, { addressIndex }));
@@ -92,7 +98,7 @@ export async function deploy(
 ) {
   await reset();
   await applyD1Migrations(bindings.DB, bindings.MIGRATIONS);
-  await clearFaults();
+  await Promise.all([clearFaults(), clearMachines()]);
   await chain.mine(2);
   const sent: Sent[] = [];
   const jobs = {
@@ -113,7 +119,7 @@ export async function deploy(
     CHAIN_ID: "8453",
     CONTRACT_ADDRESS,
     RPC_URLS: parts.rpcUrls.join(","),
-    RPC_TIMEOUT_MS: "1000",
+    RPC_TIMEOUT_MS: "4000",
     CONFIRMATIONS: "0",
   };
   let guardCalls = 0;
@@ -152,14 +158,15 @@ export async function deploy(
     RUNPOD_API_KEY: parts.runpodKey,
     RUNPOD_API_URL: parts.runpodUrl,
     RUNPOD_REQUESTS_PER_MINUTE: "100000",
-    VENDOR_TIMEOUT_MS: "500",
-    LISTING_LAG_MS: "500",
+    VENDOR_TIMEOUT_MS: "1000",
+    LISTING_LAG_MS: "200",
     POLL_SECONDS: "1",
     ...overrides.provisioner,
   };
   const provisioner = provisionerConfig(provisionerVariables);
   const app = createApp(edge);
-  const context: Context = createContext(provisioner);
+  let aheadMs = 0;
+  const context: Context = createContext(provisioner, () => Date.now() + aheadMs);
   const db = openDatabase(bindings.DB);
   const edgeChain = connectChain(edge);
   const holder = crypto.randomUUID();
@@ -205,6 +212,10 @@ export async function deploy(
     },
     buy: (index: number, tier = 0) => buy(chain, agent(index), tier, 1),
     scanContext,
+    /** Moves the provisioner's clock on; the edge's is the argument of `sweep`, and the chain has its own. */
+    passTime: (seconds: number) => {
+      aheadMs += seconds * 1_000;
+    },
     /** Scans until nothing is left to read; queues what it found. */
     scan: async () => {
       const outcomes: string[] = [];
@@ -221,19 +232,24 @@ export async function deploy(
     follow: (job: { payment: string; generation: number }) => followPayment(context, job),
     sweep: async (now = Date.now()) => sweep(await scanContext(now)),
     /** Runs queued jobs, delays cut short, until the queue is empty or `until` holds. */
-    drain: async (until: () => Promise<boolean> = async () => false, timeoutMs = 15_000) => {
+    drain: async (until: () => Promise<boolean> = async () => false, timeoutMs = 45_000) => {
       const end = Date.now() + timeoutMs;
       while (sent.length > 0 && !(await until())) {
         if (Date.now() > end) throw new Error("the queue does not drain");
         const next = sent.shift();
         if (next === undefined) break;
-        if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, 60));
+        if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
         if (next.body.kind === "advance") await advance(context, next.body);
         if (next.body.kind === "payment") await followPayment(context, next.body);
         if (next.body.kind === "refund") {
           await refund(context, { incarnation: next.body.incarnation, kind: next.body.of });
         }
       }
+    },
+    /** Until a token's machine is ordered and was looked for so often. */
+    drainToBoot: async (tokenId: number, looks = 1) => {
+      let seen = 0;
+      await deployment.drain(async () => (await deployment.vm(tokenId))?.["step"] === "boot" && ++seen > looks);
     },
     vm: (tokenId: number) =>
       bindings.DB.prepare("SELECT * FROM vms WHERE token_id = ? AND current = 1").bind(tokenId).first<Row>(),
@@ -302,9 +318,14 @@ export const clearFacilitatorFaults = () => fetch(`${parts.facilitatorControlUrl
 
 export async function clearFaults(): Promise<void> {
   const { vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl } = parts;
-  for (const url of [vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl]) {
-    await fetch(`${url}/faults`, { method: "DELETE" });
-  }
+  const urls = [vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl];
+  await Promise.all(urls.map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
+}
+
+/** What earlier tests rented would make every list longer. */
+async function clearMachines(): Promise<void> {
+  for (const vendor of ["vultr", "runpod"] as const)
+    await fetch(`${controlUrl(vendor)}/machines`, { method: "DELETE" });
 }
 
 /** The traffic that a vendor saw since `from` (unix milliseconds). */

@@ -9,7 +9,7 @@ import {
 import { env } from "cloudflare:workers";
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
 import { Webhook } from "standardwebhooks";
-import { beforeEach, expect, inject, test, vi } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import type { LogBatch, LogBook } from "../../durable-objects/log-book.ts";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
@@ -17,13 +17,13 @@ import { errorFields, log, note, noted, sendLogs, setLogLevel, withLogScope } fr
 import { redactFields } from "../../src/redact.ts";
 import { fixedHeaders } from "../world/agent.ts";
 import type { Page } from "../world/pager.ts";
-import { agent, type Deployment, deploy } from "./deployment.ts";
+import { agent, type Deployment, deploy, PATIENCE_MS, parts } from "./deployment.ts";
 import { PAGER_SECRET } from "./parts.ts";
 import { operator } from "./routes/admin/operator.ts";
 
 const books = (env as unknown as { LOG_BOOK: DurableObjectNamespace<LogBook> }).LOG_BOOK;
 const book = () => books.get(books.idFromName(crypto.randomUUID()));
-const pager = inject("parts").pagerUrl;
+const pager = parts.pagerUrl;
 const textOf = (lines: readonly string[] = []) => lines.map((one) => `${one}\n`).join("");
 const batch = ({ combined, error, security, pages = [] }: Partial<Record<keyof LogBatch, string[]>>): LogBatch => ({
   combined: textOf(combined),
@@ -132,7 +132,7 @@ test("a page reaches the webhook, signed; refused, it is sent again; repeated, i
     });
     await runDurableObjectAlarm(stub as never);
     expect(await mine()).toHaveLength(1);
-  }, 5_000);
+  }, PATIENCE_MS);
   const [taken] = await mine();
   if (taken === undefined) throw new Error("no page came");
   // A second implementation of the standard is content with it, and not with another body.

@@ -1,6 +1,6 @@
 // The outside world of the worker tests, as a process of its own: prints where everything is, ends with its parent.
 import { operatorKey, startParts } from "../world/world.ts";
-import type { PartsInfo } from "./parts.ts";
+import { LOCKED_MS, type PartsInfo } from "./parts.ts";
 
 // Pages are short, so that lists have several; fifty of them, as many as are read, hold what all tests together leave.
 const parts = await startParts({
@@ -10,14 +10,15 @@ const parts = await startParts({
     maxPage: 10,
     listLagMs: 0,
     requestsPerSecond: 10_000,
-    bootMs: { active: 100, ok: 200, sshd: 250, configured: 400 },
+    bootMs: { active: 10, ok: 20, sshd: 30, configured: 50 },
+    lockedMs: LOCKED_MS,
   },
   runpod: {
     latencyMs: 2,
     maxPage: 10,
     listLagMs: 0,
     requestsPerMinute: 1_000_000,
-    bootMs: { starting: 50, running: 200, sshd: 350 },
+    bootMs: { starting: 10, running: 30, sshd: 50 },
   },
 });
 const info: PartsInfo = {

@@ -1,7 +1,8 @@
-// Started once in Node, before the tests in workerd: the chain, the vendors, the machines' SSH. Tests reach them by URL.
+// The chain, the vendors and the machines' SSH that tests in workerd reach by URL: a process of its own for each workerd, so
+// that files can run side by side and share nothing.
 import { spawn } from "node:child_process";
+import type { Socket } from "node:net";
 import { createInterface } from "node:readline";
-import type { TestProject } from "vitest/node";
 
 export type PartsInfo = {
   chainUrl: string;
@@ -23,24 +24,29 @@ export type PartsInfo = {
   facilitatorRpcKey: string;
 };
 
-declare module "vitest" {
-  // biome-ignore lint/style/useConsistentTypeDefinitions: merges into vitest's interface
-  interface ProvidedContext {
-    parts: PartsInfo;
-  }
+/** How long Vultr keeps a new machine locked. */
+export const LOCKED_MS = 50;
+/** After this pause a machine that is there can be deleted: the vendor's clock is the same machine's. */
+export const unlocked = () => new Promise<void>((resolve) => setTimeout(resolve, 2 * LOCKED_MS));
+
+/** Starts them. They end with this process: their standard input closes then. */
+export async function startPartsProcess(): Promise<PartsInfo> {
+  const server = spawn(process.execPath, ["test/worker/parts-server.ts"], { stdio: ["pipe", "pipe", "inherit"] });
+  const ended = new Promise<never>((_, reject) => {
+    server.once("error", reject);
+    server.once("exit", (code) => reject(new Error(`test/worker/parts-server.ts ended with code ${code}`)));
+  });
+  ended.catch(() => undefined);
+  const line = await Promise.race([ended, firstLine(server.stdout)]);
+  // Nothing of it keeps the test run alive.
+  server.unref();
+  for (const stream of [server.stdin, server.stdout]) (stream as Socket).unref();
+  return JSON.parse(line) as PartsInfo;
 }
 
-export default async function setup(project: TestProject): Promise<() => Promise<void>> {
-  const server = spawn(process.execPath, ["test/worker/parts-server.ts"], { stdio: ["pipe", "pipe", "inherit"] });
-  const ended = new Promise<void>((resolve) => server.once("exit", () => resolve()));
-  for await (const line of createInterface(server.stdout)) {
-    project.provide("parts", JSON.parse(line) as PartsInfo);
-    break;
-  }
-  return async () => {
-    server.stdin.end();
-    await ended;
-  };
+async function firstLine(stream: NodeJS.ReadableStream): Promise<string> {
+  for await (const line of createInterface(stream)) return line;
+  throw new Error("test/worker/parts-server.ts printed nothing");
 }
 
 export const PAGER_SECRET = "whsec_YSBzZWNyZXQgb2YgdGhlIHdvcmtlciB0ZXN0cyBvbmx5";
@@ -63,6 +69,6 @@ export const gateVariables = (parts: PartsInfo) => ({
   RUNPOD_API_KEY: parts.runpodKey,
   RUNPOD_API_URL: parts.runpodUrl,
   RUNPOD_REQUESTS_PER_MINUTE: "100000",
-  VENDOR_TIMEOUT_MS: "500",
+  VENDOR_TIMEOUT_MS: "5000",
   OPERATOR_PRIVATE_KEY: parts.operatorKey,
 });

@@ -5,8 +5,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type ServerType, serve } from "@hono/node-server";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import { type Context, Hono } from "hono";
+import type { Hex } from "viem";
 import { z } from "zod";
-import type { Chain } from "./chain.ts";
+import { USDC_ADDRESS } from "./addresses.ts";
+import { type Chain, usdcAbi } from "./chain.ts";
 import { makeSettlers } from "./facilitator-wallet.ts";
 
 const common = { times: z.int().min(1).optional(), ms: z.int().min(0).optional() };
@@ -18,7 +20,7 @@ const eitherCall = { call: z.enum(["verify", "settle"]), ...common };
  * - `hang`: no answer for `ms`, two minutes unless told
  * - `nonsense`: 200 with JSON that is no answer
  * - `error`: 500 with a text that has an RPC URL with its key in it
- * - `refuse`: no, for `reason`
+ * - `refuse`: no, for `reason`; with `afterUse` only once the authorization is used on the chain, as by somebody faster
  * - `lost_answer`: settles, then answers 504
  * - `late`: answers 504 at once, and settles `ms` later
  * - `pending`: answers `settlement_pending` with the hash of a transaction that is sent `ms` later
@@ -29,7 +31,7 @@ const eitherCall = { call: z.enum(["verify", "settle"]), ...common };
  */
 const faultSchema = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.enum(["down", "hang", "nonsense", "error"]), ...eitherCall }),
-  z.strictObject({ kind: z.literal("refuse"), reason: z.string(), ...eitherCall }),
+  z.strictObject({ kind: z.literal("refuse"), reason: z.string(), afterUse: z.boolean().optional(), ...eitherCall }),
   z.strictObject({
     kind: z.enum(["lost_answer", "late", "pending", "lies_success", "lies_failure"]),
     call: z.literal("settle"),
@@ -55,6 +57,7 @@ type Payment = { paymentPayload: PaymentPayload; paymentRequirements: PaymentReq
 
 const MAX_JOURNAL = 5_000;
 const HANG_MS = 120_000;
+const LOOK_MS = 20;
 
 export async function startFacilitator(chain: Chain, options: FacilitatorOptions = {}) {
   const faults: FacilitatorFault[] = [];
@@ -128,6 +131,9 @@ export async function startFacilitator(chain: Chain, options: FacilitatorOptions
         return c.json({ success: true, transaction: `0x${randomBytes(32).toString("hex")}`, ...answer });
       case "refuse":
         await pause(fault.ms ?? 0, c.req.raw.signal);
+        while (fault.afterUse && !c.req.raw.signal.aborted && !(await isUsed(paymentPayload))) {
+          await pause(LOOK_MS, c.req.raw.signal);
+        }
         return c.json(no(fault.reason));
       default:
         return misbehave(c, fault);
@@ -142,6 +148,13 @@ export async function startFacilitator(chain: Chain, options: FacilitatorOptions
     if (fault === undefined) return undefined;
     if (fault.times !== undefined && --fault.times <= 0) faults.splice(index, 1);
     return { ...fault };
+  }
+
+  function isUsed({ payload }: PaymentPayload): Promise<boolean> {
+    const { from, nonce } = payload["authorization"] as { from: Hex; nonce: Hex };
+    const args = [from, nonce];
+    const call = { address: USDC_ADDRESS as Hex, abi: usdcAbi, functionName: "authorizationState", args };
+    return chain.reader.readContract(call) as Promise<boolean>;
   }
 
   async function misbehave(c: Context, fault: FacilitatorFault): Promise<Response> {

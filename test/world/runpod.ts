@@ -68,6 +68,7 @@ export async function startRunpod(options: RunpodOptions) {
   let used = 0;
   const server = new VendorServer(options, {
     machines: () => [...pods.values()].map((pod) => ({ ...view(pod), env: {} })),
+    clear: clearMachines,
   });
   const { app } = server;
   const problem = (c: Context, status: 400 | 401 | 402 | 404 | 422 | 429 | 500, title: string, detail: string) =>
@@ -226,6 +227,12 @@ export async function startRunpod(options: RunpodOptions) {
     return c.json(view(pod), 201);
   }
 
+  async function clearMachines(): Promise<void> {
+    const all = [...pods.values()];
+    pods.clear();
+    await Promise.all(all.map(close));
+  }
+
   async function restart(pod: Pod): Promise<void> {
     await close(pod);
     pod.timers.length = 0;
@@ -257,6 +264,7 @@ export async function startRunpod(options: RunpodOptions) {
       openDoor("127.0.0.1", 0, hardware, keys),
     );
     pod.sshPort = pod.door.port;
+    if (!pods.has(pod.id)) await close(pod);
   }
 
   function view(pod: Pod) {
@@ -304,7 +312,7 @@ export async function startRunpod(options: RunpodOptions) {
     controlUrl: `${server.origin}/control`,
     pods,
     stop: async () => {
-      await Promise.all([...pods.values()].map(close));
+      await clearMachines();
       await server.stop();
     },
   };

@@ -64,7 +64,7 @@ export class VendorServer {
   #server: ServerType | undefined;
   #port = 0;
 
-  constructor(options: VendorServerOptions, controls: { machines: () => unknown }) {
+  constructor(options: VendorServerOptions, controls: { machines: () => unknown; clear: () => Promise<void> }) {
     this.#latencyMs = options.latencyMs ?? 40;
     this.app.use(async (c, next) => {
       if (c.req.path.startsWith("/control")) return next();
@@ -84,6 +84,11 @@ export class VendorServer {
       if (this.journal.length > MAX_JOURNAL) this.journal.shift();
     });
     this.app.get("/control/machines", (c) => c.json(controls.machines() as object));
+    // As if nobody had ever rented anything.
+    this.app.delete("/control/machines", async (c) => {
+      await controls.clear();
+      return c.body(null, 204);
+    });
     this.app.get("/control/journal", (c) => c.json(this.journal));
     this.app.get("/control/faults", (c) => c.json(this.#faults));
     this.app.post("/control/faults", async (c) => {

@@ -11,6 +11,8 @@ export type VultrOptions = VendorServerOptions & {
   /** Milliseconds from create to: active, server_status ok, first sshd, sshd with our keys. */
   bootMs?: { active: number; ok: number; sshd: number; configured: number };
   listLagMs?: number;
+  /** A machine can't be deleted for this long after it was installed. */
+  lockedMs?: number;
   requestsPerSecond?: number;
 };
 
@@ -27,7 +29,7 @@ const SYSTEMS = [
   { id: 2284, name: "Ubuntu 24.04 LTS x64", arch: "x64", family: "ubuntu" },
 ];
 const DEFAULT_BOOT_MS = { active: 900, ok: 1_800, sshd: 2_400, configured: 3_200 };
-const LOCKED_MS = 400;
+const DEFAULT_LOCKED_MS = 400;
 const LIMITED = { error: "rate limit exceeded", status: 429 };
 
 type Instance = {
@@ -63,7 +65,7 @@ type Rule = {
 
 export async function startVultr(options: VultrOptions) {
   const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
-  const listLagMs = options.listLagMs ?? 600;
+  const { listLagMs = 600, lockedMs = DEFAULT_LOCKED_MS } = options;
   const instances = new Map<string, Instance>();
   const groups = new Map<string, { id: string; description: string; createdAt: number; rules: Rule[] }>();
   const hits: number[] = [];
@@ -72,6 +74,7 @@ export async function startVultr(options: VultrOptions) {
   let lastHost = 0;
   const server = new VendorServer(options, {
     machines: () => [...instances.values()].map((one) => ({ ...view(one), userData: one.userData.length })),
+    clear: clearMachines,
   });
   const { app } = server;
   const error = (c: Context, status: 400 | 401 | 404 | 429 | 500, text: string) =>
@@ -190,7 +193,7 @@ export async function startVultr(options: VultrOptions) {
       const instance = instances.get(c.req.param("id"));
       if (instance === undefined) return error(c, 404, "Invalid instance.");
       const locked =
-        Date.now() - instance.installedAt < LOCKED_MS || server.takeFault("delete", ["locked"]) !== undefined;
+        Date.now() - instance.installedAt < lockedMs || server.takeFault("delete", ["locked"]) !== undefined;
       if (locked) {
         return error(c, 500, "Unable to destroy server: Unable to remove VM: Server is currently locked");
       }
@@ -227,6 +230,12 @@ export async function startVultr(options: VultrOptions) {
       return c.json({ instance: view(instance) }, 202);
     });
   });
+
+  async function clearMachines(): Promise<void> {
+    const all = [...instances.values()];
+    instances.clear();
+    await Promise.all(all.map(close));
+  }
 
   function createInstance(c: Context, body: Record<string, unknown>, region: string): Response {
     const plan = String(body["plan"] ?? "");
@@ -287,6 +296,7 @@ export async function startVultr(options: VultrOptions) {
       instance.door = undefined;
       if (keys === null || !instances.has(instance.id)) return;
       instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), keys);
+      if (!instances.has(instance.id)) await close(instance);
     });
   }
 
@@ -318,7 +328,7 @@ export async function startVultr(options: VultrOptions) {
       plan: instance.plan,
       status: active ? "active" : "pending",
       power_status: "running",
-      server_status: ok ? "ok" : age < LOCKED_MS ? "locked" : active ? "installingbooting" : "none",
+      server_status: ok ? "ok" : age < lockedMs ? "locked" : active ? "installingbooting" : "none",
       label: instance.label,
       hostname: instance.hostname,
       tags: instance.tags,
@@ -348,7 +358,7 @@ export async function startVultr(options: VultrOptions) {
     controlUrl: `${server.origin}/control`,
     instances,
     stop: async () => {
-      await Promise.all([...instances.values()].map(close));
+      await clearMachines();
       await server.stop();
     },
   };

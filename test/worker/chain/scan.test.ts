@@ -1,5 +1,5 @@
 import type { Abi, Hex } from "viem";
-import { beforeEach, expect, inject, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import { scanPass } from "../../../src/chain/scan.ts";
 import { takeScanLease } from "../../../src/db/scan.ts";
 import { buy, fixedHeaders, transfer } from "../../world/agent.ts";
@@ -12,6 +12,7 @@ import {
   type Deployment,
   deploy,
   deployer,
+  parts,
   signPurchase,
 } from "../deployment.ts";
 import { billOf } from "../meter.ts";
@@ -192,7 +193,7 @@ test("a fork that one node alone tells of moves nothing", async () => {
 });
 
 test("ranges shrink to what the nodes take and the scan still catches up", async () => {
-  const alone = await deploy({ edge: { RPC_URLS: inject("parts").proxyUrl } });
+  const alone = await deploy({ edge: { RPC_URLS: parts.proxyUrl } });
   await chain.mine(40);
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await addRpcFault({ kind: "max_range", blocks: 14 });
@@ -226,7 +227,7 @@ test("a first node that stands still is passed over once its head is old", async
 });
 
 test("a gap as wide as days is read in pieces, and one that stays puts off nothing else of the sweep", async () => {
-  const alone = await deploy({ edge: { RPC_URLS: inject("parts").proxyUrl } });
+  const alone = await deploy({ edge: { RPC_URLS: parts.proxyUrl } });
   await buy(chain, agent(0), 0, 1);
   await alone.scan();
   await addRpcFault({ kind: "drop_logs" });

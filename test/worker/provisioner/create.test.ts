@@ -1,4 +1,5 @@
 import { connect } from "cloudflare:sockets";
+import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { isFenced, loadVm, openAttempt, takeLease } from "../../../src/db/vms.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
@@ -138,7 +139,7 @@ test("a machine that turns up after its attempt was given up is ended by the nex
   await clearFaults();
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 2 });
-  await new Promise((resolve) => setTimeout(resolve, 2_100));
+  await evictAllDurableObjects();
   await reap(world.context);
   const left = await world.machines("vultr");
   expect(left.map((machine) => machine.label)).toEqual([expect.stringMatching(/-2$/)]);
@@ -191,10 +192,12 @@ test("a consumer that lost its lease can write neither attempt nor state (hard c
 });
 
 test("a stranger's sshd at the machine's address is not taken for the machine (hard case 10)", async () => {
-  const world = await deploy({ provisioner: { BOOT_TIMEOUT_SECONDS: "4" } });
+  const world = await deploy();
   await addFault("vultr", { call: "create", kind: "wrong_mark", region: "ewr" });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
+  await world.drainToBoot(tokenId, 20);
+  world.passTime(world.provisioner.BOOT_TIMEOUT_SECONDS);
   await world.drain();
   expect(await outcomes(world)).toEqual(["ewr boot_timeout", "lax running"]);
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", region: "lax" });
@@ -216,12 +219,14 @@ test("the image's own sshd, up before cloud-init is through, is not ready yet (h
 });
 
 test("a machine that never boots is ended before the next one is ordered", async () => {
-  const world = await deploy({ provisioner: { BOOT_TIMEOUT_SECONDS: "1" } });
+  const world = await deploy();
   const from = Date.now();
   await addFault("vultr", { call: "create", kind: "never_boots", region: "ewr" });
   await addFault("vultr", { call: "delete", kind: "locked", times: 2 });
-  await buy(chain, agent(0), 0, 1);
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
+  await world.drainToBoot(tokenId);
+  world.passTime(world.provisioner.BOOT_TIMEOUT_SECONDS);
   await world.drain();
   expect(await outcomes(world)).toEqual(["ewr boot_timeout", "lax running"]);
   const calls = (await journal("vultr", from)).map((call) => `${call.method} ${call.status}`);

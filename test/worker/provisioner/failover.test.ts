@@ -3,7 +3,7 @@ import { expect, test, vi } from "vitest";
 import { labelFamily } from "../../../src/chain/incarnation.ts";
 import { candidatesOf, type Market, nextCandidate, placeOf, stockOf } from "../../../src/provisioner/candidates.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
-import { addFault, type Deployment, deploy, journal } from "../deployment.ts";
+import { addFault, type Deployment, deploy, journal, PATIENCE_MS } from "../deployment.ts";
 
 const PLACES = {
   VULTR_REGIONS: ["ewr", "ams"],
@@ -141,12 +141,14 @@ test("a vendor that takes no order until a person acts is passed over where anot
 });
 
 test("where one purchase's machine did not come up, the next purchase does not look first", async () => {
-  const world = await deploy({ provisioner: { BOOT_TIMEOUT_SECONDS: "1" } });
+  const world = await deploy();
   await addFault("vultr", { call: "create", kind: "never_boots", region: "ewr", times: 1 });
-  await world.buy(0, 0);
+  const { tokenId } = await world.buy(0, 0);
   await world.scan();
+  await world.drainToBoot(tokenId);
+  world.passTime(world.provisioner.BOOT_TIMEOUT_SECONDS);
   await world.drain(async () => (await attemptsOf(world)).length > 1);
-  expect(await world.context.gate("vultr").troubled(Date.now())).toEqual([
+  expect(await world.context.gate("vultr").troubled(world.context.now())).toEqual([
     placeOf({ region: "ewr", plan: "vc2-1c-1gb" }),
   ]);
   expect((await attemptsOf(world))[1]).toMatch(/^vultr lax/);
@@ -154,7 +156,7 @@ test("where one purchase's machine did not come up, the next purchase does not l
   await world.scan();
   await world.drain(async () => (await attemptsOf(world)).length > 2);
   expect((await attemptsOf(world))[2]).toMatch(/^vultr lax/);
-  expect(await world.context.gate("vultr").troubled(Date.now() + 600_000)).toEqual([]);
+  expect(await world.context.gate("vultr").troubled(world.context.now() + 600_000)).toEqual([]);
 });
 
 test("after five calls without an answer a vendor is left alone; then one call finds out for all", async () => {
@@ -182,7 +184,10 @@ test("after five calls without an answer a vendor is left alone; then one call f
   expect(await gate.take(last)).toEqual({ waitSeconds: 0, watched: false });
   // The gate is an object: what it logs would reach nobody if it did not send it.
   const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
-  await vi.waitFor(async () => expect(String(await book.read("error", 0))).toContain('"event":"circuit_open"'));
+  await vi.waitFor(
+    async () => expect(String(await book.read("error", 0))).toContain('"event":"circuit_open"'),
+    PATIENCE_MS,
+  );
 });
 
 test("a list that fails is one fault however many wait for it, and calls under way when the circuit opened add none", async () => {

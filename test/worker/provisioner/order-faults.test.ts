@@ -23,6 +23,7 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
+import { unlocked } from "../parts.ts";
 import {
   computeBody,
   give,
@@ -38,8 +39,6 @@ import {
 } from "../routes/x402/till.ts";
 
 const PRICE = 500_000n;
-/** A new machine is locked for a moment. */
-const UNLOCKED_MS = 450;
 const payer = agent(1);
 
 type Row = Record<string, unknown>;
@@ -89,7 +88,7 @@ async function untilTokenMoves(id: string): Promise<void> {
 }
 /** Its vendor knows it no more, and we notice. */
 async function loseMachine(): Promise<void> {
-  await new Promise((resolve) => setTimeout(resolve, UNLOCKED_MS));
+  await unlocked();
   await world.context.vendors.vultr.delete(String((await theVm())["instance_id"]));
   await evictAllDurableObjects();
   await reap(world.context);
@@ -150,7 +149,7 @@ test("messages that come twice at once, late, or of an old generation change not
     return row["step"] === "close";
   };
   for (let round = 0; round < 30 && !(await double()); round++) {
-    await world.drain(double, 30_000);
+    await world.drain(double);
     await chain.mine(1);
     await world.scan();
     await world.sql.prepare("UPDATE payments SET wake_at = 0").run();

@@ -364,7 +364,7 @@ test("a reorg undoes what a stranger submitted, and nobody does so again: releas
   expect(await untilProvisioned(id)).toMatchObject({ state: "settled" });
   await tooLate();
   await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
-  await world.drain(async () => (await rowOf(id))["state"] === "refund_due", 30_000);
+  await world.drain(async () => (await rowOf(id))["state"] === "refund_due");
   const depth = Number((await chain.reader.getBlockNumber()) - head);
   await chain.node.request({ method: "anvil_rollback" as never, params: [depth] as never });
   await chain.node.request({ method: "anvil_dropAllTransactions" as never });
@@ -431,7 +431,7 @@ test("a crash after the wallet has the order and before the row says so buys, ca
     await chain.mine(1);
     await world.scan();
     await world.sweep();
-    await world.drain(undefined, 30_000);
+    await world.drain();
   }
   await playUntil(world, id, delivered);
   expect(await usdcOf(agent(1).address)).toBe(before[0] - PRICE);

@@ -7,6 +7,7 @@ import { reap } from "../../../src/provisioner/reap.ts";
 import type { VendorName } from "../../../src/provisioner/vendors/vendor.ts";
 import { type Credentials, freshHeaders } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
+import { unlocked } from "../parts.ts";
 
 const HOUR_MS = 3_600_000;
 const NO_TOKEN = 900_000_000;
@@ -29,7 +30,7 @@ async function passTime(seconds: number) {
 }
 /** A new machine is locked for a moment, and the gate's last list is as old as the next look at the vendor. */
 async function settle() {
-  await new Promise((resolve) => setTimeout(resolve, 450));
+  await unlocked();
   await evictAllDurableObjects();
 }
 /** The machine is gone, and its vendor says so. */

@@ -72,7 +72,7 @@ test("a RunPod address that moved is taken over by the next look at the vendor (
   await world.drain();
   const before = await world.vm(tokenId);
   await world.sql.prepare("UPDATE vms SET ssh_host = '198.51.100.1', ssh_port = 9").run();
-  await new Promise((resolve) => setTimeout(resolve, 2_100));
+  await evictAllDurableObjects();
   await reap(world.context);
   expect(await world.vm(tokenId)).toMatchObject({
     ssh_host: before?.["ssh_host"],
@@ -96,7 +96,7 @@ test("an imported machine, known by its instance id alone, is followed where its
   expect(renamed.status).toBe(200);
   await world.sql.prepare("UPDATE attempts SET label = 'imported-42', mark = ''").run();
   await world.sql.prepare("UPDATE vms SET ssh_host = '198.51.100.1', ssh_port = 9").run();
-  await new Promise((resolve) => setTimeout(resolve, 2_100));
+  await evictAllDurableObjects();
   await reap(world.context);
   expect(await world.vm(tokenId)).toMatchObject({ ssh_host: before?.["ssh_host"], ssh_port: before?.["ssh_port"] });
 });

@@ -1,5 +1,7 @@
 // Another key for a machine that runs, and what may go wrong on the way to it (hard cases 15 and 25).
+
 import { connect } from "cloudflare:sockets";
+import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { advance } from "../../../src/provisioner/consume.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
@@ -275,7 +277,7 @@ test("a machine under rotation is neither ghost nor orphan, whatever it is calle
   await world.sql.prepare("UPDATE vms SET lease = '', lease_until = 0").run();
   await turn(world);
   await passTime(10);
-  await new Promise((resolve) => setTimeout(resolve, 2_100));
+  await evictAllDurableObjects();
   await reap(world.context);
   expect((await world.machines("vultr")).map(({ id }) => id)).toEqual([machine?.id]);
   await clearFaults();
@@ -298,11 +300,13 @@ test("two consumers with the same message order one reinstallation", async () =>
 });
 
 test("a machine that does not come up after its reinstallation is replaced", async () => {
-  const world = await deploy({ provisioner: { BOOT_TIMEOUT_SECONDS: "1" } });
+  const world = await deploy();
   const tokenId = await buyAndRun(world, 0);
   const before = await world.vm(tokenId);
   await addFault("vultr", { call: "reinstall", kind: "never_boots", times: 1 });
   await ask(world, 0, tokenId, "/rotate");
+  await world.drainToBoot(tokenId);
+  world.passTime(world.provisioner.BOOT_TIMEOUT_SECONDS);
   await world.drain();
   const outcomes = (await attemptsOf(world)).map((row) => row["outcome"]);
   expect([...outcomes.slice(0, 2), outcomes.at(-1)]).toEqual(["running", "boot_timeout", "running"]);

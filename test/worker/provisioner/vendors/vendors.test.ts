@@ -3,6 +3,7 @@ import { expect, test } from "vitest";
 import { generateHostKey, generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import type { MachineSpec, Vendor, VendorError } from "../../../../src/provisioner/vendors/vendor.ts";
 import { addFault, type Deployment, deploy, journal } from "../../deployment.ts";
+import { unlocked } from "../../parts.ts";
 
 async function specOf(world: Deployment, vendor: Vendor, number = 1): Promise<MachineSpec> {
   const place =
@@ -100,7 +101,7 @@ test.each(["vultr", "runpod"] as const)(
     expect(listed.map((machine) => machine.instanceId).sort()).toEqual([...made].sort());
     await addFault(name, { call: "list", kind: "error_before", times: 1 });
     expect(await failure(vendor.list())).toMatchObject({ name: "VendorError" });
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    await unlocked();
     for (const id of made) await vendor.delete(id);
     for (const id of made) expect(await vendor.get(id)).toBeNull();
     await vendor.delete(made[0] ?? "");
@@ -137,7 +138,7 @@ test.each([
   expect(await failure(vendor.reinstall?.(instanceId, spec) ?? Promise.resolve())).toMatchObject({ action });
   await addFault("vultr", { call: "reinstall", kind: "answer", status, body, times: 1 });
   expect(await failure(vendor.reinstall?.(instanceId, spec) ?? Promise.resolve())).toMatchObject({ action });
-  await new Promise((resolve) => setTimeout(resolve, 500));
+  await unlocked();
   await vendor.delete(instanceId);
 });
 

@@ -1,6 +1,6 @@
 // What goes wrong between a payment and its answer: facilitators that fail, lie and are late, strangers who are faster,
 // requests sent again. Charged once at most, nobody is told to pay twice, and the chain has the last word (hard case 2).
-import { beforeEach, expect, inject, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
 import type { FacilitatorFault } from "../../../world/facilitator.ts";
@@ -13,6 +13,8 @@ import {
   clearFacilitatorFaults,
   type Deployment,
   deploy,
+  PATIENCE_MS,
+  parts,
 } from "../../deployment.ts";
 import { ask, leaveBehind, PRICE, paymentRows, prepare, quote, unseal, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
@@ -23,7 +25,7 @@ let tokenId: number;
 let before: bigint;
 beforeEach(async () => {
   await chain.node.setAutomine(true);
-  world = await deploy({ edge: { FACILITATOR_TIMEOUT_MS: "1000" } });
+  world = await deploy({ edge: { FACILITATOR_TIMEOUT_MS: "3000" } });
   tokenId = await buyAndRun(world, 0);
   before = await usdcOf(payer.address);
 });
@@ -107,7 +109,7 @@ test("a settlement that never happened is tried again with the same payment", as
   await addFacilitatorFault({ ...once, kind: "error" });
   const first = await ask(world, tokenId, headers);
   expect(first.status).toBe(202);
-  expect(first.text).not.toContain(inject("parts").facilitatorRpcKey);
+  expect(first.text).not.toContain(parts.facilitatorRpcKey);
   await leaveBehind(world);
   expect((await ask(world, tokenId, headers)).status).toBe(200);
   expect(await charged()).toBe(PRICE);
@@ -155,7 +157,7 @@ test.each([
       error: expect.stringContaining("Nothing was charged; send the same payment again."),
       requestId: expect.any(String),
     });
-    expect(failed.text).not.toContain(inject("parts").facilitatorRpcKey);
+    expect(failed.text).not.toContain(parts.facilitatorRpcKey);
     await clearFacilitatorFaults();
     expect((await ask(world, tokenId, headers)).status).toBe(200);
     expect(await charged()).toBe(PRICE);
@@ -169,11 +171,11 @@ test("a quote needs no facilitator", async () => {
 
 test("what the facilitator refuses is 402 in our words, and can be paid by another authorization", async () => {
   const { headers } = await prepare(world, tokenId);
-  const reason = `insufficient_funds at https://node.example/${inject("parts").facilitatorRpcKey}`;
+  const reason = `insufficient_funds at https://node.example/${parts.facilitatorRpcKey}`;
   await addFacilitatorFault({ call: "verify", kind: "refuse", reason, times: 1 });
   const refused = await ask(world, tokenId, headers);
   expect([refused.status, refused.body["error"]]).toEqual([402, "The payer's USDC balance is below the price."]);
-  expect(refused.text).not.toContain(inject("parts").facilitatorRpcKey);
+  expect(refused.text).not.toContain(parts.facilitatorRpcKey);
   expect(await states()).toEqual(["releasing"]);
   expect((await ask(world, tokenId, (await prepare(world, tokenId)).headers)).status).toBe(200);
   expect(await charged()).toBe(PRICE);
@@ -189,11 +191,11 @@ test("hard case 2: somebody submits the authorization before it is verified: 200
 
 test("hard case 2: somebody submits it between verify and settle: 200, charged once", async () => {
   const { headers, signed } = await prepare(world, tokenId);
-  // What a facilitator says whose own transaction came second, as late as it takes.
+  // What a facilitator says whose own transaction came second.
   const reason = "invalid_exact_evm_nonce_already_used";
-  await addFacilitatorFault({ ...once, kind: "refuse", reason, ms: 500 });
+  await addFacilitatorFault({ ...once, kind: "refuse", reason, afterUse: true });
   const asked = ask(world, tokenId, headers);
-  await expect.poll(states, { timeout: 5_000, interval: 20 }).toEqual(["settling"]);
+  await expect.poll(states, { timeout: PATIENCE_MS, interval: 20 }).toEqual(["settling"]);
   const hash = await submit(chain, agent(1), signed, USDC_ADDRESS);
   expect(await asked).toMatchObject({ status: 200, body: { payment: { transaction: hash } } });
   expect(await charged()).toBe(PRICE);

@@ -110,11 +110,11 @@ export async function playUntil(
     return row !== undefined && isDone(row);
   };
   for (let round = 0; round < rounds; round++) {
-    await world.drain(reached, 30_000);
+    await world.drain(reached);
     if (await reached()) return (await read()) ?? {};
     await chain.mine(1);
     await world.scan();
-    await world.drain(reached, 30_000);
+    await world.drain(reached);
     if (await reached()) return (await read()) ?? {};
     await world.sql.prepare("UPDATE payments SET wake_at = 0 WHERE wake_at IS NOT NULL AND step <> 'settle'").run();
     await world.sweep();
