@@ -1,0 +1,65 @@
+// The tools that the tests are run with: what a run prints, and which tests a change asks for.
+import { execFile, execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { expect, test } from "vitest";
+import { listTests, testsOf } from "../changed.ts";
+
+const VITEST = join(dirname(createRequire(import.meta.url).resolve("vitest/package.json")), "vitest.mjs");
+
+test("a run ends with its areas, what was slow and, last of all, each failure whole", async () => {
+  const root = mkdtempSync(join(tmpdir(), "clawcloud-report-"));
+  try {
+    for (const area of ["fine", "broken"]) mkdirSync(join(root, area));
+    writeFileSync(
+      join(root, "vitest.config.mjs"),
+      `import { AreaReporter } from ${JSON.stringify(new URL("../report.ts", import.meta.url).pathname)};
+export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: [new AreaReporter()] } };`,
+    );
+    writeFileSync(join(root, "fine/a.check.mjs"), 'test("holds", () => {}); test.skip("is left out", () => {});');
+    writeFileSync(
+      join(root, "broken/b.check.mjs"),
+      'test("does not hold", () => { throw new Error("the cause", { cause: new Error("the cause of the cause") }); });',
+    );
+    const env = { ...process.env, NO_COLOR: "1", FORCE_COLOR: undefined, VITEST: undefined };
+    const { code, text } = await new Promise<{ code: unknown; text: string }>((resolve) => {
+      execFile(process.execPath, [VITEST, "run", "--root", root], { env }, (error, stdout, stderr) =>
+        resolve({ code: error?.code ?? 0, text: stdout + stderr }),
+      );
+    });
+    expect(code, text).toBe(1);
+    expect(text).toMatch(/^ +1 +1 +1 +0 +\d+\.\d {2}broken$/m);
+    expect(text).toMatch(/^ +1 +2 +0 +1 +\d+\.\d {2}fine$/m);
+    const order = [
+      "the 10 slowest files",
+      "the 10 slowest tests",
+      "Not in this run: npm run test:long",
+      "FAIL",
+      "Error: the cause",
+      "Caused by: Error: the cause of the cause",
+    ].map((part) => text.lastIndexOf(part));
+    expect(order, text).not.toContain(-1);
+    expect(order).toEqual(order.toSorted((a, b) => a - b));
+  } finally {
+    rmSync(root, { recursive: true });
+  }
+});
+
+test("whatever file changes, test:changed knows tests that hold it", () => {
+  const files = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], { encoding: "utf8" });
+  const tests = listTests();
+  const homeless = files
+    .split("\n")
+    .filter((file) => file !== "" && !file.startsWith("test/long/") && testsOf([file], tests).length === 0);
+  expect(homeless).toEqual([]);
+});
+
+test("each area's tests exist, and a changed test is run itself", () => {
+  const tests = listTests();
+  expect(testsOf(["test/worker/access/bans.test.ts"], tests)).toEqual(["test/worker/access/bans.test.ts"]);
+  const access = testsOf(["src/access/limits.ts"], tests);
+  expect(access).toContain("test/worker/access/limits.test.ts");
+  expect(access.every((file) => file.startsWith("test/worker/access/"))).toBe(true);
+});
