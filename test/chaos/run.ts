@@ -82,7 +82,7 @@ async function run(options: Options): Promise<number> {
     });
     ends.push(parts.stop);
     const workers = await prepareWorkers(parts, folder, outage);
-    ends.push(() => rm(workers.builtTo, { recursive: true, force: true }), workers.kill);
+    ends.push(workers.kill);
     await workers.start();
     const wallets = await openWallets(parts.chain, random);
     ends.push(wallets.close);

@@ -5,7 +5,7 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { buildWorkers } from "../world/bare-workers.ts";
-import { type Parts, workerVariables } from "../world/world.ts";
+import { bothWorkers, type Parts, workerVariables } from "../world/world.ts";
 
 const PROGRAM = fileURLToPath(new URL("workers-process.ts", import.meta.url).href);
 const START_TIMEOUT_MS = 60_000;
@@ -39,25 +39,12 @@ export type Workers = Awaited<ReturnType<typeof prepareWorkers>>;
  */
 export async function prepareWorkers(parts: Parts, folder: string, outageSeconds: number) {
   const variables = workerVariables(parts, PUBLIC_URL);
-  const built = await buildWorkers([
-    {
-      name: "edge",
-      config: "wrangler.toml",
-      variables: { ...variables.edge, ...EDGE },
-      objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
-    },
-    {
-      name: "provisioner",
-      config: "src/provisioner/wrangler.toml",
-      variables: { ...variables.provisioner, ...PROVISIONER },
-      objects: {
-        VENDOR_GATE: { className: "VendorGate" },
-        OPERATOR_WALLET: { className: "OperatorWallet" },
-        LOG_BOOK: { className: "LogBook", of: "edge" },
-      },
-      consumes: true,
-    },
-  ]);
+  const built = await buildWorkers(
+    bothWorkers({
+      edge: { ...variables.edge, ...EDGE },
+      provisioner: { ...variables.provisioner, ...PROVISIONER },
+    }),
+  );
   await writeFile(join(folder, "workers.json"), JSON.stringify(built));
   const logFile = join(folder, "workers.log");
   const url = `http://127.0.0.1:${built.workers.find((worker) => worker.name === "edge")?.port}`;
@@ -90,7 +77,6 @@ export async function prepareWorkers(parts: Parts, folder: string, outageSeconds
     /** Of the edge. */
     url,
     publicUrl: PUBLIC_URL,
-    builtTo: built.folder,
     start,
     kill: async () => {
       const killed = child;

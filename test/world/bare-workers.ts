@@ -1,21 +1,24 @@
 // Workers as they are built for upload, in one workerd and each on a port of its own: no development server between a
 // client and the Worker. For load, and for requests that no HTTP client would send.
 import { execFile } from "node:child_process";
-import { mkdtemp, readdir, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { readD1Migrations } from "@cloudflare/vitest-plugin";
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4MiniflareOptions } from "miniflare";
 import { WRANGLER } from "../../src/admin/wrangler.ts";
+import { builtOnce } from "./build-cache.ts";
 import { freePort } from "./ports.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const run = promisify(execFile);
 
+const READER = fileURLToPath(new URL("wrangler-reads.ts", import.meta.url).href);
+
 /** Runs wrangler as an operator would, without calls home; resolves with what it printed. */
-export async function wrangler(args: readonly string[]): Promise<string> {
+export const wrangler = (args: readonly string[]): Promise<string> => runQuietly([WRANGLER, ...args]);
+
+async function runQuietly(args: readonly string[]): Promise<string> {
   const env = {
     ...process.env,
     CLOUDFLARE_CF_FETCH_ENABLED: "false",
@@ -24,7 +27,7 @@ export async function wrangler(args: readonly string[]): Promise<string> {
     WRANGLER_LOG: "log",
     NO_COLOR: "1",
   };
-  const { stdout } = await run(process.execPath, [WRANGLER, ...args], { cwd: ROOT, env, maxBuffer: 1 << 24 });
+  const { stdout } = await run(process.execPath, args, { cwd: ROOT, env, maxBuffer: 1 << 24 });
   return stdout;
 }
 
@@ -39,8 +42,8 @@ export type WorkerSource = {
   /** Workers of one name share a database. */
   database?: string;
   /**
-   * Whether it takes messages from the queues that its configuration names; with `batchSize` in larger batches, since here
-   * one batch runs at a time, and at Cloudflare many.
+   * Whether it takes messages from the queues that the provisioner's configuration names; with `batchSize` in larger batches,
+   * since here one batch runs at a time, and at Cloudflare many.
    */
   consumes?: boolean;
   batchSize?: number;
@@ -48,8 +51,8 @@ export type WorkerSource = {
 
 export type BareLog = { time: number; message: string };
 
-/** Workers as built for upload; plain data, so that another process can run them. */
-export type BuiltWorkers = { folder: string; workers: Awaited<ReturnType<typeof buildWorker>>[] };
+/** Workers as built for upload, and the database's migrations; plain data, so that another process can run them. */
+export type BuiltWorkers = { workers: Awaited<ReturnType<typeof buildWorker>>[]; migrations: string[][] };
 
 /**
  * Starts the Workers over one queue and one database, or as many as they name. Migrations are applied. With `persistTo`, a
@@ -60,31 +63,28 @@ export async function startBareWorkers(
   onLog: (line: BareLog) => void = () => {},
   { persistTo }: { persistTo?: string } = {},
 ) {
-  const built = await buildWorkers(sources);
-  const running = await runWorkers(built, onLog, persistTo);
-  return {
-    ...running,
-    stop: async () => {
-      await running.stop();
-      await rm(built.folder, { recursive: true });
-    },
-  };
+  return runWorkers(await buildWorkers(sources), onLog, persistTo);
 }
 export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
 
-/** Builds each Worker and gives it a port. The folder is the caller's to remove. */
+/** Builds each Worker, unless these sources were built before, and gives it a port. */
 export async function buildWorkers(sources: readonly WorkerSource[]): Promise<BuiltWorkers> {
-  const folder = await mkdtemp(join(tmpdir(), "clawcloud-bare-"));
-  return {
-    folder,
-    workers: await Promise.all(sources.map((source) => buildWorker(source, join(folder, source.name)))),
-  };
+  const { migrations, consumers } = await readOnce();
+  return { workers: await Promise.all(sources.map((source) => buildWorker(source, consumers))), migrations };
 }
 
-async function buildWorker(source: WorkerSource, outdir: string) {
+/** What a Worker is built from, and what says how. */
+const SOURCES = ["src", "durable-objects", "wrangler.toml", "package.json", "package-lock.json", "tsconfig.json"];
+const TEST_SOURCES = ["test/bench", "test/worker/meter.ts"];
+
+async function buildWorker(source: WorkerSource, consumers: readonly Consumer[]) {
   const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize } = source;
   const entries = entry === undefined ? [] : [entry];
-  await wrangler(["deploy", ...entries, "-c", config, "--dry-run", "--outdir", outdir]);
+  const isOurs = [config, ...entries].some((path) => path.startsWith("test/"));
+  const what = [config, ...entries].join("-").replaceAll(/\W+/g, "-");
+  const outdir = await builtOnce(what, isOurs ? [...SOURCES, ...TEST_SOURCES] : SOURCES, async (folder) => {
+    await wrangler(["deploy", ...entries, "-c", config, "--dry-run", "--outdir", folder]);
+  });
   return {
     name,
     port: await freePort(),
@@ -97,7 +97,7 @@ async function buildWorker(source: WorkerSource, outdir: string) {
       bindings: variables,
       d1Databases: { DB: database },
       queueProducers: { JOBS: "clawcloud-jobs" },
-      queueConsumers: consumes ? await consumersOf(config, batchSize) : {},
+      queueConsumers: consumes ? consumersOf(consumers, batchSize) : {},
       durableObjects: Object.fromEntries(
         Object.entries(objects).map(([binding, { className, of }]) => [
           binding,
@@ -116,10 +116,8 @@ type Consumer = {
   dead_letter_queue?: string;
 };
 
-/** The queues that a Worker consumes, with the settings that it is deployed with. */
-async function consumersOf(config: string, batchSize?: number) {
-  const { unstable_readConfig } = await import("wrangler");
-  const consumers: Consumer[] = unstable_readConfig({ config: join(ROOT, config) }).queues.consumers ?? [];
+/** The queues that the provisioner consumes, with the settings that it is deployed with. */
+function consumersOf(consumers: readonly Consumer[], batchSize?: number) {
   return Object.fromEntries(
     consumers.map((one) => [
       one.queue,
@@ -135,7 +133,11 @@ async function consumersOf(config: string, batchSize?: number) {
 }
 
 /** Runs what was built. With `persistTo` a run goes on where the one before it was killed. */
-export async function runWorkers({ workers }: BuiltWorkers, onLog: (line: BareLog) => void, persistTo?: string) {
+export async function runWorkers(
+  { workers, migrations }: BuiltWorkers,
+  onLog: (line: BareLog) => void,
+  persistTo?: string,
+) {
   const options: V4MiniflareOptions = {
     log: new Log(LogLevel.ERROR),
     cf: false,
@@ -158,7 +160,7 @@ export async function runWorkers({ workers }: BuiltWorkers, onLog: (line: BareLo
   });
   await miniflare.ready;
   const databases = new Map(workers.map(({ name, options: { d1Databases } }) => [d1Databases.DB, name]));
-  for (const name of databases.values()) await migrate(await miniflare.getD1Database("DB", name));
+  for (const name of databases.values()) await migrate(await miniflare.getD1Database("DB", name), migrations);
   return {
     miniflare,
     database: await miniflare.getD1Database("DB", workers[0]?.name),
@@ -180,10 +182,19 @@ async function modulesOf(outdir: string) {
 
 type Database = Awaited<ReturnType<Miniflare["getD1Database"]>>;
 
-async function migrate(database: Database): Promise<void> {
+async function migrate(database: Database, migrations: readonly string[][]): Promise<void> {
   const made = await database.prepare("SELECT 1 FROM sqlite_master WHERE name = 'vms'").first();
   if (made !== null) return;
-  for (const { queries } of await readD1Migrations(join(ROOT, "migrations"))) {
-    await database.batch(queries.map((query) => database.prepare(query)));
-  }
+  for (const queries of migrations) await database.batch(queries.map((query) => database.prepare(query)));
+}
+
+const CONSUMER = "src/provisioner/wrangler.toml";
+
+/** The statements of each migration, as wrangler takes them apart, and the queues of the one Worker that consumes any. */
+async function readOnce(): Promise<{ migrations: string[][]; consumers: Consumer[] }> {
+  const file = "read.json";
+  const folder = await builtOnce("read", ["migrations", CONSUMER, "package-lock.json"], async (made) => {
+    await writeFile(join(made, file), await runQuietly([READER, "migrations", CONSUMER]));
+  });
+  return JSON.parse(await readFile(join(folder, file), "utf8"));
 }

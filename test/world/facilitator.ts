@@ -2,7 +2,6 @@
 // told to fail, to lie and to lose its answers.
 import { randomBytes } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type ServerType, serve } from "@hono/node-server";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import { type Context, Hono } from "hono";
 import type { Hex } from "viem";
@@ -10,6 +9,7 @@ import { z } from "zod";
 import { USDC_ADDRESS } from "./addresses.ts";
 import { type Chain, usdcAbi } from "./chain.ts";
 import { makeSettlers } from "./facilitator-wallet.ts";
+import { listen } from "./server.ts";
 
 const common = { times: z.int().min(1).optional(), ms: z.int().min(0).optional() };
 const eitherCall = { call: z.enum(["verify", "settle"]), ...common };
@@ -169,11 +169,7 @@ export async function startFacilitator(chain: Chain, options: FacilitatorOptions
   const pause = (ms: number, client: AbortSignal) =>
     sleep(ms, undefined, { signal: AbortSignal.any([client, stopping.signal]) }).catch(() => undefined);
 
-  const { server, port } = await new Promise<{ server: ServerType; port: number }>((resolve) => {
-    const started = serve({ fetch: app.fetch, hostname: "127.0.0.1", port: 0 }, (info) =>
-      resolve({ server: started, port: info.port }),
-    );
-  });
+  const { port, stop } = await listen(app.fetch);
   const url = `http://127.0.0.1:${port}`;
   return {
     url,
@@ -184,10 +180,9 @@ export async function startFacilitator(chain: Chain, options: FacilitatorOptions
       faults.splice(0, faults.length, ...list.map((fault) => ({ ...fault })));
     },
     journal,
-    stop: async () => {
+    stop: () => {
       stopping.abort();
-      if ("closeAllConnections" in server) server.closeAllConnections();
-      await new Promise<void>((resolve) => server.close(() => resolve()));
+      return stop();
     },
   };
 }

@@ -1,7 +1,6 @@
 // What an operator's on-call service looks like from here: takes signed webhooks and shows them.
-import { type ServerType, serve } from "@hono/node-server";
 import { Hono } from "hono";
-import { freePort } from "./ports.ts";
+import { listen } from "./server.ts";
 
 export type Page = { headers: Record<string, string>; body: string };
 
@@ -23,13 +22,6 @@ export async function startPager() {
       refusals = Number(c.req.param("times"));
       return c.body(null, 204);
     });
-  const port = await freePort();
-  const server = await new Promise<ServerType>((resolve) => {
-    const started = serve({ fetch: app.fetch, hostname: "127.0.0.1", port }, () => resolve(started));
-  });
-  return {
-    url: `http://127.0.0.1:${port}`,
-    pages,
-    stop: () => new Promise<void>((resolve) => server.close(() => resolve())),
-  };
+  const { port, stop } = await listen(app.fetch);
+  return { url: `http://127.0.0.1:${port}`, pages, stop };
 }

@@ -1,7 +1,7 @@
 // An RPC URL that can lag, lie and fail, in front of the honest node.
-import { type ServerType, serve } from "@hono/node-server";
 import { Hono } from "hono";
 import { z } from "zod";
+import { listen } from "./server.ts";
 
 /**
  * What the proxy does to the calls it passes on:
@@ -112,11 +112,7 @@ export async function startRpcProxy(target: string) {
     return forward(call);
   }
 
-  const { server, port } = await new Promise<{ server: ServerType; port: number }>((resolve) => {
-    const started = serve({ fetch: app.fetch, hostname: "127.0.0.1", port: 0 }, (info) =>
-      resolve({ server: started, port: info.port }),
-    );
-  });
+  const { port, stop } = await listen(app.fetch);
   const url = `http://127.0.0.1:${port}`;
   return {
     url,
@@ -125,9 +121,6 @@ export async function startRpcProxy(target: string) {
       faults.splice(0, faults.length, ...list);
     },
     countCalls: () => calls,
-    stop: () => {
-      if ("closeAllConnections" in server) server.closeAllConnections();
-      return new Promise<void>((resolve) => server.close(() => resolve()));
-    },
+    stop,
   };
 }

@@ -1,8 +1,8 @@
 // What both vendor simulators share: a real HTTP server with a journal of its traffic, a rate, vendor-like delays, and
 // faults that tests and scripts switch on over the simulator's own control URL.
-import { type ServerType, serve } from "@hono/node-server";
 import { type Context, Hono } from "hono";
 import { z } from "zod";
+import { type Listening, listen } from "./server.ts";
 
 export const FAULT_KINDS = [
   "sold_out",
@@ -61,8 +61,7 @@ export class VendorServer {
   readonly #faults: Fault[] = [];
   readonly #latencyMs: number;
   readonly #hanging = new Set<() => void>();
-  #server: ServerType | undefined;
-  #port = 0;
+  #listening: Listening | undefined;
 
   constructor(options: VendorServerOptions, controls: { machines: () => unknown; clear: () => Promise<void> }) {
     this.#latencyMs = options.latencyMs ?? 40;
@@ -104,7 +103,7 @@ export class VendorServer {
   }
 
   get origin(): string {
-    return `http://127.0.0.1:${this.#port}`;
+    return `http://127.0.0.1:${this.#listening?.port}`;
   }
 
   addFault(fault: Fault): void {
@@ -159,20 +158,12 @@ export class VendorServer {
   }
 
   async start(): Promise<void> {
-    await new Promise<void>((resolve) => {
-      this.#server = serve({ fetch: this.app.fetch, hostname: "127.0.0.1", port: 0 }, (info) => {
-        this.#port = info.port;
-        resolve();
-      });
-    });
+    this.#listening = await listen(this.app.fetch);
   }
 
   async stop(): Promise<void> {
     for (const release of this.#hanging) release();
-    const server = this.#server;
-    if (server === undefined) return;
-    if ("closeAllConnections" in server) server.closeAllConnections();
-    await new Promise((resolve) => server.close(resolve));
+    await this.#listening?.stop();
   }
 
   async #hang(c: Context, ms = HANG_MS): Promise<Response> {

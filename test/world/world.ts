@@ -1,16 +1,17 @@
 // The whole world in one call: a chain, three RPC URLs, a facilitator of payments, two vendors with machines that answer SSH,
-// and both Workers in workerd with D1, queues and objects. Tests and `npm start` use the same.
+// and both Workers, as they are built for upload, in workerd with D1, queues and objects. Tests and `npm start` use the same.
 import { randomBytes } from "node:crypto";
-import { type HttpBindings, type ServerType, serve } from "@hono/node-server";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
+import { startBareWorkers, type WorkerSource } from "./bare-workers.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
 import { type FacilitatorOptions, startFacilitator } from "./facilitator.ts";
 import { startPager } from "./pager.ts";
 import { freePort } from "./ports.ts";
 import { startRpcProxy } from "./rpc-proxy.ts";
 import { type RunpodOptions, startRunpod } from "./runpod.ts";
+import { startFront } from "./server.ts";
 import { startVultr, type VultrOptions } from "./vultr.ts";
 
 export type PartsOptions = {
@@ -25,18 +26,7 @@ export type WorldOptions = PartsOptions & {
   provisioner?: Record<string, string>;
 };
 
-const ROOT = new URL("../../", import.meta.url);
 const SCHEDULE_PAUSE_MS = 200;
-
-// Wrangler reads these when it is loaded: no calls home, no chatter between our lines.
-Object.assign(process.env, {
-  CLOUDFLARE_CF_FETCH_ENABLED: "false",
-  WRANGLER_SEND_METRICS: "false",
-  WRANGLER_SEND_ERROR_REPORTS: "false",
-  WRANGLER_HIDE_BANNER: "true",
-  WRANGLER_LOG: "error",
-});
-const { createTestHarness } = await import("wrangler");
 
 /** Everything outside the Workers. */
 export async function startParts(options: PartsOptions = {}) {
@@ -122,70 +112,61 @@ export function workerVariables(parts: Parts, publicUrl: string) {
   };
 }
 
+type Variables = Record<string, string>;
+
+/** Both Workers with what they bind, over one database and one queue. */
+export const bothWorkers = (variables: { edge: Variables; provisioner: Variables }): WorkerSource[] => [
+  {
+    name: "edge",
+    config: "wrangler.toml",
+    variables: variables.edge,
+    objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
+  },
+  {
+    name: "provisioner",
+    config: "src/provisioner/wrangler.toml",
+    variables: variables.provisioner,
+    objects: {
+      VENDOR_GATE: { className: "VendorGate" },
+      OPERATOR_WALLET: { className: "OperatorWallet" },
+      LOG_BOOK: { className: "LogBook", of: "edge" },
+    },
+    consumes: true,
+  },
+];
+
 /** The first operator's key, made with the deployment's own secret as an operator would. */
-async function makeOperatorKey(
-  request: (path: string, init: { method: string; headers: Record<string, string>; body: string }) => Promise<unknown>,
-  bootstrapKey: string,
-): Promise<string> {
+async function makeOperatorKey(edgeUrl: string, bootstrapKey: string): Promise<string> {
   const headers = { "x-api-key": bootstrapKey, "content-type": "application/json" };
-  const answer = (await request("/admin/keys", {
-    method: "POST",
-    headers,
-    body: '{"name":"local world"}',
-  })) as Response;
+  const answer = await fetch(`${edgeUrl}/admin/keys`, { method: "POST", headers, body: '{"name":"local world"}' });
   if (answer.status !== 201) throw new Error(`/admin/keys answered ${answer.status}: ${await answer.text()}`);
   return ((await answer.json()) as { key: string }).key;
 }
 
-/** Starts everything. `stop` leaves no process and no file behind. */
+/** Starts everything. `stop` leaves no process and no file behind but the Workers' build. */
 export async function startWorld(options: WorldOptions = {}) {
   const parts = await startParts(options);
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const variables = workerVariables(parts, url);
   const bootstrapKey = makeAdminKey();
-  const workers = createTestHarness({
-    root: ROOT.pathname,
-    workers: [
-      { configPath: "wrangler.toml", vars: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge } },
-      { configPath: "src/provisioner/wrangler.toml", vars: { ...variables.provisioner, ...options.provisioner } },
-    ],
-  });
-  await workers.listen();
-  const edge = workers.getWorker("clawcloud-edge");
-  await edge.applyD1Migrations("DB");
-  const adminKey = await makeOperatorKey((path, init) => workers.fetch(`${url}${path}`, init), bootstrapKey);
-
-  // Cloudflare in front of the Worker: a port known beforehand, and the client's address in its header.
-  const front = await new Promise<ServerType>((resolve) => {
-    const server = serve(
-      {
-        fetch: async (request, env) => {
-          const { method } = request;
-          // What fetch can't pass on, Cloudflare refuses as well.
-          if (method === "TRACE" || method === "CONNECT") return new Response(null, { status: 405 });
-          const headers = new Headers(request.headers);
-          headers.set("cf-connecting-ip", (env as HttpBindings).incoming.socket.remoteAddress ?? "127.0.0.1");
-          const body = method === "GET" || method === "HEAD" ? null : await request.arrayBuffer();
-          const answer = await workers.fetch(request.url, { method, headers: [...headers], body, redirect: "manual" });
-          const empty = answer.body === null;
-          return new Response(empty ? null : await answer.arrayBuffer(), {
-            status: answer.status,
-            headers: [...answer.headers] as [string, string][],
-          });
-        },
-        hostname: "127.0.0.1",
-        port,
-      },
-      () => resolve(server),
-    );
-  });
+  const lines: string[] = [];
+  const workers = await startBareWorkers(
+    bothWorkers({
+      edge: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge },
+      provisioner: { ...variables.provisioner, ...options.provisioner },
+    }),
+    ({ message }) => lines.push(message),
+  );
+  const adminKey = await makeOperatorKey(workers.url("edge"), bootstrapKey);
+  const front = await startFront(port, workers.url("edge"));
+  const edge = await workers.miniflare.getWorker("edge");
 
   // Local crons never fire by themselves.
   let stopping = false;
   const crons = (async () => {
     while (!stopping) {
-      await edge.scheduled({ cron: "* * * * *", scheduledTime: new Date() }).catch((error: unknown) => {
+      await edge.scheduled({ cron: "* * * * *" }).catch((error: unknown) => {
         if (!stopping) console.error("the scheduled handler failed:", error);
       });
       await new Promise((resolve) => setTimeout(resolve, SCHEDULE_PAUSE_MS));
@@ -197,6 +178,8 @@ export async function startWorld(options: WorldOptions = {}) {
     ...parts,
     url,
     workers,
+    /** What both Workers have printed so far, line by line. */
+    lines,
     adminKey,
     /** What no log, error or answer may show. */
     secrets: [
@@ -214,9 +197,8 @@ export async function startWorld(options: WorldOptions = {}) {
     usdc: USDC_ADDRESS,
     stop: async () => {
       stopping = true;
-      if ("closeAllConnections" in front) front.closeAllConnections();
-      await new Promise((resolve) => front.close(resolve));
-      await workers.close();
+      await front.stop();
+      await workers.stop();
       await parts.stop();
     },
   };
