@@ -1,7 +1,6 @@
 // The commands that are calls to the operators' API.
 import type { Command } from "commander";
 import { call, callJson, callList, connect, PAUSE_MS, type Query, showOne, showRows } from "./api.ts";
-import { reconcileAll } from "./reconcile.ts";
 
 const DEFAULT_URL = "https://api.clawcloud.co";
 
@@ -89,6 +88,8 @@ export function addApiCommands(program: Command): void {
     .option("--from <block>", "the first block; without it the last 10,000")
     .option("--to <block>", "the last block")
     .action(async ({ from, to }: { from?: string; to?: string }) => {
+      // It brings viem along: more than all the rest takes to load.
+      const { reconcileAll } = await import("./reconcile.ts");
       const { books, differs } = await reconcileAll(api(), from, to);
       showOne(books);
       if (differs) process.exitCode = 1;
