@@ -11,6 +11,7 @@ import {
 } from "viem";
 import type { LocalAccount } from "viem/accounts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
+import { fetchAgain } from "./http.ts";
 
 const usdcAbi = parseAbi(["function approve(address spender, uint256 amount) returns (bool)"]);
 const clawAbi = parseAbi([
@@ -132,10 +133,10 @@ export async function waitForStatus(
   wanted: readonly string[],
   options: { timeoutMs?: number; onChange?: (status: string, body: StatusBody) => void } = {},
 ): Promise<StatusBody> {
-  const until = Date.now() + (options.timeoutMs ?? 60_000);
+  const until = Date.now() + (options.timeoutMs ?? 120_000);
   let last = "";
   for (;;) {
-    const response = await fetch(`${api}/status/${tokenId}`);
+    const response = await fetchAgain(`${api}/status/${tokenId}`);
     const body = (await response.json()) as StatusBody;
     if (response.ok && body.status !== last) {
       last = body.status;

@@ -36,7 +36,7 @@ export function runOverSsh(credentials: Credentials, command: string): Promise<{
         port: ssh.port,
         username,
         privateKey,
-        readyTimeout: 10_000,
+        readyTimeout: 30_000,
         hostVerifier: (key: Buffer) => expected === undefined || key.toString("base64") === expected,
       });
   });

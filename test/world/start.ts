@@ -1,16 +1,21 @@
-// `npm start`: the local world with the main job in front of the reader. Options: --once, --serve, --json.
+// `npm start`: the local world with the main job in front of the reader. Options: --once, --serve, --json, --tier.
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs, styleText } from "node:util";
 import type { LocalAccount } from "viem/accounts";
-import { buy, type Credentials, fixedHeaders, waitForStatus } from "./agent.ts";
+import { buy, type Credentials, fixedHeaders, freshHeaders, waitForStatus } from "./agent.ts";
+import { fetchAgain, tellError } from "./http.ts";
 import { runOverSsh } from "./ssh-client.ts";
 import type { World } from "./world.ts";
 
 const USAGE = `Usage: npm start                     buy a VM in the local world and log in, then stay up
        npm start -- --once           a VM, a GPU, a VM over x402, times per phase, then exit
-       npm start -- --serve --json   bring the world up, print one line of JSON, stay up`;
+       npm start -- --serve --json   bring the world up, print one line of JSON, stay up
+       npm start -- --tier 2         buy that tier instead of tier 0`;
+
+/** Fewer than the hour's limit. */
+const CREDENTIALS_TRIES = 20;
 
 const began = performance.now();
 const color = (format: Parameters<typeof styleText>[0], text: string) =>
@@ -37,24 +42,61 @@ setInterval(() => {
 try {
   if (!options.json) say("starting the chain, the vendors and both Workers");
   const { startWorld } = await import("./world.ts");
-  world = await startWorld();
-  if (options.json) console.log(JSON.stringify(describe(world)));
-  else say(`the API answers at ${color("cyan", world.url)}`);
+  const starting = startWorld().then((up) => {
+    world = up;
+    return up;
+  });
+  // Loading them takes seconds of one thread: not between two requests on one connection, but while processes come up.
+  const loading = options.serve ? undefined : loadClients();
+  const [up, clients] = await Promise.all([starting, loading]);
+  if (options.json) console.log(JSON.stringify(describe(up)));
+  else say(`the API answers at ${color("cyan", up.url)}`);
+  if (clients !== undefined) await play(up, clients);
   if (options.once) {
-    const phases = [...(await mainJob(world, 0)), ...(await mainJob(world, 4)), ...(await paidJob(world))];
-    printPhases(phases);
     await shutDown();
     process.exit(0);
   }
-  if (!options.serve) {
-    await mainJob(world, 0);
-    await paidJob(world);
-  }
-  if (!options.json) printGuide(world);
+  if (!options.json) printGuide(up);
 } catch (error) {
-  console.error(color("red", `failed: ${error instanceof Error ? error.message : String(error)}`));
+  await end(error);
+}
+
+/** Acts one after the other. With --once the first that fails ends the run; else it is told, and the world stays up. */
+async function play(up: World, clients: Clients): Promise<void> {
+  const acts = [
+    () => mainJob(up, options.tier),
+    ...(options.once ? [() => mainJob(up, 4)] : []),
+    () => paidJob(up, clients, options.tier),
+  ];
+  const phases: Phase[] = [];
+  for (const act of acts) {
+    try {
+      phases.push(...(await act()));
+    } catch (error) {
+      if (options.once || stopping !== undefined) return end(error);
+      tellFailure(error);
+    }
+  }
+  if (options.once) printPhases(phases);
+}
+
+function tellFailure(error: unknown): void {
+  console.error(color("red", `failed: ${tellError(error)}`));
+}
+
+/** Whatever fails while everything is being stopped is no failure: whoever stops it ends the process. */
+async function end(error: unknown): Promise<void> {
+  if (stopping !== undefined) return new Promise(() => undefined);
+  tellFailure(error);
   await shutDown();
   process.exit(1);
+}
+
+type Clients = Awaited<ReturnType<typeof loadClients>>;
+
+async function loadClients() {
+  const [{ payFetch }, { readQuote }] = await Promise.all([import("./payer-clients.ts"), import("./payer.ts")]);
+  return { payFetch, readQuote };
 }
 
 type Phase = { tier: number | "x402"; name: string; ms: number };
@@ -69,8 +111,7 @@ function timed(tier: Phase["tier"]) {
       phases.push({ tier, name, ms: performance.now() - from });
       return result;
     } catch (cause) {
-      const reason = cause instanceof Error ? cause.message : String(cause);
-      throw new Error(`phase "${name}" of ${tier === "x402" ? tier : `tier ${tier}`}: ${reason}`, { cause });
+      throw new Error(`phase "${name}" of ${tier === "x402" ? tier : `tier ${tier}`}`, { cause });
     }
   };
   return { phases, phase };
@@ -87,24 +128,26 @@ type Purchase = {
 };
 
 /** The same over x402, with the stock client: one request, which the client pays for by itself. */
-async function paidJob({ chain, url }: World): Promise<Phase[]> {
+async function paidJob({ chain, url }: World, { payFetch, readQuote }: Clients, tier: number): Promise<Phase[]> {
   const [, agent] = chain.agents;
   if (agent === undefined) throw new Error("the world has no second agent");
-  const [{ payFetch }, { readQuote }] = await Promise.all([import("./payer-clients.ts"), import("./payer.ts")]);
+  // The client's requests as it makes them: the order without a payment, then with one. Either may be sent again as it is; the
+  // whole of it may not, since the client would sign another payment, which is another purchase.
   const send: typeof fetch = async (...request) => {
-    const answer = await fetch(...request);
+    const answer = await fetchAgain(...request);
     if (answer.status === 402) say(`quoted ${Number(readQuote(answer).accepts[0]?.amount) / 1e6} USDC by a 402`);
     return answer;
   };
   const { phases, phase } = timed("x402");
-  say(`agent ${color("cyan", agent.address)} buys tier 0 for one day over x402, with @x402/fetch`);
+  say(`agent ${color("cyan", agent.address)} buys tier ${tier} for one day over x402, with @x402/fetch`);
   const purchase = await phase("quote, sign", async () => {
     const answer = await payFetch(agent, send)(`${url}/x402/purchase-compute`, {
       method: "POST",
       headers: { "content-type": "application/json" },
-      body: JSON.stringify({ tier: 0, durationDays: 1 }),
+      body: JSON.stringify({ tier, durationDays: 1 }),
     });
-    if (answer.status !== 202) throw new Error(`/x402/purchase-compute answered ${answer.status}`);
+    if (answer.status !== 202)
+      throw new Error(`/x402/purchase-compute answered ${answer.status}: ${await answer.text()}`);
     return (await answer.json()) as Purchase;
   });
   say(`accepted, ${color("yellow", purchase.status)}: ${purchase.message}`);
@@ -125,7 +168,7 @@ async function paidJob({ chain, url }: World): Promise<Phase[]> {
 async function followPurchase(statusUrl: string, isDone: (purchase: Purchase) => boolean): Promise<Purchase> {
   let told = "";
   for (;;) {
-    const purchase = (await (await fetch(statusUrl)).json()) as Purchase;
+    const purchase = (await (await fetchAgain(statusUrl)).json()) as Purchase;
     if (isDone(purchase)) return purchase;
     if (["releasing", "released", "refunded"].includes(purchase.status)) throw new Error(purchase.message);
     if (purchase.message !== told) say(purchase.message);
@@ -167,8 +210,8 @@ async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
 
 async function firstAttempt(url: string, tokenId: number): Promise<void> {
   await waitForStatus(url, tokenId, ["provisioning", "running"]);
-  for (let tries = 0; tries < 60; tries++) {
-    const body = (await (await fetch(`${url}/status/${tokenId}`)).json()) as { attempts: unknown[] };
+  for (let tries = 0; tries < 120; tries++) {
+    const body = (await (await fetchAgain(`${url}/status/${tokenId}`)).json()) as { attempts: unknown[] };
     if (body.attempts.length > 0) return;
     await new Promise((resolve) => setTimeout(resolve, 700));
   }
@@ -183,15 +226,24 @@ function pasteable({ tokenId, ssh, instructions }: Credentials): string {
 }
 
 async function fetchCredentials(url: string, agent: LocalAccount, tokenId: number): Promise<Credentials> {
-  const ask = async () => fetch(`${url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent, tokenId) });
-  let response = await ask();
-  // Just handed over: the scan is a second behind.
-  for (let tries = 0; response.status === 503 && tries < 10; tries++) {
-    await new Promise((resolve) => setTimeout(resolve, 1_000));
-    response = await ask();
+  const path = `${url}/credentials/${tokenId}`;
+  let failure: unknown;
+  for (let tries = 0; tries < CREDENTIALS_TRIES; tries++) {
+    // A key that went to a connection that broke comes again by the fresh form alone.
+    const headers = tries === 0 ? fixedHeaders(agent, tokenId) : freshHeaders(url, agent, tokenId);
+    try {
+      const response = await fetch(path, { headers: await headers });
+      if (response.status === 200) return (await response.json()) as Credentials;
+      failure = new Error(`/credentials answered ${response.status}: ${await response.text()}`);
+      // Just handed over: the scan is a second behind.
+      if (response.status !== 503) throw failure;
+    } catch (error) {
+      if (error === failure) throw error;
+      failure = error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1_500));
   }
-  if (response.status !== 200) throw new Error(`/credentials answered ${response.status}: ${await response.text()}`);
-  return (await response.json()) as Credentials;
+  throw failure;
 }
 
 function printPhases(phases: readonly Phase[]): void {
@@ -260,9 +312,10 @@ function readOptions() {
   try {
     const { values } = parseArgs({
       options: {
-        once: { type: "boolean" },
-        serve: { type: "boolean" },
-        json: { type: "boolean" },
+        once: { type: "boolean", default: false },
+        serve: { type: "boolean", default: false },
+        json: { type: "boolean", default: false },
+        tier: { type: "string", default: "0" },
         help: { type: "boolean" },
       },
     });
@@ -270,7 +323,8 @@ function readOptions() {
       console.log(USAGE);
       process.exit(0);
     }
-    return { once: values.once ?? false, serve: values.serve ?? false, json: values.json ?? false };
+    if (!/^\d{1,3}$/.test(values.tier)) throw new Error(`--tier takes a number, not "${values.tier}"`);
+    return { ...values, tier: Number(values.tier) };
   } catch (error) {
     console.error(`${error instanceof Error ? error.message : error}\n${USAGE}`);
     process.exit(2);
