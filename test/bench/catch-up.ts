@@ -3,7 +3,7 @@
 import { type Abi, type Address, encodeFunctionData, type Hex } from "viem";
 import { type BareLog, startBareWorkers } from "../world/bare-workers.ts";
 import { artifacts, type Chain, startChain } from "../world/chain.ts";
-import { median, table } from "./figures.ts";
+import { inRounds, median, table } from "./figures.ts";
 
 const PURCHASES_PER_BLOCK = 5;
 /** One with purchases, the rest empty. */
@@ -20,8 +20,7 @@ export async function benchCatchUp(purchases: number, rounds: number): Promise<v
     const startBlock = Number(await chain.reader.getBlockNumber()) + 1;
     await purchaseMany(chain, contract, buyer.address, purchases);
     const blocks = Number(await chain.reader.getBlockNumber()) - startBlock + 1;
-    const seconds: number[] = [];
-    for (let round = 0; round < rounds; round++) seconds.push(await scanAll(chain, contract, startBlock, purchases));
+    const seconds = await inRounds(rounds, () => scanAll(chain, contract, startBlock, purchases));
     const rate = (taken: number) => Math.round(purchases / taken);
     console.log(
       table(

@@ -21,3 +21,51 @@ export function table(header: readonly string[], rows: readonly (readonly (strin
     )
     .join("\n");
 }
+
+type Row = readonly (string | number)[];
+
+/**
+ * Prints a table with a row for each item. An item that fails takes no other's row with it: what there is is printed, and
+ * then the failures are thrown together.
+ */
+export async function printRows<T>(
+  header: readonly string[],
+  items: readonly T[],
+  rowOf: (item: T) => Promise<Row>,
+): Promise<void> {
+  const rows: Row[] = [];
+  const failures: unknown[] = [];
+  for (const item of items) {
+    try {
+      rows.push(await rowOf(item));
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  if (rows.length > 0) console.log(table(header, rows));
+  throwAny(failures, `${failures.length} of ${items.length} rows could not be made`);
+}
+
+/** The results of so many rounds; one that fails is told of and left out. Throws where none succeeds. */
+export async function inRounds<T>(rounds: number, round: (index: number) => Promise<T>): Promise<T[]> {
+  const results: T[] = [];
+  const failures: unknown[] = [];
+  for (let index = 0; index < rounds; index++) {
+    try {
+      results.push(await round(index));
+    } catch (error) {
+      failures.push(error);
+      console.error(`round ${index + 1} of ${rounds} failed and is left out:`, error);
+    }
+  }
+  if (results.length === 0) throwAny(failures, `all ${rounds} rounds failed`);
+  return results;
+}
+
+function throwAny(failures: readonly unknown[], message: string): void {
+  if (failures.length > 0) throw new AggregateError(failures, message);
+}
+
+/** "2 of 50 without a token": what a part could not look at. Nothing where there is nothing to tell. */
+export const missing = (count: number, of: number, what: string): string[] =>
+  count === 0 ? [] : [`${count} of ${of} ${what}`];

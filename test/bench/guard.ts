@@ -1,7 +1,7 @@
 // What the guard costs: a route with and without it and against its floor, and what a banned client costs against a
 // Worker that guards nothing.
 import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop } from "../world/shop.ts";
-import { median, table } from "./figures.ts";
+import { median, printRows } from "./figures.ts";
 import { address, CLIENTS, load, type Request, type Side } from "./routes.ts";
 
 const AMOUNT = 4_000;
@@ -39,8 +39,8 @@ export async function benchGuard(rounds: number): Promise<void> {
     ],
   ];
   try {
-    const rows: (string | number)[][] = [];
-    for (const [name, left, right] of pairs) {
+    const header = ["", "req/s", "other", "p50 ms", "other", "p99 ms", "other", "ratio", "min-max"];
+    await printRows(header, pairs, async ([name, left, right]) => {
       if (left.status === 403) await getBanned(url("edge"));
       const sides: [Side[], Side[]] = [[], []];
       for (let round = -1; round < rounds; round++) {
@@ -52,16 +52,15 @@ export async function benchGuard(rounds: number): Promise<void> {
       }
       const ratios = sides[0].map((side, round) => side.perSecond / (sides[1][round]?.perSecond ?? Number.NaN));
       const figure = (index: 0 | 1, field: keyof Side) => median(sides[index].map((side) => side[field]));
-      rows.push([
+      return [
         name,
         Math.round(figure(0, "perSecond")),
         Math.round(figure(1, "perSecond")),
         ...(["p50", "p99"] as const).flatMap((field) => [figure(0, field).toFixed(1), figure(1, field).toFixed(1)]),
         median(ratios).toFixed(2),
         `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
-      ]);
-    }
-    console.log(table(["", "req/s", "other", "p50 ms", "other", "p99 ms", "other", "ratio", "min-max"], rows));
+      ];
+    });
   } finally {
     await shop.close();
   }

@@ -2,7 +2,7 @@
 // same Worker twice in one workerd, in turns.
 import type { BareWorkers } from "../world/bare-workers.ts";
 import { EDGE_APART, OBJECTS_APART, openShop, TOKENS } from "../world/shop.ts";
-import { median, table } from "./figures.ts";
+import { median, printRows } from "./figures.ts";
 import { address, load, type Side } from "./routes.ts";
 
 const AMOUNT = 640;
@@ -29,8 +29,8 @@ export async function benchHistory(history: number, rounds: number): Promise<voi
       [`/vms/:address (${TOKENS} rows)`, `/vms/${owner.address}`, `/vms/${owner.address}`],
       [`/vms/:address (${TOKENS} rows), amid history`, `/vms/${oldOwner}`, `/vms/${owner.address}`],
     ];
-    const rows: (string | number)[][] = [];
-    for (const [name, fullPath, emptyPath] of routes) {
+    const header = ["route", "req/s", "empty", "p50 ms", "empty", "times slower", "min-max"];
+    await printRows(header, routes, async ([name, fullPath, emptyPath]) => {
       await shop.scan();
       const sides: Record<"full" | "edge", Side[]> = { full: [], edge: [] };
       const paths = { full: fullPath, edge: emptyPath };
@@ -46,7 +46,7 @@ export async function benchHistory(history: number, rounds: number): Promise<voi
       // Time per request, as the promise has it: above 1 history is slower.
       const ratios = sides.full.map((side, round) => (sides.edge[round]?.perSecond ?? Number.NaN) / side.perSecond);
       const figure = (side: "full" | "edge", field: keyof Side) => median(sides[side].map((one) => one[field]));
-      rows.push([
+      return [
         name,
         Math.round(figure("full", "perSecond")),
         Math.round(figure("edge", "perSecond")),
@@ -54,9 +54,8 @@ export async function benchHistory(history: number, rounds: number): Promise<voi
         figure("edge", "p50").toFixed(1),
         median(ratios).toFixed(2),
         `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
-      ]);
-    }
-    console.log(table(["route", "req/s", "empty", "p50 ms", "empty", "times slower", "min-max"], rows));
+      ];
+    });
   } finally {
     await shop.close();
   }

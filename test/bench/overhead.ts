@@ -3,9 +3,9 @@
 // the provisioner's log. Both are subtracted and shown apart. The wait for the next block, which confirms, is ours.
 import { encodeFunctionData, type Hex, parseAbi, parseEventLogs } from "viem";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
-import type { Chain } from "../world/chain.ts";
 import { startWorld, type World } from "../world/world.ts";
-import { median, percentile, table } from "./figures.ts";
+import { type Sight, watchBlocks } from "./blocks.ts";
+import { median, missing, percentile, table } from "./figures.ts";
 
 const BASE_BLOCK_SECONDS = 2;
 const VULTR_BOOT_MS = { active: 900, ok: 1_800, sshd: 2_400, configured: 3_200 };
@@ -18,8 +18,15 @@ const abi = parseAbi([
   "event Transfer(address indexed from, address indexed to, uint256 indexed tokenId)",
 ]);
 
-type Load = { name: string; tiers: readonly number[]; purchases: number; everyMs: number; bootMs: number };
-type Measured = { totalMs: number; keyMs: number; ownMs: number };
+export type Load = { name: string; tiers: readonly number[]; purchases: number; everyMs: number; bootMs: number };
+/** What is known of one purchase; each field may be missing where something was slow or failed. */
+export type Purchase = {
+  tokenId?: number | undefined;
+  block?: Sight | undefined;
+  /** Unix milliseconds. */
+  runningAt?: number | undefined;
+  keyMs?: number | undefined;
+};
 
 const CPU = { tiers: [0, 1, 2, 3], bootMs: VULTR_BOOT_MS.configured };
 const GPU = { tiers: [4, 5, 6, 7], bootMs: RUNPOD_BOOT_MS.sshd };
@@ -29,11 +36,72 @@ export async function benchOverhead(purchases: number, gpus: number): Promise<vo
   const paced = { ...CPU, name: `${purchases} CPU, one a second, rsa-4096`, purchases, everyMs: 1_000 };
   const burst = { ...CPU, name: `${purchases} CPU at once, ed25519`, purchases, everyMs: 0 };
   const pods = { ...GPU, name: `${gpus} GPU at once, ed25519, 60 requests/min`, purchases: gpus, everyMs: 0 };
-  const rows = [...(await inWorld("rsa-4096", [paced])), ...(await inWorld("ed25519", [burst, pods]))];
-  console.log(table(["load", "own p50 s", "p95", "max", "key p50 s", "max", "boot s", "block to running p95 s"], rows));
+  const missed: string[] = [];
+  const worlds = [
+    { algorithm: "rsa-4096", loads: [paced] },
+    { algorithm: "ed25519", loads: [burst, pods] },
+  ];
+  const failures: unknown[] = [];
+  const rows: string[][] = [];
+  for (const { algorithm, loads } of worlds) {
+    try {
+      await inWorld(algorithm, loads, (load, purchases) => {
+        const figures = summarize(load, purchases);
+        rows.push(figures.row);
+        missed.push(...figures.missed);
+      });
+    } catch (error) {
+      failures.push(error);
+    }
+  }
+  console.log(table(HEADER, rows));
+  for (const line of missed) console.log(line);
+  if (failures.length > 0) throw new AggregateError(failures, "not every load was measured");
 }
 
-async function inWorld(algorithm: string, loads: readonly Load[]): Promise<string[][]> {
+const HEADER = ["load", "own p50 s", "p95", "max", "key p50 s", "max", "boot s", "block to running p95 s"];
+const seconds = (ms: number): string => (Number.isFinite(ms) ? (ms / 1_000).toFixed(1) : "-");
+
+/** The row of a load from those purchases of which enough is known, and what is not known of the others. */
+export function summarize(load: Load, purchases: readonly Purchase[]): { row: string[]; missed: string[] } {
+  const without = (field: keyof Purchase) => purchases.filter((one) => one[field] === undefined).length;
+  const keys = purchases.flatMap(({ keyMs }) => (keyMs === undefined ? [] : [keyMs]));
+  const totals = purchases.flatMap(({ block, runningAt, keyMs }) =>
+    block === undefined || runningAt === undefined ? [] : [{ total: runningAt - block.at, keyMs }],
+  );
+  const own = totals.flatMap(({ total, keyMs }) => (keyMs === undefined ? [] : [total - keyMs - load.bootMs]));
+  const late = purchases.filter(({ block }) => block?.late === true).length;
+  const missed = [
+    ...missing(load.purchases - purchases.length, load.purchases, "not sent"),
+    ...missing(without("tokenId"), load.purchases, "without a token"),
+    ...missing(without("block"), load.purchases, "without a block time"),
+    ...missing(late, load.purchases, "with a block that was seen late: their times are too long, if anything"),
+    ...missing(without("runningAt"), load.purchases, "without a machine"),
+    ...missing(without("keyMs"), load.purchases, "without the time of their key"),
+  ];
+  const row = [
+    load.name,
+    seconds(median(own)),
+    seconds(percentile(own, 0.95)),
+    seconds(Math.max(...own)),
+    seconds(median(keys)),
+    seconds(Math.max(...keys)),
+    seconds(load.bootMs),
+    seconds(
+      percentile(
+        totals.map(({ total }) => total),
+        0.95,
+      ),
+    ),
+  ];
+  return { row, missed: missed.map((line) => `${load.name}: ${line}`) };
+}
+
+async function inWorld(
+  algorithm: string,
+  loads: readonly Load[],
+  tell: (load: Load, purchases: readonly Purchase[]) => void,
+): Promise<void> {
   const world = await startWorld({
     chain: { blockTimeSeconds: BASE_BLOCK_SECONDS },
     vultr: { bootMs: VULTR_BOOT_MS },
@@ -49,42 +117,14 @@ async function inWorld(algorithm: string, loads: readonly Load[]): Promise<strin
   });
   const blocks = watchBlocks(world.chain);
   try {
-    const rows: string[][] = [];
-    for (const load of loads) {
-      const measured = await run(world, blocks.seenAt, load);
-      const seconds = (ms: number) => (ms / 1_000).toFixed(1);
-      const of = (field: keyof Measured) => measured.map((one) => one[field]);
-      rows.push([
-        load.name,
-        seconds(median(of("ownMs"))),
-        seconds(percentile(of("ownMs"), 0.95)),
-        seconds(Math.max(...of("ownMs"))),
-        seconds(median(of("keyMs"))),
-        seconds(Math.max(...of("keyMs"))),
-        seconds(load.bootMs),
-        seconds(percentile(of("totalMs"), 0.95)),
-      ]);
-    }
-    return rows;
+    for (const load of loads) tell(load, await run(world, blocks, load));
   } finally {
-    blocks.stop();
+    await blocks.stop();
     await world.stop();
   }
 }
 
-/** When each block was first seen here: its own timestamp has whole seconds. */
-function watchBlocks(chain: Chain) {
-  const seenAt = new Map<number, number>();
-  const timer = setInterval(() => {
-    void chain.reader.getBlockNumber({ cacheTime: 0 }).then(
-      (number) => seenAt.has(Number(number)) || seenAt.set(Number(number), Date.now()),
-      () => undefined,
-    );
-  }, 25);
-  return { seenAt, stop: () => clearInterval(timer) };
-}
-
-async function run(world: World, seenAt: ReadonlyMap<number, number>, load: Load): Promise<Measured[]> {
+async function run(world: World, blocks: ReturnType<typeof watchBlocks>, load: Load): Promise<Purchase[]> {
   const { chain } = world;
   const send = (from: Hex, to: Hex, data: Hex): Promise<Hex> =>
     chain.node.sendTransaction({ account: from, to, data, gas: 400_000n, chain: null });
@@ -97,51 +137,55 @@ async function run(world: World, seenAt: ReadonlyMap<number, number>, load: Load
     const began = Date.now();
     const from = chain.agents[count % chain.agents.length]?.address ?? "0x";
     const tier = load.tiers[count % load.tiers.length] ?? 0;
-    hashes.push(
-      await send(from, CONTRACT_ADDRESS, encodeFunctionData({ abi, functionName: "purchaseVM", args: [tier, 1] })),
-    );
+    const data = encodeFunctionData({ abi, functionName: "purchaseVM", args: [tier, 1] });
+    await send(from, CONTRACT_ADDRESS, data).then((hash) => hashes.push(hash), tellOnce);
     await wait(load.everyMs - (Date.now() - began));
   }
-  const minedAt = new Map<number, number>();
+  const purchases: Purchase[] = [];
   for (const hash of hashes) {
-    const receipt = await chain.reader.waitForTransactionReceipt({ hash });
-    const [minted] = parseEventLogs({ abi, eventName: "Transfer", logs: receipt.logs }).filter(
-      (entry) => entry.address.toLowerCase() === CONTRACT_ADDRESS.toLowerCase(),
-    );
-    const at = seenAt.get(Number(receipt.blockNumber));
-    if (minted === undefined || at === undefined) throw new Error(`the purchase ${hash} has no token or no block`);
-    minedAt.set(Number(minted.args.tokenId), at);
+    const found = await lookUp(world, blocks, hash).catch(tellOnce);
+    purchases.push(found ?? {});
   }
-  const runningAt = await waitUntilRunning(world, [...minedAt.keys()]);
+  const bought = purchases.flatMap(({ tokenId }) => (tokenId === undefined ? [] : [tokenId]));
+  const runningAt = await waitUntilRunning(world, bought);
   const keyMs = keyTimes(world);
-  return [...minedAt].map(([tokenId, from]) => {
-    const totalMs = (runningAt.get(tokenId) ?? Number.NaN) - from;
-    const key = keyMs.get(tokenId) ?? Number.NaN;
-    return { totalMs, keyMs: key, ownMs: totalMs - key - load.bootMs };
-  });
+  return purchases.map((one) =>
+    one.tokenId === undefined ? one : { ...one, runningAt: runningAt.get(one.tokenId), keyMs: keyMs.get(one.tokenId) },
+  );
 }
 
+const tellOnce = (error: unknown): void => console.error("a purchase is left out:", error);
+
+async function lookUp({ chain }: World, blocks: ReturnType<typeof watchBlocks>, hash: Hex): Promise<Purchase> {
+  const receipt = await chain.reader.waitForTransactionReceipt({ hash });
+  const [minted] = parseEventLogs({ abi, eventName: "Transfer", logs: receipt.logs }).filter(
+    (entry) => entry.address.toLowerCase() === CONTRACT_ADDRESS.toLowerCase(),
+  );
+  const block = await blocks.sightOf(Number(receipt.blockNumber));
+  return { tokenId: minted === undefined ? undefined : Number(minted.args.tokenId), block };
+}
+
+/** When each machine began to run; those that do not in time are left out. */
 async function waitUntilRunning(world: World, tokens: readonly number[]): Promise<Map<number, number>> {
-  const { DB } = await world.workers.getWorker<{ DB: D1Database }>("clawcloud-edge").getEnv();
   const until = Date.now() + TIMEOUT_MS;
   for (;;) {
-    const { results } = await DB.prepare(
-      "SELECT token_id, running_at FROM vms WHERE status = 'running' AND token_id IN (SELECT value FROM json_each(?))",
-    )
+    const { results } = await world.workers.database
+      .prepare(
+        "SELECT token_id, running_at FROM vms WHERE status = 'running' AND token_id IN (SELECT value FROM json_each(?))",
+      )
       .bind(JSON.stringify(tokens))
       .all<{ token_id: number; running_at: number }>();
-    if (results.length === tokens.length) return new Map(results.map((row) => [row.token_id, row.running_at]));
-    if (Date.now() > until) throw new Error(`${results.length} of ${tokens.length} machines run`);
+    if (results.length === tokens.length || Date.now() > until)
+      return new Map(results.map((row) => [row.token_id, row.running_at]));
     await wait(1_000);
   }
 }
 
 /** What the provisioner's log says each token's key took. */
-function keyTimes(world: World): Map<number, number> {
-  const all = world.workers.getLogs().flatMap(({ message }) => message.split("\n"));
-  const lines = all.filter((line) => line.includes('"ssh_key_made"'));
+function keyTimes({ lines }: World): Map<number, number> {
+  const told = lines.filter((line) => line.includes('"ssh_key_made"'));
   return new Map(
-    lines.map((line) => {
+    told.map((line) => {
       const { tokenId, ms } = JSON.parse(line) as { tokenId: number; ms: number };
       return [tokenId, ms];
     }),

@@ -7,7 +7,7 @@ import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { type BareWorkers, startBareWorkers } from "../world/bare-workers.ts";
 import { type Chain, startChain } from "../world/chain.ts";
 import { startFastVendors } from "./fast-vendors.ts";
-import { table } from "./figures.ts";
+import { printRows } from "./figures.ts";
 import type { Totals } from "./totals.ts";
 
 const PURCHASES_PER_BLOCK = 200;
@@ -28,11 +28,12 @@ const abi = parseAbi([
 
 /** Prints seconds, purchases per second and the bill per purchase of each burst. */
 export async function benchScale(bursts: readonly number[]): Promise<void> {
-  const rows: string[][] = [];
-  for (const purchases of bursts) rows.push(await runBurst(purchases));
   const header = ["purchases", "seconds", "purchases/s", "D1 statements", "trips", "rows read", "rows written"];
-  console.log(table([...header, "messages", "RPC calls", "creates", "other vendor calls"], rows));
-  console.log("\nseconds until all run; from the fourth column on per purchase, both Workers together");
+  try {
+    await printRows([...header, "messages", "RPC calls", "creates", "other vendor calls"], bursts, runBurst);
+  } finally {
+    console.log("\nseconds until all run; from the fourth column on per purchase, both Workers together");
+  }
 }
 
 async function runBurst(purchases: number): Promise<string[]> {
