@@ -83,8 +83,7 @@ async function run(options: Options): Promise<number> {
     ends.push(parts.stop);
     const workers = await prepareWorkers(parts, folder, outage);
     ends.push(workers.kill);
-    await workers.start();
-    const wallets = await openWallets(parts.chain, random);
+    const [wallets] = await Promise.all([openWallets(parts.chain, random), workers.start()]);
     ends.push(wallets.close);
     say("the world is up; it begins to blow");
 

@@ -25,12 +25,15 @@ export async function openWallets(chain: Chain, random: Random) {
   const orders: Order[] = [];
   const counts = { resent: 0, replaced: 0, reorgs: 0, blocks: 0, dropped: 0 };
   const nonces = new Map<LocalAccount, number>();
-  for (const agent of chain.agents) {
-    const args = [CONTRACT_ADDRESS, maxUint256] as const;
-    const hash = await chain.wallet(agent).writeContract({ address: USDC_ADDRESS, abi, functionName: "approve", args });
-    await chain.reader.waitForTransactionReceipt({ hash });
-    nonces.set(agent, await chain.reader.getTransactionCount({ address: agent.address }));
-  }
+  await Promise.all(
+    chain.agents.map(async (agent) => {
+      const args = [CONTRACT_ADDRESS, maxUint256] as const;
+      const call = { address: USDC_ADDRESS, abi, functionName: "approve", args } as const;
+      const hash = await chain.wallet(agent).writeContract(call);
+      await chain.reader.waitForTransactionReceipt({ hash });
+      nonces.set(agent, await chain.reader.getTransactionCount({ address: agent.address }));
+    }),
+  );
   const approvedIn = await chain.reader.getBlockNumber();
   while ((await finalNumber()) < approvedIn) await wait(200);
 

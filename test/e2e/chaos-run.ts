@@ -1,0 +1,39 @@
+// `npm run chaos` as a test runs it, short or long.
+import { expect } from "vitest";
+import { isAlive, processesOf, startChild } from "./child.ts";
+
+export type Blows = {
+  seed: number;
+  purchases: number;
+  seconds: number;
+  kills: number;
+  reorgs: number;
+  /** Seconds, for everything. */
+  deadline: number;
+  /** By how many seconds more than they were down the killed Workers seem to have been. */
+  outage?: number;
+};
+
+export const startChaos = (options: Record<string, number>) =>
+  startChild(process.execPath, [
+    "test/chaos/run.ts",
+    ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, String(value)]),
+  ]);
+
+/** Plays it to its end: every purchase stands and has a machine or its money back, and everything happened that was planned. */
+export async function playChaos(blows: Blows): Promise<void> {
+  const run = startChaos(blows);
+  await run.says(/begins to blow/);
+  const family = processesOf(run.pid);
+  await run.says(/calm; waiting/, blows.deadline * 1_000);
+  family.push(...processesOf(run.pid));
+  expect(await run.ended, run.output()).toBe(0);
+  const figure = (name: string) => Number(new RegExp(`^${name} +(\\d+)`, "m").exec(run.output())?.[1]);
+  expect(figure("purchases that stand")).toBe(blows.purchases);
+  expect(figure("running, SSH answers") + figure("refunded on chain")).toBe(blows.purchases);
+  expect(figure("Workers killed and started again")).toBe(blows.kills);
+  expect(figure("reorgs")).toBe(blows.reorgs);
+  // anvil, the Workers' own process and workerd below it, before the blows and after them.
+  expect(family.length).toBeGreaterThan(4);
+  expect(family.filter(isAlive)).toEqual([]);
+}
