@@ -4,13 +4,18 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { buy, type Credentials, fixedHeaders, freshHeaders, waitForStatus } from "../world/agent.ts";
+import { fetchAgain } from "../world/http.ts";
 import { startWorld, type World } from "../world/world.ts";
 
 const run = promisify(execFile);
+const WAIT_MS = 120_000;
 let world: World;
 beforeAll(async () => {
   // A day's calls in less than a minute.
-  world = await startWorld({ edge: { RATE_LIMITS: "admin=40/60" } });
+  world = await startWorld({
+    edge: { RATE_LIMITS: "admin=600/60", RPC_TIMEOUT_MS: "2000", SCAN_INTERVAL_MS: "500" },
+    vultr: { bootMs: { active: 300, ok: 600, sshd: 800, configured: 1_100 } },
+  });
 });
 afterAll(() => world.stop());
 
@@ -19,6 +24,16 @@ async function admin(...args: string[]): Promise<string> {
   return (await run(process.execPath, ["src/admin/main.ts", ...args], { env, maxBuffer: 1 << 26 })).stdout;
 }
 const json = async <T = Record<string, unknown>[]>(...args: string[]) => JSON.parse(await admin(...args)) as T;
+
+const isEvent = (line: string) => line.startsWith('{"time":');
+const eventsOf = (lines: readonly string[]) =>
+  lines.filter(isEvent).map((line) => JSON.parse(line) as { event: string; error?: string });
+const book = async (stream: string) =>
+  (await fetchAgain(`${world.url}/admin/logs/${stream}`, { headers: { "x-api-key": world.adminKey } })).text();
+function linesMissing(lines: readonly string[], text: string): string[] {
+  const kept = new Set(text.split("\n"));
+  return lines.filter((line) => !kept.has(line));
+}
 
 test("from a purchase to its end by an operator, and the logs of both Workers without a secret in them", async () => {
   const [agent] = world.chain.agents;
@@ -66,27 +81,32 @@ test("from a purchase to its end by an operator, and the logs of both Workers wi
   await admin("resume", "payouts");
   // A node whose URL carries a provider's key fails in each way (hard case 23).
   const nonsense = { kind: "rewrite", method: "eth_call", result: "0xnonsense" } as const;
-  for (const fault of [{ kind: "down" }, { kind: "hang" }, nonsense] as const) {
+  for (const [fault, ...failures] of [
+    [{ kind: "down" }, "rpc_failed HttpRequestError", "scan_node_failed HttpRequestError"],
+    [{ kind: "hang" }, "rpc_failed TimeoutError", "scan_node_failed TimeoutError"],
+    [nonsense, "rpc_failed BaseError"],
+  ] as const) {
+    const from = world.lines.length;
     world.proxy.setFaults(fault);
     await fetch(`${world.url}/credentials/${tokenId}`, { headers });
     await fetch(`${world.url}/status/${99_999 + tokenId}`);
-    await new Promise((resolve) => setTimeout(resolve, 5_000));
+    const told = () => eventsOf(world.lines.slice(from)).map(({ event, error }) => `${event} ${error}`);
+    await expect.poll(told, { timeout: WAIT_MS, interval: 200 }).toEqual(expect.arrayContaining(failures));
   }
   world.proxy.setFaults();
   await admin("vms", "terminate", String(tokenId), "--reason", "abuse");
   await waitForStatus(world.url, tokenId, ["terminated"]);
 
-  // The last lines travel a second behind their answers.
-  await new Promise((resolve) => setTimeout(resolve, 2_500));
+  // The last lines travel a second behind their answers: until the book has all that both Workers have printed by now.
+  const printed = world.lines.filter(isEvent);
+  await expect
+    .poll(async () => linesMissing(printed, await book("combined")), { timeout: WAIT_MS, interval: 500 })
+    .toEqual([]);
   const streams = { combined: "", error: "", security: "" };
   for (const name of ["combined", "security"] as const) streams[name] = await admin("logs", "get", name);
   const files = await json<{ stream: string }[]>("logs", "list");
   if (files.some(({ stream }) => stream === "error")) streams.error = await admin("logs", "get", "error");
-  const events = (text: string) =>
-    text
-      .trimEnd()
-      .split("\n")
-      .map((line) => (JSON.parse(line) as { event: string }).event);
+  const events = (text: string) => eventsOf(text.split("\n")).map(({ event }) => event);
   for (const event of [
     "request",
     "scan_pass",
