@@ -27,7 +27,7 @@ test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of 
   expect(told, act).not.toContain(-1);
   expect(told).toEqual(told.toSorted((a, b) => a - b));
   expect(output).not.toContain("\u001b[");
-});
+}, 600_000);
 
 test.concurrent("--serve --json prints one line of JSON with everything, answers there, and SIGTERM leaves no process", async () => {
   const run = start("--serve", "--json");

@@ -211,6 +211,7 @@ test("a tier that is sold out the whole time costs nothing: the order is let go,
   // Every cloud was asked; then the time passes in which a machine could still be had and paid for.
   await expect.poll(() => world.runpod.server.met.get("sold_out") ?? 0, { timeout: WAIT_MS }).toBeGreaterThan(1);
   await world.chain.node.increaseTime({ seconds: 1_750 });
+  await world.chain.node.mine({ blocks: 3 });
   const given = await poll(statusUrl, ({ status }) => status !== "authorized");
   expect(given).toMatchObject({
     purchaseId,
