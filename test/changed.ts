@@ -31,8 +31,10 @@ export const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   { path: "migrations/", tests: ["test/worker/db/", "test/e2e/d1-stand-in.test.ts"] },
   { path: "test/worker/[^/]+$", tests: ["test/worker/vms/", "test/worker/chain/"] },
-  { path: "test/worker/routes/x402/", tests: ["test/worker/routes/x402/"] },
-  { path: "test/worker/routes/admin/", tests: ["test/worker/routes/admin/"] },
+  ...["access", "routes/x402", "routes/admin"].map((area) => ({
+    path: `test/worker/${area}/`,
+    tests: [`test/worker/${area}/`],
+  })),
   { path: "test/world/", tests: ["test/e2e/(start|world-chain).test.ts"] },
   { path: "test/sim/", tests: ["test/e2e/(sim|d1-stand-in).test.ts"] },
   { path: "test/chaos/", tests: ["test/e2e/chaos.test.ts"] },

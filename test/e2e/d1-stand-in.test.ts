@@ -135,6 +135,7 @@ const CASES: Record<string, Case> = {
   },
 };
 
+const migrations = await readD1Migrations("migrations");
 let real: Miniflare;
 beforeAll(async () => {
   const options = convertV4MiniflareOptions({
@@ -149,9 +150,7 @@ afterAll(() => real.dispose());
 
 test.each(Object.keys(CASES).map((name, i) => [name, i] as const))("%s", async (name, i) => {
   const database = await real.getD1Database(`DB${i}`);
-  for (const { queries } of await readD1Migrations("migrations")) {
-    await database.batch(queries.map((query) => database.prepare(query)));
-  }
+  await database.batch(migrations.flatMap(({ queries }) => queries).map((query) => database.prepare(query)));
   const run = CASES[name];
   const standIn = new StandInD1(createDatabase()) as unknown as D1Database;
   expect(await run?.(standIn)).toEqual(await run?.(database as unknown as D1Database));

@@ -1,19 +1,22 @@
 // `npm run admin -- import` as an operator runs it, into wrangler's local database; then the edge scans the same chain.
 import { execFile } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { promisify } from "node:util";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { encrypt } from "eciesjs";
 import ssh2 from "ssh2";
 import { generatePrivateKey, privateKeyToAddress } from "viem/accounts";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
+import { unstable_readConfig } from "wrangler";
+import { importOldBackend } from "../../src/admin/import.ts";
 import { openSecret } from "../../src/credentials/ecies.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, fixedHeaders } from "../world/agent.ts";
-import { type BareLog, type BareWorkers, startBareWorkers, wrangler } from "../world/bare-workers.ts";
+import { type BareWorkers, type BuiltWorkers, buildWorkers, runWorkers } from "../world/bare-workers.ts";
 import { type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
 
 const run = promisify(execFile);
@@ -34,6 +37,7 @@ const walletKeys = [generatePrivateKey(), generatePrivateKey()] as const;
 
 let chain: Chain;
 let folder: string;
+let built: BuiltWorkers;
 const tokens: number[] = [];
 
 beforeAll(async () => {
@@ -43,10 +47,15 @@ beforeAll(async () => {
   if (owner === undefined) throw new Error("the chain has no accounts");
   for (let count = 0; count < 5; count++) tokens.push((await buy(chain, owner, count % 4, 1)).tokenId);
   await renew(tokens[4] ?? -1, 2);
-  await wrangler(["d1", "migrations", "apply", "clawcloud", "--local", "--persist-to", folder]);
+  built = await buildEdge();
+  // Leaves a migrated database where wrangler keeps its local one.
+  await (await runWorkers(built, () => undefined, join(folder, "v3"))).stop();
+});
+afterEach(() => {
+  vi.unstubAllEnvs();
 });
 afterAll(async () => {
-  await chain.stop();
+  await chain?.stop();
   await rm(folder, { recursive: true });
 });
 
@@ -58,22 +67,56 @@ const variables = () => ({
   DATA_PRIVATE_KEY: hex(dataKey.secretKey),
 });
 
-async function importFile(data: object): Promise<{ failed: boolean; text: string }> {
+/** What both ways of importing run with. */
+const shell = () => ({
+  ...variables(),
+  LEGACY_DATA_KEY: hex(legacyKey.secretKey),
+  WRANGLER_SEND_METRICS: "false",
+  CLOUDFLARE_CF_FETCH_ENABLED: "false",
+});
+
+async function writeOldRows(data: object): Promise<string> {
   const file = join(folder, "old.json");
   await writeFile(file, JSON.stringify(data));
-  const env = { ...process.env, ...variables(), LEGACY_DATA_KEY: hex(legacyKey.secretKey) };
-  const args = ["src/admin/main.ts", "import", file, "--local", "--persist-to", folder];
+  return file;
+}
+
+/** The command as an operator runs it. */
+async function importFile(data: object): Promise<{ failed: boolean; text: string }> {
+  const env = { ...process.env, ...shell() };
+  const args = ["src/admin/main.ts", "import", await writeOldRows(data), "--local", "--persist-to", folder];
   return run(process.execPath, args, { env }).then(
     ({ stdout }) => ({ failed: false, text: stdout }),
     (error: { stdout: string; stderr: string }) => ({ failed: true, text: error.stdout + error.stderr }),
   );
 }
 
-async function query(sql: string): Promise<Record<string, string | number | null>[]> {
-  const text = await wrangler([
-    ...["d1", "execute", "clawcloud", "--local", "--persist-to", folder, "--json", "--command", sql],
-  ]);
-  return (JSON.parse(text) as { results: Record<string, string | number | null>[] }[])[0]?.results ?? [];
+/** What the command prints of the error behind it. */
+async function refusalOf(data: object): Promise<string> {
+  for (const [name, value] of Object.entries(shell())) vi.stubEnv(name, value);
+  const imported = importOldBackend(await writeOldRows(data), { local: true, persistTo: folder });
+  return imported.then(
+    () => "imported",
+    (error: Error) => error.message,
+  );
+}
+
+type Row = Record<string, string | number | null>;
+
+/** Reads or changes the database that wrangler keeps in the folder. It is open while nothing else runs. */
+async function query(sql: string): Promise<Row[]> {
+  const place = join(folder, "v3/d1/miniflare-D1DatabaseObject");
+  const [file, ...others] = (await readdir(place)).filter((name) => /^[0-9a-f]+\.sqlite$/.test(name));
+  if (file === undefined || others.length > 0) throw new Error(`${place} holds not one database`);
+  const database = new DatabaseSync(join(place, file));
+  try {
+    return database
+      .prepare(sql)
+      .all()
+      .map((row) => ({ ...row })) as Row[];
+  } finally {
+    database.close();
+  }
 }
 
 const machine = { instance_id: "11111111-aaaa-4bbb-8ccc-000000000001", ssh_host: "203.0.113.5", ssh_port: 2222 };
@@ -122,8 +165,7 @@ test.each([
   ["no token id, which must not become token 0", { token_id: null, status: "running" }, "vms.0.token_id"],
   ["seconds for milliseconds", { token_id: 1, status: "running", delivered_at: 1_790_000_000 }, "vms.0.delivered_at"],
 ])("%s is refused by its place in the file", async (_, vm, place) => {
-  const { failed, text } = await importFile({ vms: [vm] });
-  expect([failed, text]).toEqual([true, expect.stringContaining(`${place}: `)]);
+  expect(await refusalOf({ vms: [vm] })).toContain(`${place}: `);
 });
 
 test("imported VMs are served and not bought again; what the old backend had not made is left to the scan", async () => {
@@ -162,9 +204,10 @@ test("imported VMs are served and not bought again; what the old backend had not
   }
 
   const logs: string[] = [];
-  const workers = await startEdge(({ message }) => logs.push(message));
+  // Over a copy: the next test changes the database itself.
+  await cp(join(folder, "v3"), join(folder, "copy"), { recursive: true });
+  const workers = await runWorkers(built, ({ message }) => logs.push(message), join(folder, "copy"));
   try {
-    for (const table of ["vms", "attempts"]) await copyRows(workers, table);
     const edge = await workers.miniflare.getWorker("edge");
     await edge.scheduled({ cron: "* * * * *" });
     const seen = logs.map((line) => JSON.parse(line) as { event: string; count?: number });
@@ -190,16 +233,14 @@ test("imported VMs are served and not bought again; what the old backend had not
 });
 
 test("a second import is refused, as is one after the scan has begun", async () => {
-  const again = () => importFile({ vms: [{ token_id: tokens[2], status: "terminated" }] });
-  const refused = [true, expect.stringContaining("Nothing was imported: the database has rows already")];
-  const execute = (sql: string) =>
-    wrangler(["d1", "execute", "clawcloud", "--local", "--persist-to", folder, "--command", sql]);
-  expect(Object.values(await again())).toEqual(refused);
-  for (const table of ["vms", "attempts", "agent_wallets"]) await execute(`DELETE FROM ${table}`);
-  await execute(
+  const again = () => refusalOf({ vms: [{ token_id: tokens[2], status: "terminated" }] });
+  const refused = expect.stringContaining("Nothing was imported: the database has rows already");
+  expect(await again()).toEqual(refused);
+  for (const table of ["vms", "attempts", "agent_wallets"]) await query(`DELETE FROM ${table}`);
+  await query(
     "INSERT INTO cursors (id, block_number, block_hash, block_timestamp, checkpoints, range, scanned_at) VALUES (1, 1, '0x', 1, '[]', 1, 1)",
   );
-  expect(Object.values(await again())).toEqual(refused);
+  expect(await again()).toEqual(refused);
 });
 
 async function renew(tokenId: number, days: number): Promise<void> {
@@ -223,37 +264,24 @@ async function renew(tokenId: number, days: number): Promise<void> {
   );
 }
 
-const startEdge = (onLog: (line: BareLog) => void) =>
-  startBareWorkers(
-    [
-      {
-        name: "edge",
-        config: "wrangler.toml",
-        variables: {
-          ...variables(),
-          CHAIN_ID: "8453",
-          CONFIRMATIONS: "0",
-          SCAN_RUN_SECONDS: "2",
-          PUBLIC_URLS: "https://api.example",
-        },
-        objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
+const buildEdge = () =>
+  buildWorkers([
+    {
+      name: "edge",
+      config: "wrangler.toml",
+      variables: {
+        ...variables(),
+        CHAIN_ID: "8453",
+        CONFIRMATIONS: "0",
+        SCAN_RUN_SECONDS: "2",
+        PUBLIC_URLS: "https://api.example",
       },
-    ],
-    onLog,
-  );
+      objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
+      database: unstable_readConfig({ config: "wrangler.toml" }).d1_databases[0]?.database_id ?? "",
+    },
+  ]);
 
-async function copyRows({ database }: BareWorkers, table: string): Promise<void> {
-  for (const row of await query(`SELECT * FROM ${table}`)) {
-    const names = Object.keys(row);
-    const marks = names.map(() => "?").join(", ");
-    await database
-      .prepare(`INSERT INTO ${table} (${names.join(", ")}) VALUES (${marks})`)
-      .bind(...Object.values(row))
-      .run();
-  }
-}
-
-async function credentialsOf(workers: BareWorkers, tokenId: number) {
+async function credentialsOf(workers: Pick<BareWorkers, "url">, tokenId: number) {
   const [owner] = chain.agents;
   if (owner === undefined) throw new Error("the chain has no accounts");
   const headers = await fixedHeaders(owner, tokenId);

@@ -37,9 +37,9 @@ export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: 
       "the 10 slowest tests",
       "Not in this run: npm run test:long",
       "FAIL",
-      "Error: the cause",
+      "Error: the cause\n",
       "Caused by: Error: the cause of the cause",
-    ].map((part) => text.lastIndexOf(part));
+    ].map((part) => text.indexOf(part));
     expect(order, text).not.toContain(-1);
     expect(order).toEqual(order.toSorted((a, b) => a - b));
   } finally {

@@ -10,7 +10,7 @@ import { startRpcProxy } from "../world/rpc-proxy.ts";
 
 let chain: Chain;
 beforeAll(async () => {
-  chain = await startChain();
+  chain = await startChain({ blockTimeSeconds: 0 });
 });
 afterAll(async () => {
   await chain?.stop();
@@ -64,7 +64,7 @@ const usdcFor = (amount: string) => ({
   asset: USDC_ADDRESS,
   amount,
   payTo: agent(3).address,
-  maxTimeoutSeconds: 60,
+  maxTimeoutSeconds: 600,
   extra: { name: "USD Coin", version: "2" },
 });
 const send = async (account: LocalAccount, address: Address, abi: Abi, functionName: string, args: unknown[]) => {

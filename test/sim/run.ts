@@ -7,8 +7,17 @@ import { program } from "commander";
 import { PLANT_NAMES } from "./plants.ts";
 
 type Tally = { runs: number; strikes: Record<string, number>; digest: string };
-type Message = { tally: Tally } | { broken: string };
-type Options = { seed: number; runs: number; jobs: number; plant?: string; history?: boolean; digest?: boolean };
+type Message = { tally: Tally } | { broken: string } | { held: number };
+type Options = {
+  seed: number;
+  runs: number;
+  seeds?: number[];
+  jobs: number;
+  plant?: string;
+  shrink: boolean;
+  history?: boolean;
+  digest?: boolean;
+};
 
 const number = (text: string): number => {
   const value = Number(text);
@@ -21,8 +30,14 @@ program
   .description("Runs the product against a model world, over and over, and checks what must always hold.")
   .option("--seed <number>", "of the first run", number, 1)
   .option("--runs <number>", "how many, each with the next seed", number, 1_000)
+  .option(
+    "--seeds <list>",
+    "these instead, with a word on each; one that breaks a rule stops none of the others",
+    (list) => list.split(",").map(number),
+  )
   .option("--jobs <number>", "processes", number, availableParallelism())
   .option("--plant <bug>", `with a bug put in, to see it found: ${PLANT_NAMES.join(", ")}`)
+  .option("--no-shrink", "don't look for the shortest history that breaks the rule")
   .option("--history", "print what happens in each run")
   .option("--digest", "print a digest of all histories: equal where everything repeated exactly")
   .parse();
@@ -44,8 +59,10 @@ async function conduct(): Promise<void> {
     const ended = new Promise<Tally | null>((resolve) => {
       child.on("message", (message: Message) => {
         if ("tally" in message) return resolve(message.tally);
+        if ("held" in message) return write(`Seed ${message.held}: every rule held.\n`);
         write(message.broken);
         process.exitCode = 1;
+        if (options.seeds !== undefined) return;
         for (const other of children) other.child.kill();
       });
       child.on("exit", (code, signal) => {
@@ -73,22 +90,28 @@ async function play(): Promise<void> {
   const hash = createHash("sha256");
   const tally: Tally = { runs: 0, strikes: {}, digest: "" };
   const job = Number(process.env["SIM_JOB"]);
-  for (let seed = options.seed + job; seed < options.seed + options.runs; seed += options.jobs) {
+  const { seed: first, runs, seeds = Array.from({ length: runs }, (_, i) => first + i) } = options;
+  for (let i = job; i < seeds.length; i += options.jobs) {
+    const seed = seeds[i] ?? 0;
     const { violation, history, faults } = await runSeed(seed);
     tally.runs += 1;
     for (const { kind } of faults.drawn) tally.strikes[kind] = (tally.strikes[kind] ?? 0) + 1;
     hash.update(history.join("\n"));
     if (options.history) write(`seed ${seed}\n${history.join("\n")}\n\n`);
-    if (violation === null) continue;
-    const shortest = await shrink(seed, violation);
+    if (violation === null) {
+      if (options.seeds !== undefined) process.send?.({ held: seed });
+      continue;
+    }
     const report = [
       `Seed ${seed} breaks "${violation.rule}", after ${tally.runs} runs of this process: ${violation.text}`,
       history.join("\n"),
-      "The shortest history that breaks the same rule:",
-      shortest.history.join("\n"),
     ];
+    if (options.shrink) {
+      const shortest = await shrink(seed, violation);
+      report.push("The shortest history that breaks the same rule:", shortest.history.join("\n"));
+    }
     process.send?.({ broken: `${report.join("\n\n")}\n` });
-    return;
+    if (options.seeds === undefined) return;
   }
   process.send?.({ tally: { ...tally, digest: hash.digest("hex") } });
   process.disconnect();

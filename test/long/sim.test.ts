@@ -1,0 +1,43 @@
+// The seeded simulator at length: some thousand worlds, and every bug that can be planted.
+import { expect, test } from "vitest";
+import { FAILED_SEEDS } from "../sim/failed-seeds.ts";
+import { PLANT_NAMES } from "../sim/plants.ts";
+import { hunt, sim } from "../sim/spawn.ts";
+
+const MINUTE = 60_000;
+
+test("three thousand worlds: every rule holds in all of them", { timeout: 30 * MINUTE }, async () => {
+  const { code, output } = await sim("--seed", "1", "--runs", "3000");
+  expect(output).toContain("3000 runs");
+  expect(code).toBe(0);
+});
+
+test("a seed repeats exactly, whatever was played before it", { timeout: 5 * MINUTE }, async () => {
+  const historiesIn = (output: string) => output.slice(output.indexOf("seed 61\n"), output.search(/^\d+ runs in/m));
+  const whole = await sim("--seed", "31", "--runs", "60", "--jobs", "1", "--history");
+  const later = await sim("--seed", "61", "--runs", "30", "--jobs", "1", "--history");
+  expect(later.output).toContain("seed 61\n");
+  expect(historiesIn(whole.output)).toBe(historiesIn(later.output));
+});
+
+/** One takes a node that invents a sale and hides another by it. */
+const RARE: Record<string, number> = { keep_what_was_invented: 3_000 };
+
+test.each(PLANT_NAMES.map((plant) => ({ plant, seeds: RARE[plant] ?? 1_000 })))(
+  "the bug $plant is found within $seeds seeds",
+  { timeout: 20 * MINUTE },
+  async ({ plant, seeds }) => {
+    const { code, output, seed } = await hunt(plant, seeds);
+    expect(seed, output).toBeLessThanOrEqual(seeds);
+    expect(output).toContain("The shortest history that breaks the same rule:");
+    expect(code).toBe(1);
+  },
+);
+
+test.each(FAILED_SEEDS.filter(({ plant }) => plant !== undefined))(
+  "seed $seed is still one that finds $plant",
+  async ({ seed, plant = "" }) => {
+    const { output } = await sim("--seed", String(seed), "--runs", "1", "--jobs", "1", "--no-shrink", "--plant", plant);
+    expect(output).toContain(`Seed ${seed} breaks "`);
+  },
+);
