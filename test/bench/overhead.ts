@@ -45,10 +45,16 @@ export async function benchOverhead(purchases: number, gpus: number): Promise<vo
   const rows: string[][] = [];
   for (const { algorithm, loads } of worlds) {
     try {
-      await inWorld(algorithm, loads, (load, purchases) => {
-        const figures = summarize(load, purchases);
-        rows.push(figures.row);
-        missed.push(...figures.missed);
+      await inWorld(algorithm, async (world, blocks) => {
+        for (const load of loads) {
+          const bought = await run(world, blocks, load).catch((error: unknown) => {
+            failures.push(error);
+            return [];
+          });
+          const figures = summarize(load, bought);
+          rows.push(figures.row);
+          missed.push(...figures.missed);
+        }
       });
     } catch (error) {
       failures.push(error);
@@ -97,11 +103,9 @@ export function summarize(load: Load, purchases: readonly Purchase[]): { row: st
   return { row, missed: missed.map((line) => `${load.name}: ${line}`) };
 }
 
-async function inWorld(
-  algorithm: string,
-  loads: readonly Load[],
-  tell: (load: Load, purchases: readonly Purchase[]) => void,
-): Promise<void> {
+type Blocks = ReturnType<typeof watchBlocks>;
+
+async function inWorld(algorithm: string, work: (world: World, blocks: Blocks) => Promise<void>): Promise<void> {
   const world = await startWorld({
     chain: { blockTimeSeconds: BASE_BLOCK_SECONDS },
     vultr: { bootMs: VULTR_BOOT_MS },
@@ -117,14 +121,14 @@ async function inWorld(
   });
   const blocks = watchBlocks(world.chain);
   try {
-    for (const load of loads) tell(load, await run(world, blocks, load));
+    await work(world, blocks);
   } finally {
     await blocks.stop();
     await world.stop();
   }
 }
 
-async function run(world: World, blocks: ReturnType<typeof watchBlocks>, load: Load): Promise<Purchase[]> {
+async function run(world: World, blocks: Blocks, load: Load): Promise<Purchase[]> {
   const { chain } = world;
   const send = (from: Hex, to: Hex, data: Hex): Promise<Hex> =>
     chain.node.sendTransaction({ account: from, to, data, gas: 400_000n, chain: null });
@@ -138,12 +142,12 @@ async function run(world: World, blocks: ReturnType<typeof watchBlocks>, load: L
     const from = chain.agents[count % chain.agents.length]?.address ?? "0x";
     const tier = load.tiers[count % load.tiers.length] ?? 0;
     const data = encodeFunctionData({ abi, functionName: "purchaseVM", args: [tier, 1] });
-    await send(from, CONTRACT_ADDRESS, data).then((hash) => hashes.push(hash), tellOnce);
+    await send(from, CONTRACT_ADDRESS, data).then((hash) => hashes.push(hash), tellLeftOut);
     await wait(load.everyMs - (Date.now() - began));
   }
   const purchases: Purchase[] = [];
   for (const hash of hashes) {
-    const found = await lookUp(world, blocks, hash).catch(tellOnce);
+    const found = await lookUp(world, blocks, hash).catch(tellLeftOut);
     purchases.push(found ?? {});
   }
   const bought = purchases.flatMap(({ tokenId }) => (tokenId === undefined ? [] : [tokenId]));
@@ -154,9 +158,9 @@ async function run(world: World, blocks: ReturnType<typeof watchBlocks>, load: L
   );
 }
 
-const tellOnce = (error: unknown): void => console.error("a purchase is left out:", error);
+const tellLeftOut = (error: unknown): void => console.error("a purchase is left out:", error);
 
-async function lookUp({ chain }: World, blocks: ReturnType<typeof watchBlocks>, hash: Hex): Promise<Purchase> {
+async function lookUp({ chain }: World, blocks: Blocks, hash: Hex): Promise<Purchase> {
   const receipt = await chain.reader.waitForTransactionReceipt({ hash });
   const [minted] = parseEventLogs({ abi, eventName: "Transfer", logs: receipt.logs }).filter(
     (entry) => entry.address.toLowerCase() === CONTRACT_ADDRESS.toLowerCase(),
@@ -174,7 +178,9 @@ async function waitUntilRunning(world: World, tokens: readonly number[]): Promis
         "SELECT token_id, running_at FROM vms WHERE status = 'running' AND token_id IN (SELECT value FROM json_each(?))",
       )
       .bind(JSON.stringify(tokens))
-      .all<{ token_id: number; running_at: number }>();
+      .all<{ token_id: number; running_at: number }>()
+      // Asked again in a second.
+      .catch(() => ({ results: [] }));
     if (results.length === tokens.length || Date.now() > until)
       return new Map(results.map((row) => [row.token_id, row.running_at]));
     await wait(1_000);

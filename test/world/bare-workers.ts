@@ -69,15 +69,17 @@ export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
 
 /** Builds each Worker, unless these sources were built before, and gives it a port. */
 export async function buildWorkers(sources: readonly WorkerSource[]): Promise<BuiltWorkers> {
-  const { migrations, consumers } = await readOnce();
-  return { workers: await Promise.all(sources.map((source) => buildWorker(source, consumers))), migrations };
+  const reading = readOnce();
+  const building = sources.map((source) => buildWorker(source, reading));
+  const [{ migrations }, ...workers] = await Promise.all([reading, ...building]);
+  return { workers, migrations };
 }
 
 /** What a Worker is built from, and what says how. */
 const SOURCES = ["src", "durable-objects", "wrangler.toml", "package.json", "package-lock.json", "tsconfig.json"];
 const TEST_SOURCES = ["test/bench", "test/worker/meter.ts"];
 
-async function buildWorker(source: WorkerSource, consumers: readonly Consumer[]) {
+async function buildWorker(source: WorkerSource, reading: ReturnType<typeof readOnce>) {
   const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize } = source;
   const entries = entry === undefined ? [] : [entry];
   const isOurs = [config, ...entries].some((path) => path.startsWith("test/"));
@@ -97,7 +99,7 @@ async function buildWorker(source: WorkerSource, consumers: readonly Consumer[])
       bindings: variables,
       d1Databases: { DB: database },
       queueProducers: { JOBS: "clawcloud-jobs" },
-      queueConsumers: consumes ? consumersOf(consumers, batchSize) : {},
+      queueConsumers: consumes ? consumersOf((await reading).consumers, batchSize) : {},
       durableObjects: Object.fromEntries(
         Object.entries(objects).map(([binding, { className, of }]) => [
           binding,
