@@ -1,48 +1,72 @@
-// `npm run test:changed`: the tests of the areas that differ from a commit, by default from the last one; on a clean tree,
-// those that the last commit changed. It is no proof of the whole: `npm test` is.
+// `npm run test:changed`: the tests of what is not committed or, on a clean tree, of what the last commit changed; with a
+// commit as its argument, of what differs from that one. It does not prove the whole: `npm test` does.
 import { execFileSync, spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 
-/** Which tests hold what lies under a path. All lines that match count. */
-export const AREAS: readonly { path: string; tests: readonly string[] }[] = [
-  { path: "src/access/", tests: ["test/worker/access/"] },
-  { path: "src/access/payment-", tests: ["test/worker/routes/x402/"] },
-  { path: "src/access/facilitator.ts", tests: ["test/worker/routes/x402/", "test/e2e/facilitator.test.ts"] },
-  { path: "src/access/(owner|signature).ts", tests: ["test/worker/routes/credentials.test.ts"] },
-  { path: "src/access/operators.ts", tests: ["test/worker/routes/admin/"] },
-  { path: "src/access/admin-key.ts", tests: ["test/worker/routes/admin/"] },
-  { path: "src/admin/", tests: ["test/e2e/(import|deploy|operators).test.ts"] },
-  { path: "src/chain/", tests: ["test/worker/chain/"] },
-  { path: "src/chain/(authorization|coin|offers|orders)", tests: ["test/worker/provisioner/(order|payment|wallet)"] },
-  { path: "src/credentials/", tests: ["test/worker/credentials/"] },
-  { path: "src/db/", tests: ["test/worker/db/", "test/worker/chain/", "test/e2e/sim.test.ts"] },
-  { path: "src/db/(payments|orders).ts", tests: ["test/worker/provisioner/(order|payment|wallet)"] },
-  { path: "src/db/(vms|ends|reap|refunds|delivery).ts", tests: ["test/worker/provisioner/(create|end|reap|refund)"] },
-  { path: "src/provisioner/", tests: ["test/worker/provisioner/"] },
-  { path: "src/routes/", tests: ["test/worker/routes/"] },
-  { path: "src/vms/", tests: ["test/worker/vms/", "test/worker/provisioner/"] },
-  { path: "src/[^/]+$", tests: ["test/worker/[^/]+.test.ts", "test/worker/routes/(public|bad-input)"] },
-  { path: "durable-objects/ip-guard.ts", tests: ["test/worker/access/", "test/e2e/restart.test.ts"] },
-  { path: "durable-objects/log-book.ts", tests: ["test/worker/log.test.ts"] },
-  { path: "durable-objects/vendor-gate.ts", tests: ["test/worker/provisioner/(failover|reap|create)"] },
-  {
-    path: "durable-objects/(operator-wallet|wallet-ledger).ts",
-    tests: ["test/worker/provisioner/(wallet|order|refund)"],
-  },
-  { path: "migrations/", tests: ["test/worker/db/", "test/e2e/d1-stand-in.test.ts"] },
-  { path: "test/worker/[^/]+$", tests: ["test/worker/vms/", "test/worker/chain/"] },
+const worker = (...areas: readonly string[]) => areas.map((area) => `test/worker/${area}`);
+const e2e = (...names: readonly string[]) => names.map((name) => `test/e2e/${name}.test.ts`);
+const orders = worker("provisioner/(order|payment|wallet)");
+
+/** Which tests hold what lies under a path. Every line that matches counts; both sides are the beginning of an expression. */
+const AREAS: readonly { path: string; tests: readonly string[] }[] = [
+  { path: "src/access/", tests: worker("access/") },
+  { path: "src/access/(payment-|facilitator)", tests: worker("routes/x402/") },
+  { path: "src/access/(owner|signature|admission)", tests: worker("routes/credentials") },
+  { path: "src/access/(operators|admin-key)", tests: worker("routes/admin/") },
+  { path: "src/access/(body|headers|screening)", tests: worker("routes/bad-input") },
+  { path: "src/admin/", tests: e2e("(import|deploy|operators)") },
+  { path: "src/chain/", tests: worker("chain/") },
+  { path: "src/chain/client", tests: worker("routes/credentials", "access/smart-wallet") },
+  { path: "src/chain/(authorization|coin|offers|orders)", tests: orders },
+  { path: "src/credentials/", tests: worker("credentials/") },
+  { path: "src/db/", tests: worker("db/", "chain/") },
+  { path: "src/db/(payments|orders)", tests: orders },
+  { path: "src/db/(vms|ends|reap|refunds|sweep)", tests: worker("provisioner/(create|end|reap|refund)") },
+  { path: "src/db/(delivery|wallets|reads)", tests: worker("routes/(credentials|agents|public)") },
+  { path: "src/db/(admin-keys|bans|operators|pauses|disputes|data-keys)", tests: worker("routes/admin/") },
+  { path: "src/db/bans", tests: worker("access/") },
+  { path: "src/db/data-keys", tests: worker("credentials/") },
+  { path: "src/db/import", tests: e2e("import") },
+  { path: "src/provisioner/", tests: worker("provisioner/") },
+  { path: "src/routes/[^/]+$", tests: worker("routes/[^/]+.test.ts") },
+  { path: "src/routes/admin/", tests: worker("routes/admin/") },
+  { path: "src/routes/x402/", tests: worker("routes/x402/") },
+  { path: "src/vms/", tests: worker("vms/", "provisioner/") },
+  { path: "src/vms/delivery", tests: worker("routes/credentials") },
+  { path: "src/[^/]+$", tests: worker("[^/]+.test.ts", "routes/(public|bad-input)") },
+  { path: "durable-objects/ip-guard", tests: [...worker("access/"), ...e2e("restart")] },
+  { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },
+  { path: "durable-objects/vendor-gate", tests: worker("provisioner/(failover|reap|create)") },
+  { path: "durable-objects/(operator-wallet|wallet-ledger)", tests: worker("provisioner/(wallet|order|refund)") },
+  { path: "migrations/", tests: [...worker("db/"), ...e2e("d1-stand-in")] },
+  { path: "test/worker/[^/]+$", tests: worker("chain/", "vms/") },
   ...["access", "routes/x402", "routes/admin"].map((area) => ({
     path: `test/worker/${area}/`,
-    tests: [`test/worker/${area}/`],
+    tests: worker(`${area}/`),
   })),
-  { path: "test/world/", tests: ["test/e2e/(start|world-chain).test.ts"] },
-  { path: "test/sim/", tests: ["test/e2e/(sim|d1-stand-in).test.ts"] },
-  { path: "test/chaos/", tests: ["test/e2e/chaos.test.ts"] },
-  { path: "test/bench/", tests: ["test/e2e/bench.test.ts"] },
-  { path: "test/(e2e|long)/", tests: ["test/e2e/(repository|fuzz).test.ts"] },
-  { path: "test/[^/]+$", tests: ["test/e2e/repository.test.ts"] },
-  { path: "[^/]+$", tests: ["test/e2e/(repository|deploy).test.ts"] },
-  { path: "\\.", tests: ["test/e2e/repository.test.ts"] },
+  { path: "test/world/(start|world|http|agent)", tests: e2e("start") },
+  { path: "test/world/(http|server)", tests: e2e("connections") },
+  { path: "test/world/(facilitator|payer)", tests: e2e("facilitator", "x402") },
+  { path: "test/world/(bare-workers|build-cache|wrangler-reads|shop)", tests: e2e("restart", "import") },
+  {
+    path: "test/world/(vultr|runpod|vendor-server|ssh-)",
+    tests: [...worker("provisioner/vendors/"), ...e2e("main-job")],
+  },
+  { path: "test/world/pager", tests: worker("log.test.ts") },
+  { path: "test/world/(chain|contracts|rpc-proxy|addresses|ports)", tests: e2e("world-chain", "repository") },
+  { path: "test/sim/", tests: e2e("(sim|d1-stand-in)") },
+  { path: "test/chaos/", tests: e2e("chaos") },
+  { path: "test/bench/", tests: e2e("bench") },
+  { path: "test/e2e/chaos-run", tests: e2e("chaos") },
+  { path: "test/e2e/child", tests: e2e("chaos", "start") },
+  { path: "test/e2e/vendor-documents", tests: e2e("main-job", "fuzz") },
+  { path: "test/e2e/fuzz", tests: e2e("fuzz") },
+  { path: "test/(e2e|long)/attack", tests: e2e("fuzz") },
+  { path: "test/[^/]+$", tests: e2e("test-run") },
+  { path: "vitest.config", tests: e2e("test-run") },
+  { path: "[^/]+$", tests: e2e("repository", "deploy") },
+  { path: "src/README", tests: e2e("repository") },
+  { path: "\\.", tests: e2e("repository") },
 ];
 
 /** The tests, of those that exist, for files that changed; a test that changed is one of them. */
@@ -60,8 +84,9 @@ const git = (...args: string[]) =>
     .split("\n")
     .filter((line) => line !== "");
 
+/** Every test of `npm test`. */
 export const listTests = () =>
-  [...git("ls-files", "test"), ...git("ls-files", "--others", "--exclude-standard", "test")].filter(
+  git("ls-files", "--cached", "--others", "--exclude-standard", "test").filter(
     (file) => file.endsWith(".test.ts") && !file.startsWith("test/long/"),
   );
 
@@ -75,9 +100,10 @@ function run(base: string | undefined): number {
     return 0;
   }
   console.log(`${changed.length} changed files, ${tests.length} test files. The whole: npm test`);
-  return (
-    spawnSync("vitest", ["run", "--project", "worker", "--project", "e2e", ...tests], { stdio: "inherit" }).status ?? 1
-  );
+  const args = ["vitest", "run", "--project", "worker", "--project", "e2e", ...tests];
+  const { status, error } = spawnSync("npx", args, { stdio: "inherit" });
+  if (error !== undefined) console.error(error);
+  return status ?? 1;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) process.exit(run(process.argv[2]));

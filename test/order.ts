@@ -2,7 +2,7 @@
 // longer than they look, so that none of them is left alone at the end.
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 
-const SLOW = [
+export const SLOW = [
   "test/e2e/chaos.test.ts",
   "test/worker/access/ip-guard-storage.test.ts",
   "test/worker/routes/x402/credentials-faults.test.ts",

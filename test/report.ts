@@ -32,6 +32,9 @@ export class AreaReporter extends DefaultReporter {
         if (state === "failed") sum.failed += 1;
         if (state === "skipped") sum.skipped += 1;
       }
+      // A file whose import or hook fails has no failed test of its own.
+      const hasFailedTest = [...one.children.allTests("failed")].length > 0;
+      if (one.state() === "failed" && !hasFailedTest) sum.failed += 1;
     }
     const rows = [...areas].sort(([a], [b]) => a.localeCompare(b));
     this.log("  files   tests  failed  skipped  seconds  area");

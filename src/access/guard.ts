@@ -6,7 +6,8 @@ import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { rememberBan } from "./bans.ts";
 
-const GUARD_TIMEOUT_MS = 2_000;
+/** How long a request waits for its guard. */
+export const GUARD_TIMEOUT_MS = 2_000;
 const GUARD_RETRY_SECONDS = 5;
 
 /** A guard by the name of whom it counts. */

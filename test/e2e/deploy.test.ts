@@ -110,7 +110,7 @@ function unknownIn(command: string): string[] {
 }
 const dashed = (name: string) => (name.length === 1 ? `-${name}` : `--${name}`);
 
-test.each(commands)("README: wrangler's own help knows `%s`", (command) => {
+test.each(commands)("README: wrangler knows `%s`", (command) => {
   expect(unknownIn(command)).toEqual([]);
 });
 

@@ -39,6 +39,11 @@ test.each(FAILED_SEEDS)("seed $seed, which once broke a rule: $story", async ({ 
   expect(own ?? output).toContain(`Seed ${seed}: every rule held`);
 });
 
+test("the process that plays them ends well", async () => {
+  const { code, output } = await replay();
+  expect(code, output).toBe(0);
+});
+
 test("every bug that can be planted finds its place: one had lost it when the line that it changes was rewritten", () => {
   for (const [name, edits] of Object.entries(PLANTS)) {
     for (const { file, from } of edits) {

@@ -3,9 +3,10 @@ import { execFile, execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { expect, test } from "vitest";
 import { listTests, testsOf } from "../changed.ts";
+import { SLOW } from "../order.ts";
 
 const VITEST = join(dirname(createRequire(import.meta.url).resolve("vitest/package.json")), "vitest.mjs");
 
@@ -18,6 +19,8 @@ test("a run ends with its areas, what was slow and, last of all, each failure wh
       `import { AreaReporter } from ${JSON.stringify(new URL("../report.ts", import.meta.url).pathname)};
 export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: [new AreaReporter()] } };`,
     );
+    mkdirSync(join(root, "absent"));
+    writeFileSync(join(root, "absent/c.check.mjs"), 'throw new Error("the import fails");');
     writeFileSync(join(root, "fine/a.check.mjs"), 'test("holds", () => {}); test.skip("is left out", () => {});');
     writeFileSync(
       join(root, "broken/b.check.mjs"),
@@ -31,6 +34,7 @@ export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: 
     });
     expect(code, text).toBe(1);
     expect(text).toMatch(/^ +1 +1 +1 +0 +\d+\.\d {2}broken$/m);
+    expect(text).toMatch(/^ +1 +0 +1 +0 +\d+\.\d {2}absent$/m);
     expect(text).toMatch(/^ +1 +2 +0 +1 +\d+\.\d {2}fine$/m);
     const order = [
       "the 10 slowest files",
@@ -56,10 +60,35 @@ test("whatever file changes, test:changed knows tests that hold it", () => {
   expect(homeless).toEqual([]);
 });
 
-test("each area's tests exist, and a changed test is run itself", () => {
-  const tests = listTests();
-  expect(testsOf(["test/worker/access/bans.test.ts"], tests)).toEqual(["test/worker/access/bans.test.ts"]);
-  const access = testsOf(["src/access/limits.ts"], tests);
+test.each([
+  ["test/worker/access/bans.test.ts", ["test/worker/access/bans.test.ts"]],
+  ["test/world/server.ts", ["test/e2e/connections.test.ts"]],
+  ["test/changed.ts", ["test/e2e/test-run.test.ts"]],
+  ["test/bench/figures.ts", ["test/e2e/bench.test.ts"]],
+  ["durable-objects/log-book.ts", ["test/e2e/operators.test.ts", "test/worker/log.test.ts"]],
+])("a change of %s asks for %j", (file, expected) => {
+  expect(testsOf([file], listTests())).toEqual(expected);
+});
+
+test("a change of one area asks for no other's tests", () => {
+  const access = testsOf(["src/access/limits.ts"], listTests());
   expect(access).toContain("test/worker/access/limits.test.ts");
   expect(access.every((file) => file.startsWith("test/worker/access/"))).toBe(true);
+});
+
+test("every file that is to start first exists: a renamed one would be forgotten", () => {
+  expect(SLOW.filter((file) => !listTests().includes(file))).toEqual([]);
+});
+
+test("every TypeScript file is type-checked: a folder was in no project", () => {
+  const tsc = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin/tsc");
+  const checked = [".", "test"].flatMap((project) =>
+    execFileSync(process.execPath, [tsc, "-p", project, "--listFilesOnly"], { encoding: "utf8", maxBuffer: 1 << 24 })
+      .split("\n")
+      .map((file) => relative(process.cwd(), file)),
+  );
+  const files = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard", "*.ts"], {
+    encoding: "utf8",
+  }).split("\n");
+  expect(files.filter((file) => file !== "" && !checked.includes(file))).toEqual([]);
 });

@@ -30,10 +30,8 @@ program
   .description("Runs the product against a model world, over and over, and checks what must always hold.")
   .option("--seed <number>", "of the first run", number, 1)
   .option("--runs <number>", "how many, each with the next seed", number, 1_000)
-  .option(
-    "--seeds <list>",
-    "these instead, with a word on each; one that breaks a rule stops none of the others",
-    (list) => list.split(",").map(number),
+  .option("--seeds <list>", "play these seeds and report each; a broken rule does not stop the others", (list) =>
+    list.split(",").map(number),
   )
   .option("--jobs <number>", "processes", number, availableParallelism())
   .option("--plant <bug>", `with a bug put in, to see it found: ${PLANT_NAMES.join(", ")}`)

@@ -281,6 +281,7 @@ export class World {
     if (answer !== "hangs") return toResponse(answer);
     const { signal } = init;
     if (signal == null) return never();
+    signal.throwIfAborted();
     await new Promise((resolve) => signal.addEventListener("abort", resolve));
     throw signal.reason;
   }

@@ -56,7 +56,7 @@ const bindings = env as unknown as TestBindings;
 export const parts = bindings.PARTS;
 /** How long a test waits for what comes by itself: a busy machine is slow. */
 export const PATIENCE_MS = 20_000;
-/** What is left of a job's delay: a poll must not spin. */
+/** Delays of jobs are cut to this. */
 const DELAY_MS = 15;
 const MNEMONIC = "test test test test test test test test test test test junk";
 
@@ -88,6 +88,9 @@ export const chain = {
   mine: (blocks = 1) => chain.node.mine({ blocks }),
 };
 
+/** For tests of a vendor's call that gets no answer. */
+export const IMPATIENT = { provisioner: { VENDOR_TIMEOUT_MS: "1000" } };
+
 type Sent = { body: Job; delaySeconds: number };
 
 export type Deployment = Awaited<ReturnType<typeof deploy>>;
@@ -98,7 +101,7 @@ export async function deploy(
 ) {
   await reset();
   await applyD1Migrations(bindings.DB, bindings.MIGRATIONS);
-  await Promise.all([clearFaults(), clearMachines()]);
+  await Promise.all([clearFaults(), clearMachines(), chain.node.setAutomine(true)]);
   await chain.mine(2);
   const sent: Sent[] = [];
   const jobs = {
@@ -158,7 +161,7 @@ export async function deploy(
     RUNPOD_API_KEY: parts.runpodKey,
     RUNPOD_API_URL: parts.runpodUrl,
     RUNPOD_REQUESTS_PER_MINUTE: "100000",
-    VENDOR_TIMEOUT_MS: "1000",
+    VENDOR_TIMEOUT_MS: "3000",
     LISTING_LAG_MS: "200",
     POLL_SECONDS: "1",
     ...overrides.provisioner,
@@ -301,7 +304,7 @@ export async function buyAndRun(world: Deployment, index: number): Promise<numbe
 // Rows as SQLite gives them; a test names the columns that it looks at.
 // biome-ignore lint/suspicious/noExplicitAny: a row of any query
 export type Row = Record<string, any>;
-type VendorMachine = { id: string; label?: string; name?: string; status: string };
+type VendorMachine = { id: string; label?: string; name?: string; status: string; main_ip?: string };
 
 const controlUrl = (vendor: "vultr" | "runpod") =>
   vendor === "vultr" ? parts.vultrControlUrl : parts.runpodControlUrl;

@@ -2,7 +2,7 @@
 import { operatorKey, startParts } from "../world/world.ts";
 import { LOCKED_MS, type PartsInfo } from "./parts.ts";
 
-// Pages are short, so that lists have several; fifty of them, as many as are read, hold what all tests together leave.
+// Pages are short, so that lists have several.
 const parts = await startParts({
   chain: { blockTimeSeconds: 0 },
   vultr: {

@@ -38,6 +38,7 @@ export async function startPartsProcess(): Promise<PartsInfo> {
   });
   ended.catch(() => undefined);
   const line = await Promise.race([ended, firstLine(server.stdout)]);
+  server.once("exit", (code) => console.error(`the tests' chain and vendors ended with code ${code}`));
   // Nothing of it keeps the test run alive.
   server.unref();
   for (const stream of [server.stdin, server.stdout]) (stream as Socket).unref();

@@ -14,6 +14,7 @@ export const FAULT_KINDS = [
   "never_boots",
   "late_address",
   "wrong_mark",
+  "unconfigured",
   "lagging_list",
   "locked",
   "answer",
@@ -112,6 +113,11 @@ export class VendorServer {
 
   clearFaults(): void {
     this.#faults.length = 0;
+  }
+
+  /** Whether that fault is on; it is not used up. */
+  hasFault(call: string, kind: FaultKind): boolean {
+    return this.#faults.some((fault) => fault.call === call && fault.kind === kind);
   }
 
   /** The fault of that kind for this call, used up by one. */

@@ -30,6 +30,7 @@ const SYSTEMS = [
 ];
 const DEFAULT_BOOT_MS = { active: 900, ok: 1_800, sshd: 2_400, configured: 3_200 };
 const DEFAULT_LOCKED_MS = 400;
+const CONFIGURED_LOOK_MS = 20;
 const LIMITED = { error: "rate limit exceeded", status: 429 };
 
 type Instance = {
@@ -291,6 +292,8 @@ export async function startVultr(options: VultrOptions) {
       });
     });
     later(bootMs.configured, async () => {
+      // cloud-init is not through while that fault is on.
+      while (server.hasFault("create", "unconfigured")) await server.pause(CONFIGURED_LOOK_MS);
       const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
       await instance.door?.close();
       instance.door = undefined;

@@ -104,7 +104,7 @@ test("one node that calls a contract's signature valid is not believed", async (
 });
 
 test("nodes that do not answer make it 503, not somebody else's signature", async () => {
-  const fewer = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "", RPC_TIMEOUT_MS: "500" } });
+  const fewer = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "" } });
   const own = await buyAndRun(fewer, 0);
   await transfer(chain, agent(0), wallet, own);
   await fewer.scan();

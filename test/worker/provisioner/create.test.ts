@@ -13,7 +13,9 @@ import {
   clearFaults,
   type Deployment,
   deploy,
+  IMPATIENT,
   journal,
+  PATIENCE_MS,
   signPurchase,
 } from "../deployment.ts";
 
@@ -23,6 +25,28 @@ const outcomes = async (world: Deployment) =>
   );
 const creates = async (vendor: "vultr" | "runpod", from: number) =>
   (await journal(vendor, from)).filter((call) => call.method === "POST" && /instances$|pods$/.test(call.path));
+
+/** What an SSH server says first; nothing where none answers. */
+async function bannerAt(hostname: string, port: number): Promise<string> {
+  const socket = connect({ hostname, port });
+  socket.closed.catch(() => undefined);
+  try {
+    const { value } = await socket.readable.getReader().read();
+    return new TextDecoder().decode(value);
+  } catch {
+    return "";
+  } finally {
+    void socket.close().catch(() => undefined);
+  }
+}
+/** Until the one machine at Vultr answers with this; then we have looked at it so often. */
+async function lookAt(world: Deployment, tokenId: number, banner: string, looks: number): Promise<void> {
+  await world.drainToBoot(tokenId);
+  const [machine] = await world.machines("vultr");
+  const answer = () => bannerAt(machine?.main_ip ?? "", world.provisioner.VULTR_SSH_PORT);
+  await expect.poll(answer, { timeout: PATIENCE_MS }).toContain(banner);
+  await world.drainToBoot(tokenId, looks);
+}
 
 test("a purchase becomes a running machine whose credentials its owner gets", async () => {
   const world = await deploy();
@@ -95,7 +119,7 @@ test("a rate limit is waited for; it uses up no candidate", async () => {
 test.each(["timeout_after", "error_after"] as const)(
   "a create that works and then answers %s is found by its label: one order, one machine (hard case 9)",
   async (kind) => {
-    const world = await deploy();
+    const world = await deploy(IMPATIENT);
     const from = Date.now();
     await addFault("vultr", { call: "create", kind, times: 1 });
     const { tokenId } = await buy(chain, agent(0), 0, 1);
@@ -108,7 +132,7 @@ test.each(["timeout_after", "error_after"] as const)(
 );
 
 test("after a create of unknown outcome nothing else is ordered before the quiet time is over (hard case 9)", async () => {
-  const world = await deploy();
+  const world = await deploy(IMPATIENT);
   const from = Date.now();
   await addFault("vultr", { call: "create", kind: "timeout_before", times: 1 });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
@@ -127,9 +151,9 @@ test("after a create of unknown outcome nothing else is ordered before the quiet
 });
 
 test("a machine that turns up after its attempt was given up is ended by the next sweep (hard case 9)", async () => {
-  const world = await deploy();
+  const world = await deploy(IMPATIENT);
   await addFault("vultr", { call: "create", kind: "timeout_after", times: 1 });
-  await addFault("vultr", { call: "list", kind: "lagging_list", ms: 2_500 });
+  await addFault("vultr", { call: "list", kind: "lagging_list", ms: 600_000 });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
   await world.drain(
@@ -196,7 +220,7 @@ test("a stranger's sshd at the machine's address is not taken for the machine (h
   await addFault("vultr", { call: "create", kind: "wrong_mark", region: "ewr" });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
-  await world.drainToBoot(tokenId, 20);
+  await lookAt(world, tokenId, "somebody-else", 5);
   world.passTime(world.provisioner.BOOT_TIMEOUT_SECONDS);
   await world.drain();
   expect(await outcomes(world)).toEqual(["ewr boot_timeout", "lax running"]);
@@ -206,16 +230,17 @@ test("a stranger's sshd at the machine's address is not taken for the machine (h
 
 test("the image's own sshd, up before cloud-init is through, is not ready yet (hard case 10)", async () => {
   const world = await deploy();
+  await addFault("vultr", { call: "create", kind: "unconfigured" });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
+  await lookAt(world, tokenId, "Ubuntu-3ubuntu13", 5);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning", step: "boot", attempt: 1 });
+  await clearFaults();
   await world.drain();
   const row = (await world.vm(tokenId)) ?? {};
+  expect(row).toMatchObject({ status: "running", attempt: 1 });
   const [attempt] = await world.rows("SELECT mark FROM attempts");
-  const socket = connect({ hostname: row["ssh_host"], port: row["ssh_port"] });
-  socket.closed.catch(() => undefined);
-  const { value } = await socket.readable.getReader().read();
-  expect(new TextDecoder().decode(value)).toContain(attempt?.["mark"]);
-  await socket.close();
+  expect(await bannerAt(row["ssh_host"], row["ssh_port"])).toContain(attempt?.["mark"]);
 });
 
 test("a machine that never boots is ended before the next one is ordered", async () => {
@@ -244,7 +269,7 @@ test("an address that comes late is waited for", async () => {
 });
 
 test("a machine with the right name and another mark is not adopted, and a claimed one is not touched (hard case 12)", async () => {
-  const world = await deploy();
+  const world = await deploy(IMPATIENT);
   const tenant = await buy(chain, agent(1), 4, 1);
   await world.scan();
   await world.drain();

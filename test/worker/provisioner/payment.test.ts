@@ -14,7 +14,7 @@ let tokenId: number;
 let before: bigint;
 beforeEach(async () => {
   await chain.node.setAutomine(true);
-  world = await deploy({ edge: { FACILITATOR_TIMEOUT_MS: "1000" } });
+  world = await deploy();
   tokenId = await buyAndRun(world, 0);
   before = await usdcOf(payer.address);
   world.sent.length = 0;

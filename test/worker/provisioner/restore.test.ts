@@ -5,7 +5,7 @@ import { startCursor } from "../../../src/chain/scan.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { buy } from "../../world/agent.ts";
-import { addFault, agent, chain, clearFaults, deploy } from "../deployment.ts";
+import { addFault, agent, chain, clearFaults, deploy, IMPATIENT } from "../deployment.ts";
 
 test("a database that was emptied ends nobody's machine: the next order takes a number of its own (hard case 13)", async () => {
   const world = await deploy();
@@ -29,7 +29,7 @@ test("a database that was emptied ends nobody's machine: the next order takes a 
 });
 
 test("an order whose answer is still out when its purchase is replaced is found and ended (hard cases 5 and 9)", async () => {
-  const world = await deploy();
+  const world = await deploy(IMPATIENT);
   const snapshot = await chain.node.snapshot();
   await addFault("vultr", { call: "create", kind: "timeout_after", times: 1 });
   const alices = await buy(chain, agent(0), 0, 1);
@@ -53,7 +53,7 @@ test("an order whose answer is still out when its purchase is replaced is found 
 });
 
 test("an attempt that a crash left open is resolved before anything else is ordered", async () => {
-  const world = await deploy();
+  const world = await deploy(IMPATIENT);
   await addFault("vultr", { call: "create", kind: "timeout_after", times: 1 });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();

@@ -7,7 +7,17 @@ import { advance } from "../../../src/provisioner/consume.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { type Credentials, fixedHeaders, freshHeaders, transfer } from "../../world/agent.ts";
-import { addFault, agent, buyAndRun, chain, clearFaults, type Deployment, deploy, journal } from "../deployment.ts";
+import {
+  addFault,
+  agent,
+  buyAndRun,
+  chain,
+  clearFaults,
+  type Deployment,
+  deploy,
+  IMPATIENT,
+  journal,
+} from "../deployment.ts";
 
 const API = "https://api.example";
 const DAY = 86_400;
@@ -204,7 +214,7 @@ test.each([
 ] as const)(
   "a %s that ends with %s is ordered again: one more attempt in all, on the same machine",
   async (call, kind) => {
-    const world = await deploy();
+    const world = await deploy(IMPATIENT);
     const tokenId = await buyAndRun(world, 0);
     const before = await world.vm(tokenId);
     await addFault("vultr", { call, kind, times: 1 });
