@@ -5,6 +5,7 @@ import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { buildWorkers } from "../world/bare-workers.ts";
+import { freePort } from "../world/ports.ts";
 import { bothWorkers, type Parts, workerVariables } from "../world/world.ts";
 
 const PROGRAM = fileURLToPath(new URL("workers-process.ts", import.meta.url).href);
@@ -45,9 +46,12 @@ export async function prepareWorkers(parts: Parts, folder: string, outageSeconds
       provisioner: { ...variables.provisioner, ...PROVISIONER },
     }),
   );
-  await writeFile(join(folder, "workers.json"), JSON.stringify(built));
+  // One address through all kills.
+  const port = await freePort();
+  const workers = built.workers.map((worker) => (worker.name === "edge" ? { ...worker, port } : worker));
+  await writeFile(join(folder, "workers.json"), JSON.stringify({ ...built, workers }));
   const logFile = join(folder, "workers.log");
-  const url = `http://127.0.0.1:${built.workers.find((worker) => worker.name === "edge")?.port}`;
+  const url = `http://127.0.0.1:${port}`;
   let child: ChildProcess | undefined;
 
   async function start(): Promise<void> {

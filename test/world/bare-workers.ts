@@ -8,7 +8,6 @@ import { promisify } from "node:util";
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4MiniflareOptions } from "miniflare";
 import { WRANGLER } from "../../src/admin/wrangler.ts";
 import { builtOnce } from "./build-cache.ts";
-import { freePort } from "./ports.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const run = promisify(execFile);
@@ -52,7 +51,9 @@ export type WorkerSource = {
 export type BareLog = { time: number; message: string };
 
 /** Workers as built for upload, and the database's migrations; plain data, so that another process can run them. */
-export type BuiltWorkers = { workers: Awaited<ReturnType<typeof buildWorker>>[]; migrations: string[][] };
+export type BuiltWorkers = { workers: BuiltWorker[]; migrations: string[][] };
+/** `port`, where it has to be known before the Worker runs, or to stay the same in the next run; else any free one. */
+type BuiltWorker = Awaited<ReturnType<typeof buildWorker>> & { port?: number };
 
 /**
  * Starts the Workers over one queue and one database, or as many as they name. Migrations are applied. With `persistTo`, a
@@ -67,7 +68,7 @@ export async function startBareWorkers(
 }
 export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
 
-/** Builds each Worker, unless these sources were built before, and gives it a port. */
+/** Builds each Worker, unless these sources were built before. */
 export async function buildWorkers(sources: readonly WorkerSource[]): Promise<BuiltWorkers> {
   const reading = readOnce();
   const building = sources.map((source) => buildWorker(source, reading));
@@ -89,7 +90,6 @@ async function buildWorker(source: WorkerSource, reading: ReturnType<typeof read
   });
   return {
     name,
-    port: await freePort(),
     options: {
       name,
       compatibilityDate: "2026-10-01",
@@ -153,7 +153,7 @@ export async function runWorkers(
     workers: workers.map((worker) => ({
       ...worker.options,
       stripCfConnectingIp: false,
-      unsafeDirectSockets: [{ host: "127.0.0.1", port: worker.port }],
+      unsafeDirectSockets: [{ host: "127.0.0.1", port: worker.port ?? 0 }],
     })),
   };
   const miniflare = new Miniflare({
@@ -161,12 +161,18 @@ export async function runWorkers(
     ...(persistTo === undefined ? {} : { resourcePersistencePath: persistTo }),
   });
   await miniflare.ready;
+  const urls = new Map<string, string>();
+  for (const { name } of workers) urls.set(name, (await miniflare.unsafeGetDirectURL(name)).origin);
   const databases = new Map(workers.map(({ name, options: { d1Databases } }) => [d1Databases.DB, name]));
   for (const name of databases.values()) await migrate(await miniflare.getD1Database("DB", name), migrations);
   return {
     miniflare,
     database: await miniflare.getD1Database("DB", workers[0]?.name),
-    url: (name: string) => `http://127.0.0.1:${workers.find((worker) => worker.name === name)?.port}`,
+    url: (name: string): string => {
+      const url = urls.get(name);
+      if (url === undefined) throw new Error(`no Worker is named ${name}`);
+      return url;
+    },
     stop: () => miniflare.dispose(),
   };
 }
