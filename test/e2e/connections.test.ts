@@ -76,7 +76,7 @@ test("a server that is not there is given up, and the reason is told", async () 
 
 test("the world's servers keep an idle connection and name no time after which they would close it", async () => {
   const plain = await listen((request) => new Response(new URL(request.url).pathname));
-  const front = await startFront(0, `http://127.0.0.1:${plain.port}`);
+  const front = await startFront(() => `http://127.0.0.1:${plain.port}`);
   ends.push(plain.stop, front.stop);
   // What Node's servers do by themselves: the client adopts five seconds, and both close at the same moment.
   const usual = createServer((_, response) => response.end());
@@ -97,7 +97,7 @@ test("the front passes on the request as it came, and tells the client's address
     const address = headers.get("cf-connecting-ip");
     return Response.json({ method, url, address, body: await request.text() }, { status: 201 });
   });
-  const front = await startFront(0, `http://127.0.0.1:${plain.port}`);
+  const front = await startFront(() => `http://127.0.0.1:${plain.port}`);
   ends.push(plain.stop, front.stop);
   const url = `http://127.0.0.1:${front.port}/path?query=1`;
   const answer = await fetch(url, { method: "POST", body: "text", headers: { "cf-connecting-ip": "203.0.113.1" } });
@@ -105,11 +105,23 @@ test("the front passes on the request as it came, and tells the client's address
   expect(await answer.json()).toEqual({ method: "POST", url, address: "127.0.0.1", body: "text" });
 });
 
+test("the front answers 503 until it has a target, and 405 to TRACE and CONNECT", async () => {
+  let target: string | undefined;
+  const front = await startFront(() => target);
+  const plain = await listen(() => new Response("fine"));
+  ends.push(plain.stop, front.stop);
+  expect((await fetch(`http://127.0.0.1:${front.port}`)).status).toBe(503);
+  target = `http://127.0.0.1:${plain.port}`;
+  expect((await fetch(`http://127.0.0.1:${front.port}`)).status).toBe(200);
+  expect(await headOf(front.port, "TRACE /")).toMatch(/^HTTP\/1\.1 405 /);
+  expect(await headOf(front.port, "CONNECT localhost:1")).toMatch(/^HTTP\/1\.1 405 /);
+});
+
 /** The head of the answer to one request. */
-function headOf(port: number): Promise<string> {
+function headOf(port: number, what = "GET /"): Promise<string> {
   return new Promise((resolve, reject) => {
     let text = "";
-    const socket = connect(port, "127.0.0.1", () => socket.write("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    const socket = connect(port, "127.0.0.1", () => socket.write(`${what} HTTP/1.1\r\nHost: localhost\r\n\r\n`));
     socket.setEncoding("utf8").on("data", (data: string) => {
       text += data;
       if (!text.includes("\r\n\r\n")) return;

@@ -1,6 +1,6 @@
 // HTTP servers of the local world, on 127.0.0.1.
 import { request as ask, createServer, type Server } from "node:http";
-import { type HttpBindings, serve } from "@hono/node-server";
+import { serve } from "@hono/node-server";
 
 /**
  * Servers here never close a connection that is idle, and name no time after which they would: whoever called closes it
@@ -11,24 +11,28 @@ export const KEEP_ALIVE = { keepAliveTimeout: 0 };
 export type Listening = { port: number; stop: () => Promise<void> };
 type Answer = Response | Promise<Response>;
 
-/** Listens on any free port, or on the one that is told. */
-export function listen(fetch: (request: Request, env: HttpBindings) => Answer, port = 0): Promise<Listening> {
+/** Listens on any free port. */
+export function listen(fetch: (request: Request) => Answer): Promise<Listening> {
   return new Promise((resolve) => {
-    const options = { fetch: fetch as Parameters<typeof serve>[0]["fetch"], hostname: "127.0.0.1", port };
-    const server = serve({ ...options, serverOptions: KEEP_ALIVE }, (info) =>
+    const server = serve({ fetch, hostname: "127.0.0.1", port: 0, serverOptions: KEEP_ALIVE }, (info) =>
       resolve({ port: info.port, stop: () => stop(server as Server) }),
     );
   });
 }
 
-/** Cloudflare in front of a Worker at `target`: an address that is known beforehand, and the client's own in a header. */
-export function startFront(port: number, target: string): Promise<Listening> {
+/**
+ * Cloudflare in front of a Worker: an address that is known before the Worker's own, and the client's address in a header.
+ * Answers 503 as long as `target` has no URL.
+ */
+export function startFront(target: () => string | undefined): Promise<Listening> {
   const server = createServer(KEEP_ALIVE, (request, response) => {
-    // What fetch can't pass on, Cloudflare refuses as well.
+    // Cloudflare answers TRACE and CONNECT itself.
     if (request.method === "TRACE") return void response.writeHead(405).end();
+    const url = target();
+    if (url === undefined) return void response.writeHead(503).end();
     const headers = { ...request.headers, "cf-connecting-ip": request.socket.remoteAddress };
     // A connection for each: none that the runtime is about to close.
-    const passed = ask(target, { method: request.method, path: request.url, headers, agent: false }, (answer) => {
+    const passed = ask(url, { method: request.method, path: request.url, headers, agent: false }, (answer) => {
       const { connection: _, ...own } = answer.headers;
       response.writeHead(answer.statusCode ?? 502, own);
       answer.on("error", () => response.destroy()).pipe(response);
@@ -37,14 +41,16 @@ export function startFront(port: number, target: string): Promise<Listening> {
     response.on("close", () => passed.destroy());
     request.pipe(passed);
   });
+  server.on("connect", (_request, socket) => {
+    socket.on("error", () => socket.destroy());
+    socket.end("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+  });
   return new Promise((resolve, reject) => {
     server.once("error", reject);
-    server.listen(port, "127.0.0.1", () => {
+    server.listen(0, "127.0.0.1", () => {
       const address = server.address();
-      resolve({
-        port: typeof address === "object" && address !== null ? address.port : port,
-        stop: () => stop(server),
-      });
+      if (address === null || typeof address === "string") return reject(new Error("no port in the front's address"));
+      resolve({ port: address.port, stop: () => stop(server) });
     });
   });
 }

@@ -146,8 +146,9 @@ async function makeOperatorKey(edgeUrl: string, bootstrapKey: string): Promise<s
 /** Starts everything. `stop` leaves no process and no file behind but the Workers' build. */
 export async function startWorld(options: WorldOptions = {}) {
   const parts = await startParts(options);
-  const port = await freePort();
-  const url = `http://127.0.0.1:${port}`;
+  let edgeUrl: string | undefined;
+  const front = await startFront(() => edgeUrl);
+  const url = `http://127.0.0.1:${front.port}`;
   const variables = workerVariables(parts, url);
   const bootstrapKey = makeAdminKey();
   const lines: string[] = [];
@@ -159,7 +160,7 @@ export async function startWorld(options: WorldOptions = {}) {
     ({ message }) => lines.push(message),
   );
   const adminKey = await makeOperatorKey(workers.url("edge"), bootstrapKey);
-  const front = await startFront(port, workers.url("edge"));
+  edgeUrl = workers.url("edge");
   const edge = await workers.miniflare.getWorker("edge");
 
   // Local crons never fire by themselves.
