@@ -67,6 +67,22 @@ test("without that the request fails, and the whole chain of causes is told", as
   expect(tellError(failure)).toMatch(/^phase "machine"\n {2}because: fetch failed\n {2}because: .+ \(\w+\)$/);
 });
 
+test("an answer whose connection breaks in its body is asked for again", async () => {
+  let asked = 0;
+  const server = createServer((_, response) => {
+    asked += 1;
+    response.writeHead(200, { "content-length": "4" });
+    if (asked > 1) return response.end("fine");
+    response.write("fi", () => response.destroy());
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  ends.push(() => server.close());
+  const { port } = server.address() as AddressInfo;
+  const answer = await fetchAgain(`http://127.0.0.1:${port}`);
+  expect(await answer.text()).toBe("fine");
+  expect(asked).toBe(2);
+});
+
 test("a server that is not there is given up, and the reason is told", async () => {
   const gone = await listen(() => new Response("fine"));
   await gone.stop();

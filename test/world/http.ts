@@ -3,16 +3,22 @@
 const TRIES = 5;
 const REST_MS = 300;
 
+/** Statuses whose answers have no body. */
+const BODILESS = [101, 204, 205, 304];
+
 /**
- * `fetch`, sent again where the connection broke before an answer came, as it does where a server closes one that was idle
- * just when it is used. For what may arrive twice: reads, and orders that say which one they are, as a signed payment does
+ * `fetch`, sent again where the connection broke before the whole answer was here, as it does where a server closes one that
+ * was idle just when it is used. The answer's body is read by then. For what may arrive twice: reads, and orders that say which one they are, as a signed payment does
  * (the same payment is the same purchase). Rejects with the last failure.
  */
 export async function fetchAgain(...[input, init]: Parameters<typeof fetch>): Promise<Response> {
   const request = new Request(input, init);
   for (let tries = 1; ; tries++) {
     try {
-      return await fetch(request.clone());
+      const answer = await fetch(request.clone());
+      const { status, statusText, headers } = answer;
+      const body = await answer.arrayBuffer();
+      return new Response(BODILESS.includes(status) ? null : body, { status, statusText, headers });
     } catch (error) {
       if (tries === TRIES || request.signal.aborted) throw error;
       await new Promise((resolve) => setTimeout(resolve, REST_MS));
