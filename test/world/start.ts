@@ -14,17 +14,23 @@ const USAGE = `Usage: npm start                     buy a VM in the local world 
        npm start -- --serve --json   bring the world up, print one line of JSON, stay up
        npm start -- --tier 2         buy that tier instead of tier 0`;
 
-/** Fewer than the hour's limit. */
-const CREDENTIALS_TRIES = 20;
+/** Three acts of one client stay below the 30 an hour that `/credentials` allows. */
+const CREDENTIALS_TRIES = 9;
+/** The rest after a try doubles up to the longest: two minutes in all. */
+const FIRST_REST_MS = 1_500;
+const LONGEST_REST_MS = 24_000;
+/** How long a stop waits for a start that is under way. */
+const START_PATIENCE_MS = 120_000;
 
 const began = performance.now();
 const color = (format: Parameters<typeof styleText>[0], text: string) =>
   styleText(format, text, { stream: process.stdout, validateStream: true });
 const seconds = (from: number) => `${((performance.now() - from) / 1_000).toFixed(1)} s`;
+const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 const say = (text: string) => console.log(`${color("dim", seconds(began).padStart(7))}  ${text}`);
 
 const options = readOptions();
-let world: World | undefined;
+let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;
 let keyFolder: string | undefined;
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
@@ -42,13 +48,11 @@ setInterval(() => {
 try {
   if (!options.json) say("starting the chain, the vendors and both Workers");
   const { startWorld } = await import("./world.ts");
-  const starting = startWorld().then((up) => {
-    world = up;
-    return up;
-  });
+  starting = startWorld();
   // Loading them takes seconds of one thread: not between two requests on one connection, but while processes come up.
   const loading = options.serve ? undefined : loadClients();
   const [up, clients] = await Promise.all([starting, loading]);
+  if (stopping !== undefined) await stopped();
   if (options.json) console.log(JSON.stringify(describe(up)));
   else say(`the API answers at ${color("cyan", up.url)}`);
   if (clients !== undefined) await play(up, clients);
@@ -86,10 +90,15 @@ function tellFailure(error: unknown): void {
 
 /** Whatever fails while everything is being stopped is no failure: whoever stops it ends the process. */
 async function end(error: unknown): Promise<void> {
-  if (stopping !== undefined) return new Promise(() => undefined);
+  if (stopping !== undefined) return stopped();
   tellFailure(error);
   await shutDown();
   process.exit(1);
+}
+
+/** Never resolves: whoever stops everything ends the process. */
+function stopped(): Promise<never> {
+  return new Promise(() => undefined);
 }
 
 type Clients = Awaited<ReturnType<typeof loadClients>>;
@@ -174,7 +183,7 @@ async function followPurchase(statusUrl: string, isDone: (purchase: Purchase) =>
     if (purchase.message !== told) say(purchase.message);
     told = purchase.message;
     // The limit is 60 a minute and address.
-    await new Promise((resolve) => setTimeout(resolve, 1_200));
+    await wait(1_200);
   }
 }
 
@@ -213,7 +222,7 @@ async function firstAttempt(url: string, tokenId: number): Promise<void> {
   for (let tries = 0; tries < 120; tries++) {
     const body = (await (await fetchAgain(`${url}/status/${tokenId}`)).json()) as { attempts: unknown[] };
     if (body.attempts.length > 0) return;
-    await new Promise((resolve) => setTimeout(resolve, 700));
+    await wait(700);
   }
   throw new Error("no machine was ordered");
 }
@@ -241,7 +250,7 @@ async function fetchCredentials(url: string, agent: LocalAccount, tokenId: numbe
       if (error === failure) throw error;
       failure = error;
     }
-    await new Promise((resolve) => setTimeout(resolve, 1_500));
+    if (tries + 1 < CREDENTIALS_TRIES) await wait(Math.min(LONGEST_REST_MS, FIRST_REST_MS * 2 ** tries));
   }
   throw failure;
 }
@@ -304,8 +313,16 @@ ${color("bold", "To try")}
 
 function shutDown(): Promise<void> {
   if (keyFolder !== undefined) rmSync(keyFolder, { recursive: true, force: true });
-  stopping ??= world?.stop() ?? Promise.resolve();
+  stopping ??= stopWorld();
   return stopping;
+}
+
+/** Also where the world is still coming up: what it has started by then would stay behind. */
+async function stopWorld(): Promise<void> {
+  // A start that failed is told elsewhere.
+  const ended = starting?.then(({ stop }) => stop).catch(() => undefined);
+  const stop = await Promise.race([ended, wait(START_PATIENCE_MS)]);
+  await stop?.();
 }
 
 function readOptions() {
