@@ -1,6 +1,6 @@
 // `npm run chaos` as a test runs it, short or long.
-import { expect } from "vitest";
-import { isAlive, processesOf, startChild } from "./child.ts";
+import { expect, type TestContext } from "vitest";
+import { processesOf, startChild, untilGone } from "./child.ts";
 
 export type Blows = {
   seed: number;
@@ -14,15 +14,15 @@ export type Blows = {
   outage?: number;
 };
 
-export const startChaos = (options: Record<string, number>) =>
-  startChild(process.execPath, [
+export const startChaos = (context: TestContext, options: Record<string, number>) =>
+  startChild(context, process.execPath, [
     "test/chaos/run.ts",
     ...Object.entries(options).flatMap(([name, value]) => [`--${name}`, String(value)]),
   ]);
 
 /** Plays it to its end: every purchase stands and has a machine or its money back, and everything happened that was planned. */
-export async function playChaos(blows: Blows): Promise<void> {
-  const run = startChaos(blows);
+export async function playChaos(context: TestContext, blows: Blows): Promise<void> {
+  const run = startChaos(context, blows);
   await run.says(/begins to blow/);
   const family = processesOf(run.pid);
   await run.says(/calm; waiting/, blows.deadline * 1_000);
@@ -35,5 +35,5 @@ export async function playChaos(blows: Blows): Promise<void> {
   expect(figure("reorgs")).toBe(blows.reorgs);
   // anvil, the Workers' own process and workerd below it, before the blows and after them.
   expect(family.length).toBeGreaterThan(4);
-  expect(family.filter(isAlive)).toEqual([]);
+  await untilGone(family);
 }

@@ -2,20 +2,20 @@
 // long tests play a larger one.
 import { expect, test } from "vitest";
 import { playChaos, startChaos } from "./chaos-run.ts";
-import { isAlive, processesOf } from "./child.ts";
+import { processesOf, untilGone } from "./child.ts";
 
-test.concurrent("purchases made through kills, faults and a reorg all end with a machine or their money, and no process stays", async () => {
+test.concurrent("purchases made through kills, faults and a reorg all end with a machine or their money, and no process stays", async (context) => {
   // The outage lets leases of the dead run out at once, instead of after minutes.
-  await playChaos({ seed: 1, purchases: 6, seconds: 10, kills: 2, reorgs: 2, outage: 300, deadline: 300 });
+  await playChaos(context, { seed: 1, purchases: 6, seconds: 10, kills: 2, reorgs: 2, outage: 300, deadline: 300 });
 }, 400_000);
 
-test.concurrent("an interrupt in the middle leaves no process behind", async () => {
-  const run = startChaos({ purchases: 2, seconds: 60 });
+test.concurrent("an interrupt in the middle leaves no process behind", async (context) => {
+  const run = startChaos(context, { purchases: 2, seconds: 60 });
   await run.says(/begins to blow/);
   const family = processesOf(run.pid);
   // anvil, the Workers' own process and workerd below it.
   expect(family.length).toBeGreaterThan(2);
   run.kill("SIGINT");
   expect(await run.ended).toBe(130);
-  expect(family.filter(isAlive)).toEqual([]);
+  await untilGone(family);
 });

@@ -1,15 +1,22 @@
 // Programs of the repository as a script or a person runs them, and what they leave behind.
 import { spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
-import { expect } from "vitest";
+import { expect, type TestContext } from "vitest";
 
 const root = new URL("../../", import.meta.url).pathname;
 const WAIT_MS = 120_000;
 
 export type Child = ReturnType<typeof startChild>;
 
-/** Starts a program in the repository's folder and keeps what it prints. */
-export function startChild(program: string, args: readonly string[]) {
+/**
+ * Starts a program in the repository's folder and keeps what it prints. When the test is finished, in whichever way, nothing of
+ * it lives on.
+ */
+export function startChild(
+  { onTestFinished }: Pick<TestContext, "onTestFinished">,
+  program: string,
+  args: readonly string[],
+) {
   const child = spawn(program, args, { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
   const collect = (data: Buffer) => {
@@ -17,7 +24,17 @@ export function startChild(program: string, args: readonly string[]) {
   };
   child.stdout.on("data", collect);
   child.stderr.on("data", collect);
-  const ended = new Promise<number | null>((resolve) => child.once("close", (code) => resolve(code)));
+  let over = false;
+  const ended = new Promise<number | null>((resolve) => {
+    child.once("close", (code) => {
+      // By now all that it printed is here.
+      over = true;
+      resolve(code);
+    });
+  });
+  onTestFinished(() => {
+    if (child.pid !== undefined && child.exitCode === null && child.signalCode === null) killFamily(child.pid);
+  });
   return {
     pid: child.pid ?? 0,
     ended,
@@ -25,13 +42,12 @@ export function startChild(program: string, args: readonly string[]) {
     kill: (signal: "SIGINT" | "SIGTERM") => child.kill(signal),
     /** Waits until it has printed what matches. */
     says: async (what: RegExp, waitMs = WAIT_MS): Promise<string> => {
-      const isOver = () => child.exitCode !== null || child.signalCode !== null;
       for (const until = Date.now() + waitMs; Date.now() < until; ) {
         // Looked at first: what came before the end counts.
-        const over = isOver();
+        const wasOver = over;
         const found = what.exec(output);
         if (found !== null) return found[0];
-        if (over) break;
+        if (wasOver) break;
         await pause();
       }
       return expect.fail(`${what} was not said: ${output}`);
@@ -47,6 +63,17 @@ export function processesOf(pid: number): number[] {
   const below = (of: number): number[] =>
     parents.filter(([, parent]) => parent === of).flatMap(([id]) => [id, ...below(id)]);
   return below(pid);
+}
+
+/** Kills a process and everything below it. */
+function killFamily(pid: number): void {
+  for (const id of [pid, ...processesOf(pid)]) {
+    try {
+      process.kill(id, "SIGKILL");
+    } catch {
+      // Gone by itself.
+    }
+  }
 }
 
 /** Waits until none of these processes lives; what a signal has ended takes a moment to go. */

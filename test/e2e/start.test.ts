@@ -1,11 +1,11 @@
 // `npm start` as a script or a reader uses it.
-import { expect, test } from "vitest";
+import { expect, type TestContext, test } from "vitest";
 import { isAlive, processesOf, startChild, untilGone } from "./child.ts";
 
-const start = (...args: string[]) => startChild("npm", ["start", "--", ...args]);
+const start = (context: TestContext, ...args: string[]) => startChild(context, "npm", ["start", "--", ...args]);
 
-test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of each phase and exits 0", async () => {
-  const run = start("--once");
+test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of each phase and exits 0", async (context) => {
+  const run = start(context, "--once");
   expect(await run.ended, run.output()).toBe(0);
   const output = run.output();
   for (const tier of [0, 4]) {
@@ -29,8 +29,8 @@ test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of 
   expect(output).not.toContain("\u001b[");
 }, 600_000);
 
-test.concurrent("--serve --json prints one line of JSON with everything, answers there, and SIGTERM leaves no process", async () => {
-  const run = start("--serve", "--json");
+test.concurrent("--serve --json prints one line of JSON with everything, answers there, and SIGTERM leaves no process", async (context) => {
+  const run = start(context, "--serve", "--json");
   const line = await run.says(/^\{.*(?=\n)/m);
   const info = JSON.parse(line) as { url: string; accounts: { privateKey: string }[] };
   expect(info).toMatchObject({
@@ -55,9 +55,9 @@ test.concurrent("--serve --json prints one line of JSON with everything, answers
   await untilGone(family);
 });
 
-test.concurrent("an act that fails says which phase and why, and the world stays up until Ctrl-C", async () => {
+test.concurrent("an act that fails says which phase and why, and the world stays up until Ctrl-C", async (context) => {
   // Nobody sells tier 9.
-  const run = start("--tier", "9");
+  const run = start(context, "--tier", "9");
   await run.says(/The world is up\. Ctrl-C ends it\./);
   expect(run.output()).toMatch(/^failed: phase "purchase" of tier 9\n {2}because: .*"getTierConfig" reverted/m);
   expect(run.output()).toMatch(
@@ -72,15 +72,15 @@ test.concurrent("an act that fails says which phase and why, and the world stays
   await untilGone(family);
 });
 
-test.concurrent("with --once an act that fails ends the run with 1 and the name of its phase", async () => {
-  const run = start("--once", "--tier", "9");
+test.concurrent("with --once an act that fails ends the run with 1 and the name of its phase", async (context) => {
+  const run = start(context, "--once", "--tier", "9");
   expect(await run.ended).toBe(1);
   expect(run.output()).toMatch(/^failed: phase "purchase" of tier 9$/m);
   expect(run.output()).not.toContain("x402");
 });
 
-test.concurrent("an option that does not exist is refused with the usage", async () => {
-  const run = start("--twice");
+test.concurrent("an option that does not exist is refused with the usage", async (context) => {
+  const run = start(context, "--twice");
   expect(await run.ended).not.toBe(0);
   expect(run.output()).toContain("Usage: npm start");
 });
