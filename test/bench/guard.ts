@@ -2,7 +2,7 @@
 // Worker that guards nothing.
 import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop } from "../world/shop.ts";
 import { median, printRows } from "./figures.ts";
-import { address, CLIENTS, load, type Request, type Side } from "./routes.ts";
+import { address, answered, CLIENTS, load, type Request, type Side } from "./routes.ts";
 
 const AMOUNT = 4_000;
 const BANNED = "198.51.100.1";
@@ -52,14 +52,17 @@ export async function benchGuard(rounds: number): Promise<void> {
       }
       const ratios = sides[0].map((side, round) => side.perSecond / (sides[1][round]?.perSecond ?? Number.NaN));
       const figure = (index: 0 | 1, field: keyof Side) => median(sides[index].map((side) => side[field]));
-      return [
-        name,
-        Math.round(figure(0, "perSecond")),
-        Math.round(figure(1, "perSecond")),
-        ...(["p50", "p99"] as const).flatMap((field) => [figure(0, field).toFixed(1), figure(1, field).toFixed(1)]),
-        median(ratios).toFixed(2),
-        `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
-      ];
+      return answered(
+        [...sides[0], ...sides[1]],
+        [
+          name,
+          Math.round(figure(0, "perSecond")),
+          Math.round(figure(1, "perSecond")),
+          ...(["p50", "p99"] as const).flatMap((field) => [figure(0, field).toFixed(1), figure(1, field).toFixed(1)]),
+          median(ratios).toFixed(2),
+          `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
+        ],
+      );
     });
   } finally {
     await shop.close();

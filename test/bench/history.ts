@@ -3,7 +3,7 @@
 import type { BareWorkers } from "../world/bare-workers.ts";
 import { EDGE_APART, OBJECTS_APART, openShop, TOKENS } from "../world/shop.ts";
 import { median, printRows } from "./figures.ts";
-import { address, load, type Side } from "./routes.ts";
+import { address, answered, load, type Side } from "./routes.ts";
 
 const AMOUNT = 640;
 const FIRST_OLD_TOKEN = 1_000_000;
@@ -46,15 +46,18 @@ export async function benchHistory(history: number, rounds: number): Promise<voi
       // Time per request, as the promise has it: above 1 history is slower.
       const ratios = sides.full.map((side, round) => (sides.edge[round]?.perSecond ?? Number.NaN) / side.perSecond);
       const figure = (side: "full" | "edge", field: keyof Side) => median(sides[side].map((one) => one[field]));
-      return [
-        name,
-        Math.round(figure("full", "perSecond")),
-        Math.round(figure("edge", "perSecond")),
-        figure("full", "p50").toFixed(1),
-        figure("edge", "p50").toFixed(1),
-        median(ratios).toFixed(2),
-        `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
-      ];
+      return answered(
+        [...sides.full, ...sides.edge],
+        [
+          name,
+          Math.round(figure("full", "perSecond")),
+          Math.round(figure("edge", "perSecond")),
+          figure("full", "p50").toFixed(1),
+          figure("edge", "p50").toFixed(1),
+          median(ratios).toFixed(2),
+          `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
+        ],
+      );
     });
   } finally {
     await shop.close();

@@ -30,7 +30,7 @@ export async function benchPayments(rounds: number, payments: number): Promise<v
     // What fails here is told at the end: payments are measured all the same.
     const quoted = printRows(COMPARED, quotes, async ([name, request]) => {
       await shop.scan();
-      return [name, ...(await compare(workers, 1_600, request, rounds, 402))];
+      return compare(name, workers, 1_600, request, rounds, 402);
     });
     await quoted.catch(() => undefined);
 

@@ -6,13 +6,14 @@ import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS } from "../world/addresses.ts";
 import { freshHeaders } from "../world/agent.ts";
 import type { BareWorkers } from "../world/bare-workers.ts";
 import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
-import { median, missing, percentile, printRows } from "./figures.ts";
+import { type Answered, median, missing, percentile, printRows } from "./figures.ts";
 
 const CONNECTIONS = 16;
 export const CLIENTS = 64;
 
 export type Request = { path: string; headers: Record<string, string>; method?: "POST"; body?: string };
-export type Side = { perSecond: number; p50: number; p99: number };
+/** `wrong` of the `answers` that were asked for did not come or had another status. */
+export type Side = { perSecond: number; p50: number; p99: number; wrong: number; answers: number };
 
 /** Prints requests per second, p50 and p99 of both sides and their ratio, median over the rounds. */
 export async function benchRoutes(rounds: number): Promise<void> {
@@ -39,7 +40,7 @@ export async function benchRoutes(rounds: number): Promise<void> {
     ];
     await printRows(COMPARED, routes, async ([name, amount, request]) => {
       await shop.scan();
-      return [name, ...(await compare(workers, amount, request, rounds))];
+      return compare(name, workers, amount, request, rounds);
     });
   } finally {
     await shop.close();
@@ -50,12 +51,13 @@ export const COMPARED = ["route", "req/s", "floor", "p50 ms", "floor", "p99 ms",
 
 /** The edge and its floor in rounds that alternate, and so does who begins; the ratio is the median of the rounds'. */
 export async function compare(
+  name: string,
   workers: Pick<BareWorkers, "url">,
   amount: number,
   request: (client: number) => Request | Promise<Request>,
   rounds: number,
   expected = 200,
-): Promise<(string | number)[]> {
+): Promise<Answered> {
   const sides: Record<"edge" | "floor", Side[]> = { edge: [], floor: [] };
   for (let round = -1; round < rounds; round++) {
     // The order alternates too, so that neither side always runs on what the other left behind.
@@ -66,17 +68,28 @@ export async function compare(
   }
   const ratios = sides.edge.map((side, round) => side.perSecond / (sides.floor[round]?.perSecond ?? Number.NaN));
   const figure = (side: "edge" | "floor", field: keyof Side) => median(sides[side].map((one) => one[field]));
-  return [
-    Math.round(figure("edge", "perSecond")),
-    Math.round(figure("floor", "perSecond")),
-    ...(["p50", "p99"] as const).flatMap((field) => [
-      figure("edge", field).toFixed(1),
-      figure("floor", field).toFixed(1),
-    ]),
-    median(ratios).toFixed(2),
-    `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
-  ];
+  return answered(
+    [...sides.edge, ...sides.floor],
+    [
+      name,
+      Math.round(figure("edge", "perSecond")),
+      Math.round(figure("floor", "perSecond")),
+      ...(["p50", "p99"] as const).flatMap((field) => [
+        figure("edge", field).toFixed(1),
+        figure("floor", field).toFixed(1),
+      ]),
+      median(ratios).toFixed(2),
+      `${Math.min(...ratios).toFixed(2)}-${Math.max(...ratios).toFixed(2)}`,
+    ],
+  );
 }
+
+/** A row with what was wrong in the loads that it is made of. */
+export const answered = (sides: readonly Side[], row: Answered["row"]): Answered => ({
+  row,
+  wrong: sides.reduce((sum, side) => sum + side.wrong, 0),
+  answers: sides.reduce((sum, side) => sum + side.answers, 0),
+});
 
 export const address = (client: number) => ({ "cf-connecting-ip": `203.0.113.${client % CLIENTS}` });
 
@@ -104,7 +117,7 @@ function multicallBody(tokenId: number): string {
 
 /**
  * Sends `amount` requests over the connections and waits for every answer. Those that fail, or come with another status, are
- * told of and not counted; it throws where they are all that there is.
+ * told of and only counted as wrong; it throws where they are all that there is.
  */
 export async function load(
   url: string,
@@ -151,5 +164,7 @@ export async function load(
     perSecond: times.length / ((ended - began) / 1_000),
     p50: percentile(times, 0.5),
     p99: percentile(times, 0.99),
+    wrong,
+    answers: asked,
   };
 }

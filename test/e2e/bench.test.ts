@@ -52,6 +52,20 @@ test("a row that fails takes no other row of its table with it", async () => {
   expect(printed()).toBe("burst  seconds\n100          1\n10000        1");
 });
 
+test("a row with wrong answers bears a star and a line below, and more than 1 % of them are thrown after the table", async () => {
+  const printed = listenIn();
+  const wrongOf = (wrong: number, name: string) => async () => ({ row: [name, 500], wrong, answers: 1_000 });
+  await printRows(["route", "req/s"], [wrongOf(0, "/health"), wrongOf(10, "/tiers")], (row) => row());
+  expect(printed()).toBe(
+    "route     req/s\n/health     500\n/tiers *    500\n* /tiers: 10 of 1000 answers were wrong or did not come",
+  );
+  await expect(printRows(["route", "req/s"], [wrongOf(11, "/tiers")], (row) => row())).rejects.toMatchObject({
+    message: "1 of 1 rows have more than 1 % wrong answers",
+    errors: [new Error("/tiers: 11 of 1000 answers were wrong or did not come")],
+  });
+  expect(printed().match(/^\/tiers \* +500$/gm)).toHaveLength(2);
+});
+
 test("a round that fails is told of and left out; where all fail their errors are thrown", async () => {
   const printed = listenIn();
   const odd = async (index: number) => {
