@@ -5,7 +5,7 @@ import { encodeFunctionData, type Hex, parseAbi, parseEventLogs } from "viem";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { startWorld, type World } from "../world/world.ts";
 import { type Sight, watchBlocks } from "./blocks.ts";
-import { median, missing, percentile, table } from "./figures.ts";
+import { median, missing, percentile, table, tellOnChange } from "./figures.ts";
 
 const BASE_BLOCK_SECONDS = 2;
 const VULTR_BOOT_MS = { active: 900, ok: 1_800, sshd: 2_400, configured: 3_200 };
@@ -172,6 +172,8 @@ async function lookUp({ chain }: World, blocks: Blocks, hash: Hex): Promise<Purc
 /** When each machine began to run; those that do not in time are left out. */
 async function waitUntilRunning(world: World, tokens: readonly number[]): Promise<Map<number, number>> {
   const until = Date.now() + TIMEOUT_MS;
+  const tellRead = tellOnChange("which machines run could not be read, and is read again:");
+  let known: { token_id: number; running_at: number }[] = [];
   for (;;) {
     const { results } = await world.workers.database
       .prepare(
@@ -179,10 +181,14 @@ async function waitUntilRunning(world: World, tokens: readonly number[]): Promis
       )
       .bind(JSON.stringify(tokens))
       .all<{ token_id: number; running_at: number }>()
-      // Asked again in a second.
-      .catch(() => ({ results: [] }));
-    if (results.length === tokens.length || Date.now() > until)
-      return new Map(results.map((row) => [row.token_id, row.running_at]));
+      .catch((error: unknown) => {
+        tellRead(error);
+        // What the last read has shown still counts.
+        return { results: known };
+      });
+    known = results;
+    if (known.length === tokens.length || Date.now() > until)
+      return new Map(known.map((row) => [row.token_id, row.running_at]));
     await wait(1_000);
   }
 }

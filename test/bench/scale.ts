@@ -7,7 +7,7 @@ import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { type BareWorkers, startBareWorkers } from "../world/bare-workers.ts";
 import { type Chain, startChain } from "../world/chain.ts";
 import { startFastVendors } from "./fast-vendors.ts";
-import { printRows } from "./figures.ts";
+import { printRows, tellOnChange } from "./figures.ts";
 import type { Totals } from "./totals.ts";
 
 const PURCHASES_PER_BLOCK = 200;
@@ -39,18 +39,22 @@ export async function benchScale(bursts: readonly number[]): Promise<void> {
 async function runBurst(purchases: number): Promise<string[]> {
   const [chain, vendors] = await Promise.all([startChain({ blockTimeSeconds: 0 }), startFastVendors()]);
   let workers: BareWorkers | undefined;
+  let stopping = false;
   try {
     const lastBlock = await purchaseMany(chain, purchases);
     workers = await startWorkers(chain.url, vendors);
     const { miniflare } = workers;
     const edge = await miniflare.getWorker("edge");
     const began = Date.now();
-    let stopping = false;
+    const tellCron = tellOnChange("a cron failed, the next one follows:");
     const crons = (async () => {
-      while (!stopping) await edge.scheduled({ cron: "* * * * *" });
+      while (!stopping) {
+        await edge.scheduled({ cron: "* * * * *" }).catch(async (error: unknown) => {
+          if (!stopping) tellCron(error);
+          await wait(LOOK_MS);
+        });
+      }
     })();
-    // What fails is told below, where it is waited for.
-    crons.catch(() => undefined);
     const seconds = (await untilAllRun(workers, purchases, began)) / 1_000;
     while (Number(await chain.reader.getBlockNumber()) < lastBlock + DEEP_BLOCKS) await wait(LOOK_MS);
     const spent = addUp(await Promise.all([totalsOf(workers, "edge"), totalsOf(workers, "provisioner")]));
@@ -73,6 +77,7 @@ async function runBurst(purchases: number): Promise<string[]> {
       each(otherCalls),
     ];
   } finally {
+    stopping = true;
     await workers?.stop();
     await vendors.stop();
     await chain.stop();
@@ -155,10 +160,16 @@ function startWorkers(chainUrl: string, { vultrUrl, runpodUrl }: Vendors): Promi
 
 /** Milliseconds from `began` to the last machine's start, by our own rows. */
 async function untilAllRun({ database }: BareWorkers, purchases: number, began: number): Promise<number> {
+  const tellRead = tellOnChange("how many run could not be read, and is read again:");
   const read = async (query: string) => (await database.prepare(query).first<{ value: number }>())?.value ?? 0;
+  let running = 0;
   for (;;) {
-    const running = await read("SELECT value FROM counters WHERE name = 'published'");
-    if (running === purchases) return (await read("SELECT MAX(running_at) AS value FROM vms")) - began;
+    try {
+      running = await read("SELECT value FROM counters WHERE name = 'published'");
+      if (running === purchases) return (await read("SELECT MAX(running_at) AS value FROM vms")) - began;
+    } catch (error) {
+      tellRead(error);
+    }
     if (Date.now() - began > TIMEOUT_MS) throw new Error(`${running} of ${purchases} machines run`);
     await wait(LOOK_MS);
   }
