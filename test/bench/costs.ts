@@ -84,8 +84,10 @@ async function guardOverTime(url: string): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, FLUSH_MS));
   for (let count = 0; count < requests; count++) {
     const answer = await fetchAgain(`${url}/tiers`, { headers });
-    onTheWay += (JSON.parse(answer.headers.get("x-bill") ?? "{}") as RequestBill).guardRows;
-    await answer.text();
+    const text = await answer.text();
+    const told = answer.headers.get("x-bill");
+    if (told === null) throw new Error(`/tiers within the limit: ${answer.status} without a bill: ${text}`);
+    onTheWay += (JSON.parse(told) as RequestBill).guardRows;
   }
   await new Promise((resolve) => setTimeout(resolve, FLUSH_MS));
   const { guardRows, guardBytes } = (await (await fetchAgain(`${url}/bill`)).json()) as RequestBill;
