@@ -5,7 +5,7 @@ const LOOK_MS = 25;
 /** A look whose answer comes later than this after the one before does not say when a block came. */
 const LATE_MS = 250;
 
-/** `late`: `at` is the last look that did not show the block, which was long before: times from it on are too long, if anything. */
+/** `late`: the previous look was more than `LATE_MS` earlier; `at` is then that look, so times from it on may be too long. */
 export type Sight = { at: number; late: boolean };
 
 /** Looks until it is stopped. From the first one seen on no block is left out, however many come between two looks. */
