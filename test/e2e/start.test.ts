@@ -55,6 +55,29 @@ test.concurrent("--serve --json prints one line of JSON with everything, answers
   await untilGone(family);
 });
 
+test.concurrent("a signal while the world is coming up leaves no process", async (context) => {
+  const run = start(context, "--serve");
+  await run.says(/starting the chain/);
+  const family = new Set<number>();
+  let over = false;
+  const ended = run.ended.then(() => {
+    over = true;
+  });
+  // npm, its shell and node are there already: what comes after is the world's.
+  const before = processesOf(run.pid).length;
+  let signalled = false;
+  while (!over) {
+    const now = processesOf(run.pid);
+    for (const id of now) family.add(id);
+    if (!signalled && now.length > before) signalled = run.kill("SIGTERM");
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  await ended;
+  expect(signalled).toBe(true);
+  expect(run.output()).not.toContain("The world is up");
+  await untilGone([...family]);
+});
+
 test.concurrent("an act that fails says which phase and why, and the world stays up until Ctrl-C", async (context) => {
   // Nobody sells tier 9.
   const run = start(context, "--tier", "9");
