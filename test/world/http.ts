@@ -8,8 +8,8 @@ const BODILESS = [101, 204, 205, 304];
 
 /**
  * `fetch`, sent again where the connection broke before the whole answer was here, as it does where a server closes one that
- * was idle just when it is used. The answer's body is read by then. For what may arrive twice: reads, and orders that say which one they are, as a signed payment does
- * (the same payment is the same purchase). Rejects with the last failure.
+ * was idle just when it is used. For what may arrive twice: reads, and orders that say which one they are, as a signed payment
+ * does (the same payment is the same purchase). Rejects with the last failure.
  */
 export async function fetchAgain(...[input, init]: Parameters<typeof fetch>): Promise<Response> {
   const request = new Request(input, init);
