@@ -14,7 +14,7 @@ import { checkJournal } from "./vendor-documents.ts";
 const DAY = 86_400;
 const run = promisify(execFile);
 const documents = new URL("../../../shared/vendors/", import.meta.url);
-const hasDocuments = existsSync(documents);
+const hasDocuments = existsSync(documents.pathname);
 if (!hasDocuments)
   console.warn("SKIPPED: the vendors' documents are not beside this checkout; their checks did not run");
 const hasOpenSsh = isInstalled("ssh") && isInstalled("ssh-keygen");
