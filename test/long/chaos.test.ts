@@ -1,7 +1,22 @@
-// A larger `npm run chaos` than the one that `npm test` plays.
+// Larger runs of `npm run chaos` than the one that `npm test` plays.
 import { test } from "vitest";
 import { playChaos } from "../e2e/chaos-run.ts";
 
-test("forty purchases made through two minutes of kills, faults and reorgs all end with a machine or their money", async (context) => {
-  await playChaos(context, { seed: 8, purchases: 40, seconds: 120, kills: 6, reorgs: 6, deadline: 600 });
-}, 720_000);
+const MINUTE = 60_000;
+
+test(
+  "forty purchases made through two minutes of kills, faults and reorgs all end with a machine or their money",
+  async (context) => {
+    await playChaos(context, { seed: 8, purchases: 40, seconds: 120, kills: 6, reorgs: 6, deadline: 1_500 });
+  },
+  30 * MINUTE,
+);
+
+test(
+  "six purchases through half a minute of them, with outages of five minutes after each kill, do so too",
+  async (context) => {
+    const blows = { seed: 8, purchases: 6, seconds: 25, kills: 2, reorgs: 2, outage: 300 };
+    await playChaos(context, { ...blows, deadline: 1_500 });
+  },
+  30 * MINUTE,
+);
