@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 const worker = (...areas: readonly string[]) => areas.map((area) => `test/worker/${area}`);
 const e2e = (...names: readonly string[]) => names.map((name) => `test/e2e/${name}.test.ts`);
 const orders = worker("provisioner/(order|payment|wallet)");
+const machines = worker("provisioner/(create|failover|queue)");
 
 /** Which tests hold what lies under a path. Every line that matches counts; both sides are the beginning of an expression. */
 const AREAS: readonly { path: string; tests: readonly string[] }[] = [
@@ -27,12 +28,25 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/db/bans", tests: worker("access/") },
   { path: "src/db/data-keys", tests: worker("credentials/") },
   { path: "src/db/import", tests: e2e("import") },
-  { path: "src/provisioner/", tests: worker("provisioner/") },
+  { path: "src/provisioner/(candidates|catalog|create|watch|banner|cloud-init)", tests: machines },
+  {
+    path: "src/provisioner/(consume|context|index|jobs|wrangler)",
+    tests: worker("provisioner/(queue|create|restore)"),
+  },
+  { path: "src/provisioner/(end|reap|verify)", tests: worker("provisioner/(end|reap|restore)") },
+  { path: "src/provisioner/refund", tests: worker("provisioner/refund", "routes/admin/refunds") },
+  { path: "src/provisioner/rotate", tests: worker("provisioner/rotate") },
+  { path: "src/provisioner/(order|payment)", tests: orders },
+  { path: "src/provisioner/vendors/", tests: worker("provisioner/vendors/", "provisioner/(create|reap)") },
   { path: "src/routes/[^/]+$", tests: worker("routes/[^/]+.test.ts") },
   { path: "src/routes/admin/", tests: worker("routes/admin/") },
   { path: "src/routes/x402/", tests: worker("routes/x402/") },
-  { path: "src/vms/", tests: worker("vms/", "provisioner/") },
-  { path: "src/vms/delivery", tests: worker("routes/credentials") },
+  { path: "src/vms/(delivery|states)", tests: worker("routes/credentials", "provisioner/create") },
+  { path: "src/vms/payments", tests: orders },
+  { path: "src/vms/reconcile", tests: worker("routes/admin/payments") },
+  { path: "src/vms/refunds", tests: worker("provisioner/refund") },
+  { path: "src/vms/sweep", tests: worker("provisioner/(queue|end|payment)") },
+  { path: "src/vms/(waits|tiers)", tests: worker("vms/", "routes/public") },
   { path: "src/[^/]+$", tests: worker("[^/]+.test.ts", "routes/(public|bad-input)") },
   { path: "durable-objects/ip-guard", tests: [...worker("access/"), ...e2e("restart")] },
   { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },
