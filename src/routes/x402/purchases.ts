@@ -60,6 +60,8 @@ const bodySchema = z
       .optional()
       .openapi({
         type: "string",
+        maxLength: 2_000,
+        pattern: "^[a-z0-9@.-]+ [A-Za-z0-9+/]{40,1400}={0,2}( [^\\r\\n]*)?$",
         description:
           "Your own login key: no private key is made. Needs X-Body-Signature, since a payment alone does not say who wrote the body.",
         example: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
@@ -114,7 +116,7 @@ const hash = (what: string) =>
   txHashSchema
     .transform((value) => value.toLowerCase())
     .optional()
-    .openapi({ type: "string", description: what });
+    .openapi({ type: "string", pattern: "^0x[0-9a-fA-F]{64}$", description: what });
 const findRoute = createRoute({
   method: "get",
   path: "/x402/purchases",
@@ -132,7 +134,7 @@ const findRoute = createRoute({
           .regex(/^0x[0-9a-fA-F]{40}$/, "must be 0x and 40 hex digits")
           .transform((value) => value.toLowerCase())
           .optional()
-          .openapi({ type: "string", description: "With identifier" }),
+          .openapi({ type: "string", pattern: "^0x[0-9a-fA-F]{40}$", description: "With identifier" }),
         identifier: z.string().regex(PAYMENT_ID, "must be a payment identifier").optional(),
       })
       .refine(({ nonce, tx, payer, identifier }) => nonce ?? tx ?? (payer === undefined ? undefined : identifier), {

@@ -155,6 +155,24 @@ test("/openapi.json is generated from the routes: 3.1, version 1.3.0, every publ
   }
 });
 
+test("the document limits every text in a path or a query: what it took without limit counted as an attack (hard case 22)", async () => {
+  type Parameter = { in: string; name: string; schema: Record<string, unknown> };
+  const world = await deploy();
+  const document = await json<{ paths: Record<string, Record<string, { parameters?: Parameter[] }>> }>(
+    world.request("/openapi.json"),
+  );
+  const parameters = Object.entries(document.paths).flatMap(([path, operations]) =>
+    Object.values(operations).flatMap(({ parameters = [] }) => parameters.map((one) => ({ ...one, path }))),
+  );
+  const texts = parameters.filter((one) => one.in !== "header" && one.schema["type"] === "string");
+  expect(texts.length).toBeGreaterThan(10);
+  const isLimited = ({ schema }: Parameter) => ["pattern", "enum", "format", "const"].some((name) => name in schema);
+  expect(texts.filter((one) => !isLimited(one)).map(({ path, name }) => `${path} ${name}`)).toEqual([]);
+  const injected = encodeURIComponent('"; DROP TABLE vms; --');
+  const refused = await world.request(`/x402/purchases?tx=${injected}`);
+  expect([refused.status, (await json<{ code: string }>(refused)).code]).toEqual([400, "injection_refused"]);
+});
+
 test("/docs runs its own scripts and nothing from elsewhere", async () => {
   const world = await deploy();
   const page = await world.request("/docs");
