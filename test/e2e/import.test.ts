@@ -18,6 +18,7 @@ import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, fixedHeaders } from "../world/agent.ts";
 import { type BareWorkers, type BuiltWorkers, buildWorkers, runWorkers } from "../world/bare-workers.ts";
 import { type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
+import { makeLoginPair } from "../world/ssh-client.ts";
 
 const run = promisify(execFile);
 const dataKey = secp256k1.keygen();
@@ -32,7 +33,7 @@ function seal(text: string): string {
 }
 
 const rsa = generateKeyPairSync("rsa", { modulusLength: 2_048 }).privateKey.export({ type: "pkcs1", format: "pem" });
-const ed25519 = ssh2.utils.generateKeyPairSync("ed25519").private;
+const ed25519 = makeLoginPair().private;
 const walletKeys = [generatePrivateKey(), generatePrivateKey()] as const;
 
 let chain: Chain;

@@ -10,7 +10,6 @@ import {
   validatePaymentIdentifier,
 } from "@x402/extensions/payment-identifier";
 import { decrypt } from "eciesjs";
-import ssh2 from "ssh2";
 import { parseAbi } from "viem";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
@@ -19,7 +18,7 @@ import { usdcAbi } from "../world/chain.ts";
 import { fetchAgain } from "../world/http.ts";
 import { authorize, paymentHeaderV2, readQuote } from "../world/payer.ts";
 import { payFetch, payFetchV1 } from "../world/payer-clients.ts";
-import { runOverSsh } from "../world/ssh-client.ts";
+import { makeLoginPair, runOverSsh } from "../world/ssh-client.ts";
 import { startWorld, type World } from "../world/world.ts";
 
 type Purchase = {
@@ -111,7 +110,7 @@ test.concurrent("@x402/fetch buys a machine: charged once it answers, the token 
 });
 
 test.concurrent("x402-fetch, of version 1, buys a machine with a login key of its own, which we never see the other half of", async () => {
-  const pair = ssh2.utils.generateKeyPairSync("ed25519");
+  const pair = makeLoginPair();
   const before = await balanceOf(1);
   const body = JSON.stringify({ tier: 0, durationDays: 1, sshPublicKey: pair.public });
   const signature = await agent(1).signMessage({

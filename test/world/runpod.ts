@@ -254,6 +254,8 @@ export async function startRunpod(options: RunpodOptions) {
     const publicKey = pod.env["PUBLIC_KEY"];
     if (publicKey === undefined || !pod.ports.includes("22/tcp") || !pods.has(pod.id)) return;
     const ours = pod.args.startsWith("bash -c '") && pod.args.endsWith("exec /start.sh'");
+    // Without the key its sshd has nothing to start with.
+    if (ours && pod.env["CLAWCLOUD_HOST_KEY"] === undefined) return;
     const hostKey = ours ? Buffer.from(pod.env["CLAWCLOUD_HOST_KEY"] ?? "", "base64").toString() : null;
     const mark = pod.args.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
     const hardware = { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id };

@@ -41,3 +41,11 @@ export function runOverSsh(credentials: Credentials, command: string): Promise<{
       });
   });
 }
+
+/** A login key pair as `ssh-keygen -t ed25519` makes one. Of some 300 that ssh2 makes, one is read by no program. */
+export function makeLoginPair(): { public: string; private: string } {
+  for (;;) {
+    const pair = ssh2.utils.generateKeyPairSync("ed25519");
+    if (!(ssh2.utils.parseKey(pair.private) instanceof Error)) return pair;
+  }
+}
