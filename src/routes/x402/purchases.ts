@@ -61,7 +61,8 @@ const bodySchema = z
       .openapi({
         type: "string",
         maxLength: 2_000,
-        pattern: "^[a-z0-9@.-]+ [A-Za-z0-9+/]{40,1400}={0,2}( [^\\r\\n]*)?$",
+        // Space around it is taken off: files of ssh-keygen end with a newline.
+        pattern: "^\\s*[a-z0-9@.-]+ [A-Za-z0-9+/]{40,1400}={0,2}( [^\\r\\n]*)?\\s*$",
         description:
           "Your own login key: no private key is made. Needs X-Body-Signature, since a payment alone does not say who wrote the body.",
         example: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
@@ -112,11 +113,8 @@ const readRoute = createRoute({
   responses: { 200: { description: "The payment", content }, ...errorsOf(400, 404) },
 });
 
-const hash = (what: string) =>
-  txHashSchema
-    .transform((value) => value.toLowerCase())
-    .optional()
-    .openapi({ type: "string", pattern: "^0x[0-9a-fA-F]{64}$", description: what });
+// Unlike a transform, zod's own `toLowerCase` leaves the pattern in the document.
+const hash = (what: string) => txHashSchema.toLowerCase().optional().openapi({ description: what });
 const findRoute = createRoute({
   method: "get",
   path: "/x402/purchases",
@@ -132,9 +130,9 @@ const findRoute = createRoute({
         payer: z
           .string()
           .regex(/^0x[0-9a-fA-F]{40}$/, "must be 0x and 40 hex digits")
-          .transform((value) => value.toLowerCase())
+          .toLowerCase()
           .optional()
-          .openapi({ type: "string", pattern: "^0x[0-9a-fA-F]{40}$", description: "With identifier" }),
+          .openapi({ description: "With identifier" }),
         identifier: z.string().regex(PAYMENT_ID, "must be a payment identifier").optional(),
       })
       .refine(({ nonce, tx, payer, identifier }) => nonce ?? tx ?? (payer === undefined ? undefined : identifier), {

@@ -168,6 +168,9 @@ test("the document limits every text in a path or a query: what it took without 
   expect(texts.length).toBeGreaterThan(10);
   const isLimited = ({ schema }: Parameter) => ["pattern", "enum", "format", "const"].some((name) => name in schema);
   expect(texts.filter((one) => !isLimited(one)).map(({ path, name }) => `${path} ${name}`)).toEqual([]);
+  const ordered = JSON.stringify(document.paths["/x402/purchase-compute"]);
+  const [, pattern = ""] = /"sshPublicKey":\{[^}]*?"pattern":("(?:[^"\\]|\\.)*")/.exec(ordered) ?? [];
+  expect(`ssh-ed25519 ${"A".repeat(68)} me@host\n`).toMatch(new RegExp(JSON.parse(pattern) as string));
   const injected = encodeURIComponent('"; DROP TABLE vms; --');
   const refused = await world.request(`/x402/purchases?tx=${injected}`);
   expect([refused.status, (await json<{ code: string }>(refused)).code]).toEqual([400, "injection_refused"]);
