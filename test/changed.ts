@@ -98,11 +98,13 @@ const git = (...args: string[]) =>
     .split("\n")
     .filter((line) => line !== "");
 
+/** What is in the repository or would be with the next `git add .`; paths narrow it. */
+export const listFiles = (...paths: readonly string[]) =>
+  git("ls-files", "--cached", "--others", "--exclude-standard", ...paths);
+
 /** Every test of `npm test`. */
 export const listTests = () =>
-  git("ls-files", "--cached", "--others", "--exclude-standard", "test").filter(
-    (file) => file.endsWith(".test.ts") && !file.startsWith("test/long/"),
-  );
+  listFiles("test").filter((file) => file.endsWith(".test.ts") && !file.startsWith("test/long/"));
 
 function run(base: string | undefined): number {
   const untracked = git("ls-files", "--others", "--exclude-standard");

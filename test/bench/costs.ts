@@ -22,10 +22,7 @@ export async function benchCosts(): Promise<void> {
       fetch(`${workers.url("edge")}${path}`, { headers: { "cf-connecting-ip": "203.0.113.1", ...headers } });
     for (let before = 1; before < times; before++) await (await send()).text();
     const answer = await send();
-    const text = await answer.text();
-    const told = answer.headers.get("x-bill");
-    if (told === null) throw new Error(`${name}: ${answer.status} without a bill: ${text}`);
-    const bill = JSON.parse(told) as RequestBill;
+    const bill = await billOf(name, answer);
     return [
       name,
       answer.status,
@@ -84,14 +81,19 @@ async function guardOverTime(url: string): Promise<void> {
   await new Promise((resolve) => setTimeout(resolve, FLUSH_MS));
   for (let count = 0; count < requests; count++) {
     const answer = await fetchAgain(`${url}/tiers`, { headers });
-    const text = await answer.text();
-    const told = answer.headers.get("x-bill");
-    if (told === null) throw new Error(`/tiers within the limit: ${answer.status} without a bill: ${text}`);
-    onTheWay += (JSON.parse(told) as RequestBill).guardRows;
+    onTheWay += (await billOf("/tiers within the limit", answer)).guardRows;
   }
   await new Promise((resolve) => setTimeout(resolve, FLUSH_MS));
   const { guardRows, guardBytes } = (await (await fetchAgain(`${url}/bill`)).json()) as RequestBill;
   console.log(
     `\n${requests} requests of one client within its limit: ${onTheWay} rows on their way, then ${guardRows}: one by the timer for these 5 s, and the alarm, once per object (${guardBytes} bytes)`,
   );
+}
+
+/** What an answer cost; its body is read. */
+async function billOf(name: string, answer: Response): Promise<RequestBill> {
+  const text = await answer.text();
+  const told = answer.headers.get("x-bill");
+  if (told === null) throw new Error(`${name}: ${answer.status} without a bill: ${text}`);
+  return JSON.parse(told) as RequestBill;
 }

@@ -3,9 +3,9 @@ import { execFile, execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
-import { dirname, join, relative } from "node:path";
+import { dirname, join, normalize } from "node:path";
 import { expect, test } from "vitest";
-import { listTests, testsOf } from "../changed.ts";
+import { listFiles, listTests, testsOf } from "../changed.ts";
 import { SLOW } from "../order.ts";
 
 const VITEST = join(dirname(createRequire(import.meta.url).resolve("vitest/package.json")), "vitest.mjs");
@@ -52,11 +52,8 @@ export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: 
 });
 
 test("whatever file changes, test:changed knows tests that hold it", () => {
-  const files = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], { encoding: "utf8" });
   const tests = listTests();
-  const homeless = files
-    .split("\n")
-    .filter((file) => file !== "" && !file.startsWith("test/long/") && testsOf([file], tests).length === 0);
+  const homeless = listFiles().filter((file) => !file.startsWith("test/long/") && testsOf([file], tests).length === 0);
   expect(homeless).toEqual([]);
 });
 
@@ -82,11 +79,8 @@ test("every file that is to start first exists: a renamed one would be forgotten
 
 test("every TypeScript file is type-checked: a folder was in no program", () => {
   const tsc = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin/tsc");
-  const checked = execFileSync(process.execPath, [tsc, "--listFilesOnly"], { encoding: "utf8", maxBuffer: 1 << 24 })
-    .split("\n")
-    .map((file) => relative(process.cwd(), file));
-  const files = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard", "*.ts"], {
-    encoding: "utf8",
-  }).split("\n");
-  expect(files.filter((file) => file !== "" && !checked.includes(file))).toEqual([]);
+  const config = execFileSync(process.execPath, [tsc, "--showConfig"], { encoding: "utf8" });
+  const { files } = JSON.parse(config) as { files: string[] };
+  const checked = files.map((file) => normalize(file));
+  expect(listFiles("*.ts").filter((file) => !checked.includes(file))).toEqual([]);
 });

@@ -254,9 +254,10 @@ export async function startRunpod(options: RunpodOptions) {
     const publicKey = pod.env["PUBLIC_KEY"];
     if (publicKey === undefined || !pod.ports.includes("22/tcp") || !pods.has(pod.id)) return;
     const ours = pod.args.startsWith("bash -c '") && pod.args.endsWith("exec /start.sh'");
+    const givenKey = ours ? pod.env["CLAWCLOUD_HOST_KEY"] : null;
     // Without the key its sshd has nothing to start with.
-    if (ours && pod.env["CLAWCLOUD_HOST_KEY"] === undefined) return;
-    const hostKey = ours ? Buffer.from(pod.env["CLAWCLOUD_HOST_KEY"] ?? "", "base64").toString() : null;
+    if (givenKey === undefined) return;
+    const hostKey = givenKey === null ? null : Buffer.from(givenKey, "base64").toString();
     const mark = pod.args.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
     const hardware = { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id };
     const addendum = pod.wrongMark ? "somebody-else" : mark;
