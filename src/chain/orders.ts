@@ -42,6 +42,11 @@ type Addresses = { contract: Address; coin: Address; operator: Address };
 const TRANSFER_TOPIC = toEventSelector(eventAbi[0]);
 const NOBODY = numberToHex(0, { size: 32 });
 const GAS_MARGIN_PERCENT = 130n;
+/**
+ * An estimate does not see what the transactions in front of it will do: an allowance that it finds in place may be used up
+ * by then, and a write that turns a slot from zero costs 22,100 gas instead of 5,000 (EIP-2929, EIP-2200). Room for two.
+ */
+const GAS_ROOM = 40_000n;
 
 /** The order's transactions, in their order. */
 export function callsOf(order: WalletOrder, { contract, coin, operator }: Addresses): [Call, ...Call[]] {
@@ -93,7 +98,7 @@ export const estimateGas = (chain: Chain, account: Address, call: Call): Promise
     }
   });
 
-const withMargin = (gas: bigint): bigint => (gas * GAS_MARGIN_PERCENT) / 100n;
+const withMargin = (gas: bigint): bigint => (gas * GAS_MARGIN_PERCENT) / 100n + GAS_ROOM;
 
 type Simulated = { status: Hex; gasUsed: Hex; logs?: readonly { address: Address; topics: readonly Hex[] }[] };
 

@@ -71,11 +71,11 @@ const machines = () => `${world.url}/x402/purchase-compute`;
 const pause = () => new Promise((resolve) => setTimeout(resolve, 300));
 const read = async (statusUrl: string) => (await (await fetchAgain(statusUrl)).json()) as Purchase;
 async function poll(statusUrl: string, isDone: (purchase: Purchase) => boolean): Promise<Purchase> {
-  for (const until = Date.now() + WAIT_MS; Date.now() < until; await pause()) {
+  for (const until = Date.now() + WAIT_MS; ; await pause()) {
     const purchase = await read(statusUrl);
     if (isDone(purchase)) return purchase;
+    if (Date.now() > until) throw new Error(`a purchase does not come to an end: ${JSON.stringify(purchase)}`);
   }
-  throw new Error(`${statusUrl} does not come to an end`);
 }
 /** From here on the login is there for the payer, or it is asked to come again. */
 const isTheirs = ({ status }: Purchase) => status === "settled";

@@ -11,7 +11,7 @@ import { recentStock, stockOf } from "../../provisioner/candidates.ts";
 const OFFER_CACHE_MS = 3_000;
 export const RETRY_SECONDS = 30;
 /** What approving, buying, taking a payment and handing the token over use together, with room to spare. */
-const GAS_PER_ORDER = 600_000n;
+const GAS_PER_ORDER = 900_000n;
 
 // Per isolate and tier: quotes in a burst are one read of the chain, and one row.
 const offers = new WeakMap<object, Map<number, { offer: Promise<Offer>; at: number }>>();
