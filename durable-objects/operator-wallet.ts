@@ -16,16 +16,9 @@ import { DurableObject } from "cloudflare:workers";
 import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { balanceOf } from "../src/chain/authorization.ts";
-import {
-  askFirst,
-  askTwo,
-  type Chain,
-  connectChain,
-  isUnknown,
-  readFinalNumber,
-  readReceipt,
-} from "../src/chain/client.ts";
+import { type Chain, connectChain } from "../src/chain/client.ts";
 import { type Call, callsOf, estimateGas, estimateGasTogether, type WalletOrder } from "../src/chain/orders.ts";
+import { askFirst, askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { linkTransaction } from "../src/db/payments.ts";
@@ -219,14 +212,10 @@ export class OperatorWallet extends DurableObject<object> {
         if (mined.blockNumber <= final) this.#close(row, mined);
         continue;
       }
-      const taken = await askTwo(
-        chain,
-        async ({ client }) => ({
-          count: await client.getTransactionCount({ address: account.address, blockTag: "finalized" }),
-        }),
-        ({ count }) => String(count),
+      const taken = await askTwo(chain, ({ client }) =>
+        client.getTransactionCount({ address: account.address, blockTag: "finalized" }),
       );
-      if (taken.count <= row.nonce) await this.#keepSending(row);
+      if (taken <= row.nonce) await this.#keepSending(row);
       // Looked for again: a node that knew no receipt may have caught up before it told the count.
       else if (!(await this.#isUnknown(row))) {
         const level = Date.now() - row.created_at > HOUR_MS ? "page" : "warn";
@@ -290,7 +279,7 @@ export class OperatorWallet extends DurableObject<object> {
     const { chain } = this.#services();
     for (const { hash } of this.#ledger.signed(row.id)) {
       const receipt = await readReceipt(chain, hash);
-      if (receipt !== null) return { hash, status: receipt.status, blockNumber: Number(receipt.blockNumber) };
+      if (receipt !== null) return { hash, status: receipt.status, blockNumber: receipt.blockNumber };
     }
     return null;
   }
@@ -304,12 +293,7 @@ export class OperatorWallet extends DurableObject<object> {
 
   async #count(): Promise<number> {
     const { chain, account } = this.#services();
-    const { count } = await askTwo(
-      chain,
-      async ({ client }) => ({ count: await client.getTransactionCount({ address: account.address }) }),
-      (answer) => String(answer.count),
-    );
-    return count;
+    return askTwo(chain, ({ client }) => client.getTransactionCount({ address: account.address }));
   }
 
   async #nextNonce(): Promise<number> {

@@ -65,6 +65,8 @@ const chainFields = {
   /** Comma-separated; of different providers in production, since two of them have to agree. */
   RPC_URLS: list,
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
+  /** How far a node's block may be ahead of our clock. */
+  CHAIN_MAX_AHEAD_SECONDS: integer(1).prefault("60"),
   /** Blocks on top before a purchase or a payment counts. */
   CONFIRMATIONS: integer(0, 1_000).prefault("1"),
   USDC_ADDRESS: address.default("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),

@@ -2,8 +2,10 @@
 import type { Context, MiddlewareHandler } from "hono";
 import type { Address } from "viem";
 import type { App } from "../app.ts";
-import { askFirst, askTwo, type Chain, isContractSignature, readToken, type TokenView } from "../chain/client.ts";
+import { type Chain, ChainUnavailable, readToken, type TokenView } from "../chain/client.ts";
+import { isContractSignature } from "../chain/contract-signature.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
+import { askFirst, readAgreedToken } from "../chain/witness.ts";
 import { markFreshOwner } from "../db/delivery.ts";
 import { openDispute } from "../db/disputes.ts";
 import { paymentOfPurchase } from "../db/payments.ts";
@@ -210,15 +212,8 @@ export async function requireSecondWitness(
   scanned: number,
   now: number,
 ): Promise<void> {
-  const agreed = await askTwo(
-    chain,
-    async (node) => {
-      const seen = await readToken(chain, node, BigInt(tokenId));
-      if (isUsable(seen, scanned, config.CHAIN_MAX_AGE_SECONDS, now)) return seen;
-      throw new AppError("chain_unavailable", "A node is behind.");
-    },
-    (seen) => `${seen.owner}/${seen.valid}`,
-  );
+  const agreed = await readAgreedToken(chain, tokenId);
+  if (!isUsable(agreed, scanned, config.CHAIN_MAX_AGE_SECONDS, now)) throw new ChainUnavailable();
   if (agreed.owner === owner && agreed.valid === view.valid) return;
   throw new AppError("ownership_settling", "The chain's nodes disagree about this token; try again in a few seconds.", {
     retryAfterSeconds: SETTLING_SECONDS,

@@ -6,7 +6,7 @@ import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import type { App } from "../app.ts";
-import { authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
+import { authorizationSigner, readAuthorizationUse, type Settlement } from "../chain/authorization.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -216,7 +216,9 @@ export async function takeUp(
 type Verified =
   | { verdict: "valid" }
   /** Somebody has submitted it already. */
-  | { verdict: "paid"; txHash: Hex; blockNumber: number };
+  | ({ verdict: "paid" } & Settlement)
+  /** It is used up, and the chain does not show by what yet. */
+  | { verdict: "unclear" };
 
 /**
  * Asks the facilitator. A refusal is held against the chain: an authorization that is used up is no refusal if it paid us.
@@ -229,7 +231,8 @@ export async function verify(services: Services, till: Till, row: store.Payment,
     const answer = await till.facilitator.verify(checked.payload, checked.requirement);
     if (answer.valid) return { verdict: "valid" };
     const use = await useOf(services, till, row, checked);
-    if (use.state === "paid") return { verdict: "paid", txHash: use.txHash, blockNumber: use.blockNumber };
+    if (use.state === "paid") return { verdict: "paid", txHash: use.txHash, logIndex: use.logIndex };
+    if (use.state === "unclear") return { verdict: "unclear" };
     await giveUp(services, row, answer.refusal);
     throw await paymentRequired(till, config, checked.demand, refusalSentence(answer.refusal));
   } catch (error) {
@@ -279,15 +282,15 @@ export async function settle(
   if (settling === null) return null;
   // What a request before this one left may have arrived meanwhile.
   const before = row.state === "settling" ? await useOf(services, till, row, checked) : null;
-  if (before?.state === "paid") return markSettled(services, settling, before.txHash, now);
+  if (before?.state === "paid") return markSettled(services, settling, before, now);
   const answer = await till.facilitator.settle(checked.payload, checked.requirement);
   const looks = answer.outcome === "refused" ? 1 : SETTLE_LOOKS;
   for (let look = 0; look < looks; look++) {
     if (look > 0) await new Promise((resolve) => setTimeout(resolve, SETTLE_LOOK_MS));
     const use = await useOf(services, till, row, checked).catch(() => null);
-    if (use?.state === "paid") return markSettled(services, settling, use.txHash, now);
+    if (use?.state === "paid") return markSettled(services, settling, use, now);
     // Without two nodes' word it may have moved, whatever the facilitator says.
-    if (answer.outcome === "refused" && use !== null) {
+    if (answer.outcome === "refused" && use !== null && use.state !== "unclear") {
       await giveUp(services, settling, answer.refusal);
       throw await paymentRequired(till, config, checked.demand, refusalSentence(answer.refusal));
     }
@@ -300,10 +303,11 @@ export async function settle(
 export async function markSettled(
   { db }: Services,
   row: store.Payment,
-  txHash: Hex,
+  transfer: Settlement,
   now: number,
 ): Promise<store.Payment | null> {
-  const settled = await store.movePayment(db, row, { state: "settled", settleTx: txHash, settledAt: now });
+  const settled = await store.settlePayment(db, row, transfer, { state: "settled", settledAt: now });
+  const { txHash } = transfer;
   if (settled !== null) log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash });
   return settled;
 }

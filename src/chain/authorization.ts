@@ -7,23 +7,21 @@ import {
   getAddress,
   type Hex,
   hashTypedData,
+  isAddressEqual,
+  numberToHex,
+  pad,
   parseEventLogs,
+  type RpcLog,
   recoverPublicKey,
+  toEventSelector,
 } from "viem";
 import { publicKeyToAddress } from "viem/accounts";
-import {
-  askFirst,
-  askTwo,
-  type Chain,
-  ChainUnavailable,
-  isContractSignature,
-  type Node,
-  readAtOneBlock,
-  readReceipt,
-} from "./client.ts";
+import type { BlockChoice, Chain, Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
+import { isContractSignature } from "./contract-signature.ts";
 import { rangesOf } from "./log-ranges.ts";
 import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
+import { askFirst, type Receipt, readAgreedView, readReceipt, shownByTwo } from "./witness.ts";
 
 /** `TransferWithAuthorization`; times in unix seconds of the chain, `value` in 10^-6 USDC. */
 export type Authorization = {
@@ -89,17 +87,29 @@ async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
 }
 
 export type AuthorizationUse =
-  /** At a block of that time nobody had used it. */
+  /** At that block nobody had used it. */
   | { state: "unused"; blockNumber: number; blockTimestamp: number }
-  | { state: "paid"; txHash: Hex; blockNumber: number }
-  /** The payer took it back: it never moves anything. */
-  | { state: "cancelled"; blockNumber: number; blockTimestamp: number };
+  | ({ state: "paid"; blockNumber: number } & Settlement)
+  /** It is used up, and its money went nowhere: the payer took it back, or used its nonce for something else. */
+  | { state: "cancelled"; blockNumber: number; blockTimestamp: number }
+  /** It is used up, and no two nodes show by what: to be asked again (hard case 28). */
+  | { state: "unclear" };
+
+/** The transfer that paid. A transfer is one payment's, for ever. */
+export type Settlement = {
+  txHash: Hex;
+  /** Of the transfer, in its block. */
+  logIndex: number;
+};
 
 type Sought = Pick<Authorization, "from" | "to" | "value" | "nonce" | "validBefore">;
 
+const USED = toEventSelector("event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce)");
+const CANCELLED = toEventSelector("event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce)");
+
 /**
- * What became of an authorization, by two nodes. `fromBlock`: a block before which it was not signed. Throws
- * `ChainUnavailable` where no two agree, as while one of them is behind.
+ * What became of an authorization, as two nodes tell it at one block. `fromBlock`: where to look from for what used it.
+ * Throws `ChainUnavailable` where no two agree.
  */
 export async function readAuthorizationUse(
   chain: Chain,
@@ -108,64 +118,70 @@ export async function readAuthorizationUse(
   fromBlock: number,
   blockTag: "latest" | "finalized" = "latest",
 ): Promise<AuthorizationUse> {
-  const args = [sought.from, sought.nonce] as const;
-  const callData = encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args });
-  const view = await askTwo(
-    chain,
-    async (node) => {
-      const { results, ...block } = await readAtOneBlock(node, [{ target: coin, callData }], blockTag);
-      const [answer] = results;
-      if (answer?.success !== true) throw new Error("the coin does not know EIP-3009");
-      const data = answer.returnData;
-      return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...block };
-    },
-    // What follows from the block's time is final: it is agreed on as well.
-    ({ used, blockTimestamp }) => `${used}/${blockTimestamp >= sought.validBefore}`,
-  );
-  const { used, ...block } = view;
+  const { used, ...block } = await readState(chain, coin, sought, blockTag);
   if (!used) return { state: "unused", ...block };
-  const { txHash } = await askTwo(
-    chain,
-    async (node) => ({ txHash: await findUse(node, coin, sought, fromBlock, blockTag) }),
-    (found) => found.txHash ?? "none",
-  );
-  if (txHash === null) return { state: "cancelled", ...block };
-  const receipt = await readReceipt(chain, txHash);
-  if (receipt === null) throw new ChainUnavailable();
-  if (!hasPaid(receipt, coin, sought)) return { state: "cancelled", ...block };
-  return { state: "paid", txHash, blockNumber: Number(receipt.blockNumber) };
+  const found = await shownByTwo(chain, (node) => findUse(node, coin, sought, fromBlock, block.blockNumber));
+  if (found === null) {
+    // Before anybody could have signed it for us?
+    const before = fromBlock === 0 ? null : await readState(chain, coin, sought, fromBlock - 1).catch(() => null);
+    return before?.used === true ? { state: "cancelled", ...block } : { state: "unclear" };
+  }
+  const receipt = await readReceipt(chain, found.txHash);
+  const outcome = receipt === null ? null : outcomeIn(receipt, coin, sought);
+  if (receipt === null || outcome === null) return { state: "unclear" };
+  if (outcome === "cancelled") return { state: "cancelled", ...block };
+  return { state: "paid", txHash: found.txHash, logIndex: outcome.logIndex, blockNumber: receipt.blockNumber };
 }
 
+async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, block: BlockChoice) {
+  const args = [from, nonce] as const;
+  const callData = encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args });
+  const { results, ...at } = await readAgreedView(chain, [{ target: coin, callData }], block);
+  const [answer] = results;
+  if (answer?.success !== true) throw new Error("the coin does not know EIP-3009");
+  const data = answer.returnData;
+  return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...at };
+}
+
+/** The transaction that used it up or took it back, by one node's logs; null where they show none. */
 async function findUse(
   { client }: Node,
   coin: Address,
   { from, nonce }: Sought,
   fromBlock: number,
-  blockTag: "latest" | "finalized",
-): Promise<Hex | null> {
-  // Each by its own word: one that names too low a block hides what was used from nobody else.
-  const toBlock = Number((await client.getBlock({ blockTag })).number);
-  const event = { address: coin, abi: coinAbi, eventName: "AuthorizationUsed" } as const;
+  toBlock: number,
+): Promise<{ txHash: Hex } | null> {
+  const topics = [[USED, CANCELLED], pad(from), nonce];
   for (const range of rangesOf(fromBlock, toBlock)) {
-    const [entry] = await client.getContractEvents({ ...event, args: { authorizer: from, nonce }, ...range });
-    if (entry?.transactionHash != null) return entry.transactionHash;
+    const [fromHex, toHex] = [numberToHex(range.fromBlock), numberToHex(range.toBlock)];
+    const filter = { address: coin, topics, fromBlock: fromHex, toBlock: toHex };
+    const [entry] = (await client.request({ method: "eth_getLogs", params: [filter] })) as RpcLog[];
+    if (entry?.transactionHash != null) return { txHash: entry.transactionHash };
   }
   return null;
 }
 
-type Receipt = NonNullable<Awaited<ReturnType<typeof readReceipt>>>;
-
-/** Both events, by the coin, in one receipt. */
-export function hasPaid(receipt: Receipt, coin: Address, { from, to, value, nonce }: Sought): boolean {
-  if (receipt.status !== "success") return false;
-  const logs = receipt.logs.filter((entry) => entry.address.toLowerCase() === coin.toLowerCase());
-  const same = (a: string, b: string) => a.toLowerCase() === b.toLowerCase();
-  const used = parseEventLogs({ abi: coinAbi, eventName: "AuthorizationUsed", logs });
-  const moved = parseEventLogs({ abi: coinAbi, eventName: "Transfer", logs });
-  return (
-    used.some(({ args }) => same(args.authorizer, from) && same(args.nonce, nonce)) &&
-    moved.some(({ args }) => same(args.from, from) && same(args.to, to) && args.value === value)
-  );
+/**
+ * What a transaction did with an authorization; null where its logs don't say. FiatTokenV2 emits `AuthorizationUsed` and,
+ * as its next log, the transfer that belongs to it: a transaction may use up many, and a nonce is bound to no message, so
+ * no other transfer counts (hard case 27).
+ */
+export function outcomeIn(
+  { status, logs }: Pick<Receipt, "status" | "logs">,
+  coin: Address,
+  { from, to, value, nonce }: Pick<Sought, "from" | "to" | "value" | "nonce">,
+): { logIndex: number } | "cancelled" | null {
+  if (status !== "success") return null;
+  const coins = logs.filter((entry) => isAddressEqual(entry.address, coin));
+  const isAbout = ({ topics }: Receipt["logs"][number]) =>
+    topics[1] === pad(from).toLowerCase() && topics[2] === nonce.toLowerCase();
+  const at = coins.findIndex((entry) => isAbout(entry) && (entry.topics[0] === USED || entry.topics[0] === CANCELLED));
+  const [use, next] = at === -1 ? [] : coins.slice(at, at + 2);
+  if (use?.topics[0] === CANCELLED) return "cancelled";
+  const [transfer] = next === undefined ? [] : parseEventLogs({ abi: coinAbi, eventName: "Transfer", logs: [next] });
+  if (transfer === undefined || !isAddressEqual(transfer.args.from, from)) return null;
+  const { args, logIndex } = transfer;
+  return isAddressEqual(args.to, to) && args.value === value ? { logIndex } : "cancelled";
 }
 
 /** USDC of an account as a node has it, at its head or at a block; 10^-6 USDC. */
@@ -180,9 +196,10 @@ export const balanceOf =
 export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
   askFirst(chain, balanceOf(coin, account));
 
-/** The same as two nodes agree on it. */
-export const readAgreedBalance = async (chain: Chain, coin: Address, account: Address): Promise<bigint> => {
-  const read = balanceOf(coin, account);
-  const ask = async (node: Node) => ({ usdc6: await read(node) });
-  return (await askTwo(chain, ask, ({ usdc6 }) => String(usdc6))).usdc6;
-};
+/** The same at a block that two nodes have. */
+export async function readAgreedBalance(chain: Chain, coin: Address, account: Address): Promise<bigint> {
+  const callData = encodeFunctionData({ abi: coinAbi, functionName: "balanceOf", args: [account] });
+  const [answer] = (await readAgreedView(chain, [{ target: coin, callData }])).results;
+  if (answer?.success !== true) throw new Error("the coin does not know ERC-20");
+  return decodeFunctionResult({ abi: coinAbi, functionName: "balanceOf", data: answer.returnData });
+}

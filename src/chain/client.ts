@@ -1,4 +1,4 @@
-// Reads of the chain over several nodes, none of which is believed further than it must be.
+// The nodes, and what one of them says: a block, a token, a tier. What two of them say alike is in witness.ts.
 import {
   type Address,
   BaseError,
@@ -6,27 +6,29 @@ import {
   createPublicClient,
   decodeFunctionResult,
   defineChain,
-  ExecutionRevertedError,
-  encodeDeployData,
   encodeFunctionData,
-  erc6492SignatureValidatorAbi,
-  erc6492SignatureValidatorByteCode,
   type Hex,
   HttpRequestError,
+  hexToNumber,
   http,
   multicall3Abi,
+  numberToHex,
   type PublicClient,
   RpcRequestError,
   TimeoutError,
-  type TransactionReceipt,
-  TransactionReceiptNotFoundError,
+  type Transport,
 } from "viem";
 import type { ChainConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
-import { errorFields, log } from "../log.ts";
+import { log } from "../log.ts";
 import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
 
-export type Node = { name: string; client: PublicClient };
+export type Node = {
+  name: string;
+  client: PublicClient;
+  /** How far a block's time may be ahead of our clock: seconds. */
+  maxAheadSeconds: number;
+};
 export type Chain = { nodes: readonly Node[]; contract: Address; timeoutMs: number };
 
 /** A token as one node saw it at one block: ownership, validity, block number and time come from a single call. */
@@ -57,75 +59,43 @@ export function connectChain(config: ChainConfig): Chain {
     nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
     rpcUrls: { default: { http: config.RPC_URLS } },
   });
-  const nodes = config.RPC_URLS.map((url, index) => ({
-    name: `rpc-${index}`,
-    client: createPublicClient({
-      chain,
-      cacheTime: 0,
-      transport: http(url, { retryCount: 0, timeout: config.RPC_TIMEOUT_MS }),
-    }) as PublicClient,
-  }));
+  const nodes = config.RPC_URLS.map((url, index) => {
+    const name = `rpc-${index}`;
+    const transport = http(url, { retryCount: 0, timeout: config.RPC_TIMEOUT_MS });
+    return {
+      name,
+      client: createPublicClient({ chain, cacheTime: 0, transport: ofChain(transport, { url, name }) }) as PublicClient,
+      maxAheadSeconds: config.CHAIN_MAX_AHEAD_SECONDS,
+    };
+  });
   return { nodes, contract: config.CONTRACT_ADDRESS, timeoutMs: config.RPC_TIMEOUT_MS };
 }
 
-/** Asks the nodes in turn until one answers. Throws `ChainUnavailable` when none does. */
-export async function askFirst<T>(
-  chain: Chain,
-  ask: (node: Node) => Promise<T>,
-  accept: (answer: T) => boolean = () => true,
-): Promise<T> {
-  let cause: unknown;
-  for (const node of chain.nodes) {
-    try {
-      const answer = await ask(node);
-      if (accept(answer)) return answer;
-    } catch (error) {
-      cause = error;
-      log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
-    }
-  }
-  throw unanswered(cause);
-}
+const ASK_AGAIN_MS = 60_000;
+/** What each URL answered to eth_chainId in this isolate, and when (unix milliseconds). */
+const chainIds = new Map<string, { id: number; at: number }>();
 
-/** 502 where the last node answered nonsense, 503 where none answered. */
-const unanswered = (cause: unknown): AppError =>
-  cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });
-
-/**
- * Asks all nodes and returns the first answer that two of them give alike (`key` says what has to be alike). With a
- * single node configured its answer stands. Throws `ChainUnavailable` when no two agree.
- */
-export async function askTwo<T extends object>(
-  chain: Chain,
-  ask: (node: Node) => Promise<T>,
-  key: (answer: T) => string,
-): Promise<T> {
-  if (chain.nodes.length === 1) return askFirst(chain, ask);
-  const seen = new Set<string>();
-  let cause: unknown;
-  // Settles as soon as any two agree, so that a node that hangs costs nothing.
-  const agreed = await new Promise<T | null>((resolve) => {
-    let pending = chain.nodes.length;
-    for (const node of chain.nodes) {
-      ask(node)
-        .then((answer) => {
-          if (seen.has(key(answer))) resolve(answer);
-          seen.add(key(answer));
-        })
-        .catch((error: unknown) => {
-          cause = error;
-          log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
-        })
-        .finally(() => {
-          pending -= 1;
-          if (pending === 0) resolve(null);
-        });
-    }
-  });
-  if (agreed !== null) return agreed;
-  if (seen.size > 1) log("security", "rpc_sources_disagree", { answers: seen.size });
-  throw new ChainUnavailable({ cause });
-}
+/** A transport that takes answers only from a node of the configured chain, which is asked beside the first call. */
+const ofChain =
+  (transport: Transport, { url, name }: { url: string; name: string }): Transport =>
+  (options) => {
+    const inner = transport(options);
+    const expected = options.chain?.id;
+    const chainId = async (): Promise<number> => {
+      const known = chainIds.get(url);
+      if (known !== undefined && (known.id === expected || Date.now() - known.at < ASK_AGAIN_MS)) return known.id;
+      const id = hexToNumber((await inner.request({ method: "eth_chainId" })) as Hex);
+      if (id !== expected) log("page", "rpc_of_another_chain", { node: name, chainId: id, expected });
+      chainIds.set(url, { id, at: Date.now() });
+      return id;
+    };
+    const request = async (call: Parameters<typeof inner.request>[0]) => {
+      const [answer, id] = await Promise.all([inner.request(call), chainId()]);
+      if (id === expected) return answer;
+      throw new AppError("chain_answered_nonsense", `The RPC node ${name} is of chain ${id}, not of ${expected}.`);
+    };
+    return { ...inner, request: request as typeof inner.request };
+  };
 
 const BLOCK_CALLS = [
   encodeFunctionData({ abi: multicallAbi, functionName: "getBlockNumber" }),
@@ -136,36 +106,40 @@ const BLOCK_CALLS = [
 export async function readAtOneBlock(
   node: Node,
   calls: readonly { target: Address; callData: Hex }[],
-  blockTag: "latest" | "finalized" = "latest",
-): Promise<{ results: readonly InnerResult[]; blockNumber: number; blockTimestamp: number }> {
+  block: BlockChoice = "latest",
+): Promise<BlockView> {
   const all: InnerCall[] = [
     ...calls.map((call) => ({ ...call, allowFailure: true })),
     ...BLOCK_CALLS.map((callData): InnerCall => ({ target: MULTICALL3, callData, allowFailure: false })),
   ];
-  const results = await aggregate(node, all, blockTag);
+  const results = await aggregate(node, all, block);
   const [number, timestamp] = results.slice(calls.length);
   if (number === undefined || timestamp === undefined) {
     throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
   }
-  return {
-    results: results.slice(0, calls.length),
-    blockNumber: Number(BigInt(number.returnData)),
-    blockTimestamp: Number(BigInt(timestamp.returnData)),
-  };
+  const blockTimestamp = Number(BigInt(timestamp.returnData));
+  requirePresent(node, blockTimestamp);
+  return { results: results.slice(0, calls.length), blockNumber: Number(BigInt(number.returnData)), blockTimestamp };
 }
 
 type InnerCall = { target: Address; allowFailure: boolean; callData: Hex };
-type InnerResult = { success: boolean; returnData: Hex };
+export type InnerResult = { success: boolean; returnData: Hex };
+export type BlockChoice = "latest" | "finalized" | number;
+/** Answers of calls at one block, with its number and time (unix seconds). */
+export type BlockView = { results: readonly InnerResult[]; blockNumber: number; blockTimestamp: number };
+
+/** Deadlines go by block times: one that our clock has not reached by far is no block's (hard case 29). */
+function requirePresent({ name, maxAheadSeconds }: Node, timestamp: number): void {
+  if (timestamp <= Date.now() / 1_000 + maxAheadSeconds) return;
+  throw new AppError("chain_answered_nonsense", `The RPC node ${name} shows a block of the future.`);
+}
 
 /** Several calls at one block, by Multicall3. */
-async function aggregate(
-  node: Node,
-  calls: readonly InnerCall[],
-  blockTag: "latest" | "finalized",
-): Promise<readonly InnerResult[]> {
+async function aggregate(node: Node, calls: readonly InnerCall[], block: BlockChoice): Promise<readonly InnerResult[]> {
   const call = { abi: multicall3Abi, functionName: "aggregate3" } as const;
   const data = encodeFunctionData({ ...call, args: [calls] });
-  const answer = await node.client.request({ method: "eth_call", params: [{ to: MULTICALL3, data }, blockTag] });
+  const at = typeof block === "number" ? numberToHex(block) : block;
+  const answer = await node.client.request({ method: "eth_call", params: [{ to: MULTICALL3, data }, at] });
   return decodeFunctionResult({ ...call, data: answer });
 }
 
@@ -173,17 +147,17 @@ const toOwner = ({ success, returnData }: InnerResult): Address | null =>
   success ? decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: returnData }) : null;
 
 /** Owner, validity, block number and block time of a token in one call (hard case 7). */
-export async function readToken(
-  chain: Chain,
-  node: Node,
-  tokenId: bigint,
-  blockTag: "latest" | "finalized" = "latest",
-): Promise<TokenView> {
-  const calls = (["ownerOf", "isTokenValid"] as const).map((functionName) => ({
+export const readToken = async (chain: Chain, node: Node, tokenId: bigint): Promise<TokenView> =>
+  toTokenView(await readAtOneBlock(node, tokenCalls(chain, tokenId)));
+
+export const tokenCalls = (chain: Chain, tokenId: bigint) =>
+  (["ownerOf", "isTokenValid"] as const).map((functionName) => ({
     target: chain.contract,
     callData: encodeFunctionData({ abi: contractAbi, functionName, args: [tokenId] }),
   }));
-  const { results, ...block } = await readAtOneBlock(node, calls, blockTag);
+
+/** What the two calls of `tokenCalls` answered. */
+export function toTokenView({ results, ...block }: BlockView): TokenView {
   const [owner, valid] = results;
   if (owner === undefined || valid === undefined) {
     throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
@@ -218,96 +192,23 @@ export async function readTier(chain: Chain, node: Node, tier: number, blockNumb
   return { pricePerDay, active, name };
 }
 
-/** A transaction's receipt as two nodes know it; null where both know none. */
-export async function readReceipt(chain: Chain, hash: Hex): Promise<TransactionReceipt | null> {
-  const read = async (node: Node) => {
-    try {
-      return { receipt: await node.client.getTransactionReceipt({ hash }) };
-    } catch (error) {
-      if (error instanceof TransactionReceiptNotFoundError) return { receipt: null };
-      throw error;
-    }
-  };
-  return (await askTwo(chain, read, ({ receipt }) => receipt?.blockHash ?? "none")).receipt;
-}
-
-/** Whether every node says that it has no receipt: one may lag while another lies, and what was mined is paid for once. */
-export async function isUnknown(chain: Chain, hash: Hex): Promise<boolean> {
-  const answers = await Promise.allSettled(chain.nodes.map(({ client }) => client.getTransactionReceipt({ hash })));
-  return answers.every(
-    (answer) => answer.status === "rejected" && answer.reason instanceof TransactionReceiptNotFoundError,
-  );
-}
-
-/** A token as two nodes agree on owner and validity. */
-export const readAgreedToken = (
-  chain: Chain,
-  tokenId: number,
-  blockTag: "latest" | "finalized" = "latest",
-): Promise<TokenView> =>
-  askTwo(
-    chain,
-    (node) => readToken(chain, node, BigInt(tokenId), blockTag),
-    (view) => `${view.owner}/${view.valid}`,
-  );
-
-export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
-  readAgreedToken(chain, tokenId, "finalized");
-
-/**
- * Whether a contract takes a signature for its own: one that is deployed (ERC-1271), or one that the signature itself says
- * how to deploy (ERC-6492). Two nodes have to say the same. A plain account has none: `plain` saves asking for one.
- */
-export async function isContractSignature(
-  chain: Chain,
-  signer: Address,
-  { hash, signature, plain }: { hash: Hex; signature: Hex; plain: boolean },
-): Promise<boolean> {
-  const code = plain
-    ? await askFirst(chain, async ({ client }) => (await client.getCode({ address: signer })) ?? "0x")
-    : null;
-  if (code === "0x") return false;
-  const data = encodeDeployData({
-    abi: erc6492SignatureValidatorAbi,
-    bytecode: erc6492SignatureValidatorByteCode,
-    args: [signer, hash, signature],
-  });
-  const ask = async ({ client }: Node) => {
-    try {
-      return { valid: Number((await client.call({ data })).data ?? "0x0") === 1 };
-    } catch (error) {
-      // A contract that reverts says no; a node that does not answer says nothing.
-      if (error instanceof BaseError && error.walk((e) => e instanceof ExecutionRevertedError) !== null)
-        return { valid: false };
-      throw error;
-    }
-  };
-  return (await askTwo(chain, ask, ({ valid }) => String(valid))).valid;
-}
-
 export type Head = { number: number; hash: Hex; timestamp: number };
 
-const toHead = (block: Block): Head => {
+const toHead = (node: Node, block: Block): Head => {
   if (block.number === null || block.hash === null) {
     throw new AppError("chain_answered_nonsense", "An RPC node answered with a pending block.");
   }
-  return { number: Number(block.number), hash: block.hash, timestamp: Number(block.timestamp) };
+  const timestamp = Number(block.timestamp);
+  requirePresent(node, timestamp);
+  return { number: Number(block.number), hash: block.hash, timestamp };
 };
 
-/** The latest block, or the one with that number. */
-export const readHead = async (node: Node, blockNumber?: number): Promise<Head> =>
-  toHead(await node.client.getBlock(blockNumber === undefined ? {} : { blockNumber: BigInt(blockNumber) }));
-
-/** The highest block that two nodes call final (or the only one does). */
-export async function readFinalNumber(chain: Chain): Promise<number> {
-  const answers = await Promise.allSettled(
-    chain.nodes.map(async ({ client }) => toHead(await client.getBlock({ blockTag: "finalized" })).number),
+/** The latest block, the latest final one, or the one with that number. */
+export const readHead = async (node: Node, block: BlockChoice = "latest"): Promise<Head> =>
+  toHead(
+    node,
+    await node.client.getBlock(typeof block === "number" ? { blockNumber: BigInt(block) } : { blockTag: block }),
   );
-  const numbers = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
-  const agreed = numbers.sort((a, b) => b - a)[Math.min(1, chain.nodes.length - 1)];
-  if (agreed === undefined) throw new ChainUnavailable();
-  return agreed;
-}
 
 /** Whether the node itself did not answer, as against answering that the request is wrong or too large. */
 export const nodeIsDown = (error: unknown): boolean =>

@@ -1,11 +1,20 @@
 // The coin's transfers to and from an account, for the books.
 import type { Address, Hex } from "viem";
-import { askTwo, type Chain, type Node } from "./client.ts";
+import type { Chain, Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
 import { rangesOf } from "./log-ranges.ts";
+import { askTwo } from "./witness.ts";
 
 /** `amount`: 10^-6 USDC. */
-export type CoinTransfer = { txHash: Hex; from: Address; to: Address; amount: bigint; blockNumber: number };
+export type CoinTransfer = {
+  txHash: Hex;
+  /** In its block. */
+  logIndex: number;
+  from: Address;
+  to: Address;
+  amount: bigint;
+  blockNumber: number;
+};
 
 /** Both ways, in the order of the chain, as two nodes tell them. */
 export async function readCoinTransfers(
@@ -15,16 +24,11 @@ export async function readCoinTransfers(
   fromBlock: number,
   toBlock: number,
 ): Promise<CoinTransfer[]> {
-  const { transfers } = await askTwo(
-    chain,
-    async (node) => ({ transfers: await transfersOn(node, coin, account, fromBlock, toBlock) }),
-    (answer) => answer.transfers.map(({ txHash, amount }) => `${txHash}/${amount}`).join(),
-  );
-  return transfers;
+  return askTwo(chain, (node) => transfersOn(node, coin, account, fromBlock, toBlock));
 }
 
 async function transfersOn({ client }: Node, coin: Address, account: Address, fromBlock: number, toBlock: number) {
-  const found: (CoinTransfer & { logIndex: number })[] = [];
+  const found: CoinTransfer[] = [];
   for (const range of rangesOf(fromBlock, toBlock)) {
     for (const args of [{ to: account }, { from: account }]) {
       const event = { address: coin, abi: coinAbi, eventName: "Transfer", args } as const;

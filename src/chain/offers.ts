@@ -1,8 +1,9 @@
 // What selling a token for somebody else's payment takes, as one node sees it now: the price, and what our wallet has.
 import { type Address, decodeFunctionResult, encodeFunctionData } from "viem";
 import { AppError } from "../errors.ts";
-import { askFirst, type Chain, readAtOneBlock } from "./client.ts";
+import { type Chain, readAtOneBlock } from "./client.ts";
 import { coinAbi, contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
+import { askFirst } from "./witness.ts";
 
 export type Offer = {
   /** 10^-6 USDC. */

@@ -11,9 +11,10 @@ import {
   toEventSelector,
 } from "viem";
 import { AppError } from "../errors.ts";
-import { askFirst, type Chain } from "./client.ts";
+import type { Chain } from "./client.ts";
 import { coinAbi, contractAbi, eventAbi } from "./contract.ts";
 import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
+import { askFirst } from "./witness.ts";
 
 /** `id`: one order for ever. Amounts in 10^-6 USDC, decimal; times in unix seconds. */
 export type WalletOrder =

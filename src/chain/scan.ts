@@ -13,8 +13,6 @@ import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { addCheckpoint } from "./checkpoints.ts";
 import {
-  askFirst,
-  askTwo,
   type Chain,
   ChainUnavailable,
   type Head,
@@ -26,6 +24,7 @@ import {
 } from "./client.ts";
 import { type ChainEvents, fetchEvents } from "./events.ts";
 import { growRange, shrinkRange } from "./log-ranges.ts";
+import { askFirst, askTwo } from "./witness.ts";
 
 const OVERLAP_BLOCKS = 10;
 const GAPS_PER_SWEEP = 200;
@@ -58,11 +57,7 @@ export async function startCursor({ db, chain, config, now }: Omit<ScanContext, 
   const known = await store.loadCursor(db);
   if (known !== null) return known;
   const before = Math.max(0, config.START_BLOCK - 1);
-  const head = await askTwo(
-    chain,
-    (node) => readHead(node, before),
-    (block) => block.hash,
-  );
+  const head = await askTwo(chain, (node) => readHead(node, before));
   await store.createCursor(db, head, config.SCAN_MAX_RANGE, now);
   const created = await store.loadCursor(db);
   if (created === null) throw new Error("the cursor row vanished");
@@ -156,12 +151,7 @@ async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, he
  */
 async function settleReorg(context: ScanContext, cursor: store.Cursor): Promise<PassResult> {
   const { db, chain, config, fence, now } = context;
-  const hashAt = (number: number) =>
-    askTwo(
-      chain,
-      (node) => readHead(node, number),
-      (block) => block.hash,
-    );
+  const hashAt = (number: number) => askTwo(chain, (node) => readHead(node, number));
   if ((await hashAt(cursor.blockNumber)).hash === cursor.blockHash) {
     return { queued: [], caughtUp: true, outcome: "unsettled" };
   }
@@ -233,11 +223,7 @@ export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> 
 /** Which of the token ids that nobody shows a sale of need no more looking for. */
 async function givenUp({ chain, config }: ScanContext, unseen: readonly store.Gap[]): Promise<number[]> {
   if (unseen.length === 0) return [];
-  const { owners } = await askTwo(
-    chain,
-    async (node) => ({ owners: await readOwners(chain, node, tokensOf(unseen)) }),
-    (answer) => answer.owners.join(),
-  );
+  const owners = await askTwo(chain, (node) => readOwners(chain, node, tokensOf(unseen)));
   return unseen.flatMap(({ tokenId, fromBlock, tries }, i) => {
     // There is no such token, or it was sold before all that we look at.
     if (owners[i] === null || fromBlock <= config.START_BLOCK) return [tokenId];

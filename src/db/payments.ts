@@ -1,7 +1,9 @@
 // Payments by x402. Every move is a compare-and-set on the generation it was read at.
 import { and, asc, desc, eq, gt, inArray, sql } from "drizzle-orm";
+import type { Settlement } from "../chain/authorization.ts";
+import { log } from "../log.ts";
 import { type Database, once } from "./client.ts";
-import { paymentLinks, payments, quotes } from "./schema.ts";
+import { paymentLinks, payments, quotes, settlements } from "./schema.ts";
 
 export type Payment = typeof payments.$inferSelect;
 export type NewPayment = typeof payments.$inferInsert;
@@ -111,6 +113,43 @@ export const movePayment = async (
     .where(and(eq(payments.id, id), eq(payments.generation, generation)))
     .returning()
     .get()) ?? null;
+
+/**
+ * A move to a state that says paid, with the transfer that paid. Null where the row has moved since it was read, and where
+ * the transfer is another payment's: nothing is paid by it then (hard case 27).
+ */
+export async function settlePayment(
+  db: Database,
+  row: Pick<Payment, "id" | "generation">,
+  { txHash, logIndex }: Settlement,
+  to: Move,
+): Promise<Payment | null> {
+  const { id, generation } = row;
+  const [, moved] = await db.batch([
+    db
+      .insert(settlements)
+      .values({ txHash, logIndex, payment: id })
+      .onConflictDoNothing({ target: [settlements.txHash, settlements.logIndex] })
+      .onConflictDoUpdate({ target: settlements.payment, set: { txHash, logIndex } }),
+    db
+      .update(payments)
+      .set({ ...to, settleTx: txHash, generation: generation + 1 })
+      .where(
+        and(
+          eq(payments.id, id),
+          eq(payments.generation, generation),
+          sql`EXISTS (SELECT 1 FROM settlements WHERE tx_hash = ${txHash} AND log_index = ${logIndex} AND payment = ${id})`,
+        ),
+      )
+      .returning(),
+  ]);
+  const [settled] = moved;
+  if (settled !== undefined) return settled;
+  if ((await loadPayment(db, id))?.generation === generation) {
+    log("page", "transfer_of_another_payment", { payment: id, txHash, logIndex });
+  }
+  return null;
+}
 
 /** An answer leaves that the payment was for. Null where it is about to be paid back: then none may leave. */
 export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>

@@ -157,14 +157,20 @@ export const refundOfToken = async (db: Database, tokenId: number, kind: Refund[
       .get()
   )?.refund ?? null;
 
-/** Those that were paid by one of these transactions. */
+/** Those that were paid by one of these transactions, and what had been paid for each: on the contract, or over x402. */
 export const refundsOfTransactions = async (db: Database, hashes: readonly string[]) =>
   hashes.length === 0
     ? []
     : db
-        .select()
+        .select({
+          txHash: refunds.txHash,
+          amount: refunds.amount,
+          paidFor: sql<string>`COALESCE(
+            (SELECT amount FROM payments WHERE payments.incarnation = ${refunds.incarnation} ORDER BY created_at DESC LIMIT 1),
+            (SELECT total_cost FROM purchases WHERE purchases.incarnation = ${refunds.incarnation}), '0')`,
+        })
         .from(refunds)
-        .where(sql`tx_hash IN (SELECT value FROM json_each(${JSON.stringify(hashes)}))`)
+        .where(sql`${refunds.txHash} IN (SELECT value FROM json_each(${JSON.stringify(hashes)}))`)
         .all();
 
 const isRefund = ({ incarnation, kind }: RefundKey) =>

@@ -316,6 +316,21 @@ export const payments = sqliteTable(
   ],
 );
 
+/** The transfer of the coin that paid for a payment. A transfer pays for one payment, for ever (hard case 27). */
+export const settlements = sqliteTable(
+  "settlements",
+  {
+    txHash: text("tx_hash").notNull(),
+    /** Of the transfer, in its block: another one after a reorg. */
+    logIndex: integer("log_index").notNull(),
+    payment: text().notNull(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.txHash, table.logIndex] }),
+    uniqueIndex("settlements_by_payment").on(table.payment),
+  ],
+);
+
 /** Every transaction of ours that buys a token, and the payment that it buys it for: written before it is broadcast. */
 export const paymentLinks = sqliteTable(
   "payment_links",

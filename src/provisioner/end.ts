@@ -1,6 +1,6 @@
 // The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
 // a purchase that the chain replaced ends once two nodes show what took its place (5).
-import { readAgreedToken, readFinalToken } from "../chain/client.ts";
+import { readAgreedToken, readFinalToken } from "../chain/witness.ts";
 import { reinstate, terminate, terminateReplaced } from "../db/ends.ts";
 import * as store from "../db/vms.ts";
 import { log } from "../log.ts";

@@ -4,10 +4,11 @@
 import { type Address, getAddress, type Hex } from "viem";
 import { privateKeyToAddress } from "viem/accounts";
 import { type AuthorizationUse, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
-import { askTwo, type Node, readHead, readTier } from "../chain/client.ts";
+import { readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
+import { askTwo } from "../chain/witness.ts";
 import { parsePublicKey } from "../credentials/ssh-keys.ts";
 import { orderEnd } from "../db/operators.ts";
 import { boughtVm, serveHeldToken } from "../db/orders.ts";
@@ -65,13 +66,14 @@ export const captureDeadline = (row: Pick<store.Payment, "validBefore">): number
 export async function check(context: Context, row: store.Payment): Promise<Turn> {
   const { db, config, now } = context;
   const use = await useOf(context, row);
+  if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   const problem = await problemOf(context, row, use);
   if (problem !== null) return abandon(context, row, problem);
   if (use.state === "cancelled") return abandon(context, row, "cancelled");
   if (use.state === "paid" && row.state !== "settled") {
     // Somebody has submitted it: it is paid before it is delivered.
-    const settled = { state: "settled", settleTx: use.txHash, settledAt: now() } as const;
-    return store.movePayment(db, row, { ...settled, step: "buy", wakeAt: now() + WATCH_MS });
+    const settled = { state: "settled", step: "buy", settledAt: now(), wakeAt: now() + WATCH_MS } as const;
+    return store.settlePayment(db, row, use, settled);
   }
   const isFirst = row.state === "authorized" && config.CAPTURE_FIRST_TIERS.includes(row.tier ?? -1);
   return store.movePayment(db, row, { step: isFirst ? "capture" : "buy", wakeAt: now() + WATCH_MS });
@@ -107,11 +109,7 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
 
 /** Two nodes, since money follows from it. */
 const agreedTier = ({ chain }: Context, tier: number, blockNumber?: bigint) =>
-  askTwo(
-    chain,
-    (node) => readTier(chain, node, tier, blockNumber),
-    ({ pricePerDay, active }) => `${pricePerDay}/${active}`,
-  );
+  askTwo(chain, (node) => readTier(chain, node, tier, blockNumber));
 
 /** A price of a little while ago: the contract has to have said so at the block that the quote names. */
 async function wasQuoted(context: Context, row: store.Payment): Promise<boolean> {
@@ -119,11 +117,7 @@ async function wasQuoted(context: Context, row: store.Payment): Promise<boolean>
   if (row.quotedBlock === null || row.tier === null) return false;
   const blockNumber = row.quotedBlock;
   const { pricePerDay } = await agreedTier(context, row.tier, BigInt(blockNumber));
-  const block = await askTwo(
-    chain,
-    (node) => readHead(node, blockNumber),
-    ({ hash }) => hash,
-  );
+  const block = await askTwo(chain, (node) => readHead(node, blockNumber));
   const age = row.createdAt / 1_000 - block.timestamp;
   return (
     BigInt(row.amount) === pricePerDay * BigInt(row.durationDays ?? 0) &&
@@ -247,9 +241,10 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   if (use.state === "paid") {
     if (!(await isConfirmed(context, use.blockNumber))) return { waitSeconds: BLOCK_SECONDS };
     log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash: use.txHash });
-    const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
-    return store.movePayment(db, row, { ...settled, step: vm === null ? "buy" : "deliver" });
+    const step = vm === null ? "buy" : "deliver";
+    return store.settlePayment(db, row, use, { state: "settled", step, settledAt: now(), wakeAt: now() + WATCH_MS });
   }
+  if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   if (use.state === "cancelled") return abandon(context, row, "capture_refused");
   if (use.blockTimestamp >= row.validBefore) return abandon(context, row, "too_late");
   if (!isReady && row.state === "authorized") return abandon(context, row, vm?.failure ?? "machine_ended");
@@ -278,10 +273,14 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   return { waitSeconds: WALLET_WAIT_SECONDS };
 }
 
-/** Held against the payer, unless a stranger's transaction with it has come between our two looks: that has paid us as well. */
+/**
+ * Held against the payer, unless a stranger's transaction with it has come between our two looks: that has paid us as well,
+ * and may be seen before its logs are.
+ */
 async function refuseCapture(context: Context, row: store.Payment): Promise<Turn> {
   const { state } = await useOf(context, row);
-  return state === "paid" ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, "capture_refused");
+  const mayHavePaid = state === "paid" || state === "unclear";
+  return mayHavePaid ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, "capture_refused");
 }
 
 const captureOf = (row: store.Payment): WalletOrder => {
@@ -290,8 +289,7 @@ const captureOf = (row: store.Payment): WalletOrder => {
 };
 
 async function isConfirmed({ chain, config }: Context, blockNumber: number): Promise<boolean> {
-  const ask = async (node: Node) => ({ is: (await readHead(node)).number >= blockNumber + config.CONFIRMATIONS });
-  return (await askTwo(chain, ask, ({ is }) => String(is))).is;
+  return askTwo(chain, async (node) => (await readHead(node)).number >= blockNumber + config.CONFIRMATIONS);
 }
 
 const WAITING = { state: "waiting" } as const;

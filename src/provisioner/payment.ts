@@ -3,7 +3,7 @@
 import { type Address, getAddress } from "viem";
 import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
-import { readFinalToken } from "../chain/client.ts";
+import { readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
@@ -89,9 +89,9 @@ async function settle(context: Context, row: store.Payment): Promise<Turn> {
   const use = await useOf(context, row);
   if (use.state === "paid") {
     log("warn", "payment_settled_late", { payment: row.id, txHash: use.txHash });
-    const settled = { state: "settled", settleTx: use.txHash, settledAt: now(), wakeAt: now() + WATCH_MS } as const;
-    return store.movePayment(db, row, settled);
+    return store.settlePayment(db, row, use, { state: "settled", settledAt: now(), wakeAt: now() + WATCH_MS });
   }
+  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
   const isOver = use.state === "cancelled" || use.blockTimestamp >= row.validBefore;
   if (row.state === "settling" && !isOver) return lookAgain(context, row, WATCH_MS);
   const reason = row.state === "claimed" ? "never_moved" : "not_settled";
@@ -104,9 +104,10 @@ async function release(context: Context, row: store.Payment): Promise<Turn> {
   const use = await useOf(context, row, "finalized");
   if (use.state === "paid") {
     log("warn", "released_payment_used", { payment: row.id, txHash: use.txHash });
-    const seen = { settleTx: use.txHash, settledAt: now(), wakeAt: now() };
-    return store.movePayment(db, row, { state: "refund_due", step: "refund", ...seen });
+    const seen = { settledAt: now(), wakeAt: now() };
+    return store.settlePayment(db, row, use, { state: "refund_due", step: "refund", ...seen });
   }
+  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
   if (use.state === "unused" && use.blockTimestamp < row.validBefore) {
     return lookAgain(context, row, Math.max(WATCH_MS, (row.validBefore - use.blockTimestamp) * 1_000));
   }
@@ -123,12 +124,13 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     const byHand = config.REFUNDS === "manual" && row.reason !== "approved";
     if (byHand || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
     const use = await useOf(context, row, "finalized");
+    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
     // A reorg undid the charge: until the authorization's time is over anybody may make it again.
     if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
     if (use.state !== "paid") {
       return store.movePayment(db, row, { state: "releasing", step: "release", settleTx: null, settledAt: null });
     }
-    return store.movePayment(db, row, { state: "refunding", settleTx: use.txHash });
+    return store.settlePayment(db, row, use, { state: "refunding" });
   }
   const id = `refund/payment/${row.id}`;
   const to: Address = getAddress(row.payer);
@@ -161,25 +163,31 @@ async function hold({ db, now }: Context, row: store.Payment, reason: string): P
 /** Delivered: the books close when final history has the payment, and the token's transfer. */
 async function close(context: Context, row: store.Payment): Promise<Turn> {
   const use = await useOf(context, row, "finalized");
+  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
   if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
   // A reorg took the charge back after what it was for had been handed out: our loss, and a person should hear of it.
   if (use.state !== "paid") return hold(context, row, "charge_undone");
-  const charged = { ...row, settleTx: use.txHash };
-  return row.kind === "compute" ? onMachine(context, charged, closeOrder) : closed(context, charged);
+  const closed = () =>
+    store.settlePayment(context.db, row, use, { step: "idle", wakeAt: null, endedAt: context.now() });
+  return row.kind === "credentials"
+    ? closed()
+    : onMachine(context, row, (_context, _row, vm) => closeOrder(context, row, vm, closed));
 }
 
-const closed = ({ db, now }: Context, row: store.Payment): Promise<store.Payment | null> =>
-  store.movePayment(db, row, { step: "idle", settleTx: row.settleTx, wakeAt: null, endedAt: now() });
-
 /** The payment is final; the order closes with the token's transfer. */
-async function closeOrder(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
+async function closeOrder(
+  context: Context,
+  row: store.Payment,
+  vm: Vm | null,
+  closed: () => Promise<Turn>,
+): Promise<Turn> {
   if (vm?.current) await oweForLost(context, row, vm);
-  if (vm !== null && (await isFinallyTheirs(context, row, vm))) return closed(context, row);
+  if (vm !== null && (await isFinallyTheirs(context, row, vm))) return closed();
   const moved = await walletOf(context).order(transferOf(row));
   if (moved.state === "reverted" && !isTheirs(row, vm)) return store.movePayment(context.db, row, { step: "deliver" });
   // What went to the payer was another's token, and ours is nowhere.
   if (moved.state === "final" && vm?.status === "terminated" && !vm.current) return hold(context, row, "purchase_gone");
-  return moved.state === "final" && vm?.current ? closed(context, row) : lookAgain(context, row, WATCH_MS);
+  return moved.state === "final" && vm?.current ? closed() : lookAgain(context, row, WATCH_MS);
 }
 
 /** By final history the payer has the token, and its purchase stands there. */

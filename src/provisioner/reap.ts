@@ -1,7 +1,8 @@
 // Machines at the vendors held against our rows, with every sweep: ghosts and orphans end, addresses that moved are
 // followed, and a purchase whose machine is gone goes back to work. Each turn does a bounded part of it.
-import { readFinalToken } from "../chain/client.ts";
+
 import { labelFamily, tokenOfLabel } from "../chain/incarnation.ts";
+import { readFinalToken } from "../chain/witness.ts";
 import * as store from "../db/reap.ts";
 import { currentVm } from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";

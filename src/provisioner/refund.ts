@@ -2,8 +2,8 @@
 // to the one whom the chain names, and paid once by the operator wallet (hard cases 16 and 17).
 import { type Address, getAddress, type Hex } from "viem";
 import type { OrderState } from "../../durable-objects/operator-wallet.ts";
-import { readAgreedToken, readFinalToken } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import { readAgreedToken, readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/refunds.ts";
 import { loadVm, type Vm } from "../db/vms.ts";

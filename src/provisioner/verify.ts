@@ -1,10 +1,10 @@
 // The provisioner's own look at a purchase. A row or a job may be forged and one node may lie (hard case 4): before
 // anything is rented, the receipt is read from two nodes and compared with the row and with the price at its own block.
-import type { TransactionReceipt } from "viem";
-import { askTwo, type Chain, readFinalToken, readReceipt, readTier, readToken } from "../chain/client.ts";
+import { type Chain, readTier } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { decodeEvents, type Purchase } from "../chain/events.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
+import { askTwo, type Receipt, readAgreedToken, readFinalToken, readReceipt } from "../chain/witness.ts";
 import type { ProvisionerConfig } from "../config.ts";
 import { scannedIn, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
@@ -26,12 +26,7 @@ export async function isPast(chain: Chain, { tokenId, blockNumber }: Vm): Promis
   return (await readFinalToken(chain, tokenId)).blockNumber > blockNumber;
 }
 
-function findPurchase(
-  receipt: TransactionReceipt,
-  config: ProvisionerConfig,
-  tokenId: number,
-  ordinal: number,
-): Purchase | null {
+function findPurchase(receipt: Receipt, config: ProvisionerConfig, tokenId: number, ordinal: number): Purchase | null {
   if (receipt.status !== "success") return null;
   const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
   const { purchases } = decodeEvents(receipt.logs, source);
@@ -59,19 +54,11 @@ export async function verifyPurchase({ chain, config, db }: Context, vm: Vm): Pr
     throw new GiveUp("purchase_mismatch", "the row says something else than the receipt");
   }
   // Two nodes, since what follows from a mismatch is final.
-  const { pricePerDay } = await askTwo(
-    chain,
-    (node) => readTier(chain, node, tier, BigInt(blockNumber)),
-    (config) => String(config.pricePerDay),
-  );
+  const { pricePerDay } = await askTwo(chain, (node) => readTier(chain, node, tier, BigInt(blockNumber)));
   if (totalCost <= 0n || totalCost !== pricePerDay * BigInt(durationDays)) {
     throw new GiveUp("price_mismatch", `paid ${totalCost}, price ${pricePerDay} x ${durationDays} days at its block`);
   }
-  const view = await askTwo(
-    chain,
-    (node) => readToken(chain, node, BigInt(vm.tokenId)),
-    (seen) => `${seen.valid}/${seen.blockNumber >= blockNumber}`,
-  );
+  const view = await readAgreedToken(chain, vm.tokenId);
   if (view.blockNumber < blockNumber) return "moved";
   if (!view.valid)
     throw new GiveUp("token_not_valid", "the token's time is over or it was given up before a machine ran");

@@ -1,7 +1,8 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { limitedBeside } from "../access/admission.ts";
 import type { Router } from "../app.ts";
-import { askFirst, type Chain, readToken } from "../chain/client.ts";
+import { type Chain, readToken } from "../chain/client.ts";
+import { askFirst } from "../chain/witness.ts";
 import { statementsOf } from "../db/reads.ts";
 import { refundOf } from "../db/refunds.ts";
 import { AppError } from "../errors.ts";

@@ -1,9 +1,11 @@
-// Our books of payments against the chain's: every transfer of USDC to or from the operator wallet has a row that says what
-// it was for, and every row that says that money moved has its transfer.
+// Our books of payments against the chain's, transfer by transfer (hard case 27): every transfer of USDC to or from the
+// operator wallet has a row that says what it was for, nothing is paid back that did not come in, and every row that says
+// that money moved has a transfer of its own.
 import type { Address, Hex } from "viem";
-import { hasPaid } from "../chain/authorization.ts";
-import { type Chain, readReceipt } from "../chain/client.ts";
+import { outcomeIn } from "../chain/authorization.ts";
+import type { Chain } from "../chain/client.ts";
 import { type CoinTransfer, readCoinTransfers } from "../chain/coin-transfers.ts";
+import { type Receipt, readReceipt } from "../chain/witness.ts";
 import type { Database } from "../db/client.ts";
 import { movedSince, type Payment, paymentsOfTransactions } from "../db/payments.ts";
 import { refundsOfTransactions } from "../db/refunds.ts";
@@ -28,28 +30,35 @@ export async function reconcile(
   const transfers = await readCoinTransfers(chain, coin, operator, fromBlock, toBlock);
   const hashes = [...new Set(transfers.map(({ txHash }) => txHash))];
   const known = await paymentsOfTransactions(db, hashes);
-  const settled = new Map(known.map((row) => [row.settleTx, row]));
-  const refunds = new Set([
-    ...known.map((row) => row.refundTx),
-    ...(await refundsOfTransactions(db, hashes)).map((row) => row.txHash),
-  ]);
-  const bought = new Map(known.map((row) => [row.purchaseTx, row.cost]));
+  const moved = await movedSince(db, fromBlock, toBlock);
+  const rows = [...new Map([...known, ...moved].map((row) => [row.id, row])).values()];
+  // One receipt may have the transfers of many payments: each is one payment's.
+  const paidAt = await transfersOf({ chain, coin }, rows);
+  const paid = new Set(paidAt.values());
   const isIn = ({ to }: CoinTransfer) => to === operator;
-  const explainsIn = ({ txHash, amount, from }: CoinTransfer) => {
-    const row = settled.get(txHash);
-    return row !== undefined && BigInt(row.amount) === amount && row.payer === from.toLowerCase();
+  const explainsIn = (transfer: CoinTransfer) => paidAt.has(placeOf(transfer));
+  const refunds = await refundsOfTransactions(db, hashes);
+  const bought = new Map(known.map((row) => [row.purchaseTx, row.cost]));
+  const explainsOut = ({ txHash, amount, to }: CoinTransfer) => {
+    const payment = known.find((row) => row.refundTx === txHash);
+    if (payment !== undefined) {
+      return paid.has(payment.id) && payment.payer === to.toLowerCase() && amount <= BigInt(payment.amount);
+    }
+    const refund = refunds.find((row) => row.txHash === txHash);
+    if (refund !== undefined) return refund.amount === String(amount) && amount <= BigInt(refund.paidFor);
+    return bought.get(txHash) === String(amount);
   };
-  const explainsOut = ({ txHash, amount }: CoinTransfer) =>
-    refunds.has(txHash) || bought.get(txHash) === String(amount);
   return {
     incoming: sideOf(transfers.filter(isIn), explainsIn),
     outgoing: sideOf(
       transfers.filter((transfer) => !isIn(transfer)),
       explainsOut,
     ),
-    missing: await missingOf({ chain, coin }, await movedSince(db, fromBlock, toBlock)),
+    missing: moved.filter(({ id }) => !paid.has(id)),
   };
 }
+
+const placeOf = ({ txHash, logIndex }: Pick<CoinTransfer, "txHash" | "logIndex">): string => `${txHash}/${logIndex}`;
 
 function sideOf(transfers: readonly CoinTransfer[], isExplained: (transfer: CoinTransfer) => boolean): Side {
   const sumOf = (list: readonly CoinTransfer[]) => list.reduce((sum, { amount }) => sum + amount, 0n);
@@ -58,11 +67,22 @@ function sideOf(transfers: readonly CoinTransfer[], isExplained: (transfer: Coin
   return { transfers: transfers.length, sum, explained: sum - sumOf(unexplained), unexplained };
 }
 
-async function missingOf({ chain, coin }: Pick<Books, "chain" | "coin">, rows: readonly Payment[]): Promise<Payment[]> {
-  const missing: Payment[] = [];
+/** The transfer that paid for each row, by the receipt of its settlement: place of the transfer -> id of the row. */
+async function transfersOf(
+  { chain, coin }: Pick<Books, "chain" | "coin">,
+  rows: readonly Payment[],
+): Promise<Map<string, string>> {
+  const receipts = new Map<string, Receipt | null>();
+  const found = new Map<string, string>();
   for (const row of rows) {
-    const receipt = row.settleTx === null ? null : await readReceipt(chain, row.settleTx as Hex);
-    if (receipt === null || !hasPaid(receipt, coin, authorizationOf(row))) missing.push(row);
+    const { settleTx } = row;
+    if (settleTx === null) continue;
+    const receipt = receipts.get(settleTx) ?? (await readReceipt(chain, settleTx as Hex));
+    receipts.set(settleTx, receipt);
+    const outcome = receipt === null ? null : outcomeIn(receipt, coin, authorizationOf(row));
+    if (outcome === null || outcome === "cancelled") continue;
+    const place = placeOf({ txHash: settleTx as Hex, logIndex: outcome.logIndex });
+    if (!found.has(place)) found.set(place, row.id);
   }
-  return missing;
+  return found;
 }

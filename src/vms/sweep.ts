@@ -1,7 +1,8 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
-import { askFirst, type Chain, readFinalToken, readOwners, readTier } from "../chain/client.ts";
+import { type Chain, readOwners, readTier } from "../chain/client.ts";
 import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
+import { askFirst, readFinalToken } from "../chain/witness.ts";
 import type { EdgeConfig } from "../config.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";

@@ -217,8 +217,10 @@ async function takePayment(
     row.state === "settling" ? ({ verdict: "valid" } as const) : await verify(services, till, row, checked);
   const settled =
     verified.verdict === "paid"
-      ? await markSettled(services, row, verified.txHash, now)
-      : await settle(services, till, row, checked, now);
+      ? await markSettled(services, row, verified, now)
+      : verified.verdict === "unclear"
+        ? null
+        : await settle(services, till, row, checked, now);
   return settled === null ? { pending: row } : { row: settled };
 }
 

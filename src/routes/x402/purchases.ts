@@ -19,7 +19,7 @@ import {
 import { type Demand, PAYMENT_ID, paymentRequired, readPayment, type Till, tillOf } from "../../access/payment-wire.ts";
 import type { App, Router } from "../../app.ts";
 import { readBalance } from "../../chain/authorization.ts";
-import { isContractSignature } from "../../chain/client.ts";
+import { isContractSignature } from "../../chain/contract-signature.ts";
 import type { Offer } from "../../chain/offers.ts";
 import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
@@ -235,13 +235,13 @@ export function mountPurchases(app: Router): void {
     }
     await requireWithinLimits(c.var, till, checked, row, offer, now);
     const verified = await verify(c.var, till, row, checked);
-    const accepted = await store.movePayment(db, row, {
-      step: "check",
-      wakeAt: now + WAKE_MS,
-      ...(verified.verdict === "paid"
-        ? { state: "settled" as const, settleTx: verified.txHash, settledAt: now }
-        : { state: "authorized" as const }),
-    });
+    // What became of it the sweep finds out; the payer asks again.
+    if (verified.verdict === "unclear") return answer(c, row);
+    const next = { step: "check", wakeAt: now + WAKE_MS } as const;
+    const accepted =
+      verified.verdict === "paid"
+        ? await store.settlePayment(db, row, verified, { ...next, state: "settled", settledAt: now })
+        : await store.movePayment(db, row, { ...next, state: "authorized" });
     if (accepted === null) return answer(c, (await store.loadPayment(db, row.id)) ?? row);
     await config.JOBS.send({ kind: "payment", payment: row.id, generation: accepted.generation });
     log("info", "order_accepted", {

@@ -1,0 +1,198 @@
+// What two nodes say alike. One of them may lag, follow a fork, leave logs out or lie (hard cases 7 and 29): where money,
+// keys or machines follow from an answer, two nodes have to give the same one, in every field that is used afterwards.
+// So an `ask` returns exactly what its caller uses, and whole answers are compared.
+import { type Address, type Hex, type Log, TransactionReceiptNotFoundError } from "viem";
+import { AppError } from "../errors.ts";
+import { errorFields, log } from "../log.ts";
+import {
+  type BlockChoice,
+  type BlockView,
+  type Chain,
+  ChainUnavailable,
+  type Node,
+  readAtOneBlock,
+  readHead,
+  type TokenView,
+  tokenCalls,
+  toTokenView,
+} from "./client.ts";
+
+/** Asks the nodes in turn until one answers. Throws `ChainUnavailable` when none does. */
+export async function askFirst<T>(
+  chain: Chain,
+  ask: (node: Node) => Promise<T>,
+  accept: (answer: T) => boolean = () => true,
+): Promise<T> {
+  let cause: unknown;
+  for (const node of chain.nodes) {
+    try {
+      const answer = await ask(node);
+      if (accept(answer)) return answer;
+    } catch (error) {
+      cause = error;
+      log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
+    }
+  }
+  throw unanswered(cause);
+}
+
+/** 502 where the last node answered nonsense, 503 where none answered. */
+const unanswered = (cause: unknown): AppError =>
+  cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });
+
+/** How many nodes have to say the same: with a single node configured, its answer stands. */
+const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.length);
+
+type Asked<T> = { agreed: T | null; answers: T[]; cause: unknown };
+
+/** Asks all nodes. Resolves as soon as enough of them agree, so that a node that hangs costs nothing, or `stop` says so. */
+async function askAll<T>(
+  chain: Chain,
+  ask: (node: Node) => Promise<T>,
+  stop: (answers: readonly T[]) => boolean = () => false,
+): Promise<Asked<T>> {
+  const counts = new Map<string, number>();
+  const answers: T[] = [];
+  let cause: unknown;
+  return new Promise((resolve) => {
+    let pending = chain.nodes.length;
+    for (const node of chain.nodes) {
+      ask(node)
+        .then((answer) => {
+          answers.push(answer);
+          const text = textOf(answer);
+          const count = (counts.get(text) ?? 0) + 1;
+          counts.set(text, count);
+          if (count >= witnessesOf(chain)) resolve({ agreed: answer, answers, cause });
+          else if (stop(answers)) resolve({ agreed: null, answers, cause });
+        })
+        .catch((error: unknown) => {
+          cause = error;
+          log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
+        })
+        .finally(() => {
+          pending -= 1;
+          if (pending === 0) resolve({ agreed: null, answers, cause });
+        });
+    }
+  });
+}
+
+const textOf = (answer: unknown): string =>
+  JSON.stringify(answer, (_key, value: unknown) => (typeof value === "bigint" ? `${value}n` : value)) ?? "nothing";
+
+/** The answer that two nodes give alike. Throws `ChainUnavailable` where no two do. */
+export async function askTwo<T>(chain: Chain, ask: (node: Node) => Promise<T>): Promise<T> {
+  const { agreed, answers, cause } = await askAll(chain, ask);
+  if (agreed !== null) return agreed;
+  if (answers.length > 1) log("security", "rpc_sources_disagree", { answers: answers.length });
+  throw answers.length === 0 ? unanswered(cause) : new ChainUnavailable({ cause });
+}
+
+/** What two nodes show alike; null where no two do, of those that show anything. Throws `ChainUnavailable` where none answers. */
+export async function shownByTwo<T extends object>(
+  chain: Chain,
+  ask: (node: Node) => Promise<T | null>,
+): Promise<T | null> {
+  const shown: T[] = [];
+  const { agreed, answers, cause } = await askAll(chain, async (node) => {
+    const answer = await ask(node);
+    if (answer !== null) shown.push(answer);
+    // Two that show nothing agree on nothing: a third may show what both have not got yet.
+    return answer ?? { nothingAt: node.name };
+  });
+  if (answers.length === 0) throw unanswered(cause);
+  return agreed !== null && shown.some((one) => one === agreed) ? (agreed as T) : null;
+}
+
+/** The highest block that two nodes call final: of two that differ, the lower. */
+export async function readFinalNumber(chain: Chain): Promise<number> {
+  const { answers } = await askAll(chain, async (node) => (await readHead(node, "finalized")).number);
+  const number = answers.sort((a, b) => b - a)[witnessesOf(chain) - 1];
+  if (number === undefined) throw new ChainUnavailable();
+  return number;
+}
+
+/** Nodes this far apart are on their way to the same head: there is no need to hear what a third one says. */
+const NEIGHBOUR_BLOCKS = 3;
+
+/** Calls at one block that two nodes have, answered alike by both; `latest` is the highest that both have. */
+export async function readAgreedView(
+  chain: Chain,
+  calls: readonly { target: Address; callData: Hex }[],
+  block: BlockChoice = "latest",
+): Promise<BlockView> {
+  const at = (number: number) => askTwo(chain, (node) => readAtOneBlock(node, calls, number));
+  if (block !== "latest") return at(block === "finalized" ? await readFinalNumber(chain) : block);
+  const areNeighbours = ([one, other]: readonly BlockView[]) =>
+    one !== undefined &&
+    other !== undefined &&
+    one.blockNumber !== other.blockNumber &&
+    Math.abs(one.blockNumber - other.blockNumber) <= NEIGHBOUR_BLOCKS;
+  const { agreed, answers, cause } = await askAll(chain, (node) => readAtOneBlock(node, calls), areNeighbours);
+  if (agreed !== null) return agreed;
+  const numbers = answers.map(({ blockNumber }) => blockNumber).sort((a, b) => b - a);
+  const [highest, second] = numbers;
+  if (highest === undefined || second === undefined) throw unanswered(cause);
+  // The same block, and another answer: somebody lies, or is on a fork.
+  if (highest === second) log("security", "rpc_sources_disagree", { answers: answers.length });
+  return at(second);
+}
+
+/** A token's owner and validity, with the block that shows both. */
+export const readAgreedToken = async (
+  chain: Chain,
+  tokenId: number,
+  blockTag: "latest" | "finalized" = "latest",
+): Promise<TokenView> => toTokenView(await readAgreedView(chain, tokenCalls(chain, BigInt(tokenId)), blockTag));
+
+export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
+  readAgreedToken(chain, tokenId, "finalized");
+
+/** A receipt, as far as anything is concluded from it; logs in the order of the chain. */
+export type Receipt = {
+  status: "success" | "reverted";
+  blockNumber: number;
+  blockHash: Hex;
+  logs: readonly Log<bigint, number, false>[];
+};
+
+/** A transaction's receipt as two nodes have it; null where two have none. */
+export async function readReceipt(chain: Chain, hash: Hex): Promise<Receipt | null> {
+  const { receipt } = await askTwo(chain, async ({ client }) => {
+    try {
+      const { status, blockNumber, blockHash, logs } = await client.getTransactionReceipt({ hash });
+      const inOrder = [...logs].sort((a, b) => a.logIndex - b.logIndex).map(ofReceipt);
+      return { receipt: { status, blockNumber: Number(blockNumber), blockHash, logs: inOrder } };
+    } catch (error) {
+      if (error instanceof TransactionReceiptNotFoundError) return { receipt: null };
+      throw error;
+    }
+  });
+  return receipt;
+}
+
+/** Without what nodes add of their own, like a block's time. */
+const ofReceipt = (entry: Log<bigint, number, false>): Log<bigint, number, false> => {
+  const { address, topics, data, blockNumber, blockHash, logIndex, transactionHash, transactionIndex } = entry;
+  const lower = address.toLowerCase() as Address;
+  return {
+    address: lower,
+    topics,
+    data,
+    blockNumber,
+    blockHash,
+    logIndex,
+    transactionHash,
+    transactionIndex,
+    removed: false,
+  };
+};
+
+/** Whether every node says that it has no receipt: one may lag while another lies, and what was mined is paid for once. */
+export async function isUnknown(chain: Chain, hash: Hex): Promise<boolean> {
+  const answers = await Promise.allSettled(chain.nodes.map(({ client }) => client.getTransactionReceipt({ hash })));
+  return answers.every(
+    (answer) => answer.status === "rejected" && answer.reason instanceof TransactionReceiptNotFoundError,
+  );
+}
