@@ -143,6 +143,10 @@ async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, b
   return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...at };
 }
 
+/** The indexed fields of both events. */
+const aboutOf = ({ from, nonce }: Pick<Sought, "from" | "nonce">) =>
+  [pad(from).toLowerCase() as Hex, nonce.toLowerCase() as Hex] as const;
+
 /** The transaction that used it up or took it back, by one node's logs; null where they show none. */
 async function findUse(
   { client }: Node,
@@ -151,7 +155,7 @@ async function findUse(
   fromBlock: number,
   toBlock: number,
 ): Promise<{ txHash: Hex } | null> {
-  const topics = [[USED, CANCELLED], pad(from), nonce];
+  const topics = [[USED, CANCELLED], ...aboutOf({ from, nonce })];
   for (const range of rangesOf(fromBlock, toBlock)) {
     const [fromHex, toHex] = [numberToHex(range.fromBlock), numberToHex(range.toBlock)];
     const filter = { address: coin, topics, fromBlock: fromHex, toBlock: toHex };
@@ -173,8 +177,8 @@ export function outcomeIn(
 ): { logIndex: number } | "cancelled" | null {
   if (status !== "success") return null;
   const coins = logs.filter((entry) => isAddressEqual(entry.address, coin));
-  const isAbout = ({ topics }: Receipt["logs"][number]) =>
-    topics[1] === pad(from).toLowerCase() && topics[2] === nonce.toLowerCase();
+  const [payer, used] = aboutOf({ from, nonce });
+  const isAbout = ({ topics }: Receipt["logs"][number]) => topics[1] === payer && topics[2] === used;
   const at = coins.findIndex((entry) => isAbout(entry) && (entry.topics[0] === USED || entry.topics[0] === CANCELLED));
   const [use, next] = at === -1 ? [] : coins.slice(at, at + 2);
   if (use?.topics[0] === CANCELLED) return "cancelled";

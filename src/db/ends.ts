@@ -1,8 +1,10 @@
 // Rows whose machine is gone: nothing more to do, and no key to keep. And one that turns out to stand after all.
 import { and, eq, ne, type SQL, sql } from "drizzle-orm";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import type { Purchase } from "../chain/events.ts";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
 import { type Database, runBatch } from "./client.ts";
-import { vms } from "./schema.ts";
+import { purchases, vms } from "./schema.ts";
 import { fenceByGeneration, type Vm } from "./vms.ts";
 
 export const terminate = (db: Database, vm: Vm): Promise<unknown> => end(db, vm, {}, []);
@@ -49,11 +51,31 @@ const STEP_BACK: Record<Status, Step> = {
   terminated: "idle",
 };
 
-/** An event that only one node told of had taken the token: the true incarnation gets it back. */
-export const reinstate = (db: Database, vm: Vm, now: number, graceSeconds: number) => {
+/**
+ * An event that only one node told of had taken the token: the true incarnation gets it back, with its purchase as two
+ * nodes show it. Left as it was in our rows, the sweep would take it for gone again (hard case 61).
+ */
+export const reinstate = (
+  db: Database,
+  vm: Vm,
+  { blockNumber, blockHash, logIndex, purchaseDate, durationDays }: Purchase,
+  { now, graceSeconds, rivalIsInvented }: { now: number; graceSeconds: number; rivalIsInvented: boolean },
+) => {
   const step = STEP_BACK[vm.status];
+  // A renewal has made it longer.
+  const expiresAt = Math.max(vm.expiresAt, purchaseDate + durationDays * SECONDS_PER_DAY);
+  const isRival = and(
+    eq(purchases.tokenId, vm.tokenId),
+    ne(purchases.incarnation, vm.incarnation),
+    rivalIsInvented ? undefined : sql`false`,
+  );
   return db.batch([
     fenceByGeneration(db, vm),
+    db
+      .update(purchases)
+      .set({ orphaned: false, blockNumber, blockHash, logIndex, purchaseDate })
+      .where(eq(purchases.incarnation, vm.incarnation)),
+    db.update(purchases).set({ orphaned: true }).where(isRival),
     db
       .update(vms)
       .set({
@@ -71,7 +93,10 @@ export const reinstate = (db: Database, vm: Vm, now: number, graceSeconds: numbe
         current: true,
         step,
         wakeAt: step === "idle" ? null : now,
-        checkAt: vm.status === "running" ? vm.expiresAt + graceSeconds : null,
+        blockNumber,
+        createdAt: purchaseDate,
+        expiresAt,
+        checkAt: vm.status === "running" || vm.status === "provisioning" ? expiresAt + graceSeconds : null,
         generation: vm.generation + 1,
       })
       .where(eq(vms.incarnation, vm.incarnation)),

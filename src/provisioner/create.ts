@@ -58,13 +58,15 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
   const unresolved = tried.find((attempt) => attempt.endedAt === null);
   if (unresolved !== undefined) return resolveFirst(context, vm, unresolved);
   if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
-  if (await isTooLate(context, vm)) return tooLate(context, vm);
   const seen = await verifyPurchase(context, vm);
-  if (seen === "missing" && (await isPast(chain, vm))) {
-    // One node told of it and two don't know it, and final history has passed its block: it never was.
+  if (seen === "missing") {
+    // One node told of it and two don't know it: it never was, once final history has passed its block. It is never late:
+    // a refund would be owed for what nobody bought, and the token would stay with it (hard case 61).
+    if (!(await isPast(chain, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
     return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
   }
-  if (seen !== "stands") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+  if (await isTooLate(context, vm)) return tooLate(context, vm);
+  if (seen === "moved") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
   const order = isOurs(context, vm) ? await linkOrder(context, vm) : null;
   if (order?.kind === "unlinked") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
   if (order?.kind === "over") return keepToken(context, vm);

@@ -68,7 +68,8 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
   const replaced = successor !== null && (own === null || own.blockNumber < successor.blockNumber);
   if (own !== null && !replaced) {
     log("security", "purchase_reinstated", { incarnation: vm.incarnation });
-    await reinstate(db, vm, now(), config.EXPIRY_GRACE_SECONDS);
+    const rivalIsInvented = holder !== null && successor === null;
+    await reinstate(db, vm, own, { now: now(), graceSeconds: config.EXPIRY_GRACE_SECONDS, rivalIsInvented });
     await endIfOver(context, vm);
     return DONE;
   }
@@ -79,10 +80,16 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
   return DONE;
 }
 
-/** An operator's order: the state of the row is the order, and machines go by their stored ids (hard case 13). */
+/**
+ * An operator's order: the state of the row is the order, and machines go by their stored ids (hard case 13). A purchase
+ * that one node invented gives its token up as well: else the true one would be looked for by nobody (hard case 61).
+ */
 export async function end(context: Context, vm: store.Vm): Promise<Next> {
+  const { db, chain, config, now } = context;
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
-  await terminate(context.db, vm);
+  const isKnown = !vm.current || (await readPurchase(chain, config, vm)) !== null;
+  if (!isKnown && !(await isPast(chain, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  await (isKnown ? terminate(db, vm) : terminateReplaced(db, vm, now()));
   log("warn", "vm_ended_by_order", { tokenId: vm.tokenId });
   return DONE;
 }

@@ -162,8 +162,8 @@ async function callOnce(`,
   keep_what_was_invented: [
     {
       file: "src/provisioner/create.ts",
-      from: 'if (seen === "missing" && (await isPast(chain, vm))) {',
-      to: "if (isPast === undefined) {",
+      from: 'return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));\n  }\n  if (await isTooLate',
+      to: "return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);\n  }\n  if (await isTooLate",
     },
   ],
   /** A payment is taken as soon as its machine is ordered. */
@@ -183,8 +183,8 @@ async function callOnce(`,
   pay_back_before_final: [
     {
       file: "src/provisioner/payment.ts",
-      from: 'const use = await useOf(context, row, "finalized");\n    // A reorg undid',
-      to: "const use = await useOf(context, row);\n    // A reorg undid",
+      from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
+      to: 'const use = await useOf(context, row);\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
     },
   ],
   /** An order waits for the link of its token, whatever became of the token's machine meanwhile. */
