@@ -8,24 +8,44 @@
 //   final        two nodes call its block final. A reorg before that changes nothing: it is still being broadcast
 //   nonce taken  by a transaction that is not ours, in final history, and no node has a receipt of ours: another nonce
 //   nonce free   since a reorg left such a transaction out: filled with one that does nothing
+//   refused      by every node, again and again: replaced at its nonce by one that does nothing, and the order ends as
+//                reverted, since whatever has a higher nonce waits behind it (hard case 35)
+//
+// No row is believed: before an order is signed the chain is asked what came in for it, and never does more leave for a
+// payment or a purchase than that (hard case 34). Nodes are asked outside of the turns in which nonces are given out.
 //
 // A purchase is two transactions, the approval of its exact cost in front of it, signed in one turn at two nonces.
 // The key is in the environment of this script alone (hard case 3), and the chain's word in final history is the only
 // one that closes an order (hard case 16).
 import { DurableObject } from "cloudflare:workers";
-import { type Hex, keccak256 } from "viem";
+import { BaseError, type Hex, keccak256, RpcRequestError } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { balanceOf } from "../src/chain/authorization.ts";
 import { type Chain, connectChain } from "../src/chain/client.ts";
-import { type Call, callsOf, estimateGas, estimateGasTogether, type WalletOrder } from "../src/chain/orders.ts";
+import { callsOf, estimateGas, identityOf, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
 import { askFirst, askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
+import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
+import { type Evidence, type NoEvidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 
-export type Refusal = "daily_limit" | "no_funds" | "no_gas" | "gas_too_dear" | "would_fail" | "other_order";
+export type Refusal =
+  /** An operator has stopped payouts. */
+  | "paused"
+  | "daily_limit"
+  /** The recipient has had its share of today's refunds. */
+  | "recipient_limit"
+  | "no_funds"
+  | "no_gas"
+  | "gas_too_dear"
+  | "would_fail"
+  | "other_order"
+  | NoEvidence
+  /** What came in for it has been paid back, or has its token. */
+  | "served";
 export type Mined = { hash: Hex; status: "success" | "reverted"; blockNumber: number };
 export type OrderState =
   /** Nothing was signed; the same call may work later. `other_order`: the id was given to something else before. */
@@ -36,6 +56,9 @@ export type OrderState =
   | { state: "final" | "reverted"; hash: Hex };
 
 type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
+type Funds = { balance: bigint; count: number; wei: bigint };
+/** What was found out about an order before its turn. */
+type Prepared = { rows: NewRow[]; gas: bigint[]; fees: Fees; funds: Funds; evidence: Evidence; nextCount: number };
 
 const ADVANCE_MS = 15_000;
 const STUCK_MS = 60_000;
@@ -48,6 +71,10 @@ const FALLBACK_PRIORITY_FEE = 1_000_000n;
 const LOW_TRANSACTIONS = 100n;
 const GAS_PER_TRANSACTION = 200_000n;
 const FILL_GAS = 30_000n;
+/** A transaction that every node has refused at so many fees is refused for another reason. */
+const MAX_REFUSED_FEES = 3;
+/** Of a day's refunds one recipient gets a quarter: whoever buys what is sold out must not make others wait. */
+const RECIPIENT_SHARE = 4n;
 
 export class OperatorWallet extends DurableObject<object> {
   readonly #ledger: WalletLedger;
@@ -59,20 +86,30 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /** Gives an order, or says how the order of that id stands. */
-  order(order: WalletOrder): Promise<OrderState> {
-    return this.#inTurn(() => this.#order(order));
+  async order(order: WalletOrder): Promise<OrderState> {
+    const known = this.#ledger.row(order.id);
+    if (known !== undefined) return this.#stateOf(known, order);
+    const prepared = await this.#prepare(order);
+    if ("why" in prepared) return { state: "waiting", why: prepared.why };
+    const signed = await this.#inTurn(() => this.#signAll(order, prepared));
+    if ("why" in signed) return { state: "waiting", why: signed.why };
+    if ("known" in signed) return this.#stateOf(signed.known, order);
+    for (const { id } of prepared.rows) await this.#broadcast(id);
+    const { hash } = signed;
+    log("info", "payment_sent", { order: order.id, kind: order.kind, txHash: hash, amount: signed.amount });
+    return { state: "sent", hash, mined: null };
   }
 
-  /** What `order` would find before it signs anything; null: nothing is in its way. */
+  /** Whether an order would fail on chain; null where nothing is known to be in its way. Nothing is asked about what it is for. */
   async simulate(order: WalletOrder): Promise<Refusal | null> {
-    const prepared = await this.#prepare(order);
-    return "why" in prepared ? prepared.why : null;
+    const gas = await this.#estimate(this.#rowsOf(order, ""));
+    return gas === null ? "would_fail" : null;
   }
 
   override async alarm(): Promise<void> {
     const { LOG_BOOK } = provisionerConfig(this.env);
     try {
-      await this.#inTurn(() => this.#advance());
+      await this.#advance();
     } catch (error) {
       log("error", "operator_wallet_failed", errorFields(error));
     }
@@ -80,50 +117,100 @@ export class OperatorWallet extends DurableObject<object> {
     await sendLogs(LOG_BOOK);
   }
 
-  async #order(order: WalletOrder): Promise<OrderState> {
-    const known = this.#ledger.row(order.id);
-    if (known !== undefined) {
-      // One id, two orders: somebody wrote into the database, or we made a mistake.
-      if (known.body !== JSON.stringify(order)) return { state: "waiting", why: "other_order" };
-      if (known.state !== "sent") return { state: known.state, hash: known.hash };
-      const mined = await this.#receiptOf(known);
-      return { state: "sent", hash: mined?.hash ?? known.hash, mined };
+  async #stateOf(known: OrderRow, order: WalletOrder): Promise<OrderState> {
+    // One id, two orders: somebody wrote into the database, or we made a mistake.
+    if (known.body !== identityOf(order)) return { state: "waiting", why: "other_order" };
+    if (known.state !== "sent") return { state: known.state, hash: known.hash };
+    const mined = await this.#receiptOf(known);
+    return { state: "sent", hash: mined?.hash ?? known.hash, mined };
+  }
+
+  /** What takes calls of nodes, so that nobody else's order waits for a node that hangs. */
+  async #prepare(order: WalletOrder): Promise<{ why: Refusal } | Prepared> {
+    const { chain, account, config } = this.#services();
+    if (await isPaused(openDatabase(config.DB), "payouts")) return { why: "paused" };
+    const evidence = await readEvidence({ chain, config, operator: account.address }, order);
+    if (evidence === "not_owed") log("page", "order_not_owed", { order: order.id, kind: order.kind });
+    if (typeof evidence === "string") return { why: evidence };
+    const rows = this.#rowsOf(order, evidence.account);
+    const [gas, funds, fees, nextCount] = await Promise.all([
+      this.#estimate(rows),
+      this.#funds(),
+      this.#fees(),
+      this.#count(),
+    ]);
+    if (this.#available(funds) < BigInt(rows.at(-1)?.amount ?? 0)) return { why: "no_funds" };
+    if (gas === null) return { why: "would_fail" };
+    if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
+    const l1Fee = await readL1Fee(chain, rows);
+    if (funds.wei < gas.reduce((sum, one) => sum + one, 0n) * fees.maxFee + l1Fee) return { why: "no_gas" };
+    const undone = await this.#undone(evidence.account, order);
+    return undone ? { rows, gas, fees, funds, evidence, nextCount } : { why: "served" };
+  }
+
+  /** False where a payment's token is on its way or with its payer: it gets no second one, and is not paid back whole. */
+  async #undone(account: string, order: WalletOrder): Promise<boolean> {
+    const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined;
+    if (order.kind !== "transfer" && !isRefundOfPayment) return true;
+    for (const row of this.#ledger.ordersFor(account, "transfer")) {
+      if (row.id === order.id) continue;
+      // After a reorg its token may be another: then what was sent does nothing.
+      const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
+      if (row.state === "final" || mined?.status === "success" || isRefundOfPayment) return false;
     }
-    const prepared = await this.#prepare(order);
-    if ("why" in prepared) return { state: "waiting", why: prepared.why };
-    const { rows, gas, fees } = prepared;
-    const nonce = await this.#nextNonce();
+    return true;
+  }
+
+  /** What the ledger says, and then the signature, with nothing in between. */
+  async #signAll(
+    order: WalletOrder,
+    { rows, gas, fees, funds, evidence, nextCount }: Prepared,
+  ): Promise<{ why: Refusal } | { known: OrderRow } | { hash: Hex; amount: string }> {
+    const known = this.#ledger.row(order.id);
+    if (known !== undefined) return { known };
+    const amount = rows.at(-1)?.amount ?? "0";
+    const why = this.#refusalOf(order, BigInt(amount), evidence);
+    if (why !== null) return { why };
+    const available = this.#available(funds);
+    await this.#warnOfFunds(available, funds.wei, fees);
+    if (available < BigInt(amount)) return { why: "no_funds" };
     // All are signed and stored before the first one leaves: nothing may come between their nonces.
+    const nonce = Math.max(nextCount, this.#ledger.lastNonce + 1);
     let hash: Hex = "0x";
     for (const [i, row] of rows.entries()) hash = await this.#sign({ ...row, nonce: nonce + i }, gas[i] ?? 0n, fees);
-    for (const { id } of rows) await this.#broadcast(id);
-    log("info", "payment_sent", { order: order.id, kind: order.kind, txHash: hash, amount: rows.at(-1)?.amount });
-    return { state: "sent", hash, mined: null };
+    return { hash, amount };
   }
 
-  async #prepare(order: WalletOrder): Promise<{ why: Refusal } | { rows: NewRow[]; gas: bigint[]; fees: Fees }> {
-    const { chain, account, config } = this.#services();
-    const rows = this.#rowsOf(order);
-    const value = BigInt(rows.at(-1)?.amount ?? 0);
-    const { REFUND_LIMIT_USDC_PER_DAY: refunds, PURCHASE_LIMIT_USDC_PER_DAY: purchases } = config;
-    const limit = order.kind === "pay" ? refunds : purchases;
-    if (value > 0n && this.#ledger.spentSince(order.kind, Date.now() - DAY_MS) + value > limit)
-      return { why: "daily_limit" };
-    const [available, wei, fees] = await Promise.all([
-      this.#available(),
-      askFirst(chain, ({ client }) => client.getBalance({ address: account.address })),
-      this.#fees(),
-    ]);
-    await this.#warnOfFunds(available, wei, fees);
-    if (available < value) return { why: "no_funds" };
-    if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
-    const gas = await this.#estimate(rows);
-    if (gas === null) return { why: "would_fail" };
-    if (wei < gas.reduce((sum, one) => sum + one, 0n) * fees.maxFee) return { why: "no_gas" };
-    return { rows, gas, fees };
+  /** What is there, less what is on its way. */
+  #available({ balance, count }: Funds): bigint {
+    const open = this.#ledger.open().filter(({ nonce }) => nonce >= count);
+    return open.reduce((left, { amount }) => left - BigInt(amount), balance);
   }
 
-  #rowsOf(order: WalletOrder): NewRow[] {
+  /** What has left, and may leave. */
+  #refusalOf(order: WalletOrder, amount: bigint, { account, most }: Evidence): Refusal | null {
+    const { config } = this.#services();
+    const now = Date.now();
+    if (order.kind === "purchase") {
+      if (this.#ledger.ordersFor(account, "purchase").length > 0) return "served";
+      const spent = this.#ledger.spentSince("purchase", now - DAY_MS);
+      return spent + amount > config.PURCHASE_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
+    }
+    if (order.kind === "transfer") return this.#ledger.paidFor(account) > 0n ? "served" : null;
+    if (order.kind !== "pay") return null;
+    if (this.#ledger.paidFor(account) + amount > most) return "served";
+    const recipient = order.to.toLowerCase();
+    const limit = config.REFUND_LIMIT_USDC_PER_DAY;
+    const had = this.#ledger.spentSince("pay", now - DAY_MS, recipient);
+    // One that is larger than a share is paid by itself.
+    if (had > 0n && had + amount > limit / RECIPIENT_SHARE) return "recipient_limit";
+    const before = this.#ledger.spentSince("pay", now - DAY_MS) + this.#ledger.waitingBefore(order.id, amount, now);
+    if (before + amount <= limit) return null;
+    this.#ledger.keepWaiting(order.id, recipient, amount, now);
+    return "daily_limit";
+  }
+
+  #rowsOf(order: WalletOrder, payer: string): NewRow[] {
     const { account, config } = this.#services();
     const addresses = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator: account.address };
     const amount = order.kind === "pay" ? order.amount : order.kind === "purchase" ? order.cost : "0";
@@ -133,32 +220,39 @@ export class OperatorWallet extends DurableObject<object> {
       return {
         id: isLast ? order.id : `${order.id}/approve`,
         kind: isLast ? order.kind : "approve",
-        body: JSON.stringify(order),
+        body: identityOf(order),
         to_address: to,
         data,
         amount: isLast ? amount : "0",
+        account: payer,
       };
     });
   }
 
-  async #estimate(rows: readonly NewRow[]): Promise<bigint[] | null> {
+  #estimate(rows: readonly NewRow[]): Promise<bigint[] | null> {
     const { chain, account } = this.#services();
-    const calls = rows.map(({ to_address: to, data }): Call => ({ to, data }));
-    const [only] = calls;
-    if (calls.length > 1 || only === undefined) return estimateGasTogether(chain, account.address, calls);
-    const gas = await estimateGas(chain, account.address, only);
-    return gas === null ? null : [gas];
+    const calls = rows.map(({ to_address: to, data, kind }) => ({
+      to,
+      data,
+      kind: kind === "fill" ? "approve" : kind,
+    }));
+    return estimateGas(chain, account.address, calls);
   }
 
   /** Signs a row's transaction and stores both; nothing has left yet. */
-  async #sign(row: NewRow & { nonce: number }, gas: bigint, { maxFee, priorityFee }: Fees): Promise<Hex> {
+  async #sign(
+    row: NewRow & { nonce: number },
+    gas: bigint,
+    { maxFee, priorityFee }: Fees,
+    isVoid = false,
+  ): Promise<Hex> {
     const { account, config } = this.#services();
     const raw = await account.signTransaction({
       type: "eip1559",
       chainId: config.CHAIN_ID,
       nonce: row.nonce,
-      to: row.to_address,
-      data: row.data,
+      to: isVoid ? account.address : row.to_address,
+      data: isVoid ? "0x" : row.data,
       gas,
       maxFeePerGas: maxFee,
       maxPriorityFeePerGas: priorityFee,
@@ -166,28 +260,33 @@ export class OperatorWallet extends DurableObject<object> {
     const hash = keccak256(raw);
     const now = Date.now();
     const fees = { gas: String(gas), max_fee: String(maxFee), priority_fee: String(priorityFee) };
-    this.#ledger.store({ ...row, hash, created_at: now }, { hash, raw, signed_at: now, ...fees });
+    const signed = { hash, raw, signed_at: now, void: isVoid ? 1 : 0, ...fees };
+    this.#ledger.store({ ...row, hash, created_at: now }, signed);
     await this.ctx.storage.setAlarm(now + ADVANCE_MS);
     return hash;
   }
 
-  /** Sends a row's newest transaction to every node; that one knows it already, or is down, is no matter. */
-  async #broadcast(id: string): Promise<void> {
+  /**
+   * Sends a row's newest transaction to every node; that one knows it already, or is down, is no matter. True where each
+   * of them has answered that it won't take it.
+   */
+  async #broadcast(id: string): Promise<boolean> {
     const [newest] = this.#ledger.signed(id);
-    if (newest === undefined) return;
-    if (!(await this.#link(id, newest))) return;
+    if (newest === undefined) return false;
+    if (!(await this.#link(id, newest))) return false;
     const { chain } = this.#services();
     const sent = await Promise.allSettled(
       chain.nodes.map(({ client }) => client.sendRawTransaction({ serializedTransaction: newest.raw })),
     );
     const refused = sent.flatMap((one) => (one.status === "rejected" ? [errorFields(one.reason)] : []));
     if (refused.length === sent.length) log("debug", "broadcast_refused", { order: id, nodes: refused });
+    return sent.every((one) => one.status === "rejected" && isRefusal(one.reason));
   }
 
   /** False where the database can't be told whose purchase it is: then it stays here until the alarm tries again. */
-  async #link(id: string, { hash, linked }: SignedRow): Promise<boolean> {
+  async #link(id: string, { hash, linked, void: isVoid }: SignedRow): Promise<boolean> {
     const row = this.#ledger.row(id);
-    if (row?.kind !== "purchase" || linked === 1) return true;
+    if (row?.kind !== "purchase" || linked === 1 || isVoid === 1) return true;
     const { payment } = JSON.parse(row.body) as WalletOrder & { kind: "purchase" };
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
@@ -235,7 +334,8 @@ export class OperatorWallet extends DurableObject<object> {
     for (let nonce = count; nonce < lowest.nonce; nonce++) {
       const id = `fill/${nonce}`;
       const to = this.#services().account.address;
-      await this.#sign({ id, kind: "fill", body: "", to_address: to, data: "0x", amount: "0", nonce }, FILL_GAS, fees);
+      const row = { id, kind: "fill", body: "", to_address: to, data: "0x", amount: "0", account: "", nonce } as const;
+      await this.#sign(row, FILL_GAS, fees);
       await this.#broadcast(id);
     }
   }
@@ -245,7 +345,11 @@ export class OperatorWallet extends DurableObject<object> {
     log("page", "operator_nonce_taken", { order: row.id, kind: row.kind, nonce: row.nonce });
     const [newest] = this.#ledger.signed(row.id);
     if (newest === undefined) return;
-    await this.#sign({ ...row, nonce: await this.#nextNonce() }, BigInt(newest.gas), await this.#fees());
+    const [fees, count] = await Promise.all([this.#fees(), this.#count()]);
+    await this.#inTurn(() => {
+      const nonce = Math.max(count, this.#ledger.lastNonce + 1);
+      return this.#sign({ ...row, nonce }, BigInt(newest.gas), fees, newest.void === 1);
+    });
     await this.#broadcast(row.id);
   }
 
@@ -254,16 +358,28 @@ export class OperatorWallet extends DurableObject<object> {
     const [newest] = signed;
     const isStuck = newest !== undefined && Date.now() - newest.signed_at > STUCK_MS;
     if (isStuck && signed.length <= MAX_REPLACEMENTS) {
-      const market = await this.#fees();
-      const bump = (fee: string) => (BigInt(fee) * BUMP_PERCENT) / 100n + 1n;
-      await this.#sign(row, BigInt(newest.gas), {
-        ...market,
-        maxFee: max(market.maxFee, bump(newest.max_fee)),
-        priorityFee: max(market.priorityFee, bump(newest.priority_fee)),
-      });
+      await this.#replace(row, newest, newest.void === 1);
       log("warn", "payment_replaced", { order: row.id, kind: row.kind, nonce: row.nonce, replacements: signed.length });
     } else if (isStuck) log("page", "payment_stuck", { order: row.id, kind: row.kind, nonce: row.nonce });
+    const isRefused = await this.#broadcast(row.id);
+    if (!isRefused || newest?.void !== 0 || signed.length < MAX_REFUSED_FEES) return;
+    // The next one that could be mined, and nobody has it: everything behind it waits.
+    if ((await this.#count()) !== row.nonce || !(await this.#isUnknown(row))) return;
+    log("page", "transaction_refused_by_all", { order: row.id, kind: row.kind, nonce: row.nonce });
+    await this.#replace(row, newest, true);
     await this.#broadcast(row.id);
+  }
+
+  /** Another transaction at a row's nonce, at a fee that nodes take in place of the one before. */
+  async #replace(row: OrderRow, newest: SignedRow, isVoid: boolean): Promise<void> {
+    const market = await this.#fees();
+    const bump = (fee: string) => (BigInt(fee) * BUMP_PERCENT) / 100n + 1n;
+    const fees = {
+      ...market,
+      maxFee: max(market.maxFee, bump(newest.max_fee)),
+      priorityFee: max(market.priorityFee, bump(newest.priority_fee)),
+    };
+    await this.#sign(row, isVoid ? FILL_GAS : BigInt(newest.gas), fees, isVoid);
   }
 
   #close(row: OrderRow, mined: Mined): void {
@@ -277,9 +393,10 @@ export class OperatorWallet extends DurableObject<object> {
   /** The receipt of whichever of a row's transactions was mined. */
   async #receiptOf(row: Pick<OrderRow, "id">): Promise<Mined | null> {
     const { chain } = this.#services();
-    for (const { hash } of this.#ledger.signed(row.id)) {
+    for (const { hash, void: isVoid } of this.#ledger.signed(row.id)) {
       const receipt = await readReceipt(chain, hash);
-      if (receipt !== null) return { hash, status: receipt.status, blockNumber: receipt.blockNumber };
+      if (receipt === null) continue;
+      return { hash, status: isVoid === 1 ? "reverted" : receipt.status, blockNumber: receipt.blockNumber };
     }
     return null;
   }
@@ -296,25 +413,18 @@ export class OperatorWallet extends DurableObject<object> {
     return askTwo(chain, ({ client }) => client.getTransactionCount({ address: account.address }));
   }
 
-  async #nextNonce(): Promise<number> {
-    const count = await this.#count();
-    return Math.max(count, this.#ledger.lastNonce + 1);
-  }
-
-  /** What is there, less what is on its way: by one block of one node, whose balance what it has mined has left already. */
-  async #available(): Promise<bigint> {
+  /** USDC and used nonces by one block of one node, whose balance what it has mined has left already; and gas money. */
+  #funds(): Promise<Funds> {
     const { chain, account, config } = this.#services();
-    const { balance, count } = await askFirst(chain, async (node) => {
+    return askFirst(chain, async (node) => {
       const blockNumber = await node.client.getBlockNumber({ cacheTime: 0 });
-      const [left, used] = await Promise.all([
+      const [balance, count, wei] = await Promise.all([
         balanceOf(config.USDC_ADDRESS, account.address, blockNumber)(node),
         node.client.getTransactionCount({ address: account.address, blockNumber }),
+        node.client.getBalance({ address: account.address }),
       ]);
-      return { balance: left, count: used };
+      return { balance, count, wei };
     });
-    return this.#ledger
-      .open()
-      .reduce((left, { amount, nonce }) => (nonce < count ? left : left - BigInt(amount)), balance);
   }
 
   /** A person has to send more before orders have to wait; said once an hour. */
@@ -351,5 +461,12 @@ export class OperatorWallet extends DurableObject<object> {
     return mine;
   }
 }
+
+// A node that has it already, or one like it at a higher fee, or a later one, has answered as well: it was not the content.
+const HAVE_IT = /already|nonce too low|underpriced|known transaction/i;
+const isRefusal = (error: unknown): boolean =>
+  error instanceof BaseError &&
+  error.walk((e) => e instanceof RpcRequestError) !== null &&
+  !HAVE_IT.test(error.details);
 
 const max = (a: bigint, b: bigint): bigint => (a > b ? a : b);

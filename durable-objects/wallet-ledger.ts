@@ -2,6 +2,9 @@
 import type { Address, Hex } from "viem";
 import type { WalletOrder } from "../src/chain/orders.ts";
 
+/** A refund that waits for room is asked for again each minute by the sweep. */
+const FORGOTTEN_MS = 300_000;
+
 /** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
 export type OrderRow = {
   id: string;
@@ -13,12 +16,14 @@ export type OrderRow = {
   data: Hex;
   /** What it takes from our USDC. */
   amount: string;
+  /** The payment or purchase that it was given for. */
+  account: string;
   nonce: number;
   state: "sent" | "final" | "reverted";
   hash: Hex;
   created_at: number;
 };
-export type NewRow = Pick<OrderRow, "id" | "kind" | "body" | "to_address" | "data" | "amount">;
+export type NewRow = Pick<OrderRow, "id" | "kind" | "body" | "to_address" | "data" | "amount" | "account">;
 export type SignedRow = {
   hash: Hex;
   raw: Hex;
@@ -27,7 +32,17 @@ export type SignedRow = {
   priority_fee: string;
   linked: number;
   signed_at: number;
+  /** 1: it does nothing, in place of what no node takes. */
+  void: number;
 };
+
+// Orders of the time before accounts name theirs in their ids.
+const ACCOUNT_OF_ID = `CASE
+  WHEN id LIKE 'refund/payment/%' THEN substr(id, 16)
+  WHEN id LIKE 'refund/failed/%' THEN substr(id, 15 + instr(substr(id, 15), '/'))
+  WHEN id LIKE 'refund/late/%' THEN substr(id, 13 + instr(substr(id, 13), '/'))
+  WHEN id LIKE 'purchase/%' THEN substr(id, 10, 32)
+  WHEN id LIKE 'capture/%' THEN substr(id, 9, 32) WHEN id LIKE 'transfer/%' THEN substr(id, 10, 32) ELSE '' END`;
 
 export class WalletLedger {
   readonly #storage: DurableObjectStorage;
@@ -44,6 +59,21 @@ export class WalletLedger {
       raw TEXT NOT NULL, gas TEXT NOT NULL, max_fee TEXT NOT NULL, priority_fee TEXT NOT NULL,
       linked INTEGER NOT NULL DEFAULT 0, signed_at INTEGER NOT NULL)`);
     sql.exec("CREATE INDEX IF NOT EXISTS signed_by_order ON signed (id)");
+    this.#addColumn("signed", "void", "INTEGER NOT NULL DEFAULT 0");
+    if (this.#addColumn("wallet_orders", "account", "TEXT NOT NULL DEFAULT ''"))
+      sql.exec(`UPDATE wallet_orders SET account = ${ACCOUNT_OF_ID}`);
+    sql.exec("CREATE INDEX IF NOT EXISTS wallet_orders_by_account ON wallet_orders (account)");
+    sql.exec(`CREATE TABLE IF NOT EXISTS waiting (id TEXT PRIMARY KEY, recipient TEXT NOT NULL, amount INTEGER NOT NULL,
+      since INTEGER NOT NULL, asked_at INTEGER NOT NULL)`);
+  }
+
+  /** False where it is there. */
+  #addColumn(table: string, name: string, type: string): boolean {
+    const { sql } = this.#storage;
+    const columns = sql.exec<{ name: string }>(`SELECT name FROM pragma_table_info('${table}')`).toArray();
+    if (columns.some((column) => column.name === name)) return false;
+    sql.exec(`ALTER TABLE ${table} ADD COLUMN ${name} ${type}`);
+    return true;
   }
 
   /** An order and what was signed for it, or, of an order that is known, the next that was: at another nonce or fee. */
@@ -51,16 +81,19 @@ export class WalletLedger {
     const { sql } = this.#storage;
     this.#storage.transactionSync(() => {
       sql.exec(
-        `INSERT INTO wallet_orders (id, kind, body, to_address, data, amount, nonce, state, hash, created_at)
-          VALUES (?, ?, ?, ?, ?, ?, ?, 'sent', ?, ?)
+        `INSERT INTO wallet_orders (id, kind, body, to_address, data, amount, account, nonce, state, hash, created_at)
+          VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sent', ?, ?)
           ON CONFLICT (id) DO UPDATE SET nonce = excluded.nonce, hash = excluded.hash`,
-        ...[row.id, row.kind, row.body, row.to_address, row.data, row.amount, row.nonce, row.hash, row.created_at],
+        ...[row.id, row.kind, row.body, row.to_address, row.data, row.amount, row.account],
+        ...[row.nonce, row.hash, row.created_at],
       );
       sql.exec(
-        "INSERT INTO signed VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?) ON CONFLICT (hash) DO NOTHING",
+        `INSERT INTO signed (hash, id, nonce, raw, gas, max_fee, priority_fee, signed_at, void)
+          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING`,
         ...[signed.hash, row.id, row.nonce, signed.raw],
-        ...[signed.gas, signed.max_fee, signed.priority_fee, signed.signed_at],
+        ...[signed.gas, signed.max_fee, signed.priority_fee, signed.signed_at, signed.void],
       );
+      sql.exec("DELETE FROM waiting WHERE id = ?", row.id);
     });
   }
 
@@ -103,14 +136,53 @@ export class WalletLedger {
   }
 
   /** What orders of a kind have taken from our USDC since a time, unix milliseconds. */
-  spentSince(kind: OrderRow["kind"], since: number): bigint {
+  spentSince(kind: OrderRow["kind"], since: number, recipient?: string): bigint {
+    return this.#sum(
+      "kind = ? AND created_at > ? AND (? IS NULL OR lower(json_extract(body, '$.to')) = ?)",
+      ...[kind, since, recipient ?? null, recipient ?? null],
+    );
+  }
+
+  /** What has left as refunds for a payment or a purchase, or is on its way. */
+  paidFor = (account: string): bigint => this.#sum("account = ? AND kind = 'pay'", account);
+
+  #sum(where: string, ...values: (string | number | null)[]): bigint {
     return this.#storage.sql
-      .exec<{ amount: string }>(
-        "SELECT amount FROM wallet_orders WHERE kind = ? AND created_at > ? AND state <> 'reverted'",
-        kind,
-        since,
-      )
+      .exec<{ amount: string }>(`SELECT amount FROM wallet_orders WHERE state <> 'reverted' AND ${where}`, ...values)
       .toArray()
       .reduce((sum, { amount }) => sum + BigInt(amount), 0n);
+  }
+
+  /** Orders of a kind for a payment or a purchase that were not reverted. */
+  ordersFor(account: string, kind: OrderRow["kind"]): OrderRow[] {
+    return this.#storage.sql
+      .exec<OrderRow>(
+        "SELECT * FROM wallet_orders WHERE account = ? AND kind = ? AND state <> 'reverted'",
+        account,
+        kind,
+      )
+      .toArray();
+  }
+
+  /** A refund for which there is no room today; it is forgotten where nobody asks for it again. */
+  keepWaiting(id: string, recipient: string, amount: bigint, now: number): void {
+    this.#storage.sql.exec(
+      `INSERT INTO waiting (id, recipient, amount, since, asked_at) VALUES (?, ?, ?, ?, ?)
+        ON CONFLICT (id) DO UPDATE SET asked_at = excluded.asked_at`,
+      ...[id, recipient, Number(amount), now, now],
+    );
+    this.#storage.sql.exec("DELETE FROM waiting WHERE asked_at < ?", now - FORGOTTEN_MS);
+  }
+
+  /** What of the waiting refunds goes before one: the smaller ones, of the same size the older ones. */
+  waitingBefore(id: string, amount: bigint, now: number): bigint {
+    const { total } = this.#storage.sql
+      .exec<{ total: number }>(
+        `SELECT COALESCE(SUM(amount), 0) AS total FROM waiting WHERE id <> ?1 AND asked_at >= ?2
+          AND (amount < ?3 OR (amount = ?3 AND since < COALESCE((SELECT since FROM waiting WHERE id = ?1), ?4)))`,
+        ...[id, now - FORGOTTEN_MS, Number(amount), now],
+      )
+      .one();
+    return BigInt(total);
   }
 }

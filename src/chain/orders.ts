@@ -7,21 +7,38 @@ import {
   type Hex,
   hexToBigInt,
   numberToHex,
+  parseAbi,
   parseSignature,
+  size,
   toEventSelector,
 } from "viem";
 import { AppError } from "../errors.ts";
+import type { Authorization } from "./authorization.ts";
 import type { Chain } from "./client.ts";
 import { coinAbi, contractAbi, eventAbi } from "./contract.ts";
 import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 import { askFirst } from "./witness.ts";
 
-/** `id`: one order for ever. Amounts in 10^-6 USDC, decimal; times in unix seconds. */
+/** What a payer signed, and the block from which its use is looked for. `value`: 10^-6 USDC, decimal. */
+export type SignedPayment = Omit<Authorization, "value"> & { value: string; fromBlock: number };
+
+/**
+ * `id`: one order for ever. Amounts in 10^-6 USDC, decimal; times in unix seconds. `paid` and `owed` are what the wallet
+ * asks the chain about before it signs (hard case 34); they are no part of what the order is.
+ */
 export type WalletOrder =
-  /** USDC to somebody: refunds. */
-  | { kind: "pay"; id: string; to: Address; amount: string }
+  /** USDC to somebody: refunds. Of a payment, or of a purchase, which was itself paid for over x402 where `payment` is set. */
+  | { kind: "pay"; id: string; to: Address; amount: string; owed: { purchase?: string; payment?: SignedPayment } }
   /** Approval of exactly the cost, then purchaseVM. `payment`: whose purchase it is. */
-  | { kind: "purchase"; id: string; payment: string; tier: number; durationDays: number; cost: string }
+  | {
+      kind: "purchase";
+      id: string;
+      payment: string;
+      tier: number;
+      durationDays: number;
+      cost: string;
+      paid: SignedPayment;
+    }
   /** Takes what a payer has signed (EIP-3009). */
   | {
       kind: "capture";
@@ -35,22 +52,43 @@ export type WalletOrder =
       signature: Hex;
     }
   /** The token to its payer: not the safe form, which a contract could refuse (hard case 19). */
-  | { kind: "transfer"; id: string; to: Address; tokenId: number };
+  | { kind: "transfer"; id: string; to: Address; tokenId: number; purchase: string; paid: SignedPayment };
+export type OrderKind = WalletOrder["kind"] | "approve";
 
 export type Call = { to: Address; data: Hex };
+type WithoutProof<T> = T extends WalletOrder ? Omit<T, "paid" | "owed" | "purchase"> : never;
+type CallOrder = WithoutProof<WalletOrder>;
 type Addresses = { contract: Address; coin: Address; operator: Address };
 
 const TRANSFER_TOPIC = toEventSelector(eventAbi[0]);
 const NOBODY = numberToHex(0, { size: 32 });
 const GAS_MARGIN_PERCENT = 130n;
 /**
+ * The most gas that a transaction of a kind may be given; what needs more would fail. Code of strangers runs in two of
+ * them: a payer's contract says whether a signature is its own, and may burn what it likes (hard case 35). All are far below
+ * what Base takes in one transaction (2^24, EIP-7825).
+ */
+const GAS_CAPS: Readonly<Record<OrderKind, bigint>> = {
+  pay: 250_000n,
+  approve: 250_000n,
+  purchase: 900_000n,
+  capture: 700_000n,
+  transfer: 400_000n,
+};
+/**
  * An estimate does not see what the transactions in front of it will do: an allowance that it finds in place may be used up
  * by then, and a write that turns a slot from zero costs 22,100 gas instead of 5,000 (EIP-2929, EIP-2200). Room for two.
  */
 const GAS_ROOM = 40_000n;
 
+/** An order's identity: what it was given with, less what proves that it is owed. */
+export const identityOf = (order: WalletOrder): string => {
+  const { paid, owed, purchase, ...body } = { paid: null, owed: null, purchase: null, ...order };
+  return JSON.stringify(body);
+};
+
 /** The order's transactions, in their order. */
-export function callsOf(order: WalletOrder, { contract, coin, operator }: Addresses): [Call, ...Call[]] {
+export function callsOf(order: CallOrder, { contract, coin, operator }: Addresses): [Call, ...Call[]] {
   switch (order.kind) {
     case "pay":
       return [{ to: coin, data: encode("transfer", [order.to, BigInt(order.amount)]) }];
@@ -74,7 +112,7 @@ const encode = (functionName: "transfer" | "approve", args: readonly [Address, b
   encodeFunctionData({ abi: coinAbi, functionName, args });
 
 /** A plain account's signature goes in three parts, as every version of the coin takes it; a contract's as bytes. */
-function captureData(order: WalletOrder & { kind: "capture" }): Hex {
+function captureData(order: CallOrder & { kind: "capture" }): Hex {
   const { from, to, validAfter, validBefore, nonce, signature } = order;
   const head = [from, to, BigInt(order.value), BigInt(validAfter), BigInt(validBefore), nonce] as const;
   // A contract's signature may be as long as a plain one, and end in what is no recovery bit.
@@ -88,26 +126,50 @@ function captureData(order: WalletOrder & { kind: "capture" }): Hex {
   return encodeFunctionData({ abi: coinAbi, functionName: "transferWithAuthorization", args });
 }
 
-/** Gas that a call may use, with a margin; null where it would revert. */
-export const estimateGas = (chain: Chain, account: Address, call: Call): Promise<bigint | null> =>
+type KindOfCall = Call & { kind: OrderKind };
+
+/** Gas for calls that build on each other, with room; null where one would revert, or needs more than its kind may. */
+export async function estimateGas(chain: Chain, from: Address, calls: readonly KindOfCall[]): Promise<bigint[] | null> {
+  const [only] = calls;
+  const needed = calls.length === 1 && only !== undefined ? await estimateOne(chain, from, only) : null;
+  const all = needed ?? (await simulate(chain, from, calls)).map(gasOf);
+  const limits = all.map((gas) => (gas === null ? null : (gas * GAS_MARGIN_PERCENT) / 100n + GAS_ROOM));
+  return limits.every((limit, i) => limit !== null && limit <= capOf(calls[i])) ? (limits as bigint[]) : null;
+}
+
+const capOf = (call: KindOfCall | undefined): bigint => (call === undefined ? 0n : GAS_CAPS[call.kind]);
+
+const gasOf = ({ status, gasUsed }: Simulated): bigint | null =>
+  hexToBigInt(status) === 1n ? hexToBigInt(gasUsed) : null;
+
+/** The node is told the cap as well, so that it computes no longer than that. */
+const estimateOne = (chain: Chain, account: Address, { kind, ...call }: KindOfCall): Promise<[bigint | null]> =>
   askFirst(chain, async ({ client }) => {
     try {
-      return withMargin(await client.estimateGas({ account, ...call }));
+      return [await client.estimateGas({ account, ...call, gas: GAS_CAPS[kind] })];
     } catch (error) {
-      if (error instanceof BaseError && error.walk((e) => e instanceof ExecutionRevertedError) !== null) return null;
+      if (wouldFail(error)) return [null];
       throw error;
     }
   });
 
-const withMargin = (gas: bigint): bigint => (gas * GAS_MARGIN_PERCENT) / 100n + GAS_ROOM;
+// A node that gives up at the cap says so in words alone.
+const OUT_OF_GAS = /gas required exceeds|out of gas|gas limit/i;
+const wouldFail = (error: unknown): boolean =>
+  error instanceof BaseError &&
+  (error.walk((e) => e instanceof ExecutionRevertedError) !== null || OUT_OF_GAS.test(error.details));
 
 type Simulated = { status: Hex; gasUsed: Hex; logs?: readonly { address: Address; topics: readonly Hex[] }[] };
 
 /** Calls one after the other on top of the latest block (`eth_simulateV1`); a node that can't is passed over. */
-const simulate = (chain: Chain, from: Address, calls: readonly Call[]): Promise<readonly Simulated[]> =>
+const simulate = (
+  chain: Chain,
+  from: Address,
+  calls: readonly (Call & { kind?: OrderKind })[],
+): Promise<readonly Simulated[]> =>
   askFirst(chain, async ({ client }) => {
     const request = client.request as (request: { method: string; params: unknown }) => Promise<unknown>;
-    const blockStateCalls = [{ calls: calls.map((call) => ({ from, ...call })) }];
+    const blockStateCalls = [{ calls: calls.map(({ to, data }) => ({ from, to, data })) }];
     const answer = await request({ method: "eth_simulateV1", params: [{ blockStateCalls }, "latest"] });
     const simulated = (answer as [{ calls?: readonly Simulated[] }?])[0]?.calls;
     if (simulated?.length !== calls.length) {
@@ -116,21 +178,10 @@ const simulate = (chain: Chain, from: Address, calls: readonly Call[]): Promise<
     return simulated;
   });
 
-/** Gas of calls that build on each other, each with a margin; null where one would revert. */
-export async function estimateGasTogether(
-  chain: Chain,
-  from: Address,
-  calls: readonly Call[],
-): Promise<bigint[] | null> {
-  const simulated = await simulate(chain, from, calls);
-  if (simulated.some(({ status }) => hexToBigInt(status) !== 1n)) return null;
-  return simulated.map(({ gasUsed }) => withMargin(hexToBigInt(gasUsed)));
-}
-
 /** Whether a token bought now could be handed over: the purchase is played, then the transfer of what it minted (hard case 19). */
 export async function canDeliver(
   chain: Chain,
-  purchase: WalletOrder & { kind: "purchase" },
+  purchase: CallOrder & { kind: "purchase" },
   payer: Address,
   addresses: Addresses,
 ): Promise<boolean> {
@@ -148,3 +199,25 @@ export async function canDeliver(
   const all = await simulate(chain, addresses.operator, [...calls, ...callsOf(transfer, addresses)]);
   return all.every(({ status }) => hexToBigInt(status) === 1n);
 }
+
+const GAS_PRICE_ORACLE = "0x420000000000000000000000000000000000000F";
+/** A signed transaction beside its calldata: nonce, fees, addresses and signature. */
+const ENVELOPE_BYTES = 150;
+const l1FeeAbi = parseAbi(["function getL1FeeUpperBound(uint256 unsignedTxSize) view returns (uint256)"]);
+
+/**
+ * What the OP stack takes for bringing transactions to Ethereum, beside their gas (GasPriceOracle, since Fjord): wei. Nothing
+ * where the chain has no such contract.
+ */
+export const readL1Fee = (chain: Chain, calls: readonly { data: Hex }[]): Promise<bigint> =>
+  askFirst(chain, async ({ client }) => {
+    const bytes = calls.reduce((sum, { data }) => sum + size(data) + ENVELOPE_BYTES, 0);
+    const data = encodeFunctionData({ abi: l1FeeAbi, functionName: "getL1FeeUpperBound", args: [BigInt(bytes)] });
+    try {
+      const answer = await client.request({ method: "eth_call", params: [{ to: GAS_PRICE_ORACLE, data }, "latest"] });
+      return answer === "0x" ? 0n : hexToBigInt(answer);
+    } catch (error) {
+      if (wouldFail(error)) return 0n;
+      throw error;
+    }
+  });

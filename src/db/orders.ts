@@ -24,6 +24,9 @@ export const boughtVm = async (
     )
     .get()) ?? null;
 
+/** What an order's row says its token cost where a held one serves it: it was paid for by another order. */
+export const HELD_TOKEN_COST = "0";
+
 /**
  * Gives a held token to an order, and its machine's row back to work, all or nothing. Null where another order has it, or
  * this one has moved on.
@@ -39,7 +42,7 @@ export async function serveHeldToken(
   const isHeld = sql`EXISTS (SELECT 1 FROM payments AS other WHERE other.id = ${held.id} AND other.held = 1)`;
   const [, , rows] = await runBatch(db, [
     sql`UPDATE payments SET step = 'provision', incarnation = ${held.incarnation}, token_id = ${held.tokenId},
-        purchase_tx = ${held.purchaseTx}, bought_at = ${at.now}, cost = '0', wake_at = ${at.now + WAKE_AFTER_MS},
+        purchase_tx = ${held.purchaseTx}, bought_at = ${at.now}, cost = ${HELD_TOKEN_COST}, wake_at = ${at.now + WAKE_AFTER_MS},
         generation = generation + 1
       WHERE id = ${id} AND generation = ${generation} AND ${isHeld}
         AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND vms.step = 'idle')`,

@@ -3,7 +3,7 @@ import { and, asc, desc, eq, gt, inArray, sql } from "drizzle-orm";
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
 import { type Database, once } from "./client.ts";
-import { paymentLinks, payments, quotes, settlements } from "./schema.ts";
+import { paymentLinks, payments, purchases, quotes, settlements, vms } from "./schema.ts";
 
 export type Payment = typeof payments.$inferSelect;
 export type NewPayment = typeof payments.$inferInsert;
@@ -200,12 +200,12 @@ export const paymentOfPurchase = async (db: Database, incarnation: string): Prom
     .orderBy(desc(payments.createdAt))
     .get()) ?? null;
 
-/** A token that is ours with nobody to give it to, good until then at least. `owner`: we, lower case. */
+/** A token that is ours with nobody to give it to, whose time ends between those two of the chain. `owner`: we, lower case. */
 export const heldToken = async (
   db: Database,
   tier: number,
   owner: string,
-  untilChainTime: number,
+  until: { least: number; most: number },
 ): Promise<Payment | null> =>
   (
     await db
@@ -216,12 +216,32 @@ export const heldToken = async (
           eq(payments.held, true),
           eq(payments.tier, tier),
           sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${payments.incarnation} AND owner = ${owner} AND current = 1 AND instance_id IS NULL
-            AND status IN ('failed', 'terminated') AND step = 'idle' AND expires_at >= ${untilChainTime})`,
+            AND status IN ('failed', 'terminated') AND step = 'idle' AND expires_at BETWEEN ${until.least} AND ${until.most})`,
         ),
       )
       .orderBy(asc(payments.createdAt))
       .get()
   )?.payment ?? null;
+
+/** Tokens that are ours with nobody to give them to, soonest to end first. */
+export const heldTokens = (db: Database, chainTime: number, limit: number) =>
+  db
+    .select({
+      payment: payments.id,
+      tokenId: vms.tokenId,
+      tier: vms.tier,
+      heldSince: payments.endedAt,
+      createdAt: vms.createdAt,
+      expiresAt: vms.expiresAt,
+      cost: purchases.totalCost,
+    })
+    .from(payments)
+    .innerJoin(vms, eq(vms.incarnation, payments.incarnation))
+    .innerJoin(purchases, eq(purchases.incarnation, payments.incarnation))
+    .where(and(eq(payments.held, true), eq(vms.current, true), gt(vms.expiresAt, chainTime)))
+    .orderBy(asc(vms.expiresAt))
+    .limit(limit)
+    .all();
 
 /** Prices that were quoted for a tier since then, newest first. */
 export const quotedSince = (db: Database, tier: number, since: number) =>

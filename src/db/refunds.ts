@@ -3,6 +3,7 @@
 import { and, asc, desc, eq, getTableColumns, inArray, ne, sql } from "drizzle-orm";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { Database } from "./client.ts";
+import type { Payment } from "./payments.ts";
 import { purchases, type RefundState, refunds, vms } from "./schema.ts";
 
 export type Refund = typeof refunds.$inferSelect;
@@ -25,17 +26,25 @@ export function shareOf(totalCost: bigint, durationDays: number, owedSeconds: nu
   return (totalCost * owed) / paid;
 }
 
+/** Sold over x402, what was paid is the payment, for the days that were ordered (hard case 33). */
+export const paidByOrder = ({ amount, durationDays }: Pick<Payment, "amount" | "durationDays">) => ({
+  totalCost: BigInt(amount),
+  durationDays: durationDays ?? 1,
+});
+
 export type NewRefund = typeof refunds.$inferInsert;
 
-/** What is owed for a purchase by our own row of it: before it is paid the chain is asked. */
+/** What is owed for a purchase, or for the order that it serves, by our own rows: before it is paid the chain is asked. */
 export async function oweRefund(
   db: Database,
   { incarnation, tokenId }: Pick<Refund, "incarnation" | "tokenId">,
   { now, ...owed }: Owed,
+  order: Pick<Payment, "amount" | "durationDays"> | null,
 ): Promise<NewRefund> {
   const { totalCost, durationDays } = purchases;
   const isOwn = eq(purchases.incarnation, incarnation);
-  const paid = await db.select({ totalCost, durationDays }).from(purchases).where(isOwn).get();
+  const purchase = await db.select({ totalCost, durationDays }).from(purchases).where(isOwn).get();
+  const paid = order === null ? purchase : paidByOrder(order);
   const amount = paid === undefined ? 0n : shareOf(BigInt(paid.totalCost), paid.durationDays, owed.owedSeconds);
   const wakeAt = owed.state === "due" ? now : null;
   return { incarnation, tokenId, ...owed, amount: String(amount), wakeAt, createdAt: now };

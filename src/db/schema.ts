@@ -283,6 +283,10 @@ export const payments = sqliteTable(
     incarnation: text(),
     /** What the token costs us, 10^-6 USDC, once its purchase was ordered. */
     cost: text(),
+    /** Purchases that were ordered for it and reverted. */
+    reverts: integer().notNull().default(0),
+    /** Since when the capture would fail: unix milliseconds. */
+    failingSince: integer("failing_since"),
     /** What we paid for the token and have not got back yet counts while this is set: unix milliseconds of the order. */
     boughtAt: integer("bought_at"),
     /** The token was bought, and is still ours with nobody to give it to. */

@@ -305,13 +305,9 @@ export async function refundOf(context: Context, vm: store.Vm, now: number): Pro
   const owedSeconds = vm.runningAt === null ? null : vm.expiresAt - (await store.chainTime(db));
   if (owedSeconds !== null && owedSeconds <= 0) return null;
   const order = await paymentOfPurchase(db, vm.incarnation);
-  const refund = await oweRefund(db, vm, {
-    kind: "failed",
-    state: byHand ? "waiting" : "due",
-    reason: byHand ? "manual" : null,
-    owedSeconds,
-    now,
-  });
+  const state = byHand ? "waiting" : "due";
+  const owed = { kind: "failed", state, reason: byHand ? "manual" : null, owedSeconds, now } as const;
+  const refund = await oweRefund(db, vm, owed, order);
   return { refund: order === null ? refund : { ...refund, payTo: order.payer } };
 }
 

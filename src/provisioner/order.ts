@@ -17,10 +17,10 @@ import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { authorizationOf, CAPTURE_SECONDS } from "../vms/payments.ts";
+import { authorizationOf, CAPTURE_SECONDS, signedPaymentOf } from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import type { Context } from "./context.ts";
-import { lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
+import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
 
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
@@ -29,6 +29,11 @@ const WALLET_WAIT_SECONDS = 10;
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;
+/** A capture that would fail for so long is refused: its machine runs for nothing meanwhile (hard case 36). */
+const REFUSED_MS = 60_000;
+const MAX_REVERTS = 3;
+/** How far what is left of a held token may be from what was ordered (hard case 33): seconds, or a share if that is more. */
+const HELD_TOLERANCE = { seconds: 7_200, share: 0.05 } as const;
 /** More than any price rises within the time that a quote is kept. */
 const MAX_RISE = 2n;
 const ANY = 10n ** 18n;
@@ -93,7 +98,8 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   const { pricePerDay, active } = await agreedTier(context, tier);
   if (!active) return "tier_inactive";
   if (authorization.value !== pricePerDay * BigInt(durationDays) && !(await wasQuoted(context, row))) return "price";
-  if (row.state !== "settled") {
+  // What has arrived is no more in the payer's account.
+  if (row.state !== "settled" && use.state !== "paid") {
     const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
     const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
     if (exceeded !== null) return exceeded;
@@ -135,7 +141,10 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (row.cost === null) {
     if (isLate) return abandon(context, row, "too_late");
     if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
-    const held = await store.heldToken(db, tier, addressInRows(context), head + durationDays * SECONDS_PER_DAY);
+    const seconds = durationDays * SECONDS_PER_DAY;
+    const tolerance = Math.max(HELD_TOLERANCE.seconds, seconds * HELD_TOLERANCE.share);
+    const until = { least: head + seconds - tolerance, most: head + seconds + tolerance };
+    const held = await store.heldToken(db, tier, addressInRows(context), until);
     const deadline = row.state === "settled" ? head + CAPTURE_SECONDS * 10 : captureDeadline(row);
     const served =
       held === null
@@ -153,21 +162,28 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   }
   const order = {
     kind: "purchase",
-    id: `purchase/${row.id}`,
+    // Each try is an order of its own.
+    id: `purchase/${row.id}${row.reverts === 0 ? "" : `/${row.reverts}`}`,
     payment: row.id,
     tier,
     durationDays,
     cost: row.cost,
+    paid: signedPaymentOf(row),
   } as const;
   const bought = await walletOf(context).order(order);
   if (bought.state === "waiting") {
     log("page", "purchase_waits", { payment: row.id, why: bought.why });
-    const isHopeless = bought.why === "would_fail" || bought.why === "other_order";
+    const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
     return isHopeless || isLate
       ? abandon(context, row, `purchase_${bought.why}`)
       : { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  if (bought.state === "reverted") return abandon(context, row, "purchase_reverted");
+  if (bought.state === "reverted") {
+    // Its approval was used up, or the price has changed: while there is time it is bought again (hard case 55).
+    if (isLate || row.reverts + 1 >= MAX_REVERTS) return abandon(context, row, "purchase_reverted");
+    log("warn", "purchase_reverted", { payment: row.id, txHash: bought.hash });
+    return store.movePayment(db, row, { reverts: row.reverts + 1, cost: null, boughtAt: null, purchaseTx: null });
+  }
   if (row.purchaseTx !== bought.hash) return store.movePayment(db, row, { purchaseTx: bought.hash });
   // The scan sees it like any purchase, and its first step links it to this order (hard case 20), unless it ended before.
   const vm = await boughtVm(db, row, addressInRows(context));
@@ -270,7 +286,10 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   // Has the payer moved its money? Two nodes have to say so before that is held against it.
   const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
   if (balance < BigInt(row.amount)) return refuseCapture(context, row);
-  return { waitSeconds: WALLET_WAIT_SECONDS };
+  // Its contract says no, or burns gas: whoever says it, and however, a minute is enough (hard cases 35 and 36).
+  if (row.failingSince !== null && now() - row.failingSince >= REFUSED_MS) return refuseCapture(context, row);
+  const failing = row.failingSince === null ? await store.movePayment(db, row, { failingSince: now() }) : row;
+  return failing === null ? null : { waitSeconds: WALLET_WAIT_SECONDS };
 }
 
 /**
@@ -292,7 +311,7 @@ async function isConfirmed({ chain, config }: Context, blockNumber: number): Pro
   return askTwo(chain, async (node) => (await readHead(node)).number >= blockNumber + config.CONFIRMATIONS);
 }
 
-const WAITING = { state: "waiting" } as const;
+const WAITING = { state: "waiting", why: "unproven" } as const;
 
 /** The payment is ours: the token goes to the payer, without waiting for final history (hard case 16). */
 export async function deliver(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
@@ -305,8 +324,11 @@ export async function deliver(context: Context, row: store.Payment, vm: Vm | nul
   const mustWait = row.transferTx === null && !vm.current;
   const moved = mustWait ? WAITING : await walletOf(context).order(transferOf(row));
   if (isWithPayer && (moved.state === "waiting" || moved.state === "reverted")) return toClose(context, row);
+  const isHopeless = moved.state === "waiting" && isNotOurs(moved.why);
   const isUndone =
-    moved.state === "reverted" || (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
+    moved.state === "reverted" ||
+    isHopeless ||
+    (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
   if (isUndone) {
     log("page", "token_not_delivered", { payment: row.id, tokenId: row.tokenId });
     return abandon(context, row, "not_delivered");

@@ -1,7 +1,7 @@
 // Payments, brought to their end: what a request left half done, what was given up, what has to be paid back. A machine's
 // order is in order.ts. The chain is the only witness (hard case 2); final history closes the books (hard case 16).
 import { type Address, getAddress } from "viem";
-import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
+import type { OperatorWallet, Refusal } from "../../durable-objects/operator-wallet.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";
@@ -9,7 +9,7 @@ import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { authorizationOf } from "../vms/payments.ts";
+import { authorizationOf, signedPaymentOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { refundOf } from "./create.ts";
 import { buy, capture, check, deliver, endLeft, isTheirs, onMachine, provision } from "./order.ts";
@@ -134,8 +134,10 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
   }
   const id = `refund/payment/${row.id}`;
   const to: Address = getAddress(row.payer);
-  const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount });
+  const owed = { payment: signedPaymentOf(row) };
+  const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount, owed });
   if (paid.state === "waiting") {
+    if (isNotOurs(paid.why)) return hold(context, row, paid.why);
     log("page", "refund_waits", { payment: row.id, why: paid.why });
     return lookAgain(context, row, WATCH_MS);
   }
@@ -154,6 +156,9 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     endedAt: now(),
   });
 }
+
+/** What waiting does not change: a person has to see why the row says so. */
+export const isNotOurs = (why: Refusal): boolean => why === "not_owed" || why === "served" || why === "other_order";
 
 async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
   log("page", "payment_held", { payment: row.id, reason });
@@ -220,4 +225,6 @@ export const transferOf = (row: store.Payment) =>
     id: `transfer/${row.id}/${row.tokenId}`,
     to: getAddress(row.payer),
     tokenId: row.tokenId ?? -1,
+    purchase: row.incarnation ?? "",
+    paid: signedPaymentOf(row),
   }) as const;

@@ -5,13 +5,15 @@ import type { OrderState } from "../../durable-objects/operator-wallet.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { readAgreedToken, readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";
+import { paymentOfPurchase } from "../db/payments.ts";
 import * as store from "../db/refunds.ts";
 import { loadVm, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
 import { log } from "../log.ts";
+import { signedPaymentOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { operatorOf } from "./order.ts";
-import { walletOf } from "./payment.ts";
+import { isNotOurs, walletOf } from "./payment.ts";
 import { readPurchase } from "./verify.ts";
 
 type Payee = { to: Address; amount: bigint };
@@ -59,7 +61,9 @@ async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<P
   // A renewal was another payment, and not by the buyer perhaps.
   const paidUntil = purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY;
   if (row.kind === "failed" && vm.expiresAt > paidUntil) return "renewed";
-  const amount = store.shareOf(purchase.totalCost, purchase.durationDays, row.owedSeconds);
+  const sold = row.payTo === null ? null : await paymentOfPurchase(context.db, row.incarnation);
+  const paid = sold === null ? purchase : store.paidByOrder(sold);
+  const amount = store.shareOf(paid.totalCost, paid.durationDays, row.owedSeconds);
   if (amount === 0n) return "nothing_owed";
   if (row.payTo !== null) {
     // Sold over x402: it is on its way to whom it was sold to.
@@ -76,11 +80,15 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
   const { db, now } = context;
   if (row.recipient === null) throw new Error(`the refund of ${row.incarnation} has no recipient`);
   const id = `refund/${row.kind}/${row.incarnation}`;
-  const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount } as const;
+  // Sold over x402, it was paid for by that payment.
+  const sold = await paymentOfPurchase(db, row.incarnation);
+  const owed = { purchase: row.incarnation, ...(sold === null ? {} : { payment: signedPaymentOf(sold) }) };
+  const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount, owed } as const;
   const payment: OrderState = await walletOf(context).order(order);
   if (payment.state === "waiting") {
     log("page", "refund_waits", { tokenId: row.tokenId, why: payment.why });
-    await store.moveRefund(db, row, ["paying"], { reason: payment.why });
+    const held = isNotOurs(payment.why) ? ({ state: "held", wakeAt: null } as const) : {};
+    await store.moveRefund(db, row, ["paying"], { ...held, reason: payment.why });
     return;
   }
   const { hash } = payment;

@@ -12,13 +12,27 @@ import { TIERS } from "../vms/tiers.ts";
 import type { Context } from "./context.ts";
 
 /** The purchase that a row stands for, as the chain tells it; null where the chain has no such transaction (yet). */
-export async function readPurchase(chain: Chain, config: ProvisionerConfig, vm: Vm): Promise<Purchase | null> {
-  const { txHash, ordinal, contract, deploymentId } = parseIncarnation(vm.incarnation);
-  if (contract !== config.CONTRACT_ADDRESS.toLowerCase() || deploymentId !== config.DEPLOYMENT_ID) {
-    throw new GiveUp("purchase_mismatch", "the row is of another contract or deployment");
-  }
+export async function readPurchase(
+  chain: Chain,
+  config: ProvisionerConfig,
+  { incarnation }: Pick<Vm, "incarnation">,
+): Promise<Purchase | null> {
+  if (parseIncarnation(incarnation).deploymentId !== config.DEPLOYMENT_ID)
+    throw new GiveUp("purchase_mismatch", "the row is of another deployment");
+  return purchaseOf(chain, config, incarnation);
+}
+
+/** The same, of whichever deployment. */
+export async function purchaseOf(
+  chain: Chain,
+  config: ProvisionerConfig,
+  incarnation: string,
+): Promise<Purchase | null> {
+  const { txHash, tokenId, ordinal, contract } = parseIncarnation(incarnation);
+  if (contract !== config.CONTRACT_ADDRESS.toLowerCase())
+    throw new GiveUp("purchase_mismatch", "the row is of another contract");
   const receipt = await readReceipt(chain, txHash);
-  return receipt === null ? null : findPurchase(receipt, config, vm.tokenId, ordinal);
+  return receipt === null ? null : findPurchase(receipt, config, tokenId, ordinal);
 }
 
 /** Whether final history has passed the block in which a purchase once stood. */

@@ -1,6 +1,8 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { familyOfLabel } from "../chain/incarnation.ts";
+import { HELD_TOKEN_COST } from "../db/orders.ts";
 import { paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
@@ -15,6 +17,8 @@ import { type Machine, VendorError } from "./vendors/vendor.ts";
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
 const SCRUB_WAIT_SECONDS = 60;
+/** Less than this is not worth a transaction. */
+const SHORT_SECONDS = 60;
 const LOST = "no answer, and no list showed a machine";
 /** Vendors' clocks and ours. */
 const CLOCK_SKEW_MS = 120_000;
@@ -113,16 +117,24 @@ export async function scrub(context: Context, vm: store.Vm): Promise<Next> {
   return DONE;
 }
 
-/** How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). */
+/**
+ * How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). An order
+ * that a held token serves is short of what that token has lost before, which goes back in any case (hard case 33).
+ */
 async function lateness(context: Context, vm: store.Vm): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
   const { db, config, now } = context;
-  const lost = (await store.chainTime(db)) - vm.createdAt;
-  if (vm.runningAt !== null || lost <= config.LATE_AFTER_SECONDS) return { lateSeconds: null };
-  const state = config.LATE_REFUNDS === "record" ? "recorded" : config.REFUNDS === "manual" ? "waiting" : "due";
+  if (vm.runningAt !== null) return { lateSeconds: null };
+  const chainTime = await store.chainTime(db);
+  const order = isOurs(context, vm) ? await paymentOfPurchase(db, vm.incarnation) : null;
+  const isHeldToken = order?.cost === HELD_TOKEN_COST;
+  const ordered = isHeldToken ? (order?.durationDays ?? 0) * SECONDS_PER_DAY : vm.expiresAt - vm.createdAt;
+  const lost = ordered - (vm.expiresAt - chainTime);
+  if (lost <= (isHeldToken ? SHORT_SECONDS : config.LATE_AFTER_SECONDS)) return { lateSeconds: null };
+  const isRecorded = config.LATE_REFUNDS === "record" && !isHeldToken;
+  const state = isRecorded ? "recorded" : config.REFUNDS === "manual" ? "waiting" : "due";
   const reason = state === "waiting" ? "manual" : null;
   const owed = { kind: "late", state, reason, owedSeconds: lost, now: now() } as const;
-  const refund = await oweRefund(db, vm, owed);
-  const order = isOurs(context, vm) ? await paymentOfPurchase(db, vm.incarnation) : null;
+  const refund = await oweRefund(db, vm, owed, order);
   // The token goes to the payer: so does what the machine came too late for.
   return { lateSeconds: lost, refund: order === null ? refund : { ...refund, payTo: order.payer } };
 }

@@ -10,6 +10,7 @@ import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { getAddress, type Hex } from "viem";
 import type { Authorization } from "../chain/authorization.ts";
 import { formatUsdc } from "../chain/contract.ts";
+import type { SignedPayment } from "../chain/orders.ts";
 import type { Payment } from "../db/payments.ts";
 import { TIERS } from "./tiers.ts";
 
@@ -37,6 +38,12 @@ export const authorizationOf = (row: Payment): Authorization => ({
   nonce: row.nonce as Hex,
   signature: row.signature as Hex,
 });
+
+/** The same for the wallet, with where to look for its use. */
+export const signedPaymentOf = (row: Payment): SignedPayment => {
+  const { value, ...authorization } = authorizationOf(row);
+  return { ...authorization, value: String(value), fromBlock: row.fromBlock };
+};
 
 export const WIRE_PAYMENT_STATES = ["unpaid", "authorized", "settled", "releasing", "released", "refunded"] as const;
 type WireState = (typeof WIRE_PAYMENT_STATES)[number];

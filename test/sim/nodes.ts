@@ -189,6 +189,8 @@ export class ModelNode {
     const block = this.#at(view, tag);
     if (block === null) throw new Error("header not found");
     if (to.toLowerCase() === MULTICALL3.toLowerCase()) return this.#aggregate(block, data);
+    // An account without code answers nothing.
+    if (![USDC_ADDRESS, CONTRACT_ADDRESS].some((known) => known.toLowerCase() === to.toLowerCase())) return "0x";
     const value = this.#inner(block, { target: to, callData: data });
     if (value === null) throw new Error("execution reverted");
     return `0x${value}`;

@@ -1,7 +1,7 @@
 // A deployment of both Workers inside workerd for one test: a database of its own, its own name at the vendors, the real
 // chain and vendors of `parts.ts`. The queue is a list that the test drains itself, so that every order of messages can
 // be played; the real queue runs in the end-to-end tests.
-import { applyD1Migrations, type D1Migration, reset } from "cloudflare:test";
+import { applyD1Migrations, type D1Migration, reset, runInDurableObject } from "cloudflare:test";
 import { env } from "cloudflare:workers";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
@@ -93,6 +93,13 @@ export const IMPATIENT = { provisioner: { VENDOR_TIMEOUT_MS: "1000" } };
 
 type Sent = { body: Job; delaySeconds: number };
 
+/** Other settings for the operator wallet's object than the test run's, until the runtime evicts it. */
+export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, settings: Record<string, string>) =>
+  runInDurableObject(wallet, (instance: OperatorWallet) => {
+    const { env } = instance as unknown as { env: Record<string, unknown> };
+    Object.assign(instance, { env: { ...env, ...settings } });
+  });
+
 export type Deployment = Awaited<ReturnType<typeof deploy>>;
 
 /** A fresh deployment whose scan starts at the chain's head. */
@@ -169,6 +176,8 @@ export async function deploy(
     ...overrides.provisioner,
   };
   const provisioner = provisionerConfig(provisionerVariables);
+  const wallet = bindings.OPERATOR_WALLET.get(bindings.OPERATOR_WALLET.idFromName("operator"));
+  if (overrides.provisioner !== undefined) await configureWallet(wallet, overrides.provisioner);
   const app = createApp(edge);
   let aheadMs = 0;
   const context: Context = createContext(provisioner, () => Date.now() + aheadMs);
@@ -208,7 +217,7 @@ export async function deploy(
       });
       return ((await answer.json()) as { key: string }).key;
     },
-    wallet: bindings.OPERATOR_WALLET.get(bindings.OPERATOR_WALLET.idFromName("operator")),
+    wallet,
     guard: (client: string) => bindings.IP_GUARD.get(bindings.IP_GUARD.idFromName(client)),
     /** Counts the calls to guards from here on. */
     countGuardCalls: () => {

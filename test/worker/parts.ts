@@ -72,4 +72,5 @@ export const gateVariables = (parts: PartsInfo) => ({
   RUNPOD_REQUESTS_PER_MINUTE: "100000",
   VENDOR_TIMEOUT_MS: "5000",
   OPERATOR_PRIVATE_KEY: parts.operatorKey,
+  CHAIN_MAX_AHEAD_SECONDS: "100000000",
 });

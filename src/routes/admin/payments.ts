@@ -5,12 +5,13 @@ import type { App, Router } from "../../app.ts";
 import type { CoinTransfer } from "../../chain/coin-transfers.ts";
 import { formatUsdc } from "../../chain/contract.ts";
 import { readFinalNumber } from "../../chain/witness.ts";
-import { listPayments, loadPayment, movePayment, type Payment } from "../../db/payments.ts";
+import { heldTokens, listPayments, loadPayment, movePayment, type Payment } from "../../db/payments.ts";
 import { PAYMENT_STATES } from "../../db/schema.ts";
+import { chainTime } from "../../db/vms.ts";
 import { AppError } from "../../errors.ts";
 import { note } from "../../log.ts";
 import { reconcile, type Side } from "../../vms/reconcile.ts";
-import { isoOf, isoTime, paymentIdSchema, txHashSchema } from "../schemas.ts";
+import { isoOf, isoOfChain, isoTime, paymentIdSchema, txHashSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
 
 const MAX_PAGE = 500;
@@ -97,6 +98,36 @@ const reconcileRoute = createRoute({
   },
 });
 
+const heldRoute = createRoute({
+  method: "get",
+  path: "/admin/payments/held",
+  summary: "Tokens in stock: bought for orders that came to nothing",
+  description:
+    "Each serves an order whose time differs from what is left of it by at most two hours or 5 %, whichever is more. Soonest to end first.",
+  ...FOR_OPERATORS,
+  request: { query: z.object({ limit: limitQuery(MAX_PAGE, 100) }) },
+  responses: {
+    200: jsonOf(
+      "The stock",
+      z.object({
+        tokens: z.array(
+          z.object({
+            tokenId: z.number(),
+            tier: z.number(),
+            paymentId: z.string().openapi({ description: "The order that it was bought for" }),
+            heldSince: isoTime.nullable(),
+            expiresAt: isoTime,
+            cost: z.string().openapi({ description: "USDC" }),
+            value: z.string().openapi({ description: "Of its cost, what its time left is worth; USDC" }),
+          }),
+        ),
+        value: z.string().openapi({ description: "Of all of them, USDC" }),
+      }),
+    ),
+    ...adminErrors(),
+  },
+});
+
 const decided = { 200: jsonOf("How it stands now", paymentSchema), ...adminErrors(404, 409) };
 const refundRoute = createRoute({
   method: "post",
@@ -166,6 +197,26 @@ export function mountAdminPayments(app: Router): void {
       missing: missing.map(bodyOfPayment),
     };
     return c.json({ fromBlock, toBlock, ...body }, 200);
+  });
+
+  app.openapi(heldRoute, async (c) => {
+    const { db } = c.var;
+    const now = await chainTime(db);
+    const rows = await heldTokens(db, now, c.req.valid("query").limit);
+    const valued = rows.map((row) => {
+      const [left, whole] = [row.expiresAt - now, row.expiresAt - row.createdAt];
+      return { ...row, value: (BigInt(row.cost) * BigInt(left)) / BigInt(whole) };
+    });
+    const tokens = valued.map(({ payment, tokenId, tier, heldSince, expiresAt, cost, value }) => ({
+      tokenId,
+      tier,
+      paymentId: payment,
+      heldSince: isoOf(heldSince),
+      expiresAt: isoOfChain(expiresAt),
+      cost: formatUsdc(BigInt(cost)),
+      value: formatUsdc(value),
+    }));
+    return c.json({ tokens, value: formatUsdc(valued.reduce((sum, { value }) => sum + value, 0n)) }, 200);
   });
 
   app.openapi(refundRoute, async (c) => {

@@ -164,7 +164,10 @@ test("a price that changed after its quote is kept for a while, and no price tha
   const forged = await signPurchaseOf(world, agent(2));
   await world.sql
     .prepare(
-      "INSERT INTO payments SELECT ?1, kind, chain_id, ?2, ?3, NULL, request, '1', pay_to, valid_after, ?4, ?5, 'authorized', 'check', NULL, 1, from_block, NULL, 0, 1, NULL, NULL, quoted_block, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, 1, created_at, NULL, NULL FROM payments LIMIT 1",
+      `INSERT INTO payments (id, kind, chain_id, payer, nonce, request, amount, pay_to, valid_after, valid_before, signature,
+        state, step, from_block, tier, duration_days, quoted_block, wake_at, created_at)
+        SELECT ?1, kind, chain_id, ?2, ?3, request, '1', pay_to, valid_after, ?4, ?5,
+        'authorized', 'check', from_block, 0, 1, quoted_block, 1, created_at FROM payments LIMIT 1`,
     )
     .bind(
       "f".repeat(32),
@@ -182,7 +185,7 @@ test("a price that changed after its quote is kept for a while, and no price tha
 test("no machine: nothing is captured, the authorization is released on final history, and the token serves the next order", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });
   const before = await usdcOf(agent(1).address);
-  const { id } = await accepted(1, { durationDays: 3 });
+  const { id } = await accepted(1);
   const row = await untilProvisioned(id);
   await tooLate();
   expect(await playUntil(world, id, inState("releasing"))).toMatchObject({ held: 1, settle_tx: null });

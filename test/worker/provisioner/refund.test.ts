@@ -7,6 +7,7 @@ import { retryFailed } from "../../../src/db/operators.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { transfer } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+import { paidUs } from "../routes/x402/till.ts";
 
 const usdcAbi = parseAbi([
   "function balanceOf(address account) view returns (uint256)",
@@ -163,9 +164,15 @@ test("a row that names another sum or recipient than the chain pays nobody else 
   expect(await refundOf(world, tokenId)).toMatchObject({ amount: "500000", recipient: agent(0).address });
 });
 
+/** An order to pay back what agent 3 has paid us. */
+const payBack = async (id: string, amount: string) => {
+  const payment = await paidUs(agent(3), BigInt(amount));
+  return { kind: "pay", id, to: agent(3).address, amount, owed: { payment } } as const;
+};
+
 test("the same payment asked for many times at once, and after the object's restart, is one transaction", async () => {
   const world = await deploy();
-  const payment = { kind: "pay", id: "test/once", to: agent(3).address, amount: "7" } as const;
+  const payment = await payBack("test/once", "7");
   const before = await payments(agent(3).address);
   const answers = await Promise.all(Array.from({ length: 10 }, () => world.wallet.order(payment)));
   expect(new Set(answers.map((answer) => (answer as { hash: string }).hash)).size).toBe(1);
@@ -180,12 +187,10 @@ test("the same payment asked for many times at once, and after the object's rest
 test("payments of one moment get nonces of their own, and none is lost while every node is down", async () => {
   const world = await deploy();
   const before = await payments(agent(3).address);
+  const orders: Awaited<ReturnType<typeof payBack>>[] = [];
+  for (let i = 0; i < 5; i++) orders.push(await payBack(`test/many-${i}`, "1"));
   await chain.node.setAutomine(false);
-  const states = await Promise.all(
-    Array.from({ length: 5 }, (_, i) =>
-      world.wallet.order({ kind: "pay", id: `test/many-${i}`, to: agent(3).address, amount: "1" }),
-    ),
-  );
+  const states = await Promise.all(orders.map((order) => world.wallet.order(order)));
   expect(states.every((one) => one.state === "sent")).toBe(true);
   // What the nodes had in their pools is gone; the alarm sends all of it again.
   await dropAll();
@@ -194,17 +199,14 @@ test("payments of one moment get nonces of their own, and none is lost while eve
   expect(await payments(agent(3).address)).toBe(before + 5);
   await chain.mine(3);
   await runDurableObjectAlarm(world.wallet);
-  for (let i = 0; i < 5; i++) {
-    const state = await world.wallet.order({ kind: "pay", id: `test/many-${i}`, to: agent(3).address, amount: "1" });
-    expect(state).toMatchObject({ state: "final" });
-  }
+  for (const order of orders) expect(await world.wallet.order(order)).toMatchObject({ state: "final" });
 });
 
 test("a stuck transaction is replaced at a higher fee under the same nonce, and either of the two closes the order", async () => {
   const world = await deploy();
+  const payment = await payBack("test/stuck", "3");
   await chain.node.setAutomine(false);
   const before = await payments(agent(3).address);
-  const payment = { kind: "pay", id: "test/stuck", to: agent(3).address, amount: "3" } as const;
   const first = await world.wallet.order(payment);
   await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
     storage.sql.exec("UPDATE signed SET signed_at = signed_at - 120000");
@@ -222,8 +224,8 @@ test("a stuck transaction is replaced at a higher fee under the same nonce, and 
 
 test("a nonce that somebody else used up with the key is given up for another one, once that is final", async () => {
   const world = await deploy();
+  const payment = await payBack("test/taken", "2");
   await chain.node.setAutomine(false);
-  const payment = { kind: "pay", id: "test/taken", to: agent(3).address, amount: "2" } as const;
   await world.wallet.order(payment);
   await dropAll();
   const stranger = createWalletClient({
@@ -246,7 +248,7 @@ test("a nonce that somebody else used up with the key is given up for another on
 test("a payment that a reorg takes back is broadcast until it stands (hard case 16)", async () => {
   const world = await deploy();
   const before = await payments(agent(3).address);
-  const payment = { kind: "pay", id: "test/reorg", to: agent(3).address, amount: "4" } as const;
+  const payment = await payBack("test/reorg", "4");
   await world.wallet.order(payment);
   await chain.mine(1);
   expect(await payments(agent(3).address)).toBe(before + 1);
@@ -259,28 +261,20 @@ test("a payment that a reorg takes back is broadcast until it stands (hard case 
 });
 
 test("beyond the day's limit, or without funds, nothing is signed: it waits and says why", async () => {
-  const world = await deploy();
+  const world = await deploy({ provisioner: { REFUND_LIMIT_USDC_PER_DAY: "1" } });
+  const dry = await payBack("test/dry", "1");
+  const beyond = await payBack("test/limit", "1000001");
   const funds = await balanceOf(operator.address);
-  expect(
-    await world.wallet.order({ kind: "pay", id: "test/limit", to: agent(3).address, amount: "2000000001" }),
-  ).toEqual({
-    state: "waiting",
-    why: "daily_limit",
-  });
+  expect(await world.wallet.order(beyond)).toEqual({ state: "waiting", why: "daily_limit" });
   expect(funds).toBeGreaterThan(1_000_000n);
   const treasury = chain.wallet(operator);
   const send = { address: USDC_ADDRESS, abi: usdcAbi, functionName: "transfer" } as const;
   await treasury.writeContract({ ...send, args: [deployer.address, funds] });
   await chain.mine(1);
-  expect(await world.wallet.order({ kind: "pay", id: "test/dry", to: agent(3).address, amount: "1" })).toEqual({
-    state: "waiting",
-    why: "no_funds",
-  });
+  expect(await world.wallet.order(dry)).toEqual({ state: "waiting", why: "no_funds" });
   await chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds] });
   await chain.mine(1);
-  expect(await world.wallet.order({ kind: "pay", id: "test/dry", to: agent(3).address, amount: "1" })).toMatchObject({
-    state: "sent",
-  });
+  expect(await world.wallet.order(dry)).toMatchObject({ state: "sent" });
 });
 
 test("a node that lies about a purchase does not make money leave", async () => {

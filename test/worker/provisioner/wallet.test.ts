@@ -1,6 +1,6 @@
 // The operator wallet's orders for x402: purchases, captures, transfers. Its payments are in refund.test.ts.
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
-import type { Hex } from "viem";
+import { type Hex, keccak256, stringToHex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
@@ -11,18 +11,26 @@ import {
   agent,
   chain,
   clearRpcFaults,
+  configureWallet,
   type Deployment,
   deploy,
   deployer,
   operator,
 } from "../deployment.ts";
-import { claw, coin, mined, setTier, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
+import { claw, coin, mined, paidUs, setTier, signedTo, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
 
-const purchase = (id: string, cost = "500000") =>
-  ({ kind: "purchase", id, payment: `for-${id}`, tier: 0, durationDays: 1, cost }) as const;
+/** Each for a payment of its own that agent 2 has signed; the same for the same id. */
+const purchase = async (id: string, cost = "500000") => {
+  const nonce = keccak256(stringToHex(`${world.provisioner.DEPLOYMENT_ID}/${id}`));
+  const paid = payments.get(nonce) ?? (await signedTo(agent(2), BigInt(cost), { nonce })).payment;
+  payments.set(nonce, paid);
+  return { kind: "purchase", id, payment: `for-${id}`, tier: 0, durationDays: 1, cost, paid } as const;
+};
+const payments = new Map<Hex, Awaited<ReturnType<typeof signedTo>>["payment"]>();
 const linksOf = async (id: string) =>
   (await world.rows("SELECT tx_hash FROM payment_links WHERE payment = ?", `for-${id}`)).map((row) => row["tx_hash"]);
 const hashOf = (state: object) => (state as { hash: Hex }).hash;
+const configure = (settings: Record<string, string>) => configureWallet(world.wallet, settings);
 const inStorage = (statement: string) =>
   runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
     storage.sql.exec(statement);
@@ -40,24 +48,29 @@ afterEach(async () => {
 
 test("a purchase buys one token and leaves no allowance, however often it is asked for, and is linked", async () => {
   const before = await sold();
-  const states = await Promise.all(Array.from({ length: 5 }, () => world.wallet.order(purchase("once"))));
+  const order = await purchase("once");
+  const states = await Promise.all(Array.from({ length: 5 }, () => world.wallet.order(order)));
   expect(new Set(states.map(hashOf)).size).toBe(1);
   expect(await sold()).toBe(before + 1n);
   expect(await chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [before] })).toBe(operator.address);
   const args = [operator.address, CONTRACT_ADDRESS] as const;
   expect(await chain.reader.readContract({ ...coin, functionName: "allowance", args })).toBe(0n);
   expect(await linksOf("once")).toEqual([hashOf(states[0] ?? {})]);
-  expect(await world.wallet.order(purchase("once"))).toMatchObject({ state: "sent", mined: { status: "success" } });
-  expect(await world.wallet.order(purchase("once", "1"))).toEqual({ state: "waiting", why: "other_order" });
+  expect(await world.wallet.order(await purchase("once"))).toMatchObject({
+    state: "sent",
+    mined: { status: "success" },
+  });
+  expect(await world.wallet.order({ ...order, cost: "1" })).toEqual({ state: "waiting", why: "other_order" });
   await chain.mine(4);
   await runDurableObjectAlarm(world.wallet);
-  expect(await world.wallet.order(purchase("once"))).toMatchObject({ state: "final" });
+  expect(await world.wallet.order(await purchase("once"))).toMatchObject({ state: "final" });
 });
 
 test("two purchases of one moment each have their approval in front of them", async () => {
   const before = await sold();
   await chain.node.setAutomine(false);
-  await Promise.all([world.wallet.order(purchase("left")), world.wallet.order(purchase("right"))]);
+  const orders = await Promise.all([purchase("left"), purchase("right")]);
+  await Promise.all(orders.map((order) => world.wallet.order(order)));
   await chain.mine(1);
   expect(await sold()).toBe(before + 2n);
 });
@@ -65,7 +78,7 @@ test("two purchases of one moment each have their approval in front of them", as
 test("while the database can't be told whose purchase it is, it is not sent; the alarm sends it later (hard case 20)", async () => {
   const before = await sold();
   await world.sql.prepare("ALTER TABLE payment_links RENAME TO hidden_links").run();
-  expect(await world.wallet.order(purchase("unlinked"))).toMatchObject({ state: "sent", mined: null });
+  expect(await world.wallet.order(await purchase("unlinked"))).toMatchObject({ state: "sent", mined: null });
   expect(await sold()).toBe(before);
   await world.sql.prepare("ALTER TABLE hidden_links RENAME TO payment_links").run();
   await runDurableObjectAlarm(world.wallet);
@@ -76,10 +89,10 @@ test("while the database can't be told whose purchase it is, it is not sent; the
 test("a stuck purchase is replaced at a higher fee, and the replacement is linked before it leaves", async () => {
   const before = await sold();
   await chain.node.setAutomine(false);
-  const first = await world.wallet.order(purchase("stuck"));
+  const first = await world.wallet.order(await purchase("stuck"));
   await inStorage("UPDATE signed SET signed_at = signed_at - 120000");
   await runDurableObjectAlarm(world.wallet);
-  const second = await world.wallet.order(purchase("stuck"));
+  const second = await world.wallet.order(await purchase("stuck"));
   expect(hashOf(second)).not.toBe(hashOf(first));
   expect(new Set(await linksOf("stuck"))).toEqual(new Set([hashOf(first), hashOf(second)]));
   await chain.mine(1);
@@ -88,22 +101,21 @@ test("a stuck purchase is replaced at a higher fee, and the replacement is linke
 
 test("what would fail, costs too much gas or is beyond the day's purchases is not signed; refunds have their own limit", async () => {
   await setTier(500_000n, false);
-  expect(await world.wallet.order(purchase("inactive"))).toEqual({ state: "waiting", why: "would_fail" });
+  expect(await world.wallet.order(await purchase("inactive"))).toEqual({ state: "waiting", why: "would_fail" });
   await setTier(500_000n);
-  expect(await world.wallet.order(purchase("dear", "2000000001"))).toEqual({ state: "waiting", why: "daily_limit" });
+  await configure({ PURCHASE_LIMIT_USDC_PER_DAY: "0.49" });
+  expect(await world.wallet.order(await purchase("dear"))).toEqual({ state: "waiting", why: "daily_limit" });
+  await configure({ PURCHASE_LIMIT_USDC_PER_DAY: "2000" });
   const base = (await chain.reader.getBlock()).baseFeePerGas ?? 0n;
   await chain.node.setNextBlockBaseFeePerGas({ baseFeePerGas: 6_000_000_000n });
   await chain.mine(1);
-  expect(await world.wallet.order(purchase("gas"))).toEqual({ state: "waiting", why: "gas_too_dear" });
-  expect(await world.wallet.simulate(purchase("gas"))).toBe("gas_too_dear");
+  expect(await world.wallet.order(await purchase("gas"))).toEqual({ state: "waiting", why: "gas_too_dear" });
   await chain.node.setNextBlockBaseFeePerGas({ baseFeePerGas: base });
   await chain.mine(1);
-  expect(await world.wallet.simulate(purchase("gas"))).toBeNull();
-  const refund = { kind: "pay", id: "a refund", to: agent(3).address, amount: "2000000000" } as const;
-  const limit = await world.wallet.order(refund);
-  // Either the limit of refunds or the funds decide: never what was spent on purchases.
-  expect(["sent", "waiting"]).toContain(limit.state);
-  expect(limit).not.toMatchObject({ why: "daily_limit" });
+  expect(await world.wallet.simulate(await purchase("gas"))).toBeNull();
+  const owed = { payment: await paidUs(agent(3), 500_000n) };
+  const refund = { kind: "pay", id: "a refund", to: agent(3).address, amount: "500000", owed } as const;
+  expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
 });
 
 test("an authorization is captured once, whoever submits it first, and the token goes over", async () => {
@@ -132,8 +144,20 @@ test("an authorization is captured once, whoever submits it first, and the token
   const late = { ...capture, id: "capture/3", from: authorization.from, nonce: authorization.nonce, signature };
   expect(await world.wallet.simulate({ ...late, validBefore: Number(authorization.validBefore) })).toBe("would_fail");
   const tokenId = Number(await sold());
-  await world.wallet.order(purchase("to hand over"));
-  const transfer = { kind: "transfer", id: "transfer/1", to: agent(1).address, tokenId } as const;
+  await world.wallet.order(await purchase("to hand over"));
+  await world.scan();
+  const [{ incarnation }] = (await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId)) as [
+    { incarnation: string },
+  ];
+  const paid = { ...capture, fromBlock: 0 };
+  const transfer = {
+    kind: "transfer",
+    id: "transfer/1",
+    to: agent(1).address,
+    tokenId,
+    purchase: incarnation,
+    paid,
+  } as const;
   expect(await world.wallet.order(transfer)).toMatchObject({ state: "sent" });
   expect(await chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId)] })).toBe(
     agent(1).address,
@@ -144,9 +168,9 @@ test("what is mined counts once, asked after or not: the next purchase was refus
   const funds = await usdcOf(operator.address);
   const send = { ...coin, functionName: "transfer" } as const;
   await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, funds - 1_000_000n] }));
-  expect(await world.wallet.order(purchase("first half"))).toMatchObject({ state: "sent" });
-  expect(await world.wallet.order(purchase("second half"))).toMatchObject({ state: "sent" });
-  expect(await world.wallet.order(purchase("beyond it"))).toEqual({ state: "waiting", why: "no_funds" });
+  expect(await world.wallet.order(await purchase("first half"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(await purchase("second half"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(await purchase("beyond it"))).toEqual({ state: "waiting", why: "no_funds" });
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds - 1_000_000n] }));
 });
 
@@ -157,10 +181,10 @@ test("a wallet that is about to run out calls for more, once an hour", async () 
   const warnedAt = () =>
     runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get<number>("warnedAt"));
   expect(await warnedAt()).toBeUndefined();
-  await world.wallet.order(purchase("low"));
+  await world.wallet.order(await purchase("low"));
   const first = await warnedAt();
   expect(first).toBeTypeOf("number");
-  await world.wallet.order(purchase("lower"));
+  await world.wallet.order(await purchase("lower"));
   expect(await warnedAt()).toBe(first);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
 });
@@ -168,11 +192,8 @@ test("a wallet that is about to run out calls for more, once an hour", async () 
 test("what one of three nodes has a receipt of is not sent at another nonce: a second token was bought while one lagged and one lied (seed 86214)", async () => {
   const before = await sold();
   const [faulty = "", , honest = ""] = world.provisioner.RPC_URLS;
-  await runInDurableObject(world.wallet, (wallet: OperatorWallet) => {
-    const { env } = wallet as unknown as { env: Record<string, unknown> };
-    Object.assign(wallet, { env: { ...env, RPC_URLS: [`${faulty}/a`, `${faulty}/b`, honest].join(",") } });
-  });
-  await world.wallet.order(purchase("known to one"));
+  await configure({ RPC_URLS: [`${faulty}/a`, `${faulty}/b`, honest].join(",") });
+  await world.wallet.order(await purchase("known to one"));
   await chain.mine(3);
   await addRpcFault({ kind: "rewrite", method: "eth_getTransactionReceipt", result: null });
   await runDurableObjectAlarm(world.wallet);
@@ -180,14 +201,16 @@ test("what one of three nodes has a receipt of is not sent at another nonce: a s
   expect(await sold()).toBe(before + 1n);
   await clearRpcFaults();
   await runDurableObjectAlarm(world.wallet);
-  expect(await world.wallet.order(purchase("known to one"))).toMatchObject({ state: "final" });
+  expect(await world.wallet.order(await purchase("known to one"))).toMatchObject({ state: "final" });
 });
 
 test("a nonce that a reorg has left free is filled: what waits behind it would never arrive", async () => {
   // Somebody else's transaction with the key, then ours behind it; the reorg brings back ours alone.
+  const payment = await paidUs(agent(3), 5n);
   await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
   const before = await usdcOf(agent(3).address);
-  await world.wallet.order({ kind: "pay", id: "behind a gap", to: agent(3).address, amount: "5" });
+  const owed = { payment };
+  await world.wallet.order({ kind: "pay", id: "behind a gap", to: agent(3).address, amount: "5", owed });
   expect(await usdcOf(agent(3).address)).toBe(before + 5n);
   await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
   await chain.node.request({ method: "anvil_dropAllTransactions" as never, params: [] as never });

@@ -12,8 +12,9 @@ import {
   paymentHeaderV2,
   readQuote,
   type SignedPayment,
+  submit,
 } from "../../../world/payer.ts";
-import { chain, type Deployment, deployer } from "../../deployment.ts";
+import { chain, type Deployment, deployer, operator } from "../../deployment.ts";
 
 export type Order = { tier?: number; durationDays?: number; sshPublicKey?: string; region?: string };
 
@@ -96,6 +97,32 @@ export const setTier = (price: bigint, active = true) =>
       .wallet(deployer)
       .writeContract({ ...claw, functionName: "setTier", args: [0, price, active, "VM 1 vCPU / 1 GB"] }),
   );
+
+/** What somebody has signed to pay us, as the operator wallet is told of it. */
+export async function signedTo(payer: LocalAccount, value: bigint, fields: Partial<Authorization> = {}) {
+  const { number, timestamp } = await chain.reader.getBlock();
+  const requirement = {
+    network: "eip155:8453",
+    asset: USDC_ADDRESS,
+    amount: String(value),
+    payTo: operator.address,
+    maxTimeoutSeconds: 1_200,
+    extra: { name: "USD Coin", version: "2" },
+  } as unknown as PaymentRequirements;
+  const validBefore = String(Number(timestamp) + 1_200);
+  const signed = await authorize(payer, requirement, { validBefore, ...fields });
+  const { authorization, signature } = signed;
+  const times = { validAfter: Number(authorization.validAfter), validBefore: Number(authorization.validBefore) };
+  return { signed, payment: { ...authorization, ...times, signature, fromBlock: Number(number) } };
+}
+
+/** The same, paid and in final history. */
+export async function paidUs(payer: LocalAccount, value: bigint) {
+  const { signed, payment } = await signedTo(payer, value);
+  await submit(chain, deployer, signed, USDC_ADDRESS);
+  await chain.mine(4);
+  return payment;
+}
 
 /** Mines, scans and runs jobs until a payment is in one of these states and steps. */
 export async function playUntil(
