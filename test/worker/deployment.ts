@@ -242,12 +242,14 @@ export async function deploy(
         const next = sent.shift();
         if (next === undefined) break;
         if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
-        if (next.body.kind === "advance") await advance(context, next.body);
-        if (next.body.kind === "payment") await followPayment(context, next.body);
-        if (next.body.kind === "refund") {
-          await refund(context, { incarnation: next.body.incarnation, kind: next.body.of });
-        }
+        await deployment.run(next.body);
       }
+    },
+    /** One job, once. */
+    run: async (job: Job): Promise<void> => {
+      if (job.kind === "advance") await advance(context, job);
+      if (job.kind === "payment") await followPayment(context, job);
+      if (job.kind === "refund") await refund(context, { incarnation: job.incarnation, kind: job.of });
     },
     /** Until a token's machine is ordered and was looked for so often. */
     drainToBoot: async (tokenId: number, looks = 1) => {

@@ -11,7 +11,8 @@ import { listen } from "./server.ts";
  * - `drop_logs`: eth_getLogs answers an empty list, however old the range
  * - `max_range`: eth_getLogs refuses more than `blocks` blocks, in a provider's words
  * - `rewrite`: the result of calls to `method`, or of those whose parameters contain `includes`, is `result`
- * - `patch`: the same for some `fields` of the result, or of each item where it is a list; the others stay as they are
+ * - `refuse`: an error instead, with that message
+ * - `patch`: as `rewrite`, for some `fields` of the result, or of each item where it is a list; the others stay as they are
  * - `delay`: it answers `ms` later, so that it is the second or the last to be heard
  * - `logs_behind`: it knows the newest state, and of the newest `blocks` neither logs nor receipts
  * - `finalized_is_latest`: it calls its newest block final
@@ -26,6 +27,12 @@ const faultSchema = z.discriminatedUnion("kind", [
     method: z.string(),
     includes: z.string().optional(),
     result: z.unknown(),
+  }),
+  z.strictObject({
+    kind: z.literal("refuse"),
+    method: z.string(),
+    includes: z.string().optional(),
+    message: z.string(),
   }),
   z.strictObject({
     kind: z.literal("patch"),
@@ -98,6 +105,8 @@ export async function startRpcProxy(target: string) {
     for (const fault of faults) {
       if (fault.kind === "rewrite" && isMeant(fault, call))
         return { jsonrpc: "2.0", id: call.id, result: fault.result };
+      if (fault.kind === "refuse" && isMeant(fault, call))
+        return { jsonrpc: "2.0", id: call.id, error: { code: -32_000, message: fault.message } };
       if (fault.kind === "patch" && isMeant(fault, call)) return patched(call, fault.fields);
       if (fault.kind === "drop_logs" && call.method === "eth_getLogs")
         return { jsonrpc: "2.0", id: call.id, result: [] };
