@@ -7,6 +7,7 @@ import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts
 import artifacts from "../../world/contracts/artifacts.json";
 import { delegate, undelegate } from "../../world/payer.ts";
 import {
+  addFault,
   addRpcFault,
   agent,
   chain,
