@@ -1,11 +1,11 @@
 // The local chain is what the product's documents say of Base: contracts at their addresses, money that can be authorized.
-import { type Abi, type Address, type Hex, parseEventLogs } from "viem";
+import { type Abi, type Address, type Hex, numberToHex, parseEventLogs, toFunctionSelector } from "viem";
 import type { LocalAccount } from "viem/accounts";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, transfer } from "../world/agent.ts";
-import { artifacts, type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
-import { authorize, cancel, submit } from "../world/payer.ts";
+import { artifacts, type Chain, clawAbi, MAX_TRANSACTION_GAS, startChain, usdcAbi } from "../world/chain.ts";
+import { authorize, cancel, delegate, submit, submitTogether, undelegate } from "../world/payer.ts";
 import { startRpcProxy } from "../world/rpc-proxy.ts";
 
 let chain: Chain;
@@ -117,6 +117,57 @@ test("a canceled authorization moves nothing, though its nonce reads as used", a
   expect(await usdc("balanceOf", [agent(2).address])).toBe(before);
 });
 
+const eventsOf = (logs: Parameters<typeof parseEventLogs>[0]["logs"]) =>
+  parseEventLogs({ abi: usdcAbi, logs }).map((log) => log.eventName);
+
+test("a use logs AuthorizationUsed and then its transfer, several in one transaction in turn, a cancellation nothing else", async () => {
+  const [paid, own] = await Promise.all([
+    authorize(agent(2), usdcFor("7")),
+    authorize(agent(2), { ...usdcFor("0"), payTo: agent(2).address }),
+  ]);
+  const { logs } = await submitTogether(chain, agent(4), [paid, own], USDC_ADDRESS);
+  expect(eventsOf(logs)).toEqual(["AuthorizationUsed", "Transfer", "AuthorizationUsed", "Transfer"]);
+  const hash = await cancel(chain, agent(2), await authorize(agent(2), usdcFor("1")), USDC_ADDRESS);
+  expect(eventsOf((await chain.reader.getTransactionReceipt({ hash })).logs)).toEqual(["AuthorizationCanceled"]);
+});
+
+test("a nonce belongs to no message: whatever its authorizer signs with it uses it up", async () => {
+  const shown = await authorize(agent(2), usdcFor("1000000"));
+  const { nonce } = shown.authorization;
+  const other = await authorize(agent(2), { ...usdcFor("0"), payTo: agent(2).address }, { nonce });
+  await submit(chain, agent(4), other, USDC_ADDRESS);
+  await expect(submit(chain, agent(4), shown, USDC_ADDRESS)).rejects.toThrow("authorization is used or canceled");
+});
+
+async function deployed(name: "FickleWallet" | "GasBurner", args: unknown[]): Promise<Address> {
+  const abi = artifacts[name].abi as Abi;
+  const hash = await chain.wallet(agent(4)).deployContract({ abi, bytecode: artifacts[name].bytecode as Hex, args });
+  return (await chain.reader.waitForTransactionReceipt({ hash })).contractAddress ?? "0x";
+}
+
+test("an account that delegates to code pays by the code's word, and by its key again once it is a plain one", async () => {
+  const code = await deployed("FickleWallet", [agent(2).address]);
+  const pay = async () => submit(chain, agent(4), await authorize(agent(2), usdcFor("1")), USDC_ADDRESS);
+  await delegate(chain, agent(2), code);
+  await pay();
+  const abi = artifacts.FickleWallet.abi as Abi;
+  await send(agent(2), agent(2).address, abi, "setRefuses", [true]);
+  await expect(pay()).rejects.toThrow("invalid signature");
+  await undelegate(chain, agent(2));
+  await pay();
+});
+
+test("no transaction has more than 2^24 gas, whatever an estimate says of it (EIP-7825)", async () => {
+  const from = await deployed("GasBurner", [agent(2).address, 18_000_000n]);
+  await send(chain.deployer, USDC_ADDRESS, usdcAbi, "mint", [from, 5n]);
+  const { authorization, signature } = await authorize(agent(2), usdcFor("5"), { from });
+  const call = { address: USDC_ADDRESS as Address, abi: usdcAbi, functionName: "transferWithAuthorization" };
+  const args = [...Object.values(authorization), signature];
+  const gas = await chain.reader.estimateContractGas({ ...call, args, account: agent(4) });
+  expect(gas).toBeGreaterThan(MAX_TRANSACTION_GAS);
+  await expect(chain.wallet(agent(4)).writeContract({ ...call, args, gas })).rejects.toThrow("gas too high");
+});
+
 test("USDC moves neither to nor from an account that its owner has blocked", async () => {
   const block = (isBlocked: boolean) =>
     send(chain.deployer, USDC_ADDRESS, usdcAbi, "setBlocked", [agent(3).address, isBlocked]);
@@ -147,7 +198,7 @@ test("the proxy in front of the node can lag, lie and fail", async () => {
       method: "POST",
       body: JSON.stringify({ jsonrpc: "2.0", id: 1, method, params }),
     });
-    return response.ok ? ((await response.json()) as { result?: string }).result : response.status;
+    return response.ok ? ((await response.json()) as { result?: unknown }).result : response.status;
   };
   const head = Number(await ask("eth_blockNumber"));
   proxy.setFaults({ kind: "lag", blocks: 3 });
@@ -156,5 +207,18 @@ test("the proxy in front of the node can lag, lie and fail", async () => {
   expect(await ask("eth_blockNumber")).toBe("0x7");
   proxy.setFaults({ kind: "down" });
   expect(await ask("eth_blockNumber")).toBe(503);
+  const hash = await chain.wallet(agent(0)).sendTransaction({ to: agent(1).address, value: 1n });
+  proxy.setFaults({ kind: "logs_behind", blocks: 1 });
+  expect(await ask("eth_getTransactionReceipt", [hash])).toBeNull();
+  expect(Number(await ask("eth_blockNumber"))).toBe(head + 1);
+  proxy.setFaults({ kind: "patch", method: "eth_getTransactionReceipt", fields: { status: "0x0" } });
+  expect(await ask("eth_getTransactionReceipt", [hash])).toMatchObject({ status: "0x0", transactionHash: hash });
+  proxy.setFaults({ kind: "finalized_is_latest" });
+  expect(await ask("eth_getBlockByNumber", ["finalized", false])).toMatchObject({ number: numberToHex(head + 1) });
+  const CLOCK = { to: MULTICALL3_ADDRESS, data: toFunctionSelector("getCurrentBlockTimestamp()") };
+  proxy.setFaults();
+  const time = Number(await ask("eth_call", [CLOCK, "latest"]));
+  proxy.setFaults({ kind: "ahead", seconds: 86_400 });
+  expect(Number(await ask("eth_call", [CLOCK, "latest"])) - time).toBeGreaterThanOrEqual(86_400);
   await proxy.stop();
 });

@@ -253,12 +253,14 @@ export async function deploy(
         const next = sent.shift();
         if (next === undefined) break;
         if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
-        if (next.body.kind === "advance") await advance(context, next.body);
-        if (next.body.kind === "payment") await followPayment(context, next.body);
-        if (next.body.kind === "refund") {
-          await refund(context, { incarnation: next.body.incarnation, kind: next.body.of });
-        }
+        await deployment.run(next.body);
       }
+    },
+    /** One job, once. */
+    run: async (job: Job): Promise<void> => {
+      if (job.kind === "advance") await advance(context, job);
+      if (job.kind === "payment") await followPayment(context, job);
+      if (job.kind === "refund") await refund(context, { incarnation: job.incarnation, kind: job.of });
     },
     /** Until a token's machine is ordered and was looked for so often. */
     drainToBoot: async (tokenId: number, looks = 1) => {
@@ -319,20 +321,26 @@ type VendorMachine = { id: string; label?: string; name?: string; status: string
 
 const controlUrl = (vendor: "vultr" | "runpod") =>
   vendor === "vultr" ? parts.vultrControlUrl : parts.runpodControlUrl;
-const post = (url: string, body: object) => fetch(url, { method: "POST", body: JSON.stringify(body) });
+async function post(url: string, body: object): Promise<void> {
+  const answer = await fetch(url, { method: "POST", body: JSON.stringify(body) });
+  if (!answer.ok) throw new Error(`${url} answered ${answer.status}: ${await answer.text()}`);
+}
 
 /** Switches a fault on at a vendor; all are off at the start of a test. */
 export const addFault = (vendor: "vultr" | "runpod", fault: Fault) => post(`${controlUrl(vendor)}/faults`, fault);
-/** Makes the first of the three RPC URLs lag, lie or fail. */
-export const addRpcFault = (fault: RpcFault) => post(`${parts.proxyControlUrl}/faults`, fault);
-export const clearRpcFaults = () => fetch(`${parts.proxyControlUrl}/faults`, { method: "DELETE" });
+const rpcControlUrls = { first: parts.proxyControlUrl, third: parts.secondProxyControlUrl };
+/** Makes one of the three RPC URLs lag, lie or fail, the first unless told; the second is always honest. */
+export const addRpcFault = (fault: RpcFault, node: keyof typeof rpcControlUrls = "first") =>
+  post(`${rpcControlUrls[node]}/faults`, fault);
+export const clearRpcFaults = () =>
+  Promise.all(Object.values(rpcControlUrls).map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
 /** Makes the facilitator of payments fail, lie or lose its answers. */
 export const addFacilitatorFault = (fault: FacilitatorFault) => post(`${parts.facilitatorControlUrl}/faults`, fault);
 export const clearFacilitatorFaults = () => fetch(`${parts.facilitatorControlUrl}/faults`, { method: "DELETE" });
 
 export async function clearFaults(): Promise<void> {
-  const { vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl } = parts;
-  const urls = [vultrControlUrl, runpodControlUrl, proxyControlUrl, facilitatorControlUrl];
+  const { vultrControlUrl, runpodControlUrl, facilitatorControlUrl } = parts;
+  const urls = [vultrControlUrl, runpodControlUrl, facilitatorControlUrl, ...Object.values(rpcControlUrls)];
   await Promise.all(urls.map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
 }
 

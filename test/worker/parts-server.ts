@@ -25,6 +25,7 @@ const info: PartsInfo = {
   chainUrl: parts.chain.url,
   proxyUrl: parts.proxy.url,
   proxyControlUrl: parts.proxy.controlUrl,
+  secondProxyControlUrl: parts.second.controlUrl,
   rpcUrls: parts.rpcUrls,
   vultrUrl: parts.vultr.apiUrl,
   vultrControlUrl: parts.vultr.controlUrl,

@@ -8,6 +8,8 @@ export type PartsInfo = {
   chainUrl: string;
   proxyUrl: string;
   proxyControlUrl: string;
+  /** Of the third RPC URL, for tests where two nodes are faulty. */
+  secondProxyControlUrl: string;
   rpcUrls: string[];
   vultrUrl: string;
   vultrControlUrl: string;

@@ -25,6 +25,8 @@ import type { Artifacts } from "./contracts/compile.ts";
 import { freePort } from "./ports.ts";
 
 const CHAIN_ID = 8453;
+/** Of one transaction, by EIP-7825. */
+export const MAX_TRANSACTION_GAS = 16_777_216n;
 const AGENT_COUNT = 5;
 const AGENT_BALANCE_USDC6 = 10_000_000_000n;
 // The public development mnemonic of Foundry and Hardhat: its accounts hold play money and nothing else, anywhere.
@@ -60,6 +62,8 @@ export async function startChain(options: ChainOptions = {}) {
   const blockTime = options.blockTimeSeconds ?? 1;
   const epoch = String(options.epochBlocks ?? 1);
   const args = ["--port", String(port), "--chain-id", String(CHAIN_ID), "--slots-in-an-epoch", epoch, "--silent"];
+  // No node takes a transaction above 2^24 gas, as on Base (EIP-7825).
+  args.push("--enable-tx-gas-limit");
   if (blockTime > 0) args.push("--block-time", String(blockTime));
   const anvil = spawn(anvilBinary(), args, { stdio: ["ignore", "ignore", "inherit"] });
   // However this process ends (wrangler ends it at once on a signal), the chain ends with it.
@@ -148,7 +152,7 @@ async function place(node: Node, address: Address, data: Hex): Promise<void> {
   if (from === undefined) throw new Error("anvil offers no account to deploy from");
   await node.setBalance({ address: from, value: parseEther("10000") });
   const { accessList } = await node.createAccessList({ account: from, data });
-  const hash = await node.sendTransaction({ account: from, data, gas: 20_000_000n, chain: null });
+  const hash = await node.sendTransaction({ account: from, data, gas: MAX_TRANSACTION_GAS, chain: null });
   await node.mine({ blocks: 1 });
   const { contractAddress } = await node.waitForTransactionReceipt({ hash, pollingInterval: 50 });
   if (contractAddress == null) throw new Error(`the contract for ${address} was not deployed`);

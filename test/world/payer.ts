@@ -1,8 +1,20 @@
 // What a paying agent does by hand: sign a payment, put it into x402's headers, read a quote, race the facilitator to the
 // chain, take a payment back. Runs in Node and in workerd, and shares no code with the x402 packages: only their types.
 import type { PaymentRequired, PaymentRequirements, ResourceInfo } from "@x402/core/types";
-import { type Address, bytesToHex, type Hex, parseAbi, parseSignature, size } from "viem";
+import {
+  type Address,
+  bytesToHex,
+  encodeFunctionData,
+  type Hex,
+  multicall3Abi,
+  parseAbi,
+  parseSignature,
+  size,
+  type TransactionReceipt,
+  zeroAddress,
+} from "viem";
 import type { LocalAccount } from "viem/accounts";
+import { MULTICALL3_ADDRESS } from "./addresses.ts";
 import type { Clients } from "./agent.ts";
 
 const usdcAbi = parseAbi([
@@ -27,6 +39,7 @@ const CANCEL_TYPES = {
   ],
 } as const;
 const ECDSA_BYTES = 65;
+const DELEGATION_GAS = 100_000n;
 
 /** As on the wire: whole numbers are decimal strings, `value` in millionths of a dollar, times in unix seconds. */
 export type Authorization = {
@@ -102,17 +115,56 @@ export async function submit(
   { authorization, signature }: SignedPayment,
   usdc: Address,
 ): Promise<Hex> {
-  const { from, to, value, validAfter, validBefore, nonce } = inNumbers(authorization);
-  const transfer = [from, to, value, validAfter, validBefore, nonce] as const;
-  const call = { address: usdc, abi: usdcAbi, functionName: "transferWithAuthorization" } as const;
-  const wallet = chain.wallet(submitter);
-  const hash =
-    size(signature) === ECDSA_BYTES
-      ? await wallet.writeContract({ ...call, args: [...transfer, ...inParts(signature)] })
-      : await wallet.writeContract({ ...call, args: [...transfer, signature] });
+  const hash = await chain
+    .wallet(submitter)
+    .sendTransaction({ to: usdc, data: transferData({ authorization, signature }) });
   await chain.reader.waitForTransactionReceipt({ hash });
   return hash;
 }
+
+/** Settles several in one transaction, in this order, as a busy facilitator may, and a thief. Resolves once it is mined. */
+export async function submitTogether(
+  chain: Clients,
+  submitter: LocalAccount,
+  payments: readonly SignedPayment[],
+  usdc: Address,
+): Promise<TransactionReceipt> {
+  const calls = payments.map((payment) => ({ target: usdc, allowFailure: false, callData: transferData(payment) }));
+  const hash = await chain.wallet(submitter).writeContract({
+    address: MULTICALL3_ADDRESS,
+    abi: multicall3Abi,
+    functionName: "aggregate3",
+    args: [calls],
+  });
+  return chain.reader.waitForTransactionReceipt({ hash });
+}
+
+/** The coin's call that moves a signed payment. */
+export function transferData({ authorization, signature }: SignedPayment): Hex {
+  const { from, to, value, validAfter, validBefore, nonce } = inNumbers(authorization);
+  const transfer = [from, to, value, validAfter, validBefore, nonce] as const;
+  const call = { abi: usdcAbi, functionName: "transferWithAuthorization" } as const;
+  return size(signature) === ECDSA_BYTES
+    ? encodeFunctionData({ ...call, args: [...transfer, ...inParts(signature)] })
+    : encodeFunctionData({ ...call, args: [...transfer, signature] });
+}
+
+/** Gives an account the code of a contract (EIP-7702): its key's signatures count no more, the code's word does. */
+export async function delegate(chain: Clients, account: LocalAccount, contractAddress: Address): Promise<void> {
+  const wallet = chain.wallet(account);
+  const authorization = await wallet.signAuthorization({ contractAddress, executor: "self" });
+  // To nobody: the new code need not take a call without data.
+  const hash = await wallet.sendTransaction({
+    to: zeroAddress,
+    authorizationList: [authorization],
+    gas: DELEGATION_GAS,
+  });
+  await chain.reader.waitForTransactionReceipt({ hash });
+}
+
+/** Makes it a plain account again. */
+export const undelegate = (chain: Clients, account: LocalAccount): Promise<void> =>
+  delegate(chain, account, zeroAddress);
 
 /** Makes a signed payment worthless, as its payer may; the nonce reads as used from then on. Resolves once it is mined. */
 export async function cancel(

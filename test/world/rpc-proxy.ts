@@ -11,17 +11,37 @@ import { listen } from "./server.ts";
  * - `drop_logs`: eth_getLogs answers an empty list, however old the range
  * - `max_range`: eth_getLogs refuses more than `blocks` blocks, in a provider's words
  * - `rewrite`: the result of calls to `method`, or of those whose parameters contain `includes`, is `result`
+ * - `refuse`: an error instead, with that message
+ * - `patch`: as `rewrite`, for some `fields` of the result, or of each item where it is a list; the others stay as they are
+ * - `delay`: it answers `ms` later, so that it is the second or the last to be heard
+ * - `logs_behind`: it knows the newest state, and of the newest `blocks` neither logs nor receipts
+ * - `finalized_is_latest`: it calls its newest block final
+ * - `ahead`: the time of its newest block is `seconds` ahead, for calls as well
  */
 const faultSchema = z.discriminatedUnion("kind", [
-  z.strictObject({ kind: z.enum(["hang", "drop_logs"]) }),
+  z.strictObject({ kind: z.enum(["hang", "drop_logs", "finalized_is_latest"]) }),
   z.strictObject({ kind: z.literal("down"), includes: z.string().optional() }),
-  z.strictObject({ kind: z.enum(["lag", "max_range"]), blocks: z.int().min(0) }),
+  z.strictObject({ kind: z.enum(["lag", "max_range", "logs_behind"]), blocks: z.int().min(0) }),
   z.strictObject({
     kind: z.literal("rewrite"),
     method: z.string(),
     includes: z.string().optional(),
     result: z.unknown(),
   }),
+  z.strictObject({
+    kind: z.literal("refuse"),
+    method: z.string(),
+    includes: z.string().optional(),
+    message: z.string(),
+  }),
+  z.strictObject({
+    kind: z.literal("patch"),
+    method: z.string(),
+    includes: z.string().optional(),
+    fields: z.record(z.string(), z.unknown()),
+  }),
+  z.strictObject({ kind: z.literal("delay"), ms: z.int().min(1) }),
+  z.strictObject({ kind: z.literal("ahead"), seconds: z.int().min(1) }),
 ]);
 export type RpcFault = z.input<typeof faultSchema>;
 
@@ -29,6 +49,10 @@ type Call = { jsonrpc: "2.0"; id: unknown; method: string; params: unknown[] };
 type Answer = { jsonrpc: "2.0"; id: unknown; result?: unknown; error?: { code: number; message: string } };
 
 const HANG_MS = 30_000;
+const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
+
+const isMeant = ({ method, includes = "" }: { method: string; includes?: string | undefined }, call: Call): boolean =>
+  method === call.method && JSON.stringify(call.params).includes(includes);
 
 export async function startRpcProxy(target: string) {
   const faults: RpcFault[] = [];
@@ -55,6 +79,8 @@ export async function startRpcProxy(target: string) {
     if (faults.some((fault) => fault.kind === "hang")) {
       await new Promise((resolve) => setTimeout(resolve, HANG_MS).unref());
     }
+    for (const fault of faults)
+      if (fault.kind === "delay") await new Promise((resolve) => setTimeout(resolve, fault.ms));
     if (Array.isArray(body)) return c.json(await Promise.all(body.map(answer)));
     return c.json(await answer(body));
   });
@@ -69,14 +95,19 @@ export async function startRpcProxy(target: string) {
     return (await response.json()) as Answer;
   }
 
-  async function answer(call: Call): Promise<Answer> {
+  async function answer(given: Call): Promise<Answer> {
+    const call = faults.some(({ kind }) => kind === "finalized_is_latest")
+      ? {
+          ...given,
+          params: given.params.map((param) => (param === "finalized" || param === "safe" ? "latest" : param)),
+        }
+      : given;
     for (const fault of faults) {
-      if (
-        fault.kind === "rewrite" &&
-        fault.method === call.method &&
-        JSON.stringify(call.params).includes(fault.includes ?? "")
-      )
+      if (fault.kind === "rewrite" && isMeant(fault, call))
         return { jsonrpc: "2.0", id: call.id, result: fault.result };
+      if (fault.kind === "refuse" && isMeant(fault, call))
+        return { jsonrpc: "2.0", id: call.id, error: { code: -32_000, message: fault.message } };
+      if (fault.kind === "patch" && isMeant(fault, call)) return patched(call, fault.fields);
       if (fault.kind === "drop_logs" && call.method === "eth_getLogs")
         return { jsonrpc: "2.0", id: call.id, result: [] };
       if (fault.kind === "max_range" && call.method === "eth_getLogs") {
@@ -87,8 +118,34 @@ export async function startRpcProxy(target: string) {
         }
       }
       if (fault.kind === "lag") return behind(call, fault.blocks);
+      if (fault.kind === "logs_behind" && LOG_METHODS.has(call.method)) return withoutNewest(call, fault.blocks);
+      if (fault.kind === "ahead" && call.params.includes("latest")) return ahead(call, fault.seconds);
     }
     return forward(call);
+  }
+
+  async function patched(call: Call, fields: Record<string, unknown>): Promise<Answer> {
+    const honest = await forward(call);
+    const { result } = honest;
+    const patch = (one: unknown) => (typeof one === "object" && one !== null ? { ...one, ...fields } : one);
+    return { ...honest, result: Array.isArray(result) ? result.map(patch) : patch(result) };
+  }
+
+  async function withoutNewest(call: Call, blocks: number): Promise<Answer> {
+    const head = Number((await forward({ ...call, method: "eth_blockNumber", params: [] })).result) - blocks;
+    const honest = await forward(call);
+    const isKnown = (one: unknown) => Number((one as { blockNumber?: string } | null)?.blockNumber) <= head;
+    const { result } = honest;
+    return { ...honest, result: Array.isArray(result) ? result.filter(isKnown) : isKnown(result) ? result : null };
+  }
+
+  async function ahead(call: Call, seconds: number): Promise<Answer> {
+    const head = await forward({ ...call, method: "eth_getBlockByNumber", params: ["latest", false] });
+    const time = `0x${(Number((head.result as { timestamp: string }).timestamp) + seconds).toString(16)}`;
+    if (call.method === "eth_getBlockByNumber") return patched(call, { timestamp: time });
+    if (call.method !== "eth_call") return forward(call);
+    const [request, tag, states = {}] = call.params;
+    return forward({ ...call, params: [request, tag, states, { time }] });
   }
 
   async function behind(call: Call, blocks: number): Promise<Answer> {

@@ -54,10 +54,11 @@ export async function startParts(options: PartsOptions = {}) {
     runpod,
     pager,
     proxy,
+    second,
     facilitator,
     sshPort,
     keys,
-    /** The first passes the proxy with faults; the others are honest. */
+    /** The first and the third pass a proxy, honest until it is given a fault; the second is the chain's own. */
     rpcUrls: [`${proxy.url}/v2/${keys.rpc}`, chain.url, second.url],
     stop: async () => {
       await Promise.all([vultr, runpod, pager, proxy, second, facilitator].map((part) => part.stop()));

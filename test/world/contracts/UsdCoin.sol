@@ -9,8 +9,9 @@ import {SignatureChecker} from "@openzeppelin/contracts/utils/cryptography/Signa
 
 /// @title USD Coin as the local world needs it
 /// @dev Shaped like Circle's FiatToken v2.2: 6 decimals, EIP-712 domain ("USD Coin", "2"), EIP-3009 authorizations of
-/// wallets with and without code, accounts that are blocked. What an x402 facilitator reads out of a revert (a used
-/// authorization, a bad signature, too little money) is said in Circle's words: it looks for them.
+/// wallets with and without code, accounts that are blocked. A use logs AuthorizationUsed and then, as the coin's next log,
+/// the Transfer; whatever the authorizer signs with a nonce uses it up, whoever is paid. What an x402 facilitator reads out
+/// of a revert (a used authorization, a bad signature, too little money) is said in Circle's words: it looks for them.
 contract UsdCoin is ERC20, ERC3009, Ownable {
     mapping(address account => bool) public isBlacklisted;
 
@@ -56,13 +57,61 @@ contract UsdCoin is ERC20, ERC3009, Ownable {
         bytes32 nonce,
         bytes memory signature
     ) public {
-        bytes32 message =
-            keccak256(abi.encode(TRANSFER_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce));
-        require(
-            SignatureChecker.isValidSignatureNow(from, _hashTypedDataV4(message), signature),
-            "FiatTokenV2: invalid signature"
+        _requireSigned(
+            from,
+            keccak256(abi.encode(TRANSFER_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce)),
+            signature
         );
         _transferWithAuthorization(from, to, value, validAfter, validBefore, nonce);
+    }
+
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) public override {
+        receiveWithAuthorization(from, to, value, validAfter, validBefore, nonce, abi.encodePacked(r, s, v));
+    }
+
+    function receiveWithAuthorization(
+        address from,
+        address to,
+        uint256 value,
+        uint256 validAfter,
+        uint256 validBefore,
+        bytes32 nonce,
+        bytes memory signature
+    ) public {
+        require(to == msg.sender, "FiatTokenV2: caller must be the payee");
+        _requireSigned(
+            from,
+            keccak256(abi.encode(RECEIVE_WITH_AUTHORIZATION_TYPEHASH, from, to, value, validAfter, validBefore, nonce)),
+            signature
+        );
+        _transferWithAuthorization(from, to, value, validAfter, validBefore, nonce);
+    }
+
+    function cancelAuthorization(address authorizer, bytes32 nonce, uint8 v, bytes32 r, bytes32 s) public override {
+        cancelAuthorization(authorizer, nonce, abi.encodePacked(r, s, v));
+    }
+
+    function cancelAuthorization(address authorizer, bytes32 nonce, bytes memory signature) public {
+        _requireSigned(authorizer, keccak256(abi.encode(CANCEL_AUTHORIZATION_TYPEHASH, authorizer, nonce)), signature);
+        _cancelAuthorization(authorizer, nonce);
+    }
+
+    /// @dev An account with code is asked (ERC-1271), one that delegates to code (EIP-7702) too, and its key doesn't count.
+    function _requireSigned(address signer, bytes32 message, bytes memory signature) private view {
+        require(
+            SignatureChecker.isValidSignatureNow(signer, _hashTypedDataV4(message), signature),
+            "FiatTokenV2: invalid signature"
+        );
     }
 
     function _consumeNonce(address authorizer, bytes32 nonce) internal override {

@@ -13,6 +13,7 @@ const SOURCES = [
   "EventLayouts.sol",
   "SalesHistory.sol",
   "SmartWallet.sol",
+  "HostileWallets.sol",
 ];
 const CONTRACTS = [
   "ClawCloudVMs",
@@ -22,6 +23,8 @@ const CONTRACTS = [
   "TokenIndexed",
   "SalesHistory",
   "SmartWalletFactory",
+  "FickleWallet",
+  "GasBurner",
 ] as const;
 
 export type Artifacts = Record<(typeof CONTRACTS)[number], { abi: unknown[]; bytecode: string }>;

@@ -48,19 +48,40 @@ export async function signFor(
 }
 
 /** Signs for a purchase; resolves with what to send. */
-export async function signPurchaseOf(world: Deployment, payer: LocalAccount, order: Order = {}) {
+export async function signPurchaseOf(
+  world: Deployment,
+  payer: Payer,
+  order: Order = {},
+  overrides: Partial<Authorization> = {},
+) {
   const body = computeBody(order);
   const requirement = await quoteOf(post(world, "/x402/purchase-compute", body));
-  const signed = await signFor(payer, requirement);
+  const signed = await signFor(payer, requirement, overrides);
   return { body, requirement, signed, headers: { "payment-signature": paymentHeaderV2(requirement, signed) } };
 }
 
 /** Orders a machine. */
-export async function orderMachine(world: Deployment, payer: LocalAccount, order: Order = {}) {
-  const prepared = await signPurchaseOf(world, payer, order);
+export async function orderMachine(
+  world: Deployment,
+  payer: Payer,
+  order: Order = {},
+  overrides: Partial<Authorization> = {},
+) {
+  const prepared = await signPurchaseOf(world, payer, order, overrides);
   const answer = await post(world, "/x402/purchase-compute", prepared.body, prepared.headers);
   return { ...prepared, answer };
 }
+
+/** Orders a machine that has to be accepted; resolves with the purchase's id beside what was sent. */
+export async function accepted(...order: Parameters<typeof orderMachine>) {
+  const sent = await orderMachine(...order);
+  const body = (await sent.answer.json()) as { purchaseId: string };
+  if (sent.answer.status !== 202) throw new Error(`not accepted: ${sent.answer.status} ${JSON.stringify(body)}`);
+  return { ...sent, id: body.purchaseId };
+}
+
+/** Delays of jobs are cut to this. */
+const DELAY_MS = 15;
 
 /** The contract and the coin, as buyers, strangers and their owner call them. */
 export const claw = {
@@ -122,6 +143,32 @@ export async function paidUs(payer: LocalAccount, value: bigint) {
   await submit(chain, deployer, signed, USDC_ADDRESS);
   await chain.mine(4);
   return payment;
+}
+
+/**
+ * Plays orders through whatever goes wrong, as the queue and the crons do: a job, scan or sweep that throws comes again, and
+ * blocks come between them. Stops right after the job by which it is done; throws with the payments as they stand after so many rounds.
+ */
+export async function playOn(world: Deployment, isDone: () => Promise<boolean>, rounds = 40): Promise<void> {
+  const again = () => undefined;
+  for (let round = 0; round < rounds; round++) {
+    for (let left = world.sent.length; left > 0; left--) {
+      const job = world.sent.shift();
+      if (job === undefined) break;
+      if (job.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, DELAY_MS));
+      await world.run(job.body).catch(() => world.sent.push(job));
+      if (await isDone()) return;
+    }
+    if (await isDone()) return;
+    await chain.mine(1);
+    await world.scan().catch(again);
+    for (const table of ["payments", "refunds"]) {
+      await world.sql.prepare(`UPDATE ${table} SET wake_at = 0 WHERE wake_at IS NOT NULL`).run();
+    }
+    await world.sweep().catch(again);
+    await runDurableObjectAlarm(world.wallet);
+  }
+  throw new Error(`it is not done: ${JSON.stringify(await world.rows("SELECT * FROM payments"))}`);
 }
 
 /** Mines, scans and runs jobs until a payment is in one of these states and steps. */

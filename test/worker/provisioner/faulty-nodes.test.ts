@@ -1,0 +1,170 @@
+// Nodes that are wrong while others are right: an honest payer is neither refused, nor told to pay again, nor charged for
+// nothing, whatever one of them says, and whatever two of them do not know yet.
+import { runDurableObjectAlarm } from "cloudflare:test";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { USDC_ADDRESS } from "../../world/addresses.ts";
+import { submit } from "../../world/payer.ts";
+import type { RpcFault } from "../../world/rpc-proxy.ts";
+import {
+  addFault,
+  addRpcFault,
+  agent,
+  buyAndRun,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+} from "../deployment.ts";
+import { accepted, orderMachine, ownerOf, playOn, post, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
+
+type Row = Record<string, unknown>;
+
+const PRICE = 500_000n;
+const payer = agent(1);
+let world: Deployment;
+let had: { usdc: bigint; sold: bigint };
+beforeEach(async () => {
+  await chain.node.setAutomine(true);
+  world = await deploy();
+  had = { usdc: await usdcOf(payer.address), sold: await sold() };
+});
+afterEach(async () => {
+  await clearRpcFaults();
+});
+
+const charged = async () => had.usdc - (await usdcOf(payer.address));
+const rowOf = async (id: string): Promise<Row> =>
+  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const closed = (id: string) => async () => (await rowOf(id))["step"] === "idle";
+
+/** Two of the three know the newest state, and the logs and receipts of their newest blocks later. */
+const keepLogsBack = async (blocks: number) => {
+  for (const node of ["first", "third"] as const) await addRpcFault({ kind: "logs_behind", blocks }, node);
+};
+
+async function expectDelivered(id: string): Promise<void> {
+  const row = await rowOf(id);
+  expect(row).toMatchObject({ state: "settled", reason: null });
+  expect([await charged(), (await sold()) - had.sold]).toEqual([PRICE, 1n]);
+  expect(await ownerOf(row["token_id"])).toBe(payer.address);
+  expect((await world.machines("vultr")).length).toBe(1);
+}
+
+test.each([1, 3])(
+  "two nodes whose logs are %i blocks behind their state: an order is paid and delivered, and its payer welcome (hard case 28)",
+  async (blocks) => {
+    await keepLogsBack(blocks);
+    const { id } = await accepted(world, payer);
+    await playOn(world, closed(id));
+    await expectDelivered(id);
+    const { answer } = await orderMachine(world, payer);
+    expect(answer.status).toBe(202);
+  },
+);
+
+test("what a stranger has submitted, and two nodes have no log of yet, is neither refused nor to be signed again (hard case 28)", async () => {
+  const order = await signPurchaseOf(world, payer);
+  await keepLogsBack(2);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  const send = () => post(world, "/x402/purchase-compute", order.body, order.headers);
+  const unclear = await send();
+  expect(unclear.status, await unclear.clone().text()).toBeOneOf([202, 503]);
+  await chain.mine(2);
+  await clearRpcFaults();
+  const clear = await send();
+  expect(clear.status, await clear.clone().text()).toBe(202);
+  const { purchaseId } = (await clear.json()) as { purchaseId: string };
+  await playOn(world, closed(purchaseId));
+  await expectDelivered(purchaseId);
+});
+
+test("an order that a stranger pays while two nodes have no log of it yet is not given up (hard case 28)", async () => {
+  const { id, signed } = await accepted(world, payer);
+  await keepLogsBack(1);
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  await playOn(world, closed(id));
+  await expectDelivered(id);
+});
+
+/** One liar, heard after an honest node and before the other: what it says is what two agree on, where only a part is held against another. */
+async function lieSecond(...lies: RpcFault[]): Promise<void> {
+  for (const lie of lies) await addRpcFault(lie);
+  await addRpcFault({ kind: "delay", ms: 20 });
+  await addRpcFault({ kind: "delay", ms: 60 }, "third");
+}
+const receiptsWith = (fields: Record<string, unknown>): RpcFault => ({
+  kind: "patch",
+  method: "eth_getTransactionReceipt",
+  fields,
+});
+
+test.each([
+  { receipts: "without logs", fields: { logs: [] } },
+  { receipts: "that say reverted", fields: { status: "0x0" } },
+  { receipts: "of a block far ahead", fields: { blockNumber: "0xffffff" } },
+])(
+  "one node with receipts $receipts: an order is paid and delivered all the same (hard case 29)",
+  async ({ fields }) => {
+    await lieSecond(receiptsWith(fields));
+    const { id } = await accepted(world, payer);
+    await playOn(world, closed(id));
+    await expectDelivered(id);
+  },
+);
+
+test.each([
+  { receipts: "without logs", fields: { logs: [] } },
+  { receipts: "that say reverted", fields: { status: "0x0" } },
+])(
+  "one node with receipts $receipts releases no payment that was given up and is used (hard case 29)",
+  async ({ fields }) => {
+    await addFault("vultr", { call: "create", kind: "sold_out" });
+    const { id, signed } = await accepted(world, payer);
+    await playOn(world, async () => {
+      await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+      return (await rowOf(id))["state"] === "releasing";
+    });
+    await submit(chain, agent(3), signed, USDC_ADDRESS);
+    await lieSecond(receiptsWith(fields));
+    await playOn(world, closed(id));
+    expect(await rowOf(id)).toMatchObject({ state: "refunded" });
+    expect(await charged()).toBe(0n);
+  },
+);
+
+test("one node that puts a purchase's receipt into an old block makes it final for nobody (hard case 29)", async () => {
+  const order = { kind: "purchase", id: "early", payment: "p", tier: 0, durationDays: 1, cost: String(PRICE) } as const;
+  await world.wallet.order(order);
+  await lieSecond(receiptsWith({ blockNumber: "0x1" }));
+  await runDurableObjectAlarm(world.wallet);
+  expect(await world.wallet.order(order)).toMatchObject({ state: "sent" });
+});
+
+test("one node that calls its newest block final ends no machine whose purchase a reorg has, and gives back (hard case 29)", async () => {
+  const snapshot = await chain.node.snapshot();
+  const tokenId = await buyAndRun(world, 0);
+  const { block_number: block, incarnation } = (await world.vm(tokenId)) ?? {};
+  await chain.node.revert({ id: snapshot });
+  // The head is past the purchase's block, final history is not.
+  await chain.mine(block + 1 - Number(await chain.reader.getBlockNumber()));
+  await lieSecond({ kind: "finalized_is_latest" });
+  await world.sql.prepare("UPDATE vms SET step = 'retire', generation = generation + 1").run();
+  const { generation } = (await world.vm(tokenId)) ?? {};
+  await world.run({ kind: "advance", incarnation, generation });
+  expect(await world.rows("SELECT status, step FROM vms")).toEqual([{ status: "running", step: "retire" }]);
+  expect(await world.machines("vultr")).toHaveLength(1);
+});
+
+test("one head whose time is a day ahead fails no purchase, and expires no machine (hard case 29)", async () => {
+  const running = await buyAndRun(world, 0);
+  const { tokenId } = await world.buy(2);
+  const { id } = await accepted(world, payer);
+  await addRpcFault({ kind: "ahead", seconds: 86_400 + 60 });
+  await chain.mine(1);
+  await world.scan();
+  await world.sweep();
+  expect(await world.vm(running)).toMatchObject({ status: "running", step: "idle" });
+  await playOn(world, closed(id));
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  for (const token of [running, tokenId]) expect(await world.vm(token)).toMatchObject({ status: "running" });
+});
