@@ -52,7 +52,7 @@ const HANG_MS = 30_000;
 const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
 
 const isMeant = ({ method, includes = "" }: { method: string; includes?: string | undefined }, call: Call): boolean =>
-  method === call.method && JSON.stringify(call.params).includes(includes);
+  method === call.method && JSON.stringify(call.params ?? []).includes(includes);
 
 export async function startRpcProxy(target: string) {
   const faults: RpcFault[] = [];

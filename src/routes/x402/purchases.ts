@@ -235,8 +235,7 @@ export function mountPurchases(app: Router): void {
     }
     await requireWithinLimits(c.var, till, checked, row, offer, now);
     const verified = await verify(c.var, till, row, checked);
-    // What became of it the sweep finds out; the payer asks again.
-    if (verified.verdict === "unclear") return answer(c, row);
+    // What it was used for the provisioner's own look finds out.
     const next = { step: "check", wakeAt: now + WAKE_MS } as const;
     const accepted =
       verified.verdict === "paid"

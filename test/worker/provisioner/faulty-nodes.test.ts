@@ -15,7 +15,7 @@ import {
   type Deployment,
   deploy,
 } from "../deployment.ts";
-import { accepted, orderMachine, ownerOf, playOn, post, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
+import { accepted, orderMachine, ownerOf, playOn, post, signedTo, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
 
 type Row = Record<string, unknown>;
 
@@ -133,7 +133,16 @@ test.each([
 );
 
 test("one node that puts a purchase's receipt into an old block makes it final for nobody (hard case 29)", async () => {
-  const order = { kind: "purchase", id: "early", payment: "p", tier: 0, durationDays: 1, cost: String(PRICE) } as const;
+  const { payment: paid } = await signedTo(payer, PRICE);
+  const purchase = {
+    kind: "purchase",
+    id: "early",
+    payment: "p",
+    tier: 0,
+    durationDays: 1,
+    cost: String(PRICE),
+  } as const;
+  const order = { ...purchase, paid };
   await world.wallet.order(order);
   await lieSecond(receiptsWith({ blockNumber: "0x1" }));
   await runDurableObjectAlarm(world.wallet);
@@ -156,6 +165,11 @@ test("one node that calls its newest block final ends no machine whose purchase 
 });
 
 test("one head whose time is a day ahead fails no purchase, and expires no machine (hard case 29)", async () => {
+  // Other tests have moved the chain's clock ahead of ours.
+  const { timestamp } = await chain.reader.getBlock();
+  const ahead = Math.max(0, Number(timestamp) - Math.floor(Date.now() / 1_000));
+  const settings = { CHAIN_MAX_AHEAD_SECONDS: String(ahead + 120) };
+  world = await deploy({ edge: settings, provisioner: settings });
   const running = await buyAndRun(world, 0);
   const { tokenId } = await world.buy(2);
   const { id } = await accepted(world, payer);
