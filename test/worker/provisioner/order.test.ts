@@ -164,7 +164,7 @@ test("a price that changed after its quote is kept for a while, and no price tha
   const forged = await signPurchaseOf(world, agent(2));
   await world.sql
     .prepare(
-      "INSERT INTO payments SELECT ?1, kind, chain_id, ?2, ?3, NULL, request, '1', pay_to, valid_after, ?4, ?5, 'authorized', 'check', NULL, 1, from_block, NULL, 0, 1, NULL, NULL, quoted_block, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, 1, created_at, NULL, NULL FROM payments LIMIT 1",
+      "INSERT INTO payments SELECT ?1, kind, chain_id, ?2, ?3, NULL, request, '1', pay_to, valid_after, ?4, ?5, 'authorized', 'check', NULL, 1, from_block, NULL, 0, 1, NULL, NULL, quoted_block, NULL, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL, 1, created_at, NULL, NULL, 0 FROM payments LIMIT 1",
     )
     .bind(
       "f".repeat(32),
@@ -207,7 +207,10 @@ const fetchStatus = (id: string) => world.request(`/x402/purchases/${id}`);
 
 test("a wallet that signs fifty times over one balance has one order open until it has paid once (hard case 18)", async () => {
   const { id } = await accepted(3);
-  const signed = await Promise.all(Array.from({ length: 49 }, () => signPurchaseOf(world, agent(3))));
+  // Each of another length: the same order twice would be one.
+  const signed = await Promise.all(
+    Array.from({ length: 49 }, (_, i) => signPurchaseOf(world, agent(3), { durationDays: i + 2 })),
+  );
   const answers = await Promise.all(
     signed.map(({ body, headers }, i) =>
       post(world, "/x402/purchase-compute", body, { ...headers, "cf-connecting-ip": `198.51.100.${i}` }),
@@ -219,8 +222,8 @@ test("a wallet that signs fifty times over one balance has one order open until 
   const balance = await usdcOf(agent(3).address);
   const rest = PRICE + PRICE / 2n;
   await give(agent(3), deployer.address, balance - rest);
-  const first = await orderMachine(world, agent(3));
-  const second = await orderMachine(world, agent(3));
+  const first = await orderMachine(world, agent(3), { region: "asia" });
+  const second = await orderMachine(world, agent(3), { region: "europe" });
   expect([first.answer.status, second.answer.status]).toEqual([202, 402]);
   await give(deployer, agent(3).address, balance - rest);
 });
