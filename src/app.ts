@@ -7,6 +7,7 @@ import { secureHeaders } from "hono/secure-headers";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { limited } from "./access/admission.ts";
 import { refuseKnownBan, takeRefusals } from "./access/bans.ts";
+import { chargedField } from "./access/charged.ts";
 import { clientName } from "./access/client-name.ts";
 import { keyedOnly } from "./access/operators.ts";
 import { placeOf } from "./access/place.ts";
@@ -41,7 +42,7 @@ const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name
 const CORS_HEADERS = {
   "Access-Control-Allow-Origin": "*",
   "Access-Control-Expose-Headers":
-    "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age,PAYMENT-REQUIRED,PAYMENT-RESPONSE,X-PAYMENT-RESPONSE",
+    "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age,Preference-Applied,PAYMENT-REQUIRED,PAYMENT-RESPONSE,X-PAYMENT-RESPONSE",
 };
 
 /** Failed authentication, for the audit. */
@@ -148,6 +149,7 @@ export function createApp(config: EdgeConfig): Router {
         "X-Body-Signature",
         "PAYMENT-SIGNATURE",
         "X-PAYMENT",
+        "Prefer",
         "Access-Control-Expose-Headers",
       ],
       maxAge: 86_400,
@@ -275,6 +277,7 @@ function answerError(error: Error, c: Context, requestId: string): Response {
       error: isPublic ? known.message : INTERNAL_SENTENCE,
       code: known?.code ?? "internal_error",
       requestId,
+      ...chargedField(c.req.path, c.req.raw.headers, status, known),
       ...(known?.details === undefined ? {} : { details: known.details }),
     },
     status as ContentfulStatusCode,

@@ -92,6 +92,8 @@ const chainFields = {
         .transform(Number),
     ),
   ),
+  /** The most that leaves the operator wallet for tokens that x402 has sold; refunds have their own limit. */
+  PURCHASE_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
   LOG_BOOK: binding<DurableObjectNamespace<LogBook>>("idFromName"),
@@ -144,7 +146,10 @@ const edgeFields = z.object({
     .optional(),
   /** What /x402/vm-credentials costs. */
   CREDENTIALS_PRICE_USDC: usdc.default(10_000n),
-  /** What may be on its way or bought without having been paid for, within an hour. */
+  /**
+   * What may be on its way or bought without having been paid for, within an hour: orders above a tenth of it, and all beyond
+   * its half, are captured first (hard case 38).
+   */
   UNCAPTURED_LIMIT_USDC_PER_HOUR: usdc.default(500_000_000n),
   KEY_GRACE_SECONDS: integer(0).prefault("86400"),
   CHAIN_MAX_AGE_SECONDS: integer(1).prefault("20"),
@@ -215,8 +220,6 @@ const provisionerFields = z.object({
   LATE_AFTER_SECONDS: integer(0).prefault("600"),
   /** The most that leaves the operator wallet as refunds within 24 hours; what is beyond it waits. */
   REFUND_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
-  /** The most that leaves it for tokens that x402 has sold; refunds have their own limit. */
-  PURCHASE_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
   /** Below this the wallet calls for more. */
   LOW_FUNDS_USDC: usdc.default(100_000_000n),
   /** The share of a price that the vendor may take, where x402 has sold the machine before it was paid for. */

@@ -14,10 +14,10 @@ export const STATUS_OF = {
   fresh_signature_required: 401,
   api_key_missing: 401,
   api_key_invalid: 401,
-  payment_invalid: 401,
   body_signature_missing: 401,
   body_signature_invalid: 401,
   payment_required: 402,
+  payment_invalid: 402,
   not_owner: 403,
   token_expired: 403,
   ip_banned: 403,
@@ -43,7 +43,9 @@ export const STATUS_OF = {
   payment_used: 409,
   key_erased: 409,
   identifier_used: 409,
+  nonce_ambiguous: 409,
   order_open: 409,
+  order_too_large: 409,
   body_too_large: 413,
   unsupported_media_type: 415,
   rate_limited: 429,
@@ -63,9 +65,14 @@ export const STATUS_OF = {
   operator_short: 503,
   gas_too_dear: 503,
   orders_full: 503,
+  provisioning_paused: 503,
 } as const;
 
 type ErrorCode = keyof typeof STATUS_OF;
+
+/** Whether the payment of a refused request has moved money. `unknown`: it may have; the same payment again says more. */
+export const CHARGED = ["none", "unknown", "yes"] as const;
+export type Charged = (typeof CHARGED)[number];
 
 /** An answer that is an error: `code` decides the status, `message` is the sentence the client reads. */
 export class AppError extends Error {
@@ -76,6 +83,8 @@ export class AppError extends Error {
   readonly headers: Readonly<Record<string, string>>;
   /** Beside the fields that every error's body has. */
   readonly body: Readonly<Record<string, unknown>>;
+  /** On a paid route, where it is known. */
+  charged: Charged | undefined;
 
   constructor(
     code: ErrorCode,
@@ -85,6 +94,7 @@ export class AppError extends Error {
       retryAfterSeconds?: number;
       headers?: Readonly<Record<string, string>>;
       body?: Readonly<Record<string, unknown>>;
+      charged?: Charged | undefined;
     } = {},
   ) {
     super(message, options);
@@ -93,6 +103,7 @@ export class AppError extends Error {
     this.retryAfterSeconds = options.retryAfterSeconds;
     this.headers = options.headers ?? {};
     this.body = options.body ?? {};
+    this.charged = options.charged;
   }
 }
 

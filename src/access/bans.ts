@@ -3,6 +3,7 @@
 import type { EdgeConfig } from "../config.ts";
 import { AppError, STATUS_OF } from "../errors.ts";
 import { isWellFormedKey, readKey } from "./admin-key.ts";
+import { chargedField } from "./charged.ts";
 import { clientName } from "./client-name.ts";
 import { type LimitedRoute, limitOf, stateLimit } from "./limits.ts";
 
@@ -96,7 +97,14 @@ export function refuseKnownBan(
   if (route === "admin" && isWellFormedKey(readKey(request.headers))) return null;
   // A full table still counts those that are in it.
   if (refusals.size < MAX_KNOWN || refusals.has(client)) refusals.set(client, (refusals.get(client) ?? 0) + 1);
-  return answer(ban.until, now, route, config, headers);
+  return answer(
+    ban.until,
+    now,
+    route,
+    config,
+    headers,
+    chargedField(`/${url.slice(path).split(/[?#]/, 1)[0]}`, request.headers, STATUS_OF.ip_banned, null),
+  );
 }
 
 function answer(
@@ -105,6 +113,7 @@ function answer(
   route: LimitedRoute,
   config: Pick<EdgeConfig, "RATE_LIMITS">,
   common: Readonly<Record<string, string>>,
+  more: Readonly<Record<string, unknown>>,
 ): Response {
   const requestId = crypto.randomUUID();
   const headers: Record<string, string> = {
@@ -118,6 +127,6 @@ function answer(
   };
   stateLimit(set, route, limitOf(config, route), 0, until, now);
   // No error is thrown for it: its stack would cost more than the rest.
-  const body = JSON.stringify({ error: sentenceOf(until), code: "ip_banned", requestId });
+  const body = JSON.stringify({ error: sentenceOf(until), code: "ip_banned", requestId, ...more });
   return new Response(body, { status: STATUS_OF.ip_banned, headers });
 }

@@ -18,19 +18,27 @@ import { errorFields, log } from "../log.ts";
 const JWT_SECONDS = 120;
 const RETRY_SECONDS = 5;
 
-/** Why a payment won't do, as a payer reads it. Facilitators' codes end in these; any other is the last. */
+/** Why a payment won't do, as a payer reads it, and x402's code for that. Facilitators' codes end in these; any other is the last. */
 const REFUSALS = {
-  insufficient_funds: "The payer's USDC balance is below the price.",
-  signature: "The signature is not the payer's.",
-  valid_before: "The authorization has expired or is about to: sign a new one.",
-  valid_after: "The authorization is not valid yet.",
-  nonce: "The authorization was used or cancelled before: sign a new one.",
-  value: "The amount is not the price.",
-  recipient: "The payment goes to somebody else.",
-  other: "The facilitator refused the payment.",
+  insufficient_funds: ["The payer's USDC balance is below the price.", "insufficient_funds"],
+  signature: ["The signature is not the payer's.", "invalid_exact_evm_payload_signature"],
+  valid_before: [
+    "The authorization has expired or is about to: sign a new one.",
+    "invalid_exact_evm_payload_authorization_valid_before",
+  ],
+  valid_after: ["The authorization is not valid yet.", "invalid_exact_evm_payload_authorization_valid_after"],
+  nonce: ["The authorization was used or cancelled before: sign a new one.", "invalid_transaction_state"],
+  value: ["The amount is not the price.", "invalid_exact_evm_payload_authorization_value"],
+  recipient: ["The payment goes to somebody else.", "invalid_exact_evm_payload_recipient_mismatch"],
+  requirement: [
+    "The payment is of another amount, recipient or asset than this request asks for.",
+    "invalid_payment_requirements",
+  ],
+  other: ["The facilitator refused the payment.", "unexpected_verify_error"],
 } as const;
 export type Refusal = keyof typeof REFUSALS;
-export const refusalSentence = (refusal: Refusal): string => REFUSALS[refusal];
+export const refusalSentence = (refusal: Refusal): string => REFUSALS[refusal][0];
+export const refusalReason = (refusal: Refusal): string => REFUSALS[refusal][1];
 
 const PATTERNS: readonly [RegExp, Refusal][] = [
   [/insufficient_funds|insufficient_balance/, "insufficient_funds"],
@@ -132,12 +140,12 @@ const unverified = (cause: unknown): AppError =>
     ? new AppError(
         "facilitator_answered_nonsense",
         "The payment could not be checked: the facilitator's answer can't be read. Nothing was charged; send the same payment again.",
-        { cause, retryAfterSeconds: RETRY_SECONDS },
+        { cause, retryAfterSeconds: RETRY_SECONDS, charged: "none" },
       )
     : new AppError(
         "facilitator_unavailable",
         "The payment could not be checked: the facilitator does not answer. Nothing was charged; send the same payment again.",
-        { cause, retryAfterSeconds: RETRY_SECONDS },
+        { cause, retryAfterSeconds: RETRY_SECONDS, charged: "none" },
       );
 
 /**

@@ -12,6 +12,7 @@ import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { authorizationOf, paymentId, SIGNING_SECONDS } from "../vms/payments.ts";
 import { type Refusal, refusalSentence } from "./facilitator.ts";
+import { chargedOf, firstBlockOf, type Head, isNever } from "./payment-use.ts";
 import {
   type Demand,
   matchPayment,
@@ -29,6 +30,8 @@ const CLAIM_MS = 60_000;
 /** From when on another request may take over what one has left lying. */
 const STALE_MS = 15_000;
 const PENDING_SECONDS = 2;
+/** What final history is behind by. */
+const FINAL_MS = 1_200_000;
 const SETTLE_LOOKS = 8;
 const SETTLE_LOOK_MS = 500;
 /** Given up for a reason that may have passed. */
@@ -40,7 +43,6 @@ const RETRYABLE: ReadonlySet<string> = new Set([
   "order_open",
   "balance",
   "float",
-  "uncaptured",
 ]);
 
 /** A payment that fits a demand and that its payer has signed. Nothing was written for it. */
@@ -61,7 +63,7 @@ export const requestHash = (what: string): string => bytesToHex(sha256(utf8ToByt
 
 /**
  * Holds a payment against what is demanded; the first demand is today's, others are those that still hold. Throws 402 with
- * today's demand where it fits none, 401 where its payer has not signed it.
+ * today's demand where it fits none, and where its payer has not signed it.
  */
 export async function checkPayment(
   { chain, config }: Services,
@@ -70,31 +72,41 @@ export async function checkPayment(
   demands: readonly [Demand, ...Demand[]],
 ): Promise<Checked> {
   const { authorization } = payment;
+  const { payer } = namesOf(config, payment);
   for (const demand of demands) {
     const requirement = await requirementOf(till, demand);
-    const payload = matchPayment(till, payment, requirement);
+    const payload = matchPayment(payment, requirement);
     if (payload === null) continue;
     const signer = await authorizationSigner(chain, till.coin, authorization);
-    if (signer === null) throw new AppError("payment_invalid", "The payment's signature is not its payer's.");
-    const payer = authorization.from.toLowerCase();
-    const id = paymentId(config.CHAIN_ID, payer, authorization.nonce);
-    return { id, payment, payload, requirement, demand, payer, publicKey: signer.publicKey };
+    if (signer === null) {
+      const refused = { payer, refusal: "signature", charged: "none", code: "payment_invalid" } as const;
+      throw await paymentRequired(till, config, demand, "The payment's signature is not its payer's.", refused);
+    }
+    return { ...namesOf(config, payment), payment, payload, requirement, demand, publicKey: signer.publicKey };
   }
-  const sentence = "The payment is of another amount, recipient or asset than this request asks for.";
-  throw await paymentRequired(till, config, demands[0], sentence);
+  const refused = { payer, refusal: "requirement", charged: "none" } as const;
+  throw await paymentRequired(till, config, demands[0], refusalSentence("requirement"), refused);
+}
+
+/** Who a payment is of, and which one it is; nobody has looked whether that is true. */
+export function namesOf({ CHAIN_ID }: Pick<Services["config"], "CHAIN_ID">, { authorization }: Payment) {
+  const payer = authorization.from.toLowerCase();
+  return { id: paymentId(CHAIN_ID, payer, authorization.nonce), payer };
 }
 
 /** Before a payment is claimed; one that was claimed already is what it was then. `chainTime`: unix seconds. */
 export async function requireWindow(
   { config }: Pick<Services, "config">,
   till: Till,
-  { payment, demand }: Checked,
+  { payment, payer, demand }: Checked,
   chainTime: number,
   now: number,
 ): Promise<void> {
   const clocks = { chainTime, now: Math.floor(now / 1_000) };
-  const sentence = windowProblem(payment.authorization, demand.seconds, clocks);
-  if (sentence !== null) throw await paymentRequired(till, config, demand, sentence);
+  const problem = windowProblem(payment.authorization, demand.seconds, clocks);
+  if (problem === null) return;
+  const [refusal, sentence] = problem;
+  throw await paymentRequired(till, config, demand, sentence, { payer, refusal, charged: "unknown" });
 }
 
 /** x402's clients sign for as long as they are asked to; nobody else makes sure of it. */
@@ -102,17 +114,20 @@ function windowProblem(
   { validAfter, validBefore }: Payment["authorization"],
   seconds: number,
   { chainTime, now }: { chainTime: number; now: number },
-): string | null {
-  if (validAfter > chainTime) return "The authorization is not valid yet: sign one that is.";
+): [Refusal, string] | null {
+  if (validAfter > chainTime) return ["valid_after", "The authorization is not valid yet: sign one that is."];
   if (validBefore < chainTime + seconds - SIGNING_SECONDS)
-    return `The authorization has to be good for ${seconds} seconds: sign a new one.`;
+    return ["valid_before", `The authorization has to be good for ${seconds} seconds: sign a new one.`];
   if (validBefore > Math.max(chainTime, now) + seconds + SIGNING_SECONDS)
-    return `The authorization may be good for ${seconds} seconds and no longer: sign a new one.`;
+    return ["valid_before", `The authorization may be good for ${seconds} seconds and no longer: sign a new one.`];
   return null;
 }
 
 /** The row that a payment has already, or the identifier that its payer gave it, unless nothing came of what it was given to. */
-export async function findClaim({ db }: Services, checked: Checked): Promise<store.Payment | null> {
+export async function findClaim(
+  { db }: Pick<Services, "db">,
+  checked: Pick<Checked, "id" | "payer" | "payment">,
+): Promise<store.Payment | null> {
   const { identifier } = checked.payment;
   const named = identifier === null ? null : await store.paymentByIdentifier(db, checked.payer, identifier);
   if (named !== null && (named.id === checked.id || !cameToNothing(named))) return named;
@@ -133,13 +148,14 @@ const cameToNothing = ({ state, boughtAt }: store.Payment): boolean =>
   (state === "releasing" || state === "released") && boughtAt === null;
 
 /** What was claimed for one request is good for no other. */
-export function requireSameRequest(row: store.Payment, { id }: Checked, request: string): void {
+export function requireSameRequest(row: store.Payment, { id }: Pick<Checked, "id">, request: string): void {
   if (row.request === request) return;
+  const charged = row.id === id ? chargedOf(row) : undefined;
   throw row.id === id
     ? new AppError(
         "payment_used",
         "This payment was made for another request; GET /x402/purchases/{id} says what became of it.",
-        { details: [{ purchaseId: row.id }] },
+        { details: [{ purchaseId: row.id }], charged },
       )
     : new AppError("identifier_used", "This payment identifier was used for another request.", {
         details: [{ purchaseId: row.id }],
@@ -147,18 +163,27 @@ export function requireSameRequest(row: store.Payment, { id }: Checked, request:
 }
 
 type Claim = Pick<store.NewPayment, "kind" | "request"> &
-  Partial<Pick<store.NewPayment, "tokenId" | "tier" | "durationDays" | "sshPublicKey" | "region" | "quotedBlock">>;
+  Partial<
+    Pick<
+      store.NewPayment,
+      "tokenId" | "tier" | "durationDays" | "sshPublicKey" | "region" | "quotedBlock" | "captureFirst"
+    >
+  >;
 
-/** Writes the claim; null where there is one by now. `fromBlock`: the head as it was read for this request. */
+/**
+ * Writes the claim; null where there is one by now, or the order that it must not be made beside. `head`: as it was read
+ * for this request.
+ */
 export async function claim(
   services: Services,
   checked: Checked,
   what: Claim,
-  fromBlock: number,
+  head: Head,
   now: number,
+  unless?: Parameters<typeof store.claimPayment>[2],
 ): Promise<store.Payment | null> {
   const { db, config } = services;
-  const { id, payment, payer } = checked;
+  const { id, payment, payer, demand } = checked;
   const { to, value, validAfter, validBefore, nonce, signature } = payment.authorization;
   const row: store.NewPayment = {
     id,
@@ -175,16 +200,13 @@ export async function claim(
     state: "claimed",
     step: "settle",
     // The authorization may have been submitted before it was shown to us.
-    fromBlock: Math.max(0, fromBlock - blocksIn(2 * SIGNING_SECONDS)),
+    fromBlock: firstBlockOf(payment.authorization, demand.seconds, head),
     wakeAt: now + CLAIM_MS,
     createdAt: now,
   };
   await freeIdentifier(services, checked);
-  return (await store.claimPayment(db, row)) ? store.loadPayment(db, id) : null;
+  return store.claimPayment(db, row, unless);
 }
-
-/** More than Base makes. */
-const blocksIn = (seconds: number): number => seconds;
 
 /** Whether the request that worked on it last must have ended. */
 export function isStale(row: Pick<store.Payment, "state" | "settledAt" | "wakeAt">, now: number): boolean {
@@ -195,21 +217,26 @@ export function isStale(row: Pick<store.Payment, "state" | "settledAt" | "wakeAt
 }
 
 /**
- * Takes up what an earlier request left, for exactly one caller; null while that one may still be at it, and where its
- * identifier has gone over to another authorization.
+ * Whether what an earlier request left may be taken up: not while that one may still be at it, and not where its identifier
+ * has gone over to another authorization.
  */
+export function isLeft(row: store.Payment, { payment }: Pick<Checked, "payment">, now: number): boolean {
+  if (payment.identifier !== null && row.identifier !== payment.identifier) return false;
+  const open = row.state === "claimed" || row.state === "settling";
+  return open ? isStale(row, now) : isRetryable(row);
+}
+
+const isRetryable = ({ state, reason }: store.Payment): boolean => state === "releasing" && RETRYABLE.has(reason ?? "");
+
+/** Takes that up, for exactly one caller; null for every other. */
 export async function takeUp(
   { db }: Services,
   row: store.Payment,
-  { payment }: Checked,
+  checked: Checked,
   now: number,
 ): Promise<store.Payment | null> {
-  if (payment.identifier !== null && row.identifier !== payment.identifier) return null;
-  const open = row.state === "claimed" || row.state === "settling";
-  const again = row.state === "releasing" && RETRYABLE.has(row.reason ?? "");
-  if (!open && !again) return null;
-  if (open && !isStale(row, now)) return null;
-  const to = again ? ({ state: "claimed", step: "settle", reason: null } as const) : {};
+  if (!isLeft(row, checked, now)) return null;
+  const to = isRetryable(row) ? ({ state: "claimed", step: "settle", reason: null } as const) : {};
   return store.movePayment(db, row, { ...to, wakeAt: now + CLAIM_MS });
 }
 
@@ -225,7 +252,6 @@ type Verified =
  * Throws 402 with the demand on a refusal, 503 or 502 without an answer; the claim is given up in both.
  */
 export async function verify(services: Services, till: Till, row: store.Payment, shown: Checked): Promise<Verified> {
-  const { db, config } = services;
   const checked = asClaimed(row, shown);
   try {
     const answer = await till.facilitator.verify(checked.payload, checked.requirement);
@@ -234,10 +260,10 @@ export async function verify(services: Services, till: Till, row: store.Payment,
     if (use.state === "paid") return { verdict: "paid", txHash: use.txHash, logIndex: use.logIndex };
     if (use.state === "unclear") return { verdict: "unclear" };
     await giveUp(services, row, answer.refusal);
-    throw await paymentRequired(till, config, checked.demand, refusalSentence(answer.refusal));
+    throw await refusedBy(services, till, checked, answer.refusal);
   } catch (error) {
     if (error instanceof AppError && error.code === "payment_required") throw error;
-    await store.movePayment(db, row, { state: "releasing", step: "release", reason: "facilitator" });
+    await giveUp(services, row, "facilitator");
     throw error;
   }
 }
@@ -246,7 +272,7 @@ export async function verify(services: Services, till: Till, row: store.Payment,
  * The authorization that the row was claimed by. Another one under the same identifier asks what became of the first: were it
  * submitted itself, the payer could be charged for both.
  */
-function asClaimed(row: store.Payment, shown: Checked): Checked {
+export function asClaimed(row: store.Payment, shown: Checked): Checked {
   if (row.id === shown.id) return shown;
   const authorization = authorizationOf(row);
   const requirement = { ...shown.requirement, amount: row.amount, payTo: authorization.to };
@@ -259,8 +285,22 @@ function asClaimed(row: store.Payment, shown: Checked): Checked {
   };
 }
 
-const giveUp = ({ db }: Services, row: store.Payment, refusal: Refusal) =>
-  store.movePayment(db, row, { state: "releasing", step: "release", reason: refusal });
+/** Nobody looks at it again until final history can be past its time, unless its payer comes again. */
+export const giveUp = (
+  { db }: Pick<Services, "db">,
+  row: store.Payment,
+  reason: Refusal | store.Exceeded | "facilitator",
+) =>
+  store.movePayment(db, row, {
+    state: "releasing",
+    step: "release",
+    reason,
+    wakeAt: row.validBefore * 1_000 + FINAL_MS,
+  });
+
+/** 402, once the chain has said that it did not move. */
+const refusedBy = ({ config }: Services, till: Till, { payer, demand }: Checked, refusal: Refusal): Promise<AppError> =>
+  paymentRequired(till, config, demand, refusalSentence(refusal), { payer, refusal, charged: "none" });
 
 const useOf = ({ chain }: Services, till: Till, row: Pick<store.Payment, "fromBlock">, { payment }: Checked) =>
   readAuthorizationUse(chain, till.coin.address, payment.authorization, row.fromBlock);
@@ -276,7 +316,7 @@ export async function settle(
   shown: Checked,
   now: number,
 ): Promise<store.Payment | null> {
-  const { db, config } = services;
+  const { db } = services;
   const checked = asClaimed(row, shown);
   const settling = await store.movePayment(db, row, { state: "settling", wakeAt: now + CLAIM_MS });
   if (settling === null) return null;
@@ -290,9 +330,9 @@ export async function settle(
     const use = await useOf(services, till, row, checked).catch(() => null);
     if (use?.state === "paid") return markSettled(services, settling, use, now);
     // Without two nodes' word it may have moved, whatever the facilitator says.
-    if (answer.outcome === "refused" && use !== null && use.state !== "unclear") {
+    if (answer.outcome === "refused" && use !== null && isNever(use)) {
       await giveUp(services, settling, answer.refusal);
-      throw await paymentRequired(till, config, checked.demand, refusalSentence(answer.refusal));
+      throw await refusedBy(services, till, checked, answer.refusal);
     }
   }
   log("warn", "settlement_unknown", { payment: row.id, outcome: answer.outcome });
@@ -316,6 +356,7 @@ export async function markSettled(
 export const pending = (row: Pick<store.Payment, "id">, config: Services["config"]) => ({
   purchaseId: row.id,
   status: "settling" as const,
+  charged: "unknown" as const,
   message: "The payment is being settled. Send the same request with the same payment again; don't sign another one.",
   statusUrl: `${config.PUBLIC_URLS[0]}/x402/purchases/${row.id}`,
 });

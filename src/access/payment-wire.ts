@@ -1,26 +1,21 @@
 // Demands for payment and payments as x402 writes them, version 2 in headers and version 1 beside it on the same route.
 // The signed EIP-712 message is the same in both: a version 1 payment is read as one of version 2.
-import {
-  decodePaymentSignatureHeader,
-  encodePaymentRequiredHeader,
-  encodePaymentResponseHeader,
-} from "@x402/core/http";
+import { encodePaymentRequiredHeader, encodePaymentResponseHeader } from "@x402/core/http";
 import { x402ResourceServer } from "@x402/core/server";
-import type { PaymentPayload, PaymentRequired, PaymentRequirements } from "@x402/core/types";
+import type { PaymentPayload, PaymentRequired, PaymentRequirements, SettleResponse } from "@x402/core/types";
 import { ExactEvmScheme } from "@x402/evm/exact/server";
-import { getAddress, type Hex } from "viem";
-import { z } from "zod";
+import { getAddress } from "viem";
 import type { Authorization, Coin } from "../chain/authorization.ts";
 import { coinOf } from "../chain/coin.ts";
 import type { EdgeConfig } from "../config.ts";
-import { AppError } from "../errors.ts";
-import { createFacilitator, type Facilitator, facilitatorClient } from "./facilitator.ts";
+import { AppError, type Charged } from "../errors.ts";
+import { createFacilitator, type Facilitator, facilitatorClient, type Refusal, refusalReason } from "./facilitator.ts";
 import { requireShort } from "./headers.ts";
+import { PAYMENT_ID, type Payload, readPayload, Unreadable } from "./payment-payload.ts";
 
 const MAX_HEADER_CHARS = 16_384;
 /** Version 1 names networks; those of CAIP-2 that it has no name for it can't pay on. */
 const V1_NETWORKS: Readonly<Record<number, string>> = { 8453: "base", 84532: "base-sepolia" };
-export const PAYMENT_ID = /^[a-zA-Z0-9_-]{16,128}$/;
 
 /** What is asked for one request. */
 export type Demand = {
@@ -41,12 +36,14 @@ export type Discovery = {
   schema: Record<string, unknown>;
 };
 
-export type Payment = {
-  version: 1 | 2;
-  authorization: Authorization;
-  /** Of the payment-identifier extension. */
-  identifier: string | null;
-  payload: PaymentPayload;
+export type Payment = Payload;
+
+/** A payment that was shown and won't do. */
+export type Refused = {
+  payer: string;
+  refusal: Refusal;
+  charged: Charged;
+  code?: "payment_invalid";
 };
 
 export type Till = { server: x402ResourceServer; facilitator: Facilitator; coin: Coin; payTo: `0x${string}` };
@@ -93,12 +90,16 @@ export async function requirementOf(
   return requirement;
 }
 
-/** 402 with both versions of the demand: the header for version 2, the body for version 1. */
+/**
+ * 402 with both versions of the demand: the header for version 2, the body for version 1. Where a payment was refused, its
+ * reason is beside them.
+ */
 export async function paymentRequired(
   till: Till,
   config: EdgeConfig,
   demand: Demand,
   sentence: string,
+  refused?: Refused,
 ): Promise<AppError> {
   const requirement = await requirementOf(till, demand);
   const url = `${config.PUBLIC_URLS[0]}${demand.path}`;
@@ -127,8 +128,13 @@ export async function paymentRequired(
     outputSchema: { input: { ...input, discoverable: true }, output: output.example },
     extra,
   };
-  return new AppError("payment_required", sentence, {
-    headers: { "PAYMENT-REQUIRED": encodePaymentRequiredHeader(required), "Cache-Control": "no-store" },
+  return new AppError(refused?.code ?? "payment_required", sentence, {
+    charged: refused?.charged ?? "none",
+    headers: {
+      "PAYMENT-REQUIRED": encodePaymentRequiredHeader(required),
+      "Cache-Control": "no-store",
+      ...(refused === undefined ? {} : failureHeaders(config, refusalReason(refused.refusal), refused.payer)),
+    },
     body: { x402Version: 1, accepts: network === undefined ? [] : [v1] },
   });
 }
@@ -144,94 +150,48 @@ const IDENTIFIER_SCHEMA = {
   required: ["required"],
 };
 
-const seconds = z
-  .string()
-  .regex(/^\d{1,15}$/)
-  .transform(Number);
-const signedSchema = z.object({
-  signature: z
-    .string()
-    .regex(/^0x(?:[0-9a-fA-F]{2}){65,2048}$/)
-    .transform((value) => value as Hex),
-  authorization: z.object({
-    from: z.string().regex(/^0x[0-9a-fA-F]{40}$/),
-    to: z.string().regex(/^0x[0-9a-fA-F]{40}$/),
-    value: z
-      .string()
-      .regex(/^\d{1,30}$/)
-      .transform(BigInt),
-    validAfter: seconds,
-    validBefore: seconds,
-    nonce: z
-      .string()
-      .regex(/^0x[0-9a-fA-F]{64}$/)
-      .transform((value) => value.toLowerCase() as Hex),
-  }),
-});
-const v1Schema = z.object({
-  x402Version: z.literal(1),
-  scheme: z.string(),
-  network: z.string(),
-  payload: signedSchema,
-});
-const v2Schema = z.object({
-  x402Version: z.literal(2),
-  accepted: z.looseObject({ scheme: z.string(), network: z.string(), amount: z.string() }),
-  payload: signedSchema,
-  extensions: z.record(z.string(), z.unknown()).optional(),
-});
-
-/** The payment that a request carries, of either version; null where there is none. Throws 400 on one that can't be read. */
+/**
+ * The payment that a request carries, of either version under either header; null where there is none. Throws 400 on one
+ * that can't be read, and on two different ones.
+ */
 export function readPayment(headers: Headers, config: EdgeConfig): Payment | null {
-  const v2 = headers.get("payment-signature");
-  const v1 = headers.get("x-payment");
-  if (v2 === null && v1 === null) return null;
-  requireShort("PAYMENT-SIGNATURE", v2 ?? undefined, MAX_HEADER_CHARS);
-  requireShort("X-PAYMENT", v1 ?? undefined, MAX_HEADER_CHARS);
+  // What is sent twice comes joined by a comma.
+  const shown = ["PAYMENT-SIGNATURE", "X-PAYMENT"].flatMap((name) => {
+    const value = headers.get(name);
+    requireShort(name, value, MAX_HEADER_CHARS);
+    return value === null ? [] : value.split(",").map((one) => one.trim());
+  });
+  const payments = [...new Set(shown)].map((header) => paymentOf(header, config));
+  const [first] = payments;
+  if (first === undefined) return null;
+  if (new Set(payments.map(({ authorization }) => JSON.stringify(signedOf(authorization)))).size > 1) {
+    throw malformed(config, "The request carries two different payments: send one of them.");
+  }
+  const identifiers = new Set(payments.flatMap(({ identifier }) => identifier ?? []));
+  if (identifiers.size > 1) throw malformed(config, "The request carries two payment identifiers: send one of them.");
+  return payments.find(({ identifier }) => identifier !== null) ?? first;
+}
+
+function paymentOf(header: string, config: EdgeConfig): Payment {
   try {
-    return v2 !== null ? readV2(v2) : readV1(v1 ?? "", config);
+    const { more, ...payment } = readPayload(header);
+    const { scheme, network, ...rest } = payment.accepted;
+    // Version 1 names networks. The rest of `accepted` is filled in once the requirement that it pays is known.
+    const ours = network === V1_NETWORKS[config.CHAIN_ID];
+    const accepted = { scheme, network: ours ? networkOf(config) : network, ...rest };
+    return { ...payment, accepted, more };
   } catch (cause) {
-    throw new AppError(
-      "payment_malformed",
-      "The payment header can't be read: send an x402 payload of the scheme exact, with an EIP-3009 authorization.",
-      { cause },
-    );
+    if (!(cause instanceof Unreadable)) throw cause;
+    throw malformed(config, `The payment header can't be read: ${cause.message}.`, cause);
   }
 }
 
-function readV2(header: string): Payment {
-  const payload = decodePaymentSignatureHeader(header);
-  const { payload: signed, extensions } = v2Schema.parse(payload);
-  const named = (extensions?.["payment-identifier"] as { info?: { id?: unknown } } | undefined)?.info?.id;
-  // A malformed one is refused: whoever sends it counts on its being kept.
-  if (named !== undefined && (typeof named !== "string" || !PAYMENT_ID.test(named))) throw new Error("identifier");
-  return { version: 2, authorization: toAuthorization(signed), identifier: named ?? null, payload };
-}
-
-function readV1(header: string, config: EdgeConfig): Payment {
-  const {
-    network,
-    scheme,
-    payload: signed,
-  } = v1Schema.parse(JSON.parse(new TextDecoder().decode(Buffer.from(header, "base64"))));
-  const authorization = toAuthorization(signed);
-  // The rest of `accepted` is filled in once the requirement that it pays is known.
-  const ours = network === V1_NETWORKS[config.CHAIN_ID];
-  const accepted = { scheme, network: ours ? networkOf(config) : network } as PaymentRequirements;
-  return {
-    version: 1,
-    authorization,
-    identifier: null,
-    payload: { x402Version: 2, accepted, payload: signedOf(authorization) },
-  };
-}
-
-const toAuthorization = ({ signature, authorization }: z.infer<typeof signedSchema>): Authorization => ({
-  ...authorization,
-  from: getAddress(authorization.from),
-  to: getAddress(authorization.to),
-  signature,
-});
+const malformed = (config: EdgeConfig, sentence: string, cause?: unknown): AppError =>
+  new AppError("payment_malformed", sentence, {
+    cause,
+    charged: "none",
+    headers: failureHeaders(config, "invalid_payload"),
+  });
 
 /** As x402 writes it: every number is text. */
 export const signedOf = ({ signature, value, validAfter, validBefore, ...rest }: Authorization) => ({
@@ -245,29 +205,34 @@ export const signedOf = ({ signature, value, validAfter, validBefore, ...rest }:
 });
 
 /** The payment against a requirement, as the facilitator takes both; null where it pays something else. */
-export function matchPayment(
-  { server }: Till,
-  payment: Payment,
-  requirement: PaymentRequirements,
-): PaymentPayload | null {
-  const { authorization, payload, version } = payment;
-  if (String(authorization.value) !== requirement.amount || authorization.to !== getAddress(requirement.payTo))
-    return null;
-  if (version === 1) {
-    const { scheme, network } = payload.accepted;
-    return scheme === requirement.scheme && network === requirement.network
-      ? { ...payload, accepted: requirement }
-      : null;
-  }
-  return server.findMatchingRequirements([requirement], payload) === undefined ? null : payload;
+export function matchPayment(payment: Payment, requirement: PaymentRequirements): PaymentPayload | null {
+  const { authorization, accepted, more } = payment;
+  const { scheme, network, amount, asset, payTo } = requirement;
+  if (String(authorization.value) !== amount || authorization.to !== getAddress(payTo)) return null;
+  // What version 1 does not say is as it was asked for.
+  const said = { amount, asset: asset.toLowerCase(), payTo: payTo.toLowerCase(), ...accepted };
+  if (said.scheme !== scheme || said.network !== network || said.amount !== amount) return null;
+  if (said.asset !== asset.toLowerCase() || said.payTo !== payTo.toLowerCase()) return null;
+  return { x402Version: 2, ...more, accepted: requirement, payload: signedOf(authorization) };
 }
 
 /** The receipt's headers, for both versions. */
-export function receiptHeaders(config: EdgeConfig, payer: string, transaction: string): Record<string, string> {
-  const receipt = { success: true, transaction, payer };
-  const v1 = { ...receipt, network: V1_NETWORKS[config.CHAIN_ID] ?? networkOf(config) };
+export const receiptHeaders = (config: EdgeConfig, payer: string, transaction: string): Record<string, string> =>
+  responseHeaders(config, { success: true, transaction, payer });
+
+/** The same headers of a payment that was refused; `reason` is a code of x402's. */
+const failureHeaders = (config: EdgeConfig, reason: string, payer?: string): Record<string, string> =>
+  responseHeaders(config, {
+    success: false,
+    errorReason: reason,
+    transaction: "",
+    ...(payer === undefined ? {} : { payer: getAddress(payer) }),
+  });
+
+function responseHeaders(config: EdgeConfig, response: Omit<SettleResponse, "network">): Record<string, string> {
+  const v1 = { ...response, network: V1_NETWORKS[config.CHAIN_ID] ?? networkOf(config) };
   return {
-    "PAYMENT-RESPONSE": encodePaymentResponseHeader({ ...receipt, network: networkOf(config) }),
+    "PAYMENT-RESPONSE": encodePaymentResponseHeader({ ...response, network: networkOf(config) }),
     "X-PAYMENT-RESPONSE": Buffer.from(JSON.stringify(v1)).toString("base64"),
   };
 }

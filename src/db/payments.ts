@@ -1,9 +1,23 @@
 // Payments by x402. Every move is a compare-and-set on the generation it was read at.
-import { and, asc, desc, eq, gt, inArray, sql } from "drizzle-orm";
+import { and, asc, desc, eq, getTableColumns, gt, inArray, type SQL, sql } from "drizzle-orm";
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
 import { type Database, once } from "./client.ts";
-import { paymentLinks, payments, purchases, quotes, settlements, vms } from "./schema.ts";
+import {
+  FORGETTABLE,
+  NOBODYS,
+  OPEN,
+  paymentLinks,
+  payments,
+  purchases,
+  quotes,
+  type StockByVendor,
+  settlements,
+  UNBOUGHT,
+  UNPAID,
+  vms,
+} from "./schema.ts";
+import type { StoredTiers } from "./sweep.ts";
 
 export type Payment = typeof payments.$inferSelect;
 export type NewPayment = typeof payments.$inferInsert;
@@ -11,7 +25,7 @@ type Move = Partial<Omit<Payment, "id" | "generation">>;
 
 const WAKE_AFTER_MS = 60_000;
 const HOUR_MS = 3_600_000;
-const OPEN = sql`state IN ('claimed', 'authorized', 'settling')`;
+const DAY_MS = 24 * HOUR_MS;
 
 const given = sql.placeholder;
 const byId = once((db) =>
@@ -43,8 +57,41 @@ export const paymentByTransaction = async (db: Database, hash: string): Promise<
     )
     .get()) ?? null;
 
-export const paymentByNonce = async (db: Database, nonce: string): Promise<Payment | null> =>
-  (await db.select().from(payments).where(eq(payments.nonce, nonce)).get()) ?? null;
+/** Payers choose their nonces: without a payer there may be several; two of them say so. */
+export const paymentsByNonce = (db: Database, nonce: string, payer: string | undefined): Promise<Payment[]> =>
+  db
+    .select()
+    .from(payments)
+    .where(and(eq(payments.nonce, nonce), payer === undefined ? undefined : eq(payments.payer, payer)))
+    .limit(2)
+    .all();
+
+/** An order for the same, by the same payer, that is open or served. */
+type SameOrder = Pick<NewPayment, "payer" | "request"> & { since: number };
+
+const isSame = ({ payer, request, since }: SameOrder): SQL =>
+  sql`kind = 'compute' AND payer = ${payer} AND created_at > ${since} AND request = ${request}
+    AND state IN ('claimed', 'authorized', 'settling', 'settled')`;
+
+export const sameOrder = async (db: Database, order: SameOrder): Promise<Payment | null> =>
+  (await db.select().from(payments).where(isSame(order)).orderBy(asc(payments.createdAt)).limit(1).get()) ?? null;
+
+/**
+ * Inserts the claim and gives it back, for exactly one caller; null where there is one of that authorization or identifier,
+ * or where the order `unless` was made since.
+ */
+export async function claimPayment(db: Database, payment: NewPayment, unless?: SameOrder): Promise<Payment | null> {
+  const values = Object.entries(getTableColumns(payments)).map(([name, column]) =>
+    sql.param(payment[name as keyof NewPayment] ?? column.default ?? null, column),
+  );
+  const condition = unless === undefined ? sql`true` : sql`NOT EXISTS (SELECT 1 FROM payments WHERE ${isSame(unless)})`;
+  const claimed = await db
+    .insert(payments)
+    .select(sql`SELECT ${sql.join(values, sql`, `)} WHERE ${condition}`)
+    .onConflictDoNothing()
+    .returning();
+  return claimed[0] ?? null;
+}
 
 /** What a claim of a purchase has to stay within; 10^-6 USDC. */
 export type Limits = {
@@ -52,31 +99,34 @@ export type Limits = {
   balance: bigint;
   /** What the operator wallet has. */
   float: bigint;
-  /** What may be bought and not paid for within an hour. */
+  /** What may be delivered and not be paid for yet; of no matter for an order that is captured first. */
   uncaptured: bigint;
 };
 
-/** Inserts the claim, unless there is one of that authorization or identifier. True for exactly one caller. */
-export async function claimPayment(db: Database, payment: NewPayment): Promise<boolean> {
-  const result = await db.insert(payments).values(payment).onConflictDoNothing();
-  return result.meta.changes === 1;
-}
-
-// One order is open to a payer that has never paid; several, within its balance, to one that has. Only what was claimed
-// before counts: of many at once the first one passes.
-const sumOf = sql`COALESCE(SUM(CAST(amount AS INTEGER)), 0)`;
-const uncapturedOf = (now: number) =>
-  sql`(SELECT ${sumOf} FROM payments WHERE kind = 'compute' AND rowid < self.at AND state <> 'settled' AND (bought_at > ${now - HOUR_MS} OR (bought_at IS NULL AND ${OPEN})))`;
-
 export type Exceeded = "payer_refused" | "order_open" | "balance" | "float" | "uncaptured";
 
-/** Which limit a claim goes beyond, by the rows that there are; null where it stays within all. */
+const sumOf = sql`COALESCE(SUM(CAST(amount AS INTEGER)), 0)`;
+const part = (index: string, is: string): SQL => sql`payments INDEXED BY ${sql.raw(index)} WHERE ${sql.raw(is)}`;
+const unpaidSum = (now: number, more = sql``): SQL => {
+  const unpaid = sql`SELECT ${sumOf} FROM ${part("payments_unpaid", UNPAID)} ${more}`;
+  return sql`(${unpaid} AND bought_at IS NULL) + (${unpaid} AND bought_at > ${now - HOUR_MS})`;
+};
+const unboughtSum = (more = sql``): SQL => sql`(SELECT ${sumOf} FROM ${part("payments_unbought", UNBOUGHT)} ${more})`;
+
+/**
+ * Which limit a payment goes beyond, by the rows that there are; null where it stays within all. One order is open to a payer
+ * that has never paid; several, within its balance, to one that has. Against `earlier` rows of many at once the first one
+ * passes; one that has no row yet, or had one long before it asks, counts them `all`.
+ */
 export async function exceededLimit(
   db: Database,
-  { id, payer, amount }: Pick<Payment, "id" | "payer" | "amount">,
+  { id, payer, amount, captureFirst }: Pick<Payment, "id" | "payer" | "amount" | "captureFirst">,
   { balance, float, uncaptured }: Limits,
   now: number,
+  rows: "all" | "earlier" = "earlier",
 ): Promise<Exceeded | null> {
+  const others = rows === "all" ? sql`AND rowid <> self.at` : sql`AND rowid < self.at`;
+  const open = sql`${part("payments_open", OPEN)} AND payer = ${payer} ${others}`;
   const [row] = await db.all<{
     refused: number;
     open: number;
@@ -84,21 +134,58 @@ export async function exceededLimit(
     paid: number;
     unbought: number;
     uncaptured: number;
-  }>(sql`WITH self AS (SELECT rowid AS at FROM payments WHERE id = ${id}) SELECT
-    EXISTS (SELECT 1 FROM payments WHERE payer = ${payer} AND reason = 'capture_refused') AS refused,
-    EXISTS (SELECT 1 FROM payments WHERE payer = ${payer} AND rowid < self.at AND kind = 'compute' AND ${OPEN}) AS open,
-    (SELECT ${sumOf} FROM payments WHERE payer = ${payer} AND rowid < self.at AND ${OPEN}) AS open_sum,
-    EXISTS (SELECT 1 FROM payments WHERE payer = ${payer} AND kind = 'compute' AND state = 'settled') AS paid,
-    (SELECT ${sumOf} FROM payments WHERE rowid < self.at AND kind = 'compute' AND bought_at IS NULL AND ${OPEN}) AS unbought,
-    ${uncapturedOf(now)} AS uncaptured FROM self`);
+  }>(sql`WITH self AS (SELECT COALESCE((SELECT rowid FROM payments WHERE id = ${id}), -1) AS at) SELECT
+    EXISTS (SELECT 1 FROM ${part("payments_refused", "reason = 'capture_refused'")} AND payer = ${payer}) AS refused,
+    EXISTS (SELECT 1 FROM ${open} AND kind = 'compute') AS open,
+    (SELECT ${sumOf} FROM ${open}) AS open_sum,
+    EXISTS (SELECT 1 FROM ${part("payments_paid", "kind = 'compute' AND state = 'settled'")} AND payer = ${payer}) AS paid,
+    ${unboughtSum(others)} AS unbought,
+    ${unpaidSum(now, others)} AS uncaptured FROM self`);
   if (row === undefined) throw new Error("a query without rows");
   const sum = BigInt(amount);
   if (row.refused === 1) return "payer_refused";
   if (row.open === 1 && row.paid === 0) return "order_open";
   if (BigInt(row.open_sum) + sum > balance) return "balance";
   if (BigInt(row.unbought) + sum > float) return "float";
-  if (BigInt(row.uncaptured) + sum > uncaptured) return "uncaptured";
+  if (!captureFirst && BigInt(row.uncaptured) + sum > uncaptured) return "uncaptured";
   return null;
+}
+
+/** What decides whether an order can be had, and how; amounts in 10^-6 USDC. */
+export type Market = {
+  paused: boolean;
+  /** Delivered, or to be, before it is paid. */
+  unpaid: bigint;
+  /** What tokens will cost that were ordered and not bought yet. */
+  unbought: bigint;
+  /** What tokens have cost within a day. */
+  spent: bigint;
+  stock: StockByVendor;
+  tiers: StoredTiers;
+};
+
+export async function readMarket(db: Database, now: number): Promise<Market> {
+  const [row] = await db.all<{
+    paused: number;
+    unpaid: number;
+    unbought: number;
+    spent: number;
+    stock: string | null;
+    tiers: string | null;
+  }>(sql`SELECT EXISTS (SELECT 1 FROM pauses WHERE what = 'provisioning') AS paused,
+    ${unpaidSum(now)} AS unpaid, ${unboughtSum()} AS unbought,
+    (SELECT COALESCE(SUM(CAST(cost AS INTEGER)), 0) FROM ${part("payments_bought", "bought_at IS NOT NULL")}
+      AND bought_at > ${now - DAY_MS}) AS spent,
+    (SELECT stock FROM catalogs WHERE id = 1) AS stock, (SELECT tiers FROM catalogs WHERE id = 1) AS tiers`);
+  if (row === undefined) throw new Error("a query without rows");
+  return {
+    paused: row.paused === 1,
+    unpaid: BigInt(row.unpaid),
+    unbought: BigInt(row.unbought),
+    spent: BigInt(row.spent),
+    stock: JSON.parse(row.stock ?? "{}"),
+    tiers: JSON.parse(row.tiers ?? "[]"),
+  };
 }
 
 /** The row as it is from here on; null where it has moved since it was read. */
@@ -165,15 +252,27 @@ export const markServed = async (db: Database, id: string, now: number): Promise
     .returning()
     .get()) ?? null;
 
-/** Those whose turn has come; each is left alone for a minute from here on. */
-export const wakePayments = (db: Database, now: number, limit: number) =>
+const wake = (db: Database, now: number, due: SQL, limit: number) =>
   db
     .update(payments)
     .set({ wakeAt: now + WAKE_AFTER_MS, generation: sql`${payments.generation} + 1` })
-    .where(
-      sql`id IN (SELECT id FROM payments WHERE wake_at IS NOT NULL AND wake_at <= ${now} ORDER BY wake_at LIMIT ${limit})`,
-    )
+    .where(sql`id IN (SELECT id FROM ${due} AND wake_at <= ${now} ORDER BY wake_at LIMIT ${limit})`)
     .returning({ payment: payments.id, generation: payments.generation });
+
+/**
+ * Those whose turn has come; each is left alone for a minute from here on. However many rows strangers make of which
+ * nothing came: the others come first, and those take a fifth of the places at most.
+ */
+export async function wakePayments(db: Database, now: number, limit: number) {
+  const ours = part("payments_to_wake", `wake_at IS NOT NULL AND NOT ${NOBODYS}`);
+  const nobodys = part("payments_nobodys_to_wake", `wake_at IS NOT NULL AND ${NOBODYS}`);
+  return [...(await wake(db, now, ours, limit)), ...(await wake(db, now, nobodys, Math.ceil(limit / 5)))];
+}
+
+/** Deletes what final history has let go of, and of which nothing ever came. */
+export const forgetPayments = (db: Database, endedBefore: number, limit: number) =>
+  db.run(sql`DELETE FROM payments WHERE id IN (SELECT id FROM ${part("payments_to_forget", FORGETTABLE)}
+    AND ended_at < ${endedBefore} ORDER BY ended_at LIMIT ${limit})`);
 
 /** Before a transaction that buys a token leaves: whose purchase it will be (hard case 20). */
 export async function linkTransaction(db: Database, txHash: string, payment: string, now: number): Promise<void> {

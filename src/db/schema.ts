@@ -239,7 +239,24 @@ export const PAYMENT_STEPS = [
 ] as const;
 export type PaymentStep = (typeof PAYMENT_STEPS)[number];
 
-/** EIP-3009 authorizations that were shown to us, one row each for ever: (chain, payer, nonce) is one payment. */
+// Parts of the table, each in an index of its own: what is asked of them costs the same however many old rows there are.
+/** A request or an order is at it, and nothing was taken yet. */
+export const OPEN = "state IN ('claimed', 'authorized', 'settling')";
+/** Nothing was taken and nothing bought. */
+export const NOBODYS = "(state IN ('claimed', 'releasing') AND bought_at IS NULL)";
+/** Orders that are delivered before they are paid, until they are paid or let go by final history. */
+export const UNPAID = `kind = 'compute' AND capture_first = 0 AND (${OPEN} OR (state = 'releasing' AND bought_at IS NOT NULL))`;
+/** Orders whose token we have still to pay for. */
+export const UNBOUGHT =
+  "kind = 'compute' AND bought_at IS NULL AND state IN ('claimed', 'authorized', 'settling', 'settled')";
+/** Final history is past it: it never moved anything, and never will. A refused capture is remembered (hard case 36). */
+export const FORGETTABLE =
+  "state = 'released' AND bought_at IS NULL AND cost IS NULL AND settle_tx IS NULL AND incarnation IS NULL AND held = 0 AND reason IS NOT 'capture_refused'";
+
+/**
+ * EIP-3009 authorizations that were shown to us, one row each: (chain, payer, nonce) is one payment, for ever where it has
+ * moved anything.
+ */
 export const payments = sqliteTable(
   "payments",
   {
@@ -277,6 +294,8 @@ export const payments = sqliteTable(
     /** The payer's own, one `type base64` line. */
     sshPublicKey: text("ssh_public_key"),
     region: text(),
+    /** The payment is taken before anything is bought for it, and paid back where no machine can be had. */
+    captureFirst: integer("capture_first", { mode: "boolean" }).notNull().default(false),
     /** Where the price was read. */
     quotedBlock: integer("quoted_block"),
     /** The purchase that was made for it. */
@@ -306,9 +325,20 @@ export const payments = sqliteTable(
   (table) => [
     uniqueIndex("payments_claim").on(table.chainId, table.payer, table.nonce),
     uniqueIndex("payments_identifier").on(table.payer, table.identifier).where(sql`identifier IS NOT NULL`),
-    index("payments_to_wake").on(table.wakeAt).where(sql`wake_at IS NOT NULL`),
-    index("payments_open").on(table.payer).where(sql`state IN ('claimed', 'authorized', 'settling')`),
-    index("payments_uncaptured").on(table.boughtAt).where(sql`bought_at IS NOT NULL AND state <> 'settled'`),
+    // What nobody has vouched for and nothing was bought for is apart: strangers make as many such rows as they like.
+    index("payments_to_wake")
+      .on(table.wakeAt)
+      .where(sql`wake_at IS NOT NULL AND NOT ${sql.raw(NOBODYS)}`),
+    index("payments_nobodys_to_wake")
+      .on(table.wakeAt)
+      .where(sql`wake_at IS NOT NULL AND ${sql.raw(NOBODYS)}`),
+    index("payments_to_forget").on(table.endedAt).where(sql.raw(FORGETTABLE)),
+    index("payments_open").on(table.payer).where(sql.raw(OPEN)),
+    index("payments_paid").on(table.payer).where(sql`kind = 'compute' AND state = 'settled'`),
+    index("payments_by_order").on(table.payer, table.createdAt).where(sql`kind = 'compute'`),
+    index("payments_unpaid").on(table.boughtAt, table.amount).where(sql.raw(UNPAID)),
+    index("payments_unbought").on(table.amount).where(sql.raw(UNBOUGHT)),
+    index("payments_bought").on(table.boughtAt, table.cost).where(sql`bought_at IS NOT NULL`),
     index("payments_refused").on(table.payer).where(sql`reason = 'capture_refused'`),
     index("payments_by_purchase").on(table.incarnation).where(sql`incarnation IS NOT NULL`),
     index("payments_by_settlement").on(table.settleTx).where(sql`settle_tx IS NOT NULL`),

@@ -80,7 +80,8 @@ export async function check(context: Context, row: store.Payment): Promise<Turn>
     const settled = { state: "settled", step: "buy", settledAt: now(), wakeAt: now() + WATCH_MS } as const;
     return store.settlePayment(db, row, use, settled);
   }
-  const isFirst = row.state === "authorized" && config.CAPTURE_FIRST_TIERS.includes(row.tier ?? -1);
+  const isFirst =
+    row.state === "authorized" && (row.captureFirst || config.CAPTURE_FIRST_TIERS.includes(row.tier ?? -1));
   return store.movePayment(db, row, { step: isFirst ? "capture" : "buy", wakeAt: now() + WATCH_MS });
 }
 

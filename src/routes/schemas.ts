@@ -1,6 +1,7 @@
 // Shapes that several routes share.
 import { z } from "@hono/zod-openapi";
 import { getAddress, isAddress } from "viem";
+import { CHARGED } from "../errors.ts";
 import { WIRE_REFUND_STATES } from "../vms/refunds.ts";
 import { STATUSES } from "../vms/states.ts";
 
@@ -13,30 +14,55 @@ export const errorSchema = z
   })
   .openapi("Error");
 
-const json = (description: string) => ({ description, content: { "application/json": { schema: errorSchema } } });
+const json = <Schema extends z.ZodType>(description: string, schema: Schema) => ({
+  description,
+  content: { "application/json": { schema } },
+});
 
-export const errorResponses = {
-  400: json("Malformed input"),
-  401: json("Missing or invalid signature or key"),
-  402: json(
-    "Payment required: the demand is in PAYMENT-REQUIRED (x402 version 2) and in `accepts` of the body (version 1)",
-  ),
-  403: json("Not the owner, token expired, or address banned"),
-  404: json("Unknown"),
-  409: json("In conflict with what exists"),
-  413: json("The body is over 16 KiB"),
-  415: json("The body is not JSON"),
-  429: json("Too many requests; see Retry-After and X-RateLimit-Reset"),
-  500: json("Internal error"),
-  502: json("An RPC node or the facilitator answered nonsense"),
-  503: json("The chain, the database or the facilitator does not answer, or nothing can be sold now; see Retry-After"),
+const DESCRIPTIONS = {
+  400: "Malformed input",
+  401: "Missing or invalid signature or key",
+  402: "Payment required, or refused: the demand is in PAYMENT-REQUIRED (x402 version 2) and in `accepts` of the body (version 1); of a payment that was refused, PAYMENT-RESPONSE has the reason",
+  403: "Not the owner, token expired, or address banned",
+  404: "Unknown",
+  409: "In conflict with what exists",
+  413: "The body is over 16 KiB",
+  415: "The body is not JSON",
+  429: "Too many requests; see Retry-After and X-RateLimit-Reset",
+  500: "Internal error",
+  502: "An RPC node or the facilitator answered nonsense",
+  503: "The chain, the database or the facilitator does not answer, or nothing can be sold now; see Retry-After",
 } as const;
 
-/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault. */
-export const errorsOf = <Status extends keyof typeof errorResponses = never>(...statuses: Status[]) =>
+export type ErrorStatus = keyof typeof DESCRIPTIONS;
+type Responses<Status extends ErrorStatus, Schema extends z.ZodType> = {
+  [S in Status | 400 | 403 | 429 | 500]: ReturnType<typeof json<Schema>>;
+};
+
+const responsesOf = <Status extends ErrorStatus, Schema extends z.ZodType>(
+  statuses: readonly Status[],
+  schema: Schema,
+) =>
   Object.fromEntries(
-    [...statuses, 400, 403, 429, 500].map((status) => [status, errorResponses[status as Status]]),
-  ) as Pick<typeof errorResponses, Status | 400 | 403 | 429 | 500>;
+    [...statuses, 400, 403, 429, 500].map((status) => [status, json(DESCRIPTIONS[status as Status], schema)]),
+  ) as Responses<Status, Schema>;
+
+/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault. */
+export const errorsOf = <Status extends ErrorStatus = never>(...statuses: Status[]) =>
+  responsesOf(statuses, errorSchema);
+
+const paidErrorSchema = errorSchema
+  .extend({
+    charged: z.enum(CHARGED).openapi({
+      description:
+        "Of the payment that came with the request. none: it has moved nothing; unknown: nobody has looked, or it can't be known yet: send the same payment again and don't sign another one; yes: it was taken, and /x402/purchases says for what.",
+    }),
+  })
+  .openapi("PaidError");
+
+/** The same for routes that take payments. */
+export const paidErrorsOf = <Status extends ErrorStatus = never>(...statuses: Status[]) =>
+  responsesOf(statuses, paidErrorSchema);
 
 /** Decimal, no sign, no leading zero, at most 2^53-1. Token 0 exists. */
 export const tokenIdSchema = z

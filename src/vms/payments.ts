@@ -75,7 +75,7 @@ const STEP_SENTENCES: Record<Payment["step"], string> = {
 };
 
 /** Whether money has moved, and not come back. */
-const isCharged = ({ state }: Payment): boolean =>
+export const isCharged = ({ state }: Payment): boolean =>
   state === "settled" || state === "refund_due" || state === "refunding";
 
 /** `charged` and `message` answer "was I charged, and for what?". */
@@ -85,6 +85,7 @@ export const wirePayment = (payment: Payment) => ({
   status: WIRE_STATES[payment.state],
   step: payment.step,
   charged: isCharged(payment),
+  chargedFirst: payment.captureFirst,
   message: payment.state === "held" ? "An operator is looking into it." : messageOf(payment),
   reason: payment.reason,
   payer: payment.payer,
@@ -101,7 +102,8 @@ export const wirePayment = (payment: Payment) => ({
   },
 });
 
-function messageOf({ state, step }: Payment): string {
+function messageOf({ state, step, incarnation }: Payment): string {
+  if (step === "capture" && incarnation === null) return "The payment is being taken; a machine is had after it.";
   if (state === "settled" && (step === "buy" || step === "provision"))
     return "The payment was taken; the machine is being made.";
   if (state === "released") return "Nothing was charged, and the authorization can't be used any more.";

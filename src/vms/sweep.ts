@@ -7,7 +7,7 @@ import type { EdgeConfig } from "../config.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
-import { wakePayments } from "../db/payments.ts";
+import { forgetPayments, wakePayments } from "../db/payments.ts";
 import { wakeRefunds } from "../db/refunds.ts";
 import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
@@ -17,6 +17,8 @@ import { TIER_COUNT } from "./tiers.ts";
 
 const SHARE_THAT_MAY_END = 0.05;
 const ROWS_PER_SWEEP = 500;
+/** How long a payer may still read of a payment of which nothing came. */
+const FORGET_AFTER_MS = 24 * 3_600_000;
 const VANISHED_AFTER_BLOCKS = 10;
 const MESSAGES_PER_BATCH = 100;
 const DISPUTES_PER_SWEEP = 20;
@@ -61,6 +63,7 @@ export async function sweep(context: ScanContext): Promise<void> {
         due.map((one) => ({ kind: "payment", ...one })),
       );
     },
+    forget: () => forgetPayments(db, now - FORGET_AFTER_MS, ROWS_PER_SWEEP),
     reap: () => jobs.send({ kind: "reap" }),
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),

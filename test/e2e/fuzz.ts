@@ -252,7 +252,13 @@ function createJudge(document: Document, operatorKey: string, signatures: Signat
       }
       const error = parseError(body) ?? fail("has no JSON body");
       if (error.code === "injection_refused" && isValid(drawn)) fail("although the document takes all of it");
-      if (!isError(error)) fail(`has another error body (${ajv.errorsText(isError.errors)})`);
+      const shape = declared?.[status]?.content?.["application/json"];
+      const [path = "", method = ""] = (drawn.operation ?? "").split(" ");
+      const isDeclared =
+        shape === undefined
+          ? isError
+          : at("paths", path, method, "responses", String(status), "content", "application/json", "schema");
+      if (!isDeclared(error)) fail(`has another error body (${ajv.errorsText(isDeclared.errors)})`);
       if (error.requestId !== headers["x-request-id"]) fail("names another request id than its header");
       return error.code;
     },
@@ -288,6 +294,21 @@ function requests(
     { weight: 2, arbitrary: fc.constant(String(tokenId)) },
     { weight: 1, arbitrary: fc.nat().map(String) },
     { weight: 1, arbitrary: fc.stringMatching(/^0x[0-9a-fA-F]{40}$/) },
+  );
+  /** Of the headers that the document declares: payments that are nearly one, and preferences. */
+  const headerValue = fc.oneof(
+    fc.constantFrom("wait=0", "wait=1", "wait=-1", "wait=1, wait=2", 'wait="0"; x', "respond-async, wait=0"),
+    fc
+      .record({
+        x402Version: fc.constantFrom<unknown>(1, 2, 3, "2"),
+        scheme: fc.constantFrom("exact", ""),
+        network: fc.constantFrom("base", "eip155:8453"),
+        accepted: fc.option(fc.record({ scheme: fc.constant("exact"), network: fc.string(), amount: fc.nat() })),
+        payload: fc.jsonValue(),
+      })
+      .map((payload) =>
+        Buffer.from(JSON.stringify(payload)).toString(payload.network === "base" ? "base64" : "base64url"),
+      ),
   );
   const fieldValue = fc.oneof(
     fc.string({ unit: "grapheme-ascii", maxLength: 200 }),
@@ -352,7 +373,10 @@ function requests(
   const toOperation = fc.constantFrom(...operations).chain(({ path, method, operation }) => {
     const parameters = operation.parameters ?? [];
     const values = fc.tuple(
-      ...parameters.map((parameter) => (parameter.in === "path" ? text : fc.option(text, { nil: undefined }))),
+      ...parameters.map((parameter) => {
+        if (parameter.in === "header") return fc.option(fc.oneof(text, headerValue), { nil: undefined });
+        return parameter.in === "path" ? text : fc.option(text, { nil: undefined });
+      }),
     );
     const schema = operation.requestBody?.content["application/json"]?.schema;
     const drawnBody: fc.Arbitrary<{ text: string | null; isJson: boolean }> = fc.oneof(
@@ -366,10 +390,15 @@ function requests(
     return fc.record({ values, headers, sent: drawnBody }).map((drawn) => {
       let target = path;
       const query = new URLSearchParams();
+      const declared: Record<string, string> = {};
       const wrong: string[] = [];
       for (const [index, parameter] of parameters.entries()) {
         const value = drawn.values[index]?.toWellFormed();
-        if (value === undefined || parameter.in === "header") continue;
+        if (value === undefined) continue;
+        if (parameter.in === "header") {
+          declared[parameter.name.toLowerCase()] = value;
+          continue;
+        }
         if (parameter.in === "path") target = target.replace(`{${parameter.name}}`, () => encodeURIComponent(value));
         else query.append(parameter.name, value);
         if (!judge.takes(path, method, index, value)) wrong.push(`${parameter.name} ${JSON.stringify(value)}`);
@@ -381,7 +410,11 @@ function requests(
       return {
         method: method.toUpperCase(),
         path: target + search,
-        headers: drawn.sent.isJson ? { ...drawn.headers, "content-type": "application/json" } : drawn.headers,
+        headers: {
+          ...drawn.headers,
+          ...declared,
+          ...(drawn.sent.isJson ? { "content-type": "application/json" } : {}),
+        },
         body: method === "get" ? null : drawn.sent.text,
         operation: same ? `${path} ${method}` : null,
         wrong: same ? wrong : [],

@@ -22,7 +22,7 @@ export const DEPLOYMENT_ID = "sim";
 export const CONTRACT = CONTRACT_ADDRESS.toLowerCase();
 export const FACILITATOR_HOST = "facilitator.sim";
 /** Of what is sold over x402, this is paid for before there is a machine. */
-export const CAPTURE_FIRST_TIER = 2;
+const CAPTURE_FIRST_TIER = 2;
 const CLIENT = "192.0.2.1";
 /** How old a machine without a row has to be. */
 export const ORPHAN_GRACE_SECONDS = 600;

@@ -4,7 +4,7 @@ import type { Hex } from "viem";
 import type { Tx } from "./chain.ts";
 import { type Call, type SignedAuthorization, useKey } from "./contracts.ts";
 import { checkPayment } from "./invariants.ts";
-import { CAPTURE_FIRST_TIER, OPERATOR } from "./product.ts";
+import { OPERATOR } from "./product.ts";
 import { FLOAT, type World } from "./world.ts";
 
 export type Payment = {
@@ -21,6 +21,7 @@ export type Payment = {
   tier: number | null;
   incarnation: string | null;
   cost: string | null;
+  capture_first: number;
   held: number;
   purchase_tx: string | null;
   settle_tx: string | null;
@@ -79,7 +80,7 @@ function checkTaken(world: World, { from, nonce }: SignedAuthorization): void {
   const key = useKey(from, nonce);
   if (world.taken.has(key)) return;
   world.taken.add(key);
-  if (row.tier === CAPTURE_FIRST_TIER && row.incarnation === null) return;
+  if (row.capture_first === 1 && row.incarnation === null) return;
   const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
   if (vm?.status === "running" && vm.current === 1 && vm.ssh_host !== null) return;
   // Signed while it answered, and sent by the wallet that has crashed meanwhile: a machine that was lost is replaced.

@@ -2,13 +2,13 @@
 import { z } from "@hono/zod-openapi";
 import { clientAddress } from "../../access/client-name.ts";
 import { operatorsOnly } from "../../access/operators.ts";
-import { type errorResponses, errorsOf } from "../schemas.ts";
+import { type ErrorStatus, errorsOf } from "../schemas.ts";
 
 /** Behind an operator's key. */
 export const FOR_OPERATORS = { tags: ["operators"], security: [{ adminKey: [] }], middleware: [...operatorsOnly] };
 
 /** What any of these routes may answer beside its own. */
-export const adminErrors = <Status extends keyof typeof errorResponses>(...statuses: Status[]) =>
+export const adminErrors = <Status extends ErrorStatus>(...statuses: Status[]) =>
   errorsOf<400 | 401 | 413 | 415 | 503 | Status>(400, 401, 413, 415, 503, ...statuses);
 
 export const jsonOf = <Schema extends z.ZodType>(description: string, schema: Schema) => ({

@@ -21,6 +21,7 @@ import {
   takeUp,
   verify,
 } from "../../access/payment-gate.ts";
+import { chargedOf } from "../../access/payment-use.ts";
 import {
   type Demand,
   paymentRequired,
@@ -47,7 +48,7 @@ import {
   provisioningSchema,
   refuseHead,
 } from "../credentials.ts";
-import { errorsOf, tokenIdSchema } from "../schemas.ts";
+import { paidErrorsOf, tokenIdSchema } from "../schemas.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, settlingSchema } from "./shared.ts";
 
 const paidSchema = credentialsSchema
@@ -75,7 +76,7 @@ const route = createRoute({
       description: "Provisioning (nothing was charged), or the payment is being settled: send the same request again",
       content: { "application/json": { schema: z.union([provisioningSchema, settlingSchema]) } },
     },
-    ...errorsOf(400, 401, 402, 404, 409, 502, 503),
+    ...paidErrorsOf(400, 401, 402, 404, 409, 502, 503),
   },
 });
 
@@ -204,7 +205,7 @@ async function takePayment(
   if (known === null) await requireWindow(services, till, checked, sight.view.blockTimestamp, now);
   const row =
     known === null
-      ? await claim(services, checked, { kind: "credentials", ...what }, sight.view.blockNumber, now)
+      ? await claim(services, checked, { kind: "credentials", ...what }, sight.view, now)
       : await takeUp(services, known, checked, now);
   if (row === null) {
     const latest = known ?? (await findClaim(services, checked));
@@ -230,6 +231,7 @@ const used = (row: Payment): AppError =>
     "This payment was used before. GET /x402/purchases/{id} says what became of it; for the key again, send the owner's signature beside it.",
     {
       details: [{ purchaseId: row.id, state: row.state, transaction: row.settleTx }],
+      charged: chargedOf(row),
     },
   );
 

@@ -7,6 +7,7 @@ import type { Router } from "../../app.ts";
 import { statementsOf } from "../../db/reads.ts";
 import { errorsOf } from "../schemas.ts";
 import { credentialsDemand } from "./credentials.ts";
+import { isCapturedFirst } from "./offer.ts";
 import { computeDemand } from "./purchases.ts";
 
 const itemSchema = z.object({
@@ -49,9 +50,10 @@ export function mountDiscovery(app: Router): void {
     const [api] = config.PUBLIC_URLS;
     const [row] = await statementsOf(db).catalog.all();
     const tiers = (row?.tiers ?? []).filter(({ active }) => active);
-    const machines = tiers.map(({ tier, pricePerDayUsdc6 }) =>
-      computeDemand(BigInt(pricePerDayUsdc6), tier, 1, config.CAPTURE_FIRST_TIERS.includes(tier)),
-    );
+    const machines = tiers.map(({ tier, pricePerDayUsdc6 }) => {
+      const amount = BigInt(pricePerDayUsdc6);
+      return computeDemand(amount, { tier, durationDays: 1 }, isCapturedFirst(config, tier, amount, 0n));
+    });
     const credentials = credentialsDemand(config);
     const items = [await itemOf(till, `${api}${credentials.path}`, "GET", credentials, [credentials])];
     const [any] = machines;

@@ -1,9 +1,10 @@
-// What a machine costs over x402 right now, and whether one can be sold at all.
+// What a machine costs over x402 right now, whether one can be sold at all, and by which rule it is charged.
 import type { Till } from "../../access/payment-wire.ts";
 import type { App } from "../../app.ts";
+import { formatUsdc } from "../../chain/contract.ts";
 import { type Offer, readOffer } from "../../chain/offers.ts";
-import { saveQuote } from "../../db/payments.ts";
-import { statementsOf } from "../../db/reads.ts";
+import type { EdgeConfig } from "../../config.ts";
+import { type Market, saveQuote } from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { recentStock, stockOf } from "../../provisioner/candidates.ts";
@@ -12,6 +13,7 @@ const OFFER_CACHE_MS = 3_000;
 export const RETRY_SECONDS = 30;
 /** What approving, buying, taking a payment and handing the token over use together, with room to spare. */
 const GAS_PER_ORDER = 900_000n;
+const MAX_ALTERNATIVES = 3;
 
 // Per isolate and tier: quotes in a burst are one read of the chain, and one row.
 const offers = new WeakMap<object, Map<number, { offer: Promise<Offer>; at: number }>>();
@@ -42,32 +44,73 @@ export async function currentOffer(
   return offer;
 }
 
-/** What can't be sold is refused before anybody signs for it. */
-export async function requireSaleable(
-  { config, db }: App["Variables"],
+type Order = { tier: number; durationDays: number };
+type Rules = Pick<EdgeConfig, "CAPTURE_FIRST_TIERS" | "UNCAPTURED_LIMIT_USDC_PER_HOUR">;
+
+/** How much may be delivered before it is paid; beyond it every order is captured first. */
+export const uncapturedRoom = ({ UNCAPTURED_LIMIT_USDC_PER_HOUR: limit }: Rules): bigint => limit / 2n;
+
+/** Whether an order is paid before anything is bought for it, so that no order closes the shop for others (hard case 38). */
+export const isCapturedFirst = (rules: Rules, tier: number, amount: bigint, unpaid: bigint): boolean =>
+  rules.CAPTURE_FIRST_TIERS.includes(tier) ||
+  amount * 10n > rules.UNCAPTURED_LIMIT_USDC_PER_HOUR ||
+  unpaid + amount > uncapturedRoom(rules);
+
+/** What can't be sold is refused before anybody signs for it, with the nearest that can be (hard case 56). */
+export function requireSaleable(
+  { MAX_BASE_FEE_GWEI: maxBaseFee, PURCHASE_LIMIT_USDC_PER_DAY: limit }: EdgeConfig,
   offer: Offer,
-  { tier, durationDays }: { tier: number; durationDays: number },
+  { tier, durationDays }: Order,
+  market: Market,
   now: number,
-): Promise<void> {
-  const refuse = (code: ConstructorParameters<typeof AppError>[0], sentence: string) =>
-    new AppError(code, sentence, { retryAfterSeconds: RETRY_SECONDS });
-  if (!offer.active) throw refuse("tier_inactive", `Tier ${tier} is not sold at the moment; /tiers lists what is.`);
-  if (offer.baseFee > config.MAX_BASE_FEE_GWEI) {
-    throw refuse("gas_too_dear", "Transactions are too dear on the chain right now; try again later.");
+): void {
+  const { active, baseFee, pricePerDay, usdc6, wei } = offer;
+  const stock = recentStock(market.stock, now);
+  if (market.paused) {
+    throw new AppError("provisioning_paused", "No orders are accepted while provisioning is paused; try again later.", {
+      retryAfterSeconds: RETRY_SECONDS,
+    });
   }
-  const gas = GAS_PER_ORDER * 2n * offer.baseFee;
-  if (offer.usdc6 < offer.pricePerDay * BigInt(durationDays) || offer.wei < gas) {
-    log("page", "operator_short", { usdc6: String(offer.usdc6), tier, durationDays });
-    throw refuse(
-      "operator_short",
-      "We can't buy the token for you at the moment; buy on the contract, as /llms.txt says, or try later.",
-    );
+  if (baseFee > maxBaseFee) {
+    throw new AppError("gas_too_dear", "Transactions are too dear on the chain right now; try again later.", {
+      retryAfterSeconds: RETRY_SECONDS,
+    });
   }
-  const [row] = await statementsOf(db).catalog.all();
-  if (stockOf(tier, recentStock(row?.stock ?? {}, now)) === "none") {
-    throw refuse(
-      "sold_out",
-      `No vendor has a machine of tier ${tier} right now; /tiers shows the stock of the others.`,
-    );
-  }
+  const funds = usdc6 - market.unbought;
+  const today = limit - market.spent - market.unbought;
+  const hasGas = wei >= GAS_PER_ORDER * 2n * baseFee;
+  const room = hasGas ? least(funds, today) : -1n;
+  const others = market.tiers
+    .filter((one) => one.active && one.tier !== tier && stockOf(one.tier, stock) !== "none")
+    .map((one) => ({ tier: one.tier, durationDays, cost: BigInt(one.pricePerDayUsdc6) * BigInt(durationDays) }))
+    .filter(({ cost }) => cost <= room);
+  const cost = pricePerDay * BigInt(durationDays);
+  const refuse = (code: ConstructorParameters<typeof AppError>[0], reason: string, days = 0n) => {
+    const fewer = days < 1n ? [] : [{ tier, durationDays: Number(days), cost: pricePerDay * days }];
+    const near = [...fewer, ...others.sort((a, b) => distance(a.cost, cost) - distance(b.cost, cost))];
+    const [nearest] = near;
+    const instead =
+      nearest === undefined
+        ? "; try again later, or buy on the contract, as /llms.txt says."
+        : `; tier ${nearest.tier} for ${inDays(nearest.durationDays)} can be had, for ${formatUsdc(nearest.cost)} USDC.`;
+    return new AppError(code, reason + instead, {
+      retryAfterSeconds: RETRY_SECONDS,
+      details: near
+        .slice(0, MAX_ALTERNATIVES)
+        .map(({ cost: price, ...order }) => ({ ...order, amount: formatUsdc(price) })),
+    });
+  };
+  if (!active) throw refuse("tier_inactive", `Tier ${tier} is not sold at the moment`);
+  if (stockOf(tier, stock) === "none") throw refuse("sold_out", `No vendor has a machine of tier ${tier} right now`);
+  if (cost <= room) return;
+  const days = pricePerDay > 0n && room > 0n ? room / pricePerDay : 0n;
+  if (cost > limit) throw refuse("order_too_large", `One order may cost at most ${formatUsdc(limit)} USDC`, days);
+  if (hasGas && cost <= funds) throw refuse("orders_full", "We buy no more than that for orders in a day", days);
+  // A page is about our wallet; what strangers ask for is not.
+  log(!hasGas || funds < pricePerDay ? "page" : "warn", "operator_short", { usdc6: String(usdc6), tier, durationDays });
+  throw refuse("operator_short", "We can't buy that token for you at the moment", days);
 }
+
+const least = (a: bigint, b: bigint): bigint => (a < b ? a : b);
+const distance = (a: bigint, b: bigint): number => Math.abs(Number(a - b));
+const inDays = (days: number): string => (days === 1 ? "1 day" : `${days} days`);

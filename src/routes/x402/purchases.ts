@@ -5,35 +5,26 @@ import type { Context } from "hono";
 import { type Address, getAddress, type Hex, hashMessage, recoverAddress } from "viem";
 import { limited } from "../../access/admission.ts";
 import { jsonBody, limitedBody } from "../../access/body.ts";
-import {
-  type Checked,
-  checkPayment,
-  claim,
-  findClaim,
-  requestHash,
-  requireSameRequest,
-  requireWindow,
-  takeUp,
-  verify,
-} from "../../access/payment-gate.ts";
-import { type Demand, PAYMENT_ID, paymentRequired, readPayment, type Till, tillOf } from "../../access/payment-wire.ts";
+import { requestHash } from "../../access/payment-gate.ts";
+import { PAYMENT_ID } from "../../access/payment-payload.ts";
+import { type Demand, paymentRequired, readPayment, receiptHeaders, tillOf } from "../../access/payment-wire.ts";
+import { preferredWait } from "../../access/prefer.ts";
 import type { App, Router } from "../../app.ts";
-import { readBalance } from "../../chain/authorization.ts";
 import { isContractSignature } from "../../chain/contract-signature.ts";
-import type { Offer } from "../../chain/offers.ts";
 import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
-import { log } from "../../log.ts";
 import { orderSeconds, wirePayment } from "../../vms/payments.ts";
 import { REGION_NAMES, TIER_COUNT, TIERS } from "../../vms/tiers.ts";
-import { errorsOf, paymentIdSchema, txHashSchema } from "../schemas.ts";
-import { currentOffer, RETRY_SECONDS, requireSaleable } from "./offer.ts";
+import { errorsOf, paidErrorsOf, paymentIdSchema, txHashSchema } from "../schemas.ts";
+import { acceptOrder } from "./accept.ts";
+import { currentOffer, isCapturedFirst, requireSaleable } from "./offer.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, purchaseSchema } from "./shared.ts";
 
-const WAKE_MS = 60_000;
 const POLL_SECONDS = 5;
+/** Between two looks at an order whose answer is held: a minute of them is far below what D1 takes from one request. */
+const LOOK_MS = 1_000;
 const MAX_DAYS = 365;
 
 const bodySchema = z
@@ -81,7 +72,7 @@ const buyRoute = createRoute({
   path: "/x402/purchase-compute",
   summary: "Buy a machine with a signed payment",
   description:
-    "x402 of either version; the price is the contract's, kept for a while after it was quoted. The payment is taken once the machine answers SSH, and the token goes to the payer then: a machine that can't be had costs nothing. Poll `statusUrl`; once it is settled, GET /credentials/{tokenId} has the login. The same payment, or another one with the same payment-identifier, buys once. Clients cap what they pay: raise the cap (`@x402/fetch` $1, `x402-fetch` $0.10) to the quoted amount.",
+    "x402 of either version; the price is the contract's, kept for a while after it was quoted. The payment is taken once the machine answers SSH, and the token goes to the payer then: a machine that can't be had costs nothing. The demand says so where it is taken first instead, for large orders and while many are open; it is paid back then where no machine can be had. Poll `statusUrl`, or ask with `Prefer: wait=60` for an answer that is held; once it is settled, `credentialsUrl` has the login for the owner's signature. The same payment, or another one with the same payment-identifier, buys once; so does the same order by the same payer within a minute, unless it carries another identifier. What can't be sold is refused without a payment as well, with what could be sold instead in `details`: `{tier, durationDays, amount}`, the nearest first. Clients cap what they pay: raise the cap (`@x402/fetch` $1, `x402-fetch` $0.10) to the quoted amount.",
   middleware: [...paidRoute, limitedBody, jsonBody] as const,
   parameters: [
     ...PAYMENT_HEADERS,
@@ -92,11 +83,19 @@ const buyRoute = createRoute({
       description:
         "With sshPublicKey: the payer's EIP-191 signature of `ClawCloud Purchase: <SHA-256 of the body as sent, hex>`.",
     },
+    {
+      in: "header",
+      name: "Prefer",
+      schema: { type: "string" },
+      description:
+        "RFC 7240, `wait=N`: the answer is held for up to N seconds (60 at most) until the token is the payer's; then it is 200. `Preference-Applied` says so.",
+    },
   ],
   request: { body: { required: true, content: { "application/json": { schema: bodySchema } } } },
   responses: {
+    200: { description: "Delivered: the token is the payer's, and credentialsUrl has the login", content },
     202: { description: "Accepted; poll statusUrl", content },
-    ...errorsOf(400, 401, 402, 409, 413, 415, 502, 503),
+    ...paidErrorsOf(400, 401, 402, 409, 413, 415, 502, 503),
   },
 });
 
@@ -120,7 +119,7 @@ const findRoute = createRoute({
   path: "/x402/purchases",
   summary: "Find a payment whose answer was lost",
   description:
-    "By the authorization's nonce, by the hash of any of its transactions, or by the payer and the payment identifier.",
+    "By payer and the authorization's nonce, by the hash of any of its transactions, or by payer and payment identifier. Payers choose their nonces: a nonce alone is enough while one payer alone has used it. A payment of which nothing ever came can be read of for a day.",
   middleware: [limited("x402")] as const,
   request: {
     query: z
@@ -132,15 +131,15 @@ const findRoute = createRoute({
           .regex(/^0x[0-9a-fA-F]{40}$/, "must be 0x and 40 hex digits")
           .toLowerCase()
           .optional()
-          .openapi({ description: "With identifier" }),
+          .openapi({ description: "With nonce or identifier" }),
         identifier: z.string().regex(PAYMENT_ID, "must be a payment identifier").optional(),
       })
       .refine(({ nonce, tx, payer, identifier }) => nonce ?? tx ?? (payer === undefined ? undefined : identifier), {
         path: ["nonce"],
-        error: "is missing: give nonce, or tx, or payer and identifier",
+        error: "is missing: give payer and nonce, or tx, or payer and identifier",
       }),
   },
-  responses: { 200: { description: "The payment", content }, ...errorsOf(400, 404) },
+  responses: { 200: { description: "The payment", content }, ...errorsOf(400, 404, 409) },
 });
 
 const DISCOVERY = discoveryOf(
@@ -156,12 +155,16 @@ const DISCOVERY = discoveryOf(
   { purchaseId: "0123456789abcdef0123456789abcdef", status: "authorized", statusUrl: "https://…" },
 );
 
-export function computeDemand(pricePerDay: bigint, tier: number, durationDays: number, capturedFirst: boolean): Demand {
+export function computeDemand(
+  amount: bigint,
+  { tier, durationDays }: { tier: number; durationDays: number },
+  capturedFirst: boolean,
+): Demand {
   const rule = capturedFirst
     ? "Charged at once, and paid back where no machine can be had."
-    : "Charged only once the machine answers SSH.";
+    : "Charged only once the machine answers SSH (at once, and paid back where no machine can be had, if too much is open by then).";
   return {
-    amount: pricePerDay * BigInt(durationDays),
+    amount,
     seconds: orderSeconds(tier),
     path: "/x402/purchase-compute",
     description: `A ClawCloud machine of tier ${tier} for ${durationDays} days. ${rule} Your client may cap payments below this amount: raise its cap.`,
@@ -171,85 +174,30 @@ export function computeDemand(pricePerDay: bigint, tier: number, durationDays: n
 
 export function mountPurchases(app: Router): void {
   app.openapi(buyRoute, async (c) => {
-    const body = c.req.valid("json");
+    const order = c.req.valid("json");
     const { config, db } = c.var;
     const now = Date.now();
     const till = await tillOf(config);
     c.header("Cache-Control", "no-store");
-    const payment = readPayment(c.req.raw.headers, config);
-    const offer = await currentOffer(c.var, till, body.tier, now);
-    const demandAt = (pricePerDay: bigint) =>
-      computeDemand(pricePerDay, body.tier, body.durationDays, config.CAPTURE_FIRST_TIERS.includes(body.tier));
+    const { headers } = c.req.raw;
+    const wait = preferredWait(headers);
+    const payment = readPayment(headers, config);
+    const offer = await currentOffer(c.var, till, order.tier, now);
+    const demandAt = (pricePerDay: bigint, unpaid = 0n) => {
+      const amount = pricePerDay * BigInt(order.durationDays);
+      return computeDemand(amount, order, isCapturedFirst(config, order.tier, amount, unpaid));
+    };
     if (payment === null) {
-      await requireSaleable(c.var, offer, body, now);
-      throw await paymentRequired(
-        till,
-        config,
-        demandAt(offer.pricePerDay),
-        "Sign the payment and send the same request with it.",
-      );
+      const market = await store.readMarket(db, now);
+      requireSaleable(config, offer, order, market, now);
+      const demand = demandAt(offer.pricePerDay, market.unpaid);
+      throw await paymentRequired(till, config, demand, "Sign the payment and send the same request with it.");
     }
-    const quoted = await store.quotedSince(db, body.tier, now - config.QUOTE_SECONDS * 1_000);
-    const kept = quoted.filter((quote) => BigInt(quote.pricePerDay) !== offer.pricePerDay);
-    const demands = [demandAt(offer.pricePerDay), ...kept.map((quote) => demandAt(BigInt(quote.pricePerDay)))] as const;
-    const checked = await checkPayment(c.var, till, payment, demands);
-    if (body.sshPublicKey !== undefined) await requireBodySignature(c, checked.payment.authorization.from);
-    const request = requestHash(
-      JSON.stringify(["compute", body.tier, body.durationDays, body.sshPublicKey ?? null, body.region ?? null]),
-    );
-    const known = await findClaim(c.var, checked);
-    if (known !== null) requireSameRequest(known, checked, request);
-    const taken = known === null ? null : await takeUp(c.var, known, checked, now);
-    if (known !== null && taken === null) return answer(c, known);
-    await requireWindow(c.var, till, checked, offer.blockTimestamp, now);
-    await requireSaleable(c.var, offer, body, now);
-    const row =
-      taken ??
-      (await claim(
-        c.var,
-        checked,
-        {
-          kind: "compute",
-          request,
-          tier: body.tier,
-          durationDays: body.durationDays,
-          sshPublicKey: body.sshPublicKey ?? null,
-          region: body.region ?? null,
-          quotedBlock:
-            kept.find((quote) => demandAt(BigInt(quote.pricePerDay)).amount === checked.demand.amount)?.blockNumber ??
-            offer.blockNumber,
-        },
-        offer.blockNumber,
-        now,
-      ));
-    if (row === null) {
-      const other = await findClaim(c.var, checked);
-      // Another payment had the identifier, and nothing came of it meanwhile.
-      if (other === null) {
-        throw new AppError("order_open", "Another payment with this identifier has just been refused: send it again.", {
-          retryAfterSeconds: POLL_SECONDS,
-        });
-      }
-      requireSameRequest(other, checked, request);
-      return answer(c, other);
-    }
-    await requireWithinLimits(c.var, till, checked, row, offer, now);
-    const verified = await verify(c.var, till, row, checked);
-    // What it was used for the provisioner's own look finds out.
-    const next = { step: "check", wakeAt: now + WAKE_MS } as const;
-    const accepted =
-      verified.verdict === "paid"
-        ? await store.settlePayment(db, row, verified, { ...next, state: "settled", settledAt: now })
-        : await store.movePayment(db, row, { ...next, state: "authorized" });
-    if (accepted === null) return answer(c, (await store.loadPayment(db, row.id)) ?? row);
-    await config.JOBS.send({ kind: "payment", payment: row.id, generation: accepted.generation });
-    log("info", "order_accepted", {
-      payment: row.id,
-      payer: row.payer,
-      tier: body.tier,
-      durationDays: body.durationDays,
-    });
-    return answer(c, accepted);
+    const requireBody = async ({ payment: { authorization } }: { payment: typeof payment }) => {
+      if (order.sshPublicKey !== undefined) await requireBodySignature(c, authorization.from);
+    };
+    const row = await acceptOrder(c.var, { till, payment, order, offer, demandAt, requireBody, now });
+    return answer(c, row, wait);
   });
 
   app.openapi(readRoute, async (c) => {
@@ -262,72 +210,56 @@ export function mountPurchases(app: Router): void {
     const { nonce, tx, payer, identifier } = c.req.valid("query");
     const { db } = c.var;
     const find = async () => {
-      if (nonce !== undefined) return store.paymentByNonce(db, nonce);
+      if (nonce !== undefined) {
+        const [payment = null, another] = await store.paymentsByNonce(db, nonce, payer);
+        if (another === undefined) return payment;
+        throw new AppError("nonce_ambiguous", "Several payers have used this nonce: give payer as well.");
+      }
       if (tx !== undefined) return store.paymentByTransaction(db, tx);
       return payer !== undefined && identifier !== undefined ? store.paymentByIdentifier(db, payer, identifier) : null;
     };
     const payment = await find();
     if (payment === null) {
-      throw new AppError("payment_not_found", "No such payment was shown to us: nothing was charged by us.");
+      throw new AppError("payment_not_found", "No such payment is known here: nothing was charged by us.");
     }
     return c.json(wire(c, payment), 200);
   });
 }
 
-const wire = (c: Context<App>, payment: store.Payment) => ({
-  ...wirePayment(payment),
-  payer: getAddress(payment.payer),
-  statusUrl: `${c.var.config.PUBLIC_URLS[0]}/x402/purchases/${payment.id}`,
-});
+const wire = (c: Context<App>, payment: store.Payment) => {
+  const [api] = c.var.config.PUBLIC_URLS;
+  return {
+    ...wirePayment(payment),
+    payer: getAddress(payment.payer),
+    statusUrl: `${api}/x402/purchases/${payment.id}`,
+    credentialsUrl: isDelivered(payment) ? `${api}/credentials/${payment.tokenId}` : null,
+  };
+};
 
-function answer(c: Context<App>, payment: store.Payment) {
-  c.header("Retry-After", String(POLL_SECONDS));
-  return c.json(wire(c, payment), 202);
-}
+const isDelivered = ({ kind, state, servedAt }: store.Payment): boolean =>
+  kind === "compute" && state === "settled" && servedAt !== null;
+/** Somebody is at it, and it may still be delivered. */
+const isUnderWay = (payment: store.Payment): boolean =>
+  ["claimed", "authorized", "settling", "settled"].includes(payment.state) && !isDelivered(payment);
 
-/** Nobody gets an option on our money (hard case 18). */
-async function requireWithinLimits(
-  services: App["Variables"],
-  till: Till,
-  checked: Checked,
-  row: store.Payment,
-  offer: Offer,
-  now: number,
-): Promise<void> {
-  const { chain, config, db } = services;
-  const balance = await readBalance(chain, till.coin.address, checked.payment.authorization.from);
-  const limits = { balance, float: offer.usdc6, uncaptured: config.UNCAPTURED_LIMIT_USDC_PER_HOUR };
-  const exceeded = await store.exceededLimit(db, row, limits, now);
-  if (exceeded === null) return;
-  // Nothing happened by it: the payer may come again with the same payment.
-  await store.movePayment(db, row, { state: "releasing", step: "release", reason: exceeded });
-  log("warn", "order_refused", { payer: row.payer, why: exceeded });
-  const retryAfterSeconds = RETRY_SECONDS;
-  switch (exceeded) {
-    case "payer_refused":
-      throw new AppError(
-        "payer_refused",
-        "An earlier order of this payer could not be paid when its machine was ready; buy on the contract instead.",
-      );
-    case "order_open":
-      throw new AppError("order_open", "One order at a time until the first is paid: wait for the one that is open.", {
-        retryAfterSeconds,
-      });
-    case "balance":
-      throw await paymentRequired(
-        till,
-        config,
-        checked.demand,
-        "The payer's USDC balance does not cover this and its other open orders.",
-      );
-    case "float":
-    case "uncaptured":
-      throw new AppError(
-        "orders_full",
-        "Too many orders are open at the moment; try again later, or buy on the contract.",
-        { retryAfterSeconds },
-      );
+/** The order as it stands, held back for as long as its payer wants where there is nothing to tell yet. */
+async function answer(c: Context<App>, order: store.Payment, waitSeconds: number | null) {
+  let payment = order;
+  const until = Date.now() + (waitSeconds ?? 0) * 1_000;
+  while (isUnderWay(payment) && Date.now() < until) {
+    await new Promise((resolve) => setTimeout(resolve, Math.min(LOOK_MS, until - Date.now())));
+    payment = (await store.loadPayment(c.var.db, payment.id)) ?? payment;
   }
+  if (waitSeconds !== null) c.header("Preference-Applied", `wait=${waitSeconds}`);
+  if (!isDelivered(payment)) {
+    c.header("Retry-After", String(POLL_SECONDS));
+    return c.json(wire(c, payment), 202);
+  }
+  for (const [name, value] of Object.entries(
+    receiptHeaders(c.var.config, getAddress(payment.payer), payment.settleTx ?? ""),
+  ))
+    c.header(name, value);
+  return c.json(wire(c, payment), 200);
 }
 
 /** The payer says what is in the body: somebody else's key there would be somebody else's machine (hard case 1). */

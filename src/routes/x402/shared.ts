@@ -13,13 +13,13 @@ export const PAYMENT_HEADERS = [
     in: "header" as const,
     name: "PAYMENT-SIGNATURE",
     schema: { type: "string" as const },
-    description: "x402 version 2: the payment payload in base64.",
+    description: "The payment payload of x402 in base64 or base64url: the name that version 2 has for it.",
   },
   {
     in: "header" as const,
     name: "X-PAYMENT",
     schema: { type: "string" as const },
-    description: "x402 version 1: the payment payload in base64.",
+    description: "The same: the name that version 1 has for it. Either version is read under either name.",
   },
 ];
 
@@ -33,6 +33,9 @@ export const purchaseSchema = z
     }),
     step: z.string(),
     charged: z.boolean().openapi({ description: "Money has moved, and has not come back" }),
+    chargedFirst: z.boolean().openapi({
+      description: "The payment is taken before a machine is had, and paid back where there is none",
+    }),
     message: z.string(),
     reason: z.string().nullable(),
     payer: z.string(),
@@ -48,6 +51,9 @@ export const purchaseSchema = z
       refund: z.string().nullable(),
     }),
     statusUrl: z.string(),
+    credentialsUrl: z.string().nullable().openapi({
+      description: "Once the token is the payer's: the login, for the owner's signature",
+    }),
   })
   .openapi("Purchase");
 
@@ -55,6 +61,7 @@ export const purchaseSchema = z
 export const settlingSchema = z.object({
   purchaseId: z.string(),
   status: z.literal("settling"),
+  charged: z.literal("unknown"),
   message: z.string(),
   statusUrl: z.string(),
 });

@@ -15,7 +15,17 @@ import {
   type Deployment,
   deploy,
 } from "../deployment.ts";
-import { accepted, orderMachine, ownerOf, playOn, post, signedTo, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
+import {
+  accepted,
+  orderMachine,
+  ownerOf,
+  playOn,
+  post,
+  signedTo,
+  signPurchaseOf,
+  sold,
+  usdcOf,
+} from "../routes/x402/till.ts";
 
 type Row = Record<string, unknown>;
 

@@ -91,6 +91,7 @@ test("a settlement that lands after the answer: 202, and the same payment asks a
   expect(first.body).toEqual({
     purchaseId,
     status: "settling",
+    charged: "unknown",
     message: expect.stringContaining("don't sign another one"),
     statusUrl: `https://api.example/x402/purchases/${purchaseId}`,
   });
@@ -156,6 +157,7 @@ test.each([
       code,
       error: expect.stringContaining("Nothing was charged; send the same payment again."),
       requestId: expect.any(String),
+      charged: "none",
     });
     expect(failed.text).not.toContain(parts.facilitatorRpcKey);
     await clearFacilitatorFaults();

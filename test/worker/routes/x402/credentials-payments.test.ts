@@ -66,14 +66,22 @@ test("an authorization of another time than was asked for is 402: expired, not v
   expect(await paymentRows(world)).toEqual([]);
 });
 
-test("a signature of somebody else's is 401, without a row", async () => {
+test("a signature of somebody else's is 402 with the demand and the reason, without a row", async () => {
   const requirement = await quote(world, tokenId);
   const signed = await signFor(payer, requirement);
   const { signature } = await signFor(agent(1), requirement);
   const bad = [signature, `0x${"00".repeat(65)}`, `0x${"ff".repeat(65)}`, `0x${"ab".repeat(97)}`] as const;
   for (const wrong of bad) {
     const answer = await ask(world, tokenId, v2(requirement, { ...signed, signature: wrong }));
-    expect([answer.status, answer.body["code"]]).toEqual([401, "payment_invalid"]);
+    expect([answer.status, answer.body["code"]]).toEqual([402, "payment_invalid"]);
+    expect(answer.body).toMatchObject({ charged: "none", accepts: [{ maxAmountRequired: "10000" }] });
+    expect(JSON.parse(atob(answer.headers.get("payment-response") ?? ""))).toEqual({
+      success: false,
+      errorReason: "invalid_exact_evm_payload_signature",
+      transaction: "",
+      payer: payer.address,
+      network: "eip155:8453",
+    });
   }
   // Of another deployment's coin.
   const elsewhere = await signFor(
@@ -81,7 +89,7 @@ test("a signature of somebody else's is 401, without a row", async () => {
     { ...requirement, extra: { name: "USDC", version: "2" } },
     signed.authorization,
   );
-  expect((await ask(world, tokenId, v2(requirement, elsewhere))).status).toBe(401);
+  expect((await ask(world, tokenId, v2(requirement, elsewhere))).status).toBe(402);
   expect(await paymentRows(world)).toEqual([]);
 });
 
@@ -119,7 +127,7 @@ test("a header that can't be read is 400, never 500", async () => {
       spoilt({ to: operator.address.slice(2) }),
       spoilt({ value: "-1" }),
       spoilt({ value: "1e9" }),
-      spoilt({ value: 10_000 }),
+      spoilt({ value: 10_000.5 }),
       spoilt({ value: "9".repeat(100) }),
       spoilt({ validBefore: "tomorrow" }),
       spoilt({ validBefore: "9".repeat(40) }),
@@ -150,7 +158,6 @@ test("a header that can't be read is 400, never 500", async () => {
   }
   // Readable, and no requirement of ours.
   for (const accepted of [
-    { ...requirement, extra: null },
     { ...requirement, payTo: {} },
     { scheme: "", network: "", amount: "" },
   ]) {

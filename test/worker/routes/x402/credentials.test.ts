@@ -197,6 +197,7 @@ test("a used payment says what became of it and gives no key: signature and nonc
     code: "payment_used",
     error: expect.stringContaining("This payment was used before."),
     requestId: expect.any(String),
+    charged: "yes",
     details: [{ purchaseId, state: "settled", transaction }],
   });
   // Its owner is told by his signature.
