@@ -49,6 +49,7 @@ export const STATUS_OF = {
   rate_limited: 429,
   internal_error: 500,
   misconfigured: 500,
+  key_unreadable: 500,
   chain_answered_nonsense: 502,
   facilitator_answered_nonsense: 502,
   chain_unavailable: 503,

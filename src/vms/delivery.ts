@@ -1,11 +1,13 @@
 // Handing out a private key, once. The first 200 may come by either form of signature; until the owner acknowledges or the
 // grace ends, the owner gets it again by the fresh form alone; then it is erased (hard case 21).
 import type { EdgeConfig } from "../config.ts";
+import { SecretUnreadable } from "../credentials/ecies.ts";
 import { keyRing } from "../credentials/key-ring.ts";
 import { formatPrivateKey } from "../credentials/ssh-keys.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/delivery.ts";
 import { loadVm, type Vm } from "../db/vms.ts";
+import { AppError } from "../errors.ts";
 
 export type DeliveryContext = {
   db: Database;
@@ -41,9 +43,7 @@ export async function deliverKey(
   const decision = deliveryDecision(vm, context);
   const stored = vm.sshPrivateKey;
   if (decision === "withheld" || stored === null) return { privateKey: null, deliveredAt: vm.deliveredAt };
-  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
-  const ring = keyRing(config);
-  const { secret, legacy } = await ring.open(secretContext, stored, vm.keyId);
+  const { secret, legacy } = await openKey(vm, stored, config);
   const kept = { incarnation: vm.incarnation, sshPrivateKey: stored };
   const delivery = { owner, fresh, now, erase: config.KEY_GRACE_SECONDS === 0, before: vm.deliveredAt };
   if (decision === "first" && !(await store.markDelivered(db, kept, delivery))) {
@@ -55,7 +55,7 @@ export async function deliverKey(
     return { privateKey: null, deliveredAt: vm.deliveredAt ?? now };
   }
   if (legacy && config.KEY_GRACE_SECONDS > 0) {
-    const { sealed, keyId } = await ring.seal(secretContext, secret);
+    const { sealed, keyId } = await keyRing(config).seal(secretContext(vm), secret);
     await store.replaceKey(db, kept, sealed, keyId);
   }
   return { privateKey: formatPrivateKey(secret), deliveredAt: decision === "first" ? now : vm.deliveredAt };
@@ -68,6 +68,20 @@ export async function deliverKey(
 export async function readStoredKey(vm: Vm, context: DeliveryContext): Promise<string | null> {
   const stored = vm.sshPrivateKey;
   if (stored === null || deliveryDecision(vm, context) === "withheld") return null;
-  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
-  return formatPrivateKey((await keyRing(context.config).open(secretContext, stored, vm.keyId)).secret);
+  return formatPrivateKey((await openKey(vm, stored, context.config)).secret);
+}
+
+const secretContext = ({ incarnation, attempt }: Vm) => ({ kind: "ssh", subject: incarnation, attempt }) as const;
+
+async function openKey(vm: Vm, stored: string, config: DeliveryContext["config"]) {
+  try {
+    return await keyRing(config).open(secretContext(vm), stored, vm.keyId);
+  } catch (cause) {
+    if (!(cause instanceof SecretUnreadable)) throw cause;
+    throw new AppError(
+      "key_unreadable",
+      `The key of token ${vm.tokenId} can't be read, and we know of it: POST /credentials/${vm.tokenId}/rotate gives the machine another one.`,
+      { cause },
+    );
+  }
 }
