@@ -35,6 +35,8 @@ import { discoveryOf, PAYMENT_HEADERS, paidRoute, purchaseSchema } from "./share
 const WAKE_MS = 60_000;
 const POLL_SECONDS = 5;
 const MAX_DAYS = 365;
+/** An RSA key of 16,384 bits, with room for a comment. */
+const MAX_KEY_CHARS = 3_000;
 
 const bodySchema = z
   .strictObject({
@@ -50,21 +52,21 @@ const bodySchema = z
       .openapi({ description: `1-${MAX_DAYS}` }),
     sshPublicKey: z
       .string()
-      .max(2_000)
+      .max(MAX_KEY_CHARS)
       .transform((text, context) => {
         const key = parsePublicKey(text);
-        if (key !== null) return key;
-        context.addIssue("must be one SSH public key, `type base64`");
+        if ("line" in key) return key.line;
+        context.addIssue(key.problem);
         return z.NEVER;
       })
       .optional()
       .openapi({
         type: "string",
-        maxLength: 2_000,
+        maxLength: MAX_KEY_CHARS,
         // Space around it is taken off: files of ssh-keygen end with a newline.
-        pattern: "^\\s*[a-z0-9@.-]+ [A-Za-z0-9+/]{40,1400}={0,2}( [^\\r\\n]*)?\\s*$",
+        pattern: "^\\s*[a-z0-9@.-]+ [A-Za-z0-9+/]{40,2800}={0,2}( [^\\r\\n]*)?\\s*$",
         description:
-          "Your own login key: no private key is made. Needs X-Body-Signature, since a payment alone does not say who wrote the body.",
+          "Your own login key, of ssh-ed25519, ssh-rsa (2,048 to 16,384 bits) or ecdsa-sha2-nistp256, -384 or -521: no private key is made. Needs X-Body-Signature, since a payment alone does not say who wrote the body.",
         example: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
       }),
     region: z.enum(REGION_NAMES).optional().openapi({ description: "Tiers 0-3 alone" }),
