@@ -7,6 +7,7 @@ import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import type { App } from "../app.ts";
 import { authorizationSigner, readAuthorizationUse } from "../chain/authorization.ts";
+import { whyNotSigned } from "../chain/client.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -75,7 +76,11 @@ export async function checkPayment(
     const payload = matchPayment(till, payment, requirement);
     if (payload === null) continue;
     const signer = await authorizationSigner(chain, till.coin, authorization);
-    if (signer === null) throw new AppError("payment_invalid", "The payment's signature is not its payer's.");
+    if (signer === null) {
+      const { from, signature } = authorization;
+      const sentence = "The payment's signature is not its payer's.";
+      throw new AppError("payment_invalid", await whyNotSigned(chain, from, signature, sentence));
+    }
     const payer = authorization.from.toLowerCase();
     const id = paymentId(config.CHAIN_ID, payer, authorization.nonce);
     return { id, payment, payload, requirement, demand, payer, publicKey: signer.publicKey };

@@ -25,6 +25,7 @@ import type { ChainConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
+import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 
 export type Node = { name: string; client: PublicClient };
 export type Chain = { nodes: readonly Node[]; contract: Address; timeoutMs: number };
@@ -263,10 +264,7 @@ export async function isContractSignature(
   signer: Address,
   { hash, signature, plain }: { hash: Hex; signature: Hex; plain: boolean },
 ): Promise<boolean> {
-  const code = plain
-    ? await askFirst(chain, async ({ client }) => (await client.getCode({ address: signer })) ?? "0x")
-    : null;
-  if (code === "0x") return false;
+  if (plain && !(await isDeployed(chain, signer))) return false;
   const data = encodeDeployData({
     abi: erc6492SignatureValidatorAbi,
     bytecode: erc6492SignatureValidatorByteCode,
@@ -283,6 +281,21 @@ export async function isContractSignature(
     }
   };
   return (await askTwo(chain, ask, ({ valid }) => String(valid))).valid;
+}
+
+/** Whether an account has code, as the first node that answers has it. */
+const isDeployed = async (chain: Chain, account: Address): Promise<boolean> =>
+  (await askFirst(chain, async ({ client }) => (await client.getCode({ address: account })) ?? "0x")) !== "0x";
+
+/**
+ * Why an account did not sign, from a sentence that says it did not: a smart wallet that is not deployed can't be asked, and
+ * the coin takes nothing from it.
+ */
+export async function whyNotSigned(chain: Chain, signer: Address, signature: Hex, sentence: string): Promise<string> {
+  if (await isDeployed(chain, signer)) return sentence;
+  return signature.length === PLAIN_SIGNATURE_CHARS
+    ? `${sentence} A smart wallet has to be deployed first.`
+    : `There is no contract at ${signer} on this chain: deploy the smart wallet first.`;
 }
 
 export type Head = { number: number; hash: Hex; timestamp: number };

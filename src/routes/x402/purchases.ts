@@ -19,7 +19,7 @@ import {
 import { type Demand, PAYMENT_ID, paymentRequired, readPayment, type Till, tillOf } from "../../access/payment-wire.ts";
 import type { App, Router } from "../../app.ts";
 import { readBalance } from "../../chain/authorization.ts";
-import { isContractSignature } from "../../chain/client.ts";
+import { isContractSignature, whyNotSigned } from "../../chain/client.ts";
 import type { Offer } from "../../chain/offers.ts";
 import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
@@ -344,13 +344,8 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
       `With sshPublicKey the payer has to sign the body: send X-Body-Signature, an EIP-191 signature of "${message}".`,
     );
   }
-  const invalid = (cause?: unknown) =>
-    new AppError(
-      "body_signature_invalid",
-      `X-Body-Signature has to be the payer's EIP-191 signature of "${message}".`,
-      { cause },
-    );
-  if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw invalid();
+  const sentence = `X-Body-Signature has to be the payer's EIP-191 signature of "${message}".`;
+  if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw new AppError("body_signature_invalid", sentence);
   const hashed = hashMessage(message);
   const signature = header as Hex;
   const signer =
@@ -358,5 +353,6 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
       ? await recoverAddress({ hash: hashed, signature }).catch(() => null)
       : null;
   if (signer === payer) return;
-  if (!(await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true }))) throw invalid();
+  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true })) return;
+  throw new AppError("body_signature_invalid", await whyNotSigned(c.var.chain, payer, signature, sentence));
 }
