@@ -42,6 +42,8 @@ export const STATUS_OF = {
   not_payable: 409,
   payment_used: 409,
   key_erased: 409,
+  key_brought: 409,
+  key_gone: 409,
   identifier_used: 409,
   order_open: 409,
   body_too_large: 413,

@@ -1,5 +1,5 @@
 // Payments by x402. Every move is a compare-and-set on the generation it was read at.
-import { and, asc, desc, eq, gt, inArray, sql } from "drizzle-orm";
+import { and, asc, desc, eq, gt, inArray, type SQL, sql } from "drizzle-orm";
 import { type Database, once } from "./client.ts";
 import { paymentLinks, payments, quotes } from "./schema.ts";
 
@@ -112,9 +112,9 @@ export const movePayment = async (
     .returning()
     .get()) ?? null;
 
-/** An answer leaves that the payment was for. Null where it is about to be paid back: then none may leave. */
-export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>
-  (await db
+/** An answer leaves that the payment was for. No row where it is about to be paid back: then none may leave. */
+export const serving = (db: Database, id: string, now: number, when?: SQL) =>
+  db
     .update(payments)
     .set({
       servedAt: sql`COALESCE(${payments.servedAt}, ${now})`,
@@ -122,9 +122,15 @@ export const markServed = async (db: Database, id: string, now: number): Promise
       wakeAt: now,
       generation: sql`${payments.generation} + 1`,
     })
-    .where(and(eq(payments.id, id), eq(payments.state, "settled")))
-    .returning()
-    .get()) ?? null;
+    .where(and(eq(payments.id, id), eq(payments.state, "settled"), when))
+    .returning();
+
+export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>
+  (await serving(db, id, now).get()) ?? null;
+
+/** For statements of the same batch, behind `serving`. */
+export const isServed = (id: string): SQL =>
+  sql`EXISTS (SELECT 1 FROM payments WHERE id = ${id} AND state = 'settled' AND served_at IS NOT NULL)`;
 
 /** Those whose turn has come; each is left alone for a minute from here on. */
 export const wakePayments = (db: Database, now: number, limit: number) =>
