@@ -9,7 +9,7 @@ import { askFirst, readAgreedToken } from "../chain/witness.ts";
 import { markFreshOwner } from "../db/delivery.ts";
 import { openDispute } from "../db/disputes.ts";
 import { paymentOfPurchase } from "../db/payments.ts";
-import { readTogether, statementsOf, useNonce } from "../db/reads.ts";
+import { isNonceUsed, readTogether, statementsOf, useNonce } from "../db/reads.ts";
 import { refundOf } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
@@ -41,7 +41,18 @@ const actionOf = (c: Context<App>): Action => {
 };
 
 type Services = App["Variables"];
-export type Door = { vm: Vm; publicKey: string | null; hostPublicKey: string | null };
+export type Door = {
+  vm: Vm;
+  publicKey: string | null;
+  hostPublicKey: string | null;
+  /** The buyer whose own key it is, lower case. */
+  broughtBy: string | null;
+  /** What the owner was sold sealed, and when. */
+  sealed: string | null;
+  sealedAt: number | null;
+  /** 1 where somebody beside the owner was given the key. */
+  isHeldElsewhere: number;
+};
 /** A token as our rows and the chain show it at this moment. */
 export type Sight = {
   door: Door | null;
@@ -160,12 +171,18 @@ async function requireHolder(
   return view.owner;
 }
 
+/** Throws 401 where a fresh signature was used before: known before a charge, and used up after it. */
+export async function requireUnspent({ db }: Services, { signed, owner }: Admission): Promise<void> {
+  if (signed.fresh !== null && (await isNonceUsed(db, owner, signed.fresh.nonce))) throw nonceUsed();
+}
+
+const nonceUsed = () =>
+  new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
+
 /** Uses a fresh signature up, and notes that its owner has the fresh form. Throws 401 where it was used before. */
 export async function spendNonce({ db }: Services, { signed, vm, owner: account }: Admission): Promise<void> {
   if (signed.fresh === null) return;
-  if (!(await useNonce(db, account, signed.fresh.nonce, signed.fresh.expiresAt))) {
-    throw new AppError("nonce_used", "This fresh signature was used before: sign a new one with another nonce.");
-  }
+  if (!(await useNonce(db, account, signed.fresh.nonce, signed.fresh.expiresAt))) throw nonceUsed();
   const owner = account.toLowerCase();
   if (vm !== null && vm.freshOwner !== owner) await markFreshOwner(db, vm.incarnation, owner);
 }

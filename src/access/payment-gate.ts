@@ -7,6 +7,7 @@ import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import type { App } from "../app.ts";
 import { authorizationSigner, readAuthorizationUse, type Settlement } from "../chain/authorization.ts";
+import { whyNotSigned } from "../chain/contract-signature.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
@@ -79,8 +80,10 @@ export async function checkPayment(
     if (payload === null) continue;
     const signer = await authorizationSigner(chain, till.coin, authorization);
     if (signer === null) {
+      const sentence = "The payment's signature is not its payer's.";
+      const why = await whyNotSigned(chain, authorization.from, authorization.signature, sentence);
       const refused = { payer, refusal: "signature", charged: "none", code: "payment_invalid" } as const;
-      throw await paymentRequired(till, config, demand, "The payment's signature is not its payer's.", refused);
+      throw await paymentRequired(till, config, demand, why, refused);
     }
     return { ...namesOf(config, payment), payment, payload, requirement, demand, publicKey: signer.publicKey };
   }

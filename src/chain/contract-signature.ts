@@ -9,6 +9,7 @@ import {
   type Hex,
 } from "viem";
 import type { Chain, Node } from "./client.ts";
+import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 import { askFirst, askTwo } from "./witness.ts";
 
 /** Whether a contract takes a signature for its own; two nodes have to say the same. `plain` asks first whether there is one. */
@@ -17,10 +18,7 @@ export async function isContractSignature(
   signer: Address,
   { hash, signature, plain }: { hash: Hex; signature: Hex; plain: boolean },
 ): Promise<boolean> {
-  const code = plain
-    ? await askFirst(chain, async ({ client }) => (await client.getCode({ address: signer })) ?? "0x")
-    : null;
-  if (code === "0x") return false;
+  if (plain && !(await isDeployed(chain, signer))) return false;
   const data = encodeDeployData({
     abi: erc6492SignatureValidatorAbi,
     bytecode: erc6492SignatureValidatorByteCode,
@@ -35,4 +33,19 @@ export async function isContractSignature(
       throw error;
     }
   });
+}
+
+/** Whether an account has code, as the first node that answers has it. */
+const isDeployed = async (chain: Chain, account: Address): Promise<boolean> =>
+  (await askFirst(chain, async ({ client }) => (await client.getCode({ address: account })) ?? "0x")) !== "0x";
+
+/**
+ * Why an account did not sign, from a sentence that says it did not: a smart wallet that is not deployed can't be asked, and
+ * the coin takes nothing from it.
+ */
+export async function whyNotSigned(chain: Chain, signer: Address, signature: Hex, sentence: string): Promise<string> {
+  if (await isDeployed(chain, signer)) return sentence;
+  return signature.length === PLAIN_SIGNATURE_CHARS
+    ? `${sentence} A smart wallet has to be deployed first.`
+    : `There is no contract at ${signer} on this chain: deploy the smart wallet first.`;
 }

@@ -62,7 +62,7 @@ export function sealSecret(publicKey: Uint8Array, context: SecretContext, secret
 }
 
 /**
- * Opens a stored secret and refuses one that belongs elsewhere. A value without the `ecc:` prefix is a plaintext of
+ * Opens a stored secret and refuses one that belongs elsewhere with `SecretOfAnotherRow`. A value without the `ecc:` prefix is a plaintext of
  * the time before encryption: it is returned as it is, with `legacy: true`, for the caller to encrypt on the spot.
  */
 export async function openSecret(
@@ -76,7 +76,7 @@ export async function openSecret(
   const header = new TextDecoder().decode(plaintext.subarray(0, Math.max(end, 0)));
   const wanted = (kind: string) => JSON.stringify({ v: CONTEXT_VERSION, ...context, kind });
   if (header !== wanted(context.kind) && header !== wanted("legacy")) {
-    throw new SecretUnreadable("it was sealed for another row");
+    throw new SecretOfAnotherRow();
   }
   return { secret: plaintext.subarray(end + 1), legacy: false };
 }
@@ -90,6 +90,13 @@ export const dataKeyId = (publicKey: Uint8Array): string =>
 export class SecretUnreadable extends AppError {
   constructor(reason: string, options?: ErrorOptions) {
     super("internal_error", `A stored secret can't be used: ${reason}.`, options);
+  }
+}
+
+/** It opens, and says that it belongs elsewhere: somebody has written into the database. */
+export class SecretOfAnotherRow extends SecretUnreadable {
+  constructor() {
+    super("it was sealed for another row");
   }
 }
 

@@ -2,7 +2,6 @@
 // rows are compared before they are set, and what is done is no longer found.
 import type { Database } from "../db/client.ts";
 import * as store from "../db/data-keys.ts";
-import { errorFields, log } from "../log.ts";
 import { SecretUnreadable } from "./ecies.ts";
 import type { KeyRing } from "./key-ring.ts";
 
@@ -55,7 +54,6 @@ async function reseal(
     return (await store.replaceSealed(db, table, row, sealed, current)) ? "reencrypted" : "skipped";
   } catch (error) {
     if (!(error instanceof SecretUnreadable)) throw error;
-    log("security", "secret_unreadable", { table, subject: row.subject, ...errorFields(error) });
     return "unreadable";
   }
 }

@@ -1,6 +1,8 @@
 // Login keys of the machines. Stored as PKCS#8 DER (small before encryption), delivered as text that OpenSSH takes.
+import { ed25519 } from "@noble/curves/ed25519.js";
+import { p256, p384, p521 } from "@noble/curves/nist.js";
 import { sha256 } from "@noble/hashes/sha2.js";
-import { concatBytes, randomBytes } from "@noble/hashes/utils.js";
+import { bytesToHex, concatBytes, randomBytes } from "@noble/hashes/utils.js";
 import { formatPublicKey, getKeys, SSHBuf, SSHString } from "micro-key-producer/ssh.js";
 
 export const SSH_KEY_ALGORITHMS = ["rsa-4096", "ed25519"] as const;
@@ -63,25 +65,121 @@ export function formatPrivateKey(stored: Uint8Array): string {
   return `-----BEGIN RSA PRIVATE KEY-----\n${lines.join("\n")}\n-----END RSA PRIVATE KEY-----\n`;
 }
 
-const LOGIN_KEY_TYPES: ReadonlySet<string> = new Set([
-  "ssh-ed25519",
-  "ssh-rsa",
-  "ecdsa-sha2-nistp256",
-  "ecdsa-sha2-nistp384",
-  "ecdsa-sha2-nistp521",
+/** A key as one line of authorized_keys, or what is wrong with it as the rest of a sentence. */
+export type ParsedPublicKey = { line: string } | { problem: string };
+
+const RSA_BITS = { least: 2_048, most: 16_384 };
+// OpenSSL takes no larger one with a long modulus.
+const RSA_MOST_EXPONENT = 2n ** 64n;
+const ECDSA_CURVES: Readonly<Record<string, typeof p256>> = { nistp256: p256, nistp384: p384, nistp521: p521 };
+
+type Check = (fields: WireReader) => string | null;
+/** By type: what is wrong with the fields behind it, null where nothing is. */
+const LOGIN_KEYS: ReadonlyMap<string, Check> = new Map([
+  ["ssh-ed25519", checkEd25519],
+  ["ssh-rsa", checkRsa],
+  ...Object.keys(ECDSA_CURVES).map((curve): [string, Check] => [
+    `ecdsa-sha2-${curve}`,
+    (fields) => checkEcdsa(fields, curve),
+  ]),
 ]);
 
 /**
  * Somebody's public key, as `type base64` and nothing else: options and comments would be lines in authorized_keys that a
- * stranger writes. Null for what is no login key, or names another type than it is of (RFC 4253, section 6.6).
+ * stranger writes. Read to its last byte, since a machine that it does not open is sold for nothing (hard case 57).
  */
-export function parsePublicKey(text: string): string | null {
-  const [, type = "", blob = ""] = /^(\S+) ([A-Za-z0-9+/]{40,1400}={0,2})(?: [^\r\n]*)?$/.exec(text.trim()) ?? [];
-  const bytes = Buffer.from(blob, "base64");
-  const named = bytes.subarray(4, 4 + type.length).toString("latin1");
-  const isWhole = bytes.length > 4 + type.length && bytes.readUInt32BE(0) === type.length && named === type;
-  return LOGIN_KEY_TYPES.has(type) && isWhole ? `${type} ${bytes.toString("base64")}` : null;
+export function parsePublicKey(text: string): ParsedPublicKey {
+  const [, type = "", blob = ""] = /^(\S+) ([A-Za-z0-9+/]{40,2800}={0,2})(?: [^\r\n]*)?$/.exec(text.trim()) ?? [];
+  if (type === "") return { problem: "must be one SSH public key, `type base64`" };
+  const check = LOGIN_KEYS.get(type);
+  if (check === undefined) return { problem: `must be a key of one of the types ${[...LOGIN_KEYS.keys()].join(", ")}` };
+  const bytes = new Uint8Array(Buffer.from(blob, "base64"));
+  const fields = new WireReader(bytes);
+  try {
+    if (latin1(fields.string()) !== type) return { problem: `names the type ${type} and is of another` };
+    const problem = check(fields) ?? (fields.isAtEnd ? null : "has bytes behind its end");
+    return problem === null ? { line: `${type} ${Buffer.from(bytes).toString("base64")}` } : { problem };
+  } catch (error) {
+    if (error instanceof CutShort) return { problem: "is cut short" };
+    throw error;
+  }
 }
+
+/** RFC 8709, section 4. A point of another order than the base point's is nobody's key. */
+function checkEd25519(fields: WireReader): string | null {
+  const bytes = fields.string();
+  if (bytes.length !== 32) return "must have 32 bytes of Ed25519";
+  const point = pointOf(ed25519.Point, bytes);
+  return point !== null && !point.is0() && point.isTorsionFree() ? null : "is no point of Ed25519's group";
+}
+
+/** RFC 4253, section 6.6. */
+function checkRsa(fields: WireReader): string | null {
+  const [e, n] = [fields.positive(), fields.positive()];
+  if (e === null || n === null) return "has a number that is not written as RFC 4251 has it";
+  const bits = n.toString(2).length;
+  if (bits < RSA_BITS.least || bits > RSA_BITS.most)
+    return `has ${bits} bits of RSA: from ${RSA_BITS.least} to ${RSA_BITS.most} are taken`;
+  const isUsable = n % 2n === 1n && e % 2n === 1n && e >= 3n && e < RSA_MOST_EXPONENT;
+  return isUsable ? null : "has an exponent or a modulus that RSA can't work with";
+}
+
+/** RFC 5656, section 3.1; points are uncompressed, as SEC 1 writes them. */
+function checkEcdsa(fields: WireReader, name: string): string | null {
+  if (latin1(fields.string()) !== name) return "names another curve than its type";
+  const curve = ECDSA_CURVES[name];
+  const bytes = fields.string();
+  return bytes[0] === 4 && curve !== undefined && pointOf(curve.Point, bytes) !== null
+    ? null
+    : `must have an uncompressed point of ${name}`;
+}
+
+function pointOf<P>(curve: { fromBytes(bytes: Uint8Array): P }, bytes: Uint8Array): P | null {
+  try {
+    return curve.fromBytes(bytes);
+  } catch {
+    return null;
+  }
+}
+
+class CutShort extends Error {}
+
+/** Fields of RFC 4251, section 5, one behind the other. */
+class WireReader {
+  readonly #bytes: Uint8Array;
+  #at = 0;
+
+  constructor(bytes: Uint8Array) {
+    this.#bytes = bytes;
+  }
+
+  get isAtEnd(): boolean {
+    return this.#at === this.#bytes.length;
+  }
+
+  string(): Uint8Array {
+    const length = Buffer.from(this.#take(4)).readUInt32BE();
+    return this.#take(length);
+  }
+
+  /** An mpint above zero without a byte too many; null for any other. */
+  positive(): bigint | null {
+    const bytes = this.string();
+    const [first = 0, second = 0] = bytes;
+    if (bytes.length === 0 || first >= 0x80 || (first === 0 && second < 0x80)) return null;
+    return BigInt(`0x${bytesToHex(bytes)}`);
+  }
+
+  #take(length: number): Uint8Array {
+    const end = this.#at + length;
+    if (end > this.#bytes.length) throw new CutShort();
+    const taken = this.#bytes.subarray(this.#at, end);
+    this.#at = end;
+    return taken;
+  }
+}
+
+const latin1 = (bytes: Uint8Array): string => Buffer.from(bytes).toString("latin1");
 
 /** `SHA256:…` as `ssh-keygen -l` prints it. */
 export function fingerprint(publicKey: string): string {

@@ -50,7 +50,7 @@ export async function serveHeldToken(
     sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
         generation = generation + 1, wake_at = ${at.now + WAKE_AFTER_MS}, deadline = ${at.deadline},
         check_at = expires_at + ${at.graceSeconds}, ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL,
-        running_at = NULL, delivered_at = NULL, delivered_to = NULL, acknowledged_at = NULL
+        running_at = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, sealed_at = NULL
       WHERE incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND step = 'idle' AND ${isOrders}
       RETURNING incarnation, generation`,
     sql`UPDATE failed_provisionings SET resolved_at = ${at.now} WHERE incarnation = ${held.incarnation} AND resolved_at IS NULL AND ${isOrders}`,

@@ -238,9 +238,9 @@ export async function settlePayment(
   return null;
 }
 
-/** An answer leaves that the payment was for. Null where it is about to be paid back: then none may leave. */
-export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>
-  (await db
+/** An answer leaves that the payment was for. No row where it is about to be paid back: then none may leave. */
+export const serving = (db: Database, id: string, now: number, when?: SQL) =>
+  db
     .update(payments)
     .set({
       servedAt: sql`COALESCE(${payments.servedAt}, ${now})`,
@@ -248,9 +248,15 @@ export const markServed = async (db: Database, id: string, now: number): Promise
       wakeAt: now,
       generation: sql`${payments.generation} + 1`,
     })
-    .where(and(eq(payments.id, id), eq(payments.state, "settled")))
-    .returning()
-    .get()) ?? null;
+    .where(and(eq(payments.id, id), eq(payments.state, "settled"), when))
+    .returning();
+
+export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>
+  (await serving(db, id, now).get()) ?? null;
+
+/** For statements of the same batch, behind `serving`. */
+export const isServed = (id: string): SQL =>
+  sql`EXISTS (SELECT 1 FROM payments WHERE id = ${id} AND state = 'settled' AND served_at IS NOT NULL)`;
 
 const wake = (db: Database, now: number, due: SQL, limit: number) =>
   db

@@ -1,7 +1,7 @@
 // Queries on the path of a request. Each has its bill (ARCHITECTURE.md's costs) and its index; tests hold them to both.
 import { and, asc, desc, eq, fillPlaceholders, lt, sql } from "drizzle-orm";
 import { type Database, once } from "./client.ts";
-import { attempts, catalogs, counters, cursors, nonces, ownerCounts, vms } from "./schema.ts";
+import { attempts, catalogs, counters, cursors, keyHolders, nonces, ownerCounts, vms } from "./schema.ts";
 
 const given = sql.placeholder;
 
@@ -13,11 +13,30 @@ export const statementsOf = once((db) => ({
     .from(vms)
     .where(and(eq(vms.tokenId, given("tokenId")), sql`current = 1`))
     .prepare(),
-  /** A token's machine with the public keys of its attempt. `{ tokenId }` */
+  /** A token's machine with the public keys of its attempt, what its owner has of the login key and who else has it. `{ tokenId }` */
   doorOfToken: db
-    .select({ vm: vms, publicKey: attempts.publicKey, hostPublicKey: attempts.hostPublicKey })
+    .select({
+      vm: vms,
+      publicKey: attempts.publicKey,
+      hostPublicKey: attempts.hostPublicKey,
+      broughtBy: attempts.broughtBy,
+      sealed: keyHolders.sealed,
+      // Under a name of its own: in a batch D1 gives one value for two columns of a name, and what follows moves up.
+      sealedAt: sql<number | null>`${keyHolders.sealedAt}`.as("held_sealed_at"),
+      isHeldElsewhere:
+        sql<number>`EXISTS (SELECT 1 FROM key_holders AS other WHERE other.incarnation = ${vms.incarnation}
+        AND other.attempt = ${vms.attempt} AND other.address <> ${vms.owner})`.as("held_elsewhere"),
+    })
     .from(vms)
     .leftJoin(attempts, and(eq(attempts.incarnation, vms.incarnation), eq(attempts.number, vms.attempt)))
+    .leftJoin(
+      keyHolders,
+      and(
+        eq(keyHolders.incarnation, vms.incarnation),
+        eq(keyHolders.attempt, vms.attempt),
+        eq(keyHolders.address, vms.owner),
+      ),
+    )
     .where(and(eq(vms.tokenId, given("tokenId")), sql`current = 1`))
     .prepare(),
   cursor: db
@@ -74,6 +93,12 @@ export const statementsOf = once((db) => ({
     .limit(1)
     .prepare(),
   catalog: db.select().from(catalogs).where(eq(catalogs.id, 1)).prepare(),
+  /** `{ address, nonce }` */
+  usedNonce: db
+    .select({ nonce: nonces.nonce })
+    .from(nonces)
+    .where(and(eq(nonces.address, given("address")), eq(nonces.nonce, given("nonce"))))
+    .prepare(),
   /** The one write: `{ address, nonce, expiresAt }` */
   insertNonce: db
     .insert(nonces)
@@ -103,6 +128,9 @@ export async function readTogether<const List extends readonly Read[]>(
   );
   return reads.map((read, i) => read.mapResult(results[i], true)) as RowsOf<List>;
 }
+
+export const isNonceUsed = async (db: Database, address: string, nonce: string): Promise<boolean> =>
+  (await statementsOf(db).usedNonce.all({ address: address.toLowerCase(), nonce })).length > 0;
 
 /** Uses a signed nonce up. False when it was used before. */
 export async function useNonce(db: Database, address: string, nonce: string, expiresAt: number): Promise<boolean> {

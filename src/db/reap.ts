@@ -2,7 +2,7 @@
 import { and, asc, eq, gt, inArray, isNotNull, ne, or, sql } from "drizzle-orm";
 import { SERVING_STEPS } from "../vms/states.ts";
 import { type Database, runBatch } from "./client.ts";
-import { UNPUBLISHED } from "./delivery.ts";
+import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, vms } from "./schema.ts";
 
@@ -84,16 +84,13 @@ export async function replaceVanished(
   deadlineSeconds: number,
 ): Promise<QueuedVm | null> {
   const isThat = and(eq(vms.incarnation, incarnation), eq(vms.instanceId, instanceId), isServing);
-  const [, rows] = await runBatch(db, [
+  const itsAttempt = db.select({ attempt: vms.attempt }).from(vms).where(isThat);
+  const [, , rows] = await runBatch(db, [
+    forgetSealed(db, incarnation, itsAttempt),
     db
       .update(attempts)
       .set({ outcome: "vanished", goneAt: now })
-      .where(
-        and(
-          eq(attempts.incarnation, incarnation),
-          eq(attempts.number, db.select({ attempt: vms.attempt }).from(vms).where(isThat)),
-        ),
-      ),
+      .where(and(eq(attempts.incarnation, incarnation), eq(attempts.number, itsAttempt))),
     db
       .update(vms)
       .set({

@@ -86,6 +86,8 @@ export const vms = sqliteTable(
     /** An owner before the one who got it last was given the key as well. */
     knownToFormer: integer("known_to_former", { mode: "boolean" }).notNull().default(false),
     acknowledgedAt: integer("acknowledged_at"),
+    /** When the key was first sold sealed; that is not its delivery (hard case 1), and our copy goes after the same grace. */
+    sealedAt: integer("sealed_at"),
     /** The address that has used the fresh form of signature here, and from then on gets keys only by it. */
     freshOwner: text("fresh_owner"),
     /** Why it failed: a code that `failed_provisionings` explains. */
@@ -100,6 +102,7 @@ export const vms = sqliteTable(
     // A machine that is reinstalled or replaced belongs to an old purchase: those that never ran are apart from it.
     index("vms_pending").on(table.runningAt, table.createdAt).where(sql`current = 1 AND status = 'provisioning'`),
     index("vms_delivered").on(table.deliveredAt).where(sql`ssh_private_key IS NOT NULL AND delivered_at IS NOT NULL`),
+    index("vms_sealed").on(table.sealedAt).where(sql`ssh_private_key IS NOT NULL AND sealed_at IS NOT NULL`),
     // For operators. Those that wait for a machine have vms_pending, which this one must not take from /health.
     index("vms_by_status").on(table.status, table.tokenId).where(sql`current = 1 AND status <> 'provisioning'`),
     index("vms_by_key").on(table.keyId).where(sql`ssh_private_key IS NOT NULL`),
@@ -120,6 +123,8 @@ export const attempts = sqliteTable(
     /** Random; the machine shows it in its SSH banner once it is ready. */
     mark: text().notNull(),
     publicKey: text("public_key").notNull(),
+    /** Lower-case address of the buyer whose own key it is; NULL where the pair was made here. */
+    broughtBy: text("brought_by"),
     privateKey: text("private_key"),
     keyId: text("key_id").notNull(),
     hostPublicKey: text("host_public_key").notNull(),
@@ -140,6 +145,23 @@ export const attempts = sqliteTable(
     index("attempts_by_label").on(table.label),
     index("attempts_by_key").on(table.keyId).where(sql`private_key IS NOT NULL`),
   ],
+);
+
+/** Who was given the private key of an attempt (hard case 41). Addresses in lower case. */
+export const keyHolders = sqliteTable(
+  "key_holders",
+  {
+    incarnation: text().notNull(),
+    attempt: integer().notNull(),
+    address: text().notNull(),
+    /** When it was given in clear. */
+    clearAt: integer("clear_at"),
+    /** When it was given encrypted to that account's public key. */
+    sealedAt: integer("sealed_at"),
+    /** What was given then, to be given again; NULL once its owner has acknowledged it or the machine is gone. */
+    sealed: text(),
+  },
+  (table) => [primaryKey({ columns: [table.incarnation, table.attempt, table.address] })],
 );
 
 /** Every purchase that ended without a machine, and why; an operator works from here. */

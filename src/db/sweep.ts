@@ -1,5 +1,5 @@
 // What the sweep reads and writes, once per interval.
-import { and, asc, count, eq, inArray, isNotNull, lt, lte, or, sql } from "drizzle-orm";
+import { and, asc, count, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
 import type { Database } from "./client.ts";
 import { WAKE_AFTER_MS } from "./scan.ts";
 import { catalogs, counters, nonces, purchases, vms } from "./schema.ts";
@@ -56,12 +56,25 @@ export const retireVanished = (db: Database, belowBlock: number, now: number) =>
     )
     .returning({ incarnation: vms.incarnation, generation: vms.generation });
 
-/** Erases keys whose grace has ended. */
-export const eraseDeliveredKeys = (db: Database, deliveredBefore: number) =>
-  db
-    .update(vms)
-    .set({ sshPrivateKey: null })
-    .where(and(isNotNull(vms.sshPrivateKey), isNotNull(vms.deliveredAt), lte(vms.deliveredAt, deliveredBefore)));
+/** Erases keys whose grace has ended. One that was only sold sealed its owner still has, sealed. */
+export const eraseDeliveredKeys = (db: Database, givenBefore: number) =>
+  db.batch([
+    db
+      .update(vms)
+      .set({ sshPrivateKey: null })
+      .where(and(isNotNull(vms.sshPrivateKey), isNotNull(vms.deliveredAt), lte(vms.deliveredAt, givenBefore))),
+    db
+      .update(vms)
+      .set({ sshPrivateKey: null })
+      .where(
+        and(
+          isNotNull(vms.sshPrivateKey),
+          isNotNull(vms.sealedAt),
+          lte(vms.sealedAt, givenBefore),
+          isNull(vms.deliveredAt),
+        ),
+      ),
+  ]);
 
 export const deleteOldNonces = (db: Database, now: number) => db.delete(nonces).where(lt(nonces.expiresAt, now));
 

@@ -3,7 +3,7 @@
 import { and, asc, eq, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
 import { type Database, once, runBatch } from "./client.ts";
-import { UNPUBLISHED } from "./delivery.ts";
+import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, cursors, failedProvisionings, purchases, vms } from "./schema.ts";
@@ -225,6 +225,7 @@ export const openRotation = (db: Database, vm: Vm, lease: string, attempt: Attem
         target: [attempts.incarnation, attempts.number],
         set: { mark, hostPublicKey, createSentAt },
       }),
+    forgetSealed(db, vm.incarnation, attempt.number - 1),
     db.update(vms).set({ attempt: attempt.number }).where(eq(vms.incarnation, vm.incarnation)),
   ]);
 };
@@ -263,6 +264,7 @@ export const markGone = (db: Database, attempt: Attempt, now: number) =>
       .update(vms)
       .set({ instanceId: null })
       .where(and(eq(vms.incarnation, attempt.incarnation), eq(vms.attempt, attempt.number))),
+    forgetSealed(db, attempt.incarnation, attempt.number),
   ]);
 
 /** An order without an answer made no machine. */

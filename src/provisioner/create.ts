@@ -120,7 +120,7 @@ async function keepToken({ db, now }: Context, vm: store.Vm): Promise<Next> {
 function ownKeyOf(vm: store.Vm, order: Payment | null): LoginKey | null {
   if (order === null || order.sshPublicKey === null) return null;
   const isPayers = vm.owner === order.payer || order.servedAt === null;
-  return isPayers ? { publicKey: order.sshPublicKey, privateKey: null } : null;
+  return isPayers ? { publicKey: order.sshPublicKey, broughtBy: order.payer, privateKey: null } : null;
 }
 
 /** For an order by x402, only where it was asked for, and where the vendor takes no more than its share. */
@@ -164,7 +164,7 @@ async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attem
 type Settle = Awaited<ReturnType<typeof permit>>;
 type Preparation = { supplies: Supplies; taken: number; settle: Settle };
 /** Without a private key where the login is the buyer's own. */
-type LoginKey = Pick<SshKeyPair, "publicKey"> & { privateKey: Uint8Array | null };
+type LoginKey = SshKeyPair | (Pick<SshKeyPair, "publicKey"> & { privateKey: null; broughtBy: string });
 type Order = Omit<Preparation, "taken"> & { candidate: Candidate; number: number; pair: LoginKey };
 /** The vendor made nothing: another candidate may do at once, or the vendor again after a while. */
 type Refused = { kind: "refused"; waitSeconds: number };
@@ -212,6 +212,7 @@ async function tryCandidate(
     label,
     mark,
     publicKey: pair.publicKey,
+    broughtBy: "broughtBy" in pair ? pair.broughtBy : null,
     privateKey:
       pair.privateKey === null ? null : await sealSecret(config.DATA_PUBLIC_KEY, secretContext, pair.privateKey),
     keyId: dataKeyId(config.DATA_PUBLIC_KEY),

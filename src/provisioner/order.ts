@@ -92,7 +92,7 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   const { tier, durationDays } = row;
   if (operator === null || authorization.to !== operator || row.chainId !== config.CHAIN_ID) return "recipient";
   if (tier === null || TIERS[tier] === undefined || durationDays === null || durationDays < 1) return "unknown_tier";
-  if (row.sshPublicKey !== null && parsePublicKey(row.sshPublicKey) !== row.sshPublicKey) return "ssh_public_key";
+  if (row.sshPublicKey !== null && !isLine(row.sshPublicKey)) return "ssh_public_key";
   const signer = await authorizationSigner(chain, coinOf(config), authorization);
   if (signer === null) return "signature";
   if ((await chainTime(db)) > captureDeadline(row) && row.state !== "settled") return "too_late";
@@ -112,6 +112,12 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   const trial = { kind: "purchase", id: "trial", payment: row.id, tier, durationDays, cost } as const;
   const places = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator };
   return (await canDeliver(chain, trial, authorization.from, places)) ? null : "cannot_deliver";
+}
+
+/** As the edge stores a key that it has parsed, and nothing else. */
+function isLine(publicKey: string): boolean {
+  const parsed = parsePublicKey(publicKey);
+  return "line" in parsed && parsed.line === publicKey;
 }
 
 /** Two nodes, since money follows from it. */

@@ -94,6 +94,7 @@ async function nextAttempt(
     plan,
     label: machineLabel(incarnation, number),
     publicKey: pair.publicKey,
+    broughtBy: null,
     privateKey: await sealSecret(DATA_PUBLIC_KEY, secretContext, pair.privateKey),
     keyId: dataKeyId(DATA_PUBLIC_KEY),
     startedAt: context.now(),

@@ -46,6 +46,10 @@ export const credentialsSchema = z
     host: z.string(),
     username: z.string(),
     privateKey: z.string().nullable().openapi({ description: "null for gpu-external: see ssh.privateKey" }),
+    sealedPrivateKey: z.string().nullable().openapi({
+      description:
+        "What the owner was sold sealed over x402 (/x402/vm-credentials): the key, encrypted to the owner's public key as `ecc:<ephemeral key>:<iv>:<tag>:<ciphertext>` (ECIES, eciesjs 0.5). The same text until it is acknowledged.",
+    }),
     tier: z.number(),
     type: wireTypeSchema,
     expiresAt: isoTime,
@@ -61,7 +65,7 @@ export const credentialsSchema = z
       deliveredAt: isoTime.nullable(),
       knownToFormerOwner: z.boolean().openapi({
         description:
-          "true: a former owner of the token was given this key. POST /credentials/{tokenId}/rotate gives the machine another one.",
+          "true: somebody beside the token's owner may have this key, as a former owner who was given it, in clear or sealed, or brought it. POST /credentials/{tokenId}/rotate gives the machine another one.",
       }),
     }),
   })
@@ -181,20 +185,22 @@ export function mountCredentials(app: Router): void {
       await requireSecondWitness(c.var, vm.tokenId, view, owner, scanned, now);
     const { privateKey, deliveredAt } = await deliverKey(vm, delivery);
     if (privateKey !== null) log("info", "key_delivered", { requestId: c.get("requestId"), tokenId });
-    return c.json(credentialsBody(tokenId, door, privateKey, deliveredAt, owner.toLowerCase()), 200);
+    const key = { privateKey, deliveredAt, sealedPrivateKey: door.sealed };
+    return c.json(credentialsBody(tokenId, door, key, owner.toLowerCase()), 200);
   });
 
   app.openapi(ackRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
-    const { vm, owner } = await admitOwner(c, tokenId, "ack", now);
+    const { vm, door, owner } = await admitOwner(c, tokenId, "ack", now);
     // What another owner was given is not this one's to acknowledge.
-    if (vm === null || vm.deliveredAt === null || vm.deliveredTo !== owner.toLowerCase()) {
+    const deliveredAt = vm?.deliveredTo === owner.toLowerCase() ? vm.deliveredAt : (door?.sealedAt ?? null);
+    if (vm === null || deliveredAt === null) {
       throw new AppError("not_delivered", "The key was not delivered yet: fetch /credentials first.");
     }
     await acknowledge(c.var.db, vm, now);
     const acknowledgedAt = isoOf(vm.acknowledgedAt ?? now) ?? "";
-    return c.json({ tokenId, deliveredAt: isoOf(vm.deliveredAt) ?? "", acknowledgedAt }, 200);
+    return c.json({ tokenId, deliveredAt: isoOf(deliveredAt) ?? "", acknowledgedAt }, 200);
   });
 
   app.openapi(rotateRoute, async (c) => {
@@ -251,11 +257,13 @@ export const provisioningBody = (
   statusUrl: `${PUBLIC_URLS[0]}/status/${tokenId}`,
 });
 
+/** The login key as one answer has it. */
+export type GivenKey = { privateKey: string | null; deliveredAt: number | null; sealedPrivateKey: string | null };
+
 export function credentialsBody(
   tokenId: string,
   door: Door,
-  privateKey: string | null,
-  deliveredAt: number | null,
+  { privateKey, deliveredAt, sealedPrivateKey }: GivenKey,
   owner: string,
 ) {
   const { vm, publicKey, hostPublicKey } = door;
@@ -269,6 +277,7 @@ export function credentialsBody(
     host,
     username: USERNAME,
     privateKey: type === "gcp" ? privateKey : null,
+    sealedPrivateKey,
     tier: vm.tier,
     type,
     expiresAt: isoOfChain(vm.expiresAt),
@@ -281,7 +290,13 @@ export function credentialsBody(
       // Unknown for machines that were imported.
       knownHosts: hostPublicKey === null || hostPublicKey === "" ? null : knownHostsLine(host, port, hostPublicKey),
       deliveredAt: isoOf(deliveredAt),
-      knownToFormerOwner: vm.knownToFormer || (vm.deliveredTo !== null && vm.deliveredTo !== owner),
+      knownToFormerOwner: isKnownToOthers(door, owner),
     },
   };
 }
+
+/** Somebody beside the owner brought the key or was given it: in clear, which the machine's row keeps too, or sealed (hard case 41). */
+const isKnownToOthers = ({ vm, broughtBy, isHeldElsewhere }: Door, owner: string): boolean =>
+  vm.knownToFormer ||
+  isHeldElsewhere === 1 ||
+  [vm.deliveredTo, broughtBy].some((address) => address !== null && address !== owner);

@@ -1,11 +1,14 @@
 // Handing out a private key, once. The first 200 may come by either form of signature; until the owner acknowledges or the
 // grace ends, the owner gets it again by the fresh form alone; then it is erased (hard case 21).
 import type { EdgeConfig } from "../config.ts";
+import { SecretUnreadable } from "../credentials/ecies.ts";
 import { keyRing } from "../credentials/key-ring.ts";
 import { formatPrivateKey } from "../credentials/ssh-keys.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/delivery.ts";
+import { markServed } from "../db/payments.ts";
 import { loadVm, type Vm } from "../db/vms.ts";
+import { AppError } from "../errors.ts";
 
 export type DeliveryContext = {
   db: Database;
@@ -15,6 +18,8 @@ export type DeliveryContext = {
   fresh: boolean;
   /** Unix milliseconds. */
   now: number;
+  /** The payment that the key is handed out for: it counts as served by the same write, or neither happens. */
+  payment?: string;
 };
 
 /**
@@ -23,7 +28,12 @@ export type DeliveryContext = {
  */
 export function deliveryDecision(
   vm: Pick<Vm, "sshPrivateKey" | "deliveredAt" | "deliveredTo" | "freshOwner">,
-  { owner, fresh, now, config }: Omit<DeliveryContext, "db" | "config"> & { config: { KEY_GRACE_SECONDS: number } },
+  {
+    owner,
+    fresh,
+    now,
+    config,
+  }: Pick<DeliveryContext, "owner" | "fresh" | "now"> & { config: { KEY_GRACE_SECONDS: number } },
 ): "first" | "again" | "withheld" {
   if (vm.sshPrivateKey === null) return "withheld";
   if (vm.deliveredAt === null) return fresh || vm.freshOwner !== owner ? "first" : "withheld";
@@ -37,15 +47,13 @@ export async function deliverKey(
   vm: Vm,
   context: DeliveryContext,
 ): Promise<{ privateKey: string | null; deliveredAt: number | null }> {
-  const { db, config, owner, fresh, now } = context;
+  const { db, config, owner, fresh, now, payment = null } = context;
   const decision = deliveryDecision(vm, context);
   const stored = vm.sshPrivateKey;
   if (decision === "withheld" || stored === null) return { privateKey: null, deliveredAt: vm.deliveredAt };
-  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
-  const ring = keyRing(config);
-  const { secret, legacy } = await ring.open(secretContext, stored, vm.keyId);
-  const kept = { incarnation: vm.incarnation, sshPrivateKey: stored };
-  const delivery = { owner, fresh, now, erase: config.KEY_GRACE_SECONDS === 0, before: vm.deliveredAt };
+  const { secret, legacy } = await openKey(vm, stored, config);
+  const kept = { incarnation: vm.incarnation, attempt: vm.attempt, sshPrivateKey: stored };
+  const delivery = { owner, fresh, now, erase: config.KEY_GRACE_SECONDS === 0, before: vm.deliveredAt, payment };
   if (decision === "first" && !(await store.markDelivered(db, kept, delivery))) {
     // The key was sealed anew under another data key between the read and the mark: nobody has it yet.
     const row = await loadVm(db, vm.incarnation);
@@ -54,20 +62,32 @@ export async function deliverKey(
     // Two first requests at once: the other one won, and this one gets nothing. By the fresh form it may ask again.
     return { privateKey: null, deliveredAt: vm.deliveredAt ?? now };
   }
+  if (decision === "again" && payment !== null && (await markServed(db, payment, now)) === null)
+    return { privateKey: null, deliveredAt: vm.deliveredAt };
   if (legacy && config.KEY_GRACE_SECONDS > 0) {
-    const { sealed, keyId } = await ring.seal(secretContext, secret);
+    const { sealed, keyId } = await keyRing(config).seal(secretContext(vm), secret);
     await store.replaceKey(db, kept, sealed, keyId);
   }
   return { privateKey: formatPrivateKey(secret), deliveredAt: decision === "first" ? now : vm.deliveredAt };
 }
 
-/**
- * The key as text where the rules would give it, without its counting as a delivery: for an answer that only its owner can
- * open.
- */
-export async function readStoredKey(vm: Vm, context: DeliveryContext): Promise<string | null> {
+/** The key as text, without any rule or its counting as a delivery; null where none is kept. */
+export async function readStoredKey(vm: Vm, config: DeliveryContext["config"]): Promise<string | null> {
   const stored = vm.sshPrivateKey;
-  if (stored === null || deliveryDecision(vm, context) === "withheld") return null;
-  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: vm.attempt } as const;
-  return formatPrivateKey((await keyRing(context.config).open(secretContext, stored, vm.keyId)).secret);
+  return stored === null ? null : formatPrivateKey((await openKey(vm, stored, config)).secret);
+}
+
+const secretContext = ({ incarnation, attempt }: Vm) => ({ kind: "ssh", subject: incarnation, attempt }) as const;
+
+async function openKey(vm: Vm, stored: string, config: DeliveryContext["config"]) {
+  try {
+    return await keyRing(config).open(secretContext(vm), stored, vm.keyId);
+  } catch (cause) {
+    if (!(cause instanceof SecretUnreadable)) throw cause;
+    throw new AppError(
+      "key_unreadable",
+      `The key of token ${vm.tokenId} can't be read, and we know of it: POST /credentials/${vm.tokenId}/rotate gives the machine another one.`,
+      { cause },
+    );
+  }
 }

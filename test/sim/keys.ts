@@ -24,7 +24,8 @@ export function generateHostKey(): { privateKey: string; publicKey: string } {
   return { privateKey: `host key ${name}`, publicKey: `ssh-ed25519 ${name}` };
 }
 
-export const parsePublicKey = (text: string): string | null => (text.startsWith("ssh-") ? text : null);
+export const parsePublicKey = (text: string): { line: string } | { problem: string } =>
+  /^ssh-ed25519 simulated-\w+$/.test(text) ? { line: text } : { problem: "must be a key of the simulator's" };
 export const formatPrivateKey = (stored: Uint8Array): string => new TextDecoder().decode(stored);
 export const fingerprint = (publicKey: string): string => publicKey;
 export const knownHostsLine = (host: string, port: number, publicKey: string): string => `${host} ${port} ${publicKey}`;

@@ -32,7 +32,7 @@ export async function openSecret(
   stored: string,
 ): Promise<{ secret: Uint8Array; legacy: boolean }> {
   const secret = opened(context, stored);
-  if (secret === null) throw new SecretUnreadable("it was sealed for another row");
+  if (secret === null) throw new SecretOfAnotherRow();
   return { secret: new TextEncoder().encode(secret), legacy: false };
 }
 
@@ -45,5 +45,11 @@ export function opened(context: SecretContext, stored: string): string | null {
 export class SecretUnreadable extends AppError {
   constructor(reason: string, options?: ErrorOptions) {
     super("internal_error", `A stored secret can't be used: ${reason}.`, options);
+  }
+}
+
+export class SecretOfAnotherRow extends SecretUnreadable {
+  constructor() {
+    super("it was sealed for another row");
   }
 }

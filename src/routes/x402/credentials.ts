@@ -4,7 +4,15 @@ import { createRoute, z } from "@hono/zod-openapi";
 import { hexToBytes, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { Context } from "hono";
 import { getAddress } from "viem";
-import { admitHolder, checkOwner, requireSecondWitness, type Sight, spendNonce } from "../../access/owner.ts";
+import {
+  admitHolder,
+  checkOwner,
+  type Door,
+  requireSecondWitness,
+  requireUnspent,
+  type Sight,
+  spendNonce,
+} from "../../access/owner.ts";
 import {
   type Checked,
   checkPayment,
@@ -34,16 +42,19 @@ import type { App, Router } from "../../app.ts";
 import { formatUsdc } from "../../chain/contract.ts";
 import type { EdgeConfig } from "../../config.ts";
 import { encrypt } from "../../credentials/ecies.ts";
-import { markServed, type Payment } from "../../db/payments.ts";
+import { giveSealed } from "../../db/delivery.ts";
+import { loadPayment, movePayment, type Payment } from "../../db/payments.ts";
+import { loadVm, type Vm } from "../../db/vms.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { deliverKey, readStoredKey } from "../../vms/delivery.ts";
+import { deliverKey, deliveryDecision, readStoredKey } from "../../vms/delivery.ts";
 import { CREDENTIALS_SECONDS } from "../../vms/payments.ts";
 import { pollAgainAfter } from "../../vms/waits.ts";
 import {
   beganAt,
   credentialsBody,
   credentialsSchema,
+  type GivenKey,
   provisioningBody,
   provisioningSchema,
   refuseHead,
@@ -52,13 +63,7 @@ import { paidErrorsOf, tokenIdSchema } from "../schemas.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, settlingSchema } from "./shared.ts";
 
 const paidSchema = credentialsSchema
-  .extend({
-    sealedPrivateKey: z.string().nullable().openapi({
-      description:
-        "Without the owner's signature: the key, encrypted to the payer's public key as `ecc:<ephemeral key>:<iv>:<tag>:<ciphertext>` (ECIES, eciesjs 0.5)",
-    }),
-    payment: z.object({ purchaseId: z.string(), amount: z.string(), transaction: z.string() }),
-  })
+  .extend({ payment: z.object({ purchaseId: z.string(), amount: z.string(), transaction: z.string() }) })
   .openapi("PaidCredentials");
 
 const route = createRoute({
@@ -66,7 +71,7 @@ const route = createRoute({
   path: "/x402/vm-credentials",
   summary: "SSH credentials for a payment by the token's owner",
   description:
-    "x402 of either version. The payer has to own the token; that is checked before anything is charged, and nobody pays for a 202, 403 or 404. With the owner's signature (`Authorization`, as for /credentials) the body is that of /credentials; without it the key comes sealed to the payer's public key. Payments of smart wallets have no public key: they need the signature. The same payment, or another with the same payment-identifier, is never charged twice.",
+    "x402 of either version. The payer has to own the token, and there has to be a key to hand out: both are checked before anything is charged, and nobody pays for a 202, 401, 403, 404 or 409. With the owner's signature (`Authorization`, as for /credentials) the body is that of /credentials; without it the key comes sealed to the payer's public key. Payments of smart wallets have no public key: they need the signature. The same payment, or another with the same payment-identifier, is never charged twice: it brings the sealed key again until the owner has acknowledged it, and where none was ever sent it is paid back.",
   middleware: [...paidRoute, refuseHead] as const,
   parameters: PAYMENT_HEADERS,
   request: { query: z.object({ tokenId: tokenIdSchema.openapi({ param: { name: "tokenId", in: "query" } }) }) },
@@ -96,6 +101,8 @@ export const credentialsDemand = ({ CREDENTIALS_PRICE_USDC }: EdgeConfig, tokenI
   discovery: DISCOVERY,
 });
 
+const NO_KEY: GivenKey = { privateKey: null, deliveredAt: null, sealedPrivateKey: null };
+
 export function mountPaidCredentials(app: Router): void {
   app.openapi(route, async (c) => {
     const { tokenId } = c.req.valid("query");
@@ -121,34 +128,37 @@ export function mountPaidCredentials(app: Router): void {
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
       return c.json(provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
     }
-    if (vm.sshPrivateKey === null && admission.signed === null) {
-      throw new AppError(
-        "key_erased",
-        `The key of token ${tokenId} is not kept any more, so there is nothing to sell: /credentials/${tokenId} tells the rest for a signature.`,
-      );
-    }
     const request = requestHash(`credentials/${tokenId}`);
-    const paid = await takePayment(c.var, till, checked, { request, tokenId: Number(tokenId) }, admission, now);
+    const known = await findClaim(c.var, checked);
+    if (known !== null) requireSameRequest(known, checked, request);
+    const answer = (row: Payment, key: GivenKey) => {
+      const settleTx = row.settleTx ?? "";
+      const receipt = receiptHeaders(config, checked.payment.authorization.from, settleTx);
+      for (const [name, value] of Object.entries(receipt)) c.header(name, value);
+      const paid = { purchaseId: row.id, amount: formatUsdc(BigInt(row.amount)), transaction: settleTx };
+      return c.json({ ...credentialsBody(tokenId, door, key, admission.owner), payment: paid }, 200);
+    };
+    const isServed = known?.state === "settled" && known.servedAt !== null;
+    if (isServed && admission.signed === null) {
+      // Whoever sends it again, only the owner opens it.
+      if (door.sealed === null) throw used(known);
+      return answer(known, { privateKey: null, deliveredAt: vm.deliveredAt, sealedPrivateKey: door.sealed });
+    }
+    // Throws where there is no address to tell.
+    credentialsBody(tokenId, door, NO_KEY, admission.owner);
+    const offer = await prepare(c.var, door, checked, admission, now);
+    if (isServed) return answer(known, await handOver(c.var, door, offer, admission, { served: known }, now));
+    const what = { request, tokenId: Number(tokenId) };
+    const paid = await takePayment(c.var, till, checked, what, { known, sight: admission.sight }, now);
     if ("pending" in paid) {
       c.header("Retry-After", PENDING_RETRY_AFTER);
       return c.json(pending(paid.pending, config), 202);
     }
     const { row } = paid;
-    await admission.spend();
-    const key = await keyFor(c, checked, admission, now);
-    if ((await markServed(c.var.db, row.id, now)) === null) throw used(row);
-    log("info", "credentials_paid", { tokenId, payment: row.id, sealed: key.sealedPrivateKey !== null });
-    const settleTx = row.settleTx ?? "";
-    for (const [name, value] of Object.entries(receiptHeaders(config, checked.payment.authorization.from, settleTx)))
-      c.header(name, value);
-    return c.json(
-      {
-        ...credentialsBody(tokenId, door, key.privateKey, key.deliveredAt, admission.owner),
-        sealedPrivateKey: key.sealedPrivateKey,
-        payment: { purchaseId: row.id, amount: formatUsdc(BigInt(row.amount)), transaction: settleTx },
-      },
-      200,
-    );
+    // From here on it is charged: whatever fails is asked for again with the same payment, or is paid back.
+    const key = await handOver(c.var, door, offer, admission, { charged: row }, now);
+    log("info", "credentials_paid", { tokenId, payment: row.id, sealed: key.privateKey === null });
+    return answer(row, key);
   });
 }
 
@@ -158,6 +168,8 @@ type Admitted = {
   owner: string;
   /** Null where there is no signature of the owner's beside the payment. */
   signed: { fresh: boolean } | null;
+  /** Throws where the signature was used before, and uses it up. */
+  requireUnspent: () => Promise<void>;
   spend: () => Promise<void>;
 };
 
@@ -171,7 +183,8 @@ async function admit(c: Context<App>, tokenId: string, { payer, publicKey }: Che
         "A smart wallet's payment has no public key to seal to: send the owner's signature as well (Authorization).",
       );
     }
-    return { sight, owner: payer, signed: null, spend: async () => undefined };
+    const nothing = async () => undefined;
+    return { sight, owner: payer, signed: null, requireUnspent: nothing, spend: nothing };
   }
   const admission = await checkOwner(c, tokenId, "credentials", now);
   if (admission.owner.toLowerCase() !== payer)
@@ -180,28 +193,67 @@ async function admit(c: Context<App>, tokenId: string, { payer, publicKey }: Che
     sight: admission,
     owner: payer,
     signed: { fresh: admission.signed.fresh !== null },
+    requireUnspent: () => requireUnspent(c.var, admission),
     spend: () => spendNonce(c.var, admission),
   };
 }
 
-/** A settled row, or the one that is still on its way. Whatever was served already is served again to its owner alone. */
+/** What the answer will hand out: a sealed key as it is, or the stored one by the rules of /credentials. */
+type Offer = { sealed: string } | { clear: true };
+
+/** Decides what would leave, with everything that could keep it from leaving; throws where it is nothing. Writes nothing. */
+async function prepare(
+  services: App["Variables"],
+  door: Door,
+  { publicKey }: Checked,
+  { sight, owner, signed, requireUnspent: requireUnspentSignature }: Admitted,
+  now: number,
+): Promise<Offer> {
+  const { config } = services;
+  const { vm } = door;
+  const again = signed === null ? door.sealed : null;
+  const decide = (fresh: boolean) => deliveryDecision(vm, { owner, fresh, now, config });
+  if (again === null && decide(signed?.fresh ?? true) === "withheld") {
+    throw nothingToSell(door, decide(true) !== "withheld");
+  }
+  await requireUnspentSignature();
+  await requireSecondWitness(services, vm.tokenId, sight.view, getAddress(owner), sight.scanned, now);
+  if (again !== null) return { sealed: again };
+  const key = await readStoredKey(vm, config);
+  if (key === null) throw nothingToSell(door, false);
+  if (signed !== null) return { clear: true };
+  return { sealed: await encrypt(hexToBytes((publicKey ?? "").replace(/^0x/, "")), utf8ToBytes(key)) };
+}
+
+function nothingToSell({ vm: { tokenId }, broughtBy }: Door, isKept: boolean): AppError {
+  const rest = `/credentials/${tokenId} tells the rest for a signature.`;
+  if (broughtBy !== null) {
+    const sentence = `The machine of token ${tokenId} opens with the key that its buyer brought, so there is none to sell: ${rest}`;
+    return new AppError("key_brought", sentence);
+  }
+  if (!isKept) {
+    return new AppError(
+      "key_erased",
+      `The key of token ${tokenId} is not kept any more, so there is nothing to sell: ${rest}`,
+    );
+  }
+  return new AppError(
+    "fresh_signature_required",
+    `The key of token ${tokenId} comes by the fresh form of signature alone (X-Access-Message), or sealed without one.`,
+  );
+}
+
+/** A settled row, or the one that is still on its way. */
 async function takePayment(
   services: App["Variables"],
   till: Till,
   checked: Checked,
   what: { request: string; tokenId: number },
-  { sight, signed }: Admitted,
+  { known, sight }: { known: Payment | null; sight: Sight },
   now: number,
 ): Promise<{ row: Payment } | { pending: Payment }> {
-  const known = await findClaim(services, checked);
-  if (known !== null) requireSameRequest(known, checked, what.request);
-  if (known?.state === "settled") {
-    // The request that settled it may be about to answer.
-    if (known.servedAt === null && !isStale(known, now)) return { pending: known };
-    const isNamed = checked.payment.identifier !== null && known.identifier === checked.payment.identifier;
-    if (known.servedAt === null || isNamed || signed !== null) return { row: known };
-    throw used(known);
-  }
+  // The request that settled it may be about to answer.
+  if (known?.state === "settled") return isStale(known, now) ? { row: known } : { pending: known };
   if (known === null) await requireWindow(services, till, checked, sight.view.blockTimestamp, now);
   const row =
     known === null
@@ -236,17 +288,53 @@ const used = (row: Payment): AppError =>
   );
 
 /**
- * In clear by the rules of /credentials where the owner signed for it. Sealed, it is not counted as the delivery: whoever
- * relays somebody's payment must not be able to spend that.
+ * Hands out what was offered, in one write with the note that the payment was served. A sealed answer is not counted as the
+ * key's delivery: whoever relays somebody's payment must not be able to spend that (hard case 1).
  */
-async function keyFor(c: Context<App>, { publicKey }: Checked, { sight, owner, signed }: Admitted, now: number) {
-  const { vm, view, scanned } = sight;
-  if (vm === null) throw new Error("a machine that runs has a row");
-  await requireSecondWitness(c.var, vm.tokenId, view, getAddress(owner), scanned, now);
-  const delivery = { db: c.var.db, config: c.var.config, owner, now, fresh: signed?.fresh ?? true };
-  if (signed !== null) return { ...(await deliverKey(vm, delivery)), sealedPrivateKey: null };
-  const key = await readStoredKey(vm, delivery);
-  const sealed =
-    key === null ? null : await encrypt(hexToBytes((publicKey ?? "").replace(/^0x/, "")), utf8ToBytes(key));
-  return { privateKey: null, deliveredAt: vm.deliveredAt, sealedPrivateKey: sealed };
+async function handOver(
+  services: App["Variables"],
+  { vm }: Door,
+  offer: Offer,
+  { owner, signed, spend }: Admitted,
+  paid: { charged: Payment } | { served: Payment },
+  now: number,
+): Promise<GivenKey> {
+  const { db, config } = services;
+  if ("sealed" in offer && "charged" in paid) {
+    const sealed = await giveSealed(db, vm, { owner, sealed: offer.sealed, payment: paid.charged.id, now });
+    if (sealed === null) throw await notServed(services, paid.charged.id, vm, now);
+    return { privateKey: null, deliveredAt: vm.deliveredAt, sealedPrivateKey: sealed };
+  }
+  await spend();
+  const delivery = { db, config, owner, now, fresh: signed?.fresh ?? false };
+  const key = await deliverKey(vm, { ...delivery, ...("charged" in paid ? { payment: paid.charged.id } : {}) });
+  if (key.privateKey !== null) return { ...key, sealedPrivateKey: null };
+  throw "charged" in paid ? await notServed(services, paid.charged.id, vm, now) : handedOut();
 }
+
+/** Charged, and what was offered is gone: it goes back at once, unless another request has just handed it out. */
+async function notServed({ db }: App["Variables"], id: string, vm: Vm, now: number): Promise<AppError> {
+  const [row, latest] = [await loadPayment(db, id), await loadVm(db, vm.incarnation)];
+  if (row === null) throw new Error("a payment that was charged has a row");
+  if (row.state !== "settled" || row.servedAt !== null) return used(row);
+  if (latest !== null && isSame(latest, vm) && latest.sshPrivateKey !== null) return handedOut();
+  await movePayment(db, row, { state: "refund_due", step: "refund", reason: "not_served", wakeAt: now });
+  return new AppError(
+    "key_gone",
+    "The key went while the payment was being taken: it is paid back, and GET /x402/purchases/{id} says when.",
+    { details: [{ purchaseId: row.id }] },
+  );
+}
+
+/** The machine that was asked about, and still its owner's. */
+const isSame = (latest: Vm, vm: Vm): boolean =>
+  latest.current &&
+  latest.owner === vm.owner &&
+  latest.attempt === vm.attempt &&
+  (latest.status === "running" || latest.status === "expired");
+
+const handedOut = (): AppError =>
+  new AppError(
+    "fresh_signature_required",
+    "The key was handed out meanwhile: send the same payment again, with a new signature of the fresh form or without one.",
+  );

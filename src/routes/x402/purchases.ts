@@ -10,7 +10,7 @@ import { PAYMENT_ID } from "../../access/payment-payload.ts";
 import { type Demand, paymentRequired, readPayment, receiptHeaders, tillOf } from "../../access/payment-wire.ts";
 import { preferredWait } from "../../access/prefer.ts";
 import type { App, Router } from "../../app.ts";
-import { isContractSignature } from "../../chain/contract-signature.ts";
+import { isContractSignature, whyNotSigned } from "../../chain/contract-signature.ts";
 import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
@@ -26,6 +26,8 @@ const POLL_SECONDS = 5;
 /** Between two looks at an order whose answer is held: a minute of them is far below what D1 takes from one request. */
 const LOOK_MS = 1_000;
 const MAX_DAYS = 365;
+/** An RSA key of 16,384 bits, with room for a comment. */
+const MAX_KEY_CHARS = 3_000;
 
 const bodySchema = z
   .strictObject({
@@ -41,21 +43,21 @@ const bodySchema = z
       .openapi({ description: `1-${MAX_DAYS}` }),
     sshPublicKey: z
       .string()
-      .max(2_000)
+      .max(MAX_KEY_CHARS)
       .transform((text, context) => {
         const key = parsePublicKey(text);
-        if (key !== null) return key;
-        context.addIssue("must be one SSH public key, `type base64`");
+        if ("line" in key) return key.line;
+        context.addIssue(key.problem);
         return z.NEVER;
       })
       .optional()
       .openapi({
         type: "string",
-        maxLength: 2_000,
+        maxLength: MAX_KEY_CHARS,
         // Space around it is taken off: files of ssh-keygen end with a newline.
-        pattern: "^\\s*[a-z0-9@.-]+ [A-Za-z0-9+/]{40,1400}={0,2}( [^\\r\\n]*)?\\s*$",
+        pattern: "^\\s*[a-z0-9@.-]+ [A-Za-z0-9+/]{40,2800}={0,2}( [^\\r\\n]*)?\\s*$",
         description:
-          "Your own login key: no private key is made. Needs X-Body-Signature, since a payment alone does not say who wrote the body.",
+          "Your own login key, of ssh-ed25519, ssh-rsa (2,048 to 16,384 bits) or ecdsa-sha2-nistp256, -384 or -521: no private key is made. Needs X-Body-Signature, since a payment alone does not say who wrote the body.",
         example: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
       }),
     region: z.enum(REGION_NAMES).optional().openapi({ description: "Tiers 0-3 alone" }),
@@ -273,13 +275,8 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
       `With sshPublicKey the payer has to sign the body: send X-Body-Signature, an EIP-191 signature of "${message}".`,
     );
   }
-  const invalid = (cause?: unknown) =>
-    new AppError(
-      "body_signature_invalid",
-      `X-Body-Signature has to be the payer's EIP-191 signature of "${message}".`,
-      { cause },
-    );
-  if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw invalid();
+  const sentence = `X-Body-Signature has to be the payer's EIP-191 signature of "${message}".`;
+  if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw new AppError("body_signature_invalid", sentence);
   const hashed = hashMessage(message);
   const signature = header as Hex;
   const signer =
@@ -287,5 +284,6 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
       ? await recoverAddress({ hash: hashed, signature }).catch(() => null)
       : null;
   if (signer === payer) return;
-  if (!(await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true }))) throw invalid();
+  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true })) return;
+  throw new AppError("body_signature_invalid", await whyNotSigned(c.var.chain, payer, signature, sentence));
 }

@@ -9,6 +9,7 @@ import { keyRing } from "../../../src/credentials/key-ring.ts";
 import { reencrypt } from "../../../src/credentials/reencrypt.ts";
 import { countSealed, publishDataKeys, publishedKeys } from "../../../src/db/data-keys.ts";
 import { loadVm, type Vm } from "../../../src/db/vms.ts";
+import { sendLogs } from "../../../src/log.ts";
 import { requireDataKey } from "../../../src/provisioner/context.ts";
 import provisioner from "../../../src/provisioner/index.ts";
 import { deliverKey } from "../../../src/vms/delivery.ts";
@@ -161,12 +162,68 @@ test("a key that is sealed anew between the read and the mark is delivered all t
   expect(delivered.privateKey).toContain("PRIVATE KEY");
 });
 
+/** What the audit and the pages say of stored secrets since the last look. */
+async function told(world: Deployment) {
+  await sendLogs(world.edge.LOG_BOOK);
+  const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  const lines = async (stream: "security" | "error") =>
+    (await book.read(stream, 0))?.split("\n").filter((line) => line.includes('"secret_')) ?? [];
+  return [...(await lines("security")), ...(await lines("error"))].map((line) => {
+    const { level, event, incarnation, agentId } = JSON.parse(line) as Record<string, string>;
+    return `${level} ${event} ${incarnation ?? agentId}`;
+  });
+}
+
+test("a secret of another row is refused, audited and paged wherever it is found: delivery, re-encryption, a wallet (hard case 6)", async () => {
+  const world = await deploy();
+  const [hers, others] = [await buyAndRun(world, 0), await buyAndRun(world, 1)];
+  for (const agentId of ["agent-1", "agent-2"]) {
+    await world.request("/agents/generate-wallet", {
+      method: "POST",
+      body: JSON.stringify({ agentId }),
+      headers: { "content-type": "application/json" },
+    });
+  }
+  const copied = "(SELECT ssh_private_key FROM vms WHERE token_id = ?)";
+  await world.sql.prepare(`UPDATE vms SET ssh_private_key = ${copied} WHERE token_id = ?`).bind(others, hers).run();
+  await world.sql
+    .prepare(
+      "UPDATE agent_wallets SET private_key = (SELECT private_key FROM agent_wallets WHERE agent_id = 'agent-2')",
+    )
+    .run();
+  const incarnation = (await world.vm(hers))?.["incarnation"];
+  await told(world);
+  const answer = await world.request(`/credentials/${hers}`, { headers: await fixedHeaders(agent(0), hers) });
+  expect(answer.status).toBe(500);
+  expect(await answer.json()).toMatchObject({
+    code: "key_unreadable",
+    error: expect.stringContaining(`/credentials/${hers}/rotate`),
+  });
+  const ofVm = [`security secret_of_another_row ${incarnation}`, `page secret_of_another_row ${incarnation}`];
+  expect(await told(world)).toEqual(ofVm);
+  // Its owner has spent nothing.
+  expect(await world.vm(hers)).toMatchObject({ delivered_at: null });
+  const { ring } = rotate(world);
+  expect(await reencrypt(world.db, ring, { after: undefined, limit: 10 })).toMatchObject({ unreadable: 2, next: null });
+  const all = await told(world);
+  expect(all.filter((line) => line.endsWith(incarnation))).toHaveLength(4);
+  expect(all.filter((line) => line.endsWith("agent-1"))).toEqual([
+    "security secret_of_another_row agent-1",
+    "page secret_of_another_row agent-1",
+  ]);
+  // The key id that stands beside a copy may be any: it is found by what the copy says of itself.
+  await world.sql.prepare("UPDATE vms SET key_id = 'feedfeedfeedfeed' WHERE token_id = ?").bind(hers).run();
+  expect(await reencrypt(world.db, ring, { after: undefined, limit: 10 })).toMatchObject({ unreadable: 2 });
+  expect((await told(world)).filter((line) => line === ofVm[1])).toHaveLength(3);
+});
+
 test("what no key opens is counted and passed over, not rewritten", async () => {
   const world = await deploy();
   const tokenId = await buyAndRun(world, 0);
   await buyAndRun(world, 1);
   await world.sql.prepare("UPDATE vms SET key_id = 'feedfeedfeedfeed' WHERE token_id = ?").bind(tokenId).run();
   const before = (await world.vm(tokenId))?.["ssh_private_key"];
+  await told(world);
   const { ring } = rotate(world);
   expect(await reencrypt(world.db, ring, { after: undefined, limit: 10 })).toEqual({
     reencrypted: 1,
@@ -175,5 +232,8 @@ test("what no key opens is counted and passed over, not rewritten", async () => 
     next: null,
   });
   expect((await world.vm(tokenId))?.["ssh_private_key"]).toBe(before);
+  // For the audit, and nobody is woken: it is a data key that is missing here.
+  const incarnation = (await world.vm(tokenId))?.["incarnation"];
+  expect(await told(world)).toEqual([`security secret_unreadable ${incarnation}`]);
   await chain.mine(1);
 });

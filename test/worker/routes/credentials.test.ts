@@ -58,6 +58,7 @@ test("the fields are the reference's, and the rest under ssh", async () => {
     "host",
     "username",
     "privateKey",
+    "sealedPrivateKey",
     "tier",
     "type",
     "expiresAt",
@@ -191,7 +192,7 @@ test("a key copied from another token's row is not handed out, and neither is an
     .run();
   const path = `/credentials/${other.tokenId}`;
   const copied = await ask(await fixedHeaders(agent(1), other.tokenId), path);
-  expect([copied.status, copied.body.code]).toEqual([500, "internal_error"]);
+  expect([copied.status, copied.body.code]).toEqual([500, "key_unreadable"]);
   expect(JSON.stringify(copied.body)).not.toContain("PRIVATE KEY");
 
   await world.sql.prepare("UPDATE vms SET current = 0 WHERE token_id = ?").bind(other.tokenId).run();

@@ -1,5 +1,15 @@
 // Paying for a token's credentials: what is quoted, what an answer has, who can read it, and who pays for nothing.
-import { type Abi, type Address, encodeFunctionData, type Hex, parseAbi } from "viem";
+import {
+  type Abi,
+  type Address,
+  concatHex,
+  encodeAbiParameters,
+  encodeFunctionData,
+  getAddress,
+  type Hex,
+  parseAbi,
+  parseAbiParameters,
+} from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { fixedHeaders, freshHeaders, transfer } from "../../../world/agent.ts";
@@ -114,7 +124,8 @@ test("a payment of version 2 buys the credentials, the key sealed to the payer",
   expect(answer.text).not.toContain("PRIVATE KEY");
   const { body: own } = await ownersCredentials();
   expect(unseal(OWNER, sealedPrivateKey)).toBe(own["privateKey"]);
-  const { privateKey, ssh, ...ownRest } = own as { privateKey: string; ssh: object };
+  expect(own["sealedPrivateKey"]).toBe(sealedPrivateKey);
+  const { privateKey, sealedPrivateKey: _, ssh, ...ownRest } = own as { [K in string]: unknown } & { ssh: object };
   expect(rest).toEqual({ ...ownRest, privateKey: null, ssh: { ...ssh, privateKey: null, deliveredAt: null } });
 
   const [row] = await paymentRows(world);
@@ -138,8 +149,8 @@ test("with the owner's signature beside it the body is that of /credentials, and
   const { headers } = await prepare(world, tokenId, OWNER);
   const answer = await ask(world, tokenId, { ...headers, ...(await fixedHeaders(agent(OWNER), tokenId)) });
   expect(answer.status, answer.text).toBe(200);
-  const { sealedPrivateKey, payment, ...body } = answer.body;
-  expect([sealedPrivateKey, payment.amount]).toEqual([null, "0.01"]);
+  const { payment, ...body } = answer.body;
+  expect([body["sealedPrivateKey"], payment.amount]).toEqual([null, "0.01"]);
   expect(body["privateKey"]).toContain("PRIVATE KEY");
   const again = await world.request(`/credentials/${tokenId}`, {
     headers: await freshHeaders(API, agent(OWNER), tokenId),
@@ -175,37 +186,62 @@ test("hard case 1: a payment that Mallory's site had signed and forwards opens n
   // Nor with a signature of her own beside it.
   const hers = await ask(world, tokenId, { ...headers, ...(await freshHeaders(API, agent(MALLORY), tokenId)) });
   expect(hers.status).toBe(403);
-  // The delivery is not spent and the key not about to be erased, however late it is.
+  // The delivery is not spent: by his signature he gets the key in clear, as if nobody had paid.
   expect(await world.vm(tokenId)).toMatchObject({
     delivered_at: null,
     delivered_to: null,
     acknowledged_at: null,
     ssh_private_key: expect.any(String),
   });
-  await world.sweep(Date.now() + 1_000 * (world.edge.KEY_GRACE_SECONDS + 60));
   expect((await ownersCredentials()).body["privateKey"]).toContain("PRIVATE KEY");
+  // Nor is it after the grace, when our copy goes: his own is sealed to him and comes by his signature alone.
+  const other = await buyAndRun(world, OWNER);
+  expect((await ask(world, other, (await prepare(world, other, OWNER)).headers)).status).toBe(200);
+  await world.sweep(Date.now() + 1_000 * (world.edge.KEY_GRACE_SECONDS + 60));
+  expect(await world.vm(other)).toMatchObject({ ssh_private_key: null, delivered_at: null });
+  const late = await world.request(`/credentials/${other}`, { headers: await fixedHeaders(agent(OWNER), other) });
+  const body = (await late.json()) as { privateKey: null; sealedPrivateKey: string };
+  expect([body.privateKey, unseal(OWNER, body.sealedPrivateKey)]).toEqual([
+    null,
+    expect.stringContaining("PRIVATE KEY"),
+  ]);
 });
 
-test("a used payment says what became of it and gives no key: signature and nonce are public once it is settled", async () => {
+test("hard case 58: the same payment gets the same sealed key again, and nobody who replays it any other", async () => {
   const { headers } = await prepare(world, tokenId, OWNER);
   const first = await ask(world, tokenId, headers);
-  const { purchaseId, transaction } = first.body["payment"];
   const after = await usdcOf(agent(OWNER).address);
-  const replayed = await ask(world, tokenId, headers);
-  expect(replayed.status).toBe(409);
-  expect(replayed.body).toEqual({
+  const rows = await paymentRows(world);
+  // An hour later: signature and nonce are public since it was settled.
+  for (let replay = 0; replay < 2; replay++) {
+    const replayed = await ask(world, tokenId, headers);
+    expect(replayed.status).toBe(200);
+    expect(replayed.body).toEqual(first.body);
+    expect(replayed.text).not.toContain("PRIVATE KEY");
+  }
+  expect(await paymentRows(world)).toEqual(rows);
+  // Its owner is told in clear by his signature.
+  const signed = await ask(world, tokenId, { ...headers, ...(await fixedHeaders(agent(OWNER), tokenId)) });
+  expect([signed.status, signed.body["payment"]]).toEqual([200, first.body["payment"]]);
+  expect(signed.body["privateKey"]).toContain("PRIVATE KEY");
+  // Until he acknowledges.
+  const path = `/credentials/${tokenId}/ack`;
+  const ack = await world.request(path, {
+    method: "POST",
+    headers: await freshHeaders(API, agent(OWNER), tokenId, "/ack"),
+  });
+  expect(ack.status).toBe(200);
+  const { purchaseId, transaction } = first.body["payment"];
+  const last = await ask(world, tokenId, headers);
+  expect(last.status).toBe(409);
+  expect(last.body).toEqual({
     code: "payment_used",
     error: expect.stringContaining("This payment was used before."),
     requestId: expect.any(String),
     charged: "yes",
     details: [{ purchaseId, state: "settled", transaction }],
   });
-  // Its owner is told by his signature.
-  const signed = await ask(world, tokenId, { ...headers, ...(await fixedHeaders(agent(OWNER), tokenId)) });
-  expect([signed.status, signed.body["payment"]]).toEqual([200, first.body["payment"]]);
-  expect(signed.body["privateKey"]).toContain("PRIVATE KEY");
   expect(await usdcOf(agent(OWNER).address)).toBe(after);
-  expect(await paymentRows(world)).toHaveLength(1);
 });
 
 test("nobody pays for 202, 403 or 404", async () => {
@@ -252,7 +288,31 @@ test("a smart wallet's payment has no public key: it needs the owner's signature
   expect(await usdcOf(wallet)).toBe(before - PRICE);
   // Another's signature in the wallet's name.
   const strangers = v2(requirement, await signFor(agent(3), requirement, { from: wallet }));
-  expect((await ask(world, tokenId, strangers)).body["code"]).toBe("payment_invalid");
+  expect((await ask(world, tokenId, strangers)).body).toMatchObject({
+    code: "payment_invalid",
+    error: "The payment's signature is not its payer's.",
+  });
+});
+
+test("the payment of a smart wallet that is not deployed is told to deploy it first: the coin takes nothing from it", async () => {
+  const requirement = await quote(world, tokenId);
+  const wallet: Address = `0x${"5a".repeat(20)}`;
+  const signed = await signFor(agent(2), requirement, { from: wallet });
+  // A factory's call around the keeper's signature, as ERC-6492 has it.
+  const counterfactual = concatHex([
+    encodeAbiParameters(parseAbiParameters("address, bytes, bytes"), [deployer.address, "0x12", signed.signature]),
+    `0x${"6492".repeat(16)}`,
+  ]);
+  const told = async (signature: Hex) =>
+    (await ask(world, tokenId, v2(requirement, { ...signed, signature }))).body["error"] as string;
+  expect(await told(counterfactual)).toBe(
+    `There is no contract at ${getAddress(wallet)} on this chain: deploy the smart wallet first.`,
+  );
+  // Of a plain account's length nobody can say which of the two it is.
+  expect(await told(signed.signature)).toBe(
+    "The payment's signature is not its payer's. A smart wallet has to be deployed first.",
+  );
+  expect(await paymentRows(world)).toEqual([]);
 });
 
 async function deployWallet(keeper: Address): Promise<{ address: Address }> {

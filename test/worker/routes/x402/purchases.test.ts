@@ -112,19 +112,24 @@ test("a login key of the payer's own needs his signature over the body as it was
   expect(await world.rows("SELECT ssh_private_key FROM vms")).toEqual([{ ssh_private_key: null }]);
 });
 
-test("what is no single login key is refused: options, two lines, another type than it says", async () => {
+test("hard case 57: a login key that opens nothing is 400 with the reason, whatever it is paid with", async () => {
   const world = await deploy();
   const { publicKey } = await generateSshKeyPair("ed25519");
   const [, blob = ""] = publicKey.split(" ");
-  for (const sshPublicKey of [
-    `command="x" ${publicKey}`,
-    `${publicKey}\n${publicKey}`,
-    `ssh-rsa ${blob}`,
-    "ssh-ed25519 AAAA",
-    "key",
-  ]) {
-    expect((await post(world, PATH, computeBody({ sshPublicKey }))).status, sshPublicKey).toBe(400);
+  const signed = await signPurchaseOf(world, agent(1));
+  const sentences: [string, string][] = [
+    [`command="x" ${publicKey}`, "must be one SSH public key"],
+    [`${publicKey}\n${publicKey}`, "must be one SSH public key"],
+    [`ssh-rsa ${blob}`, "names the type ssh-rsa and is of another"],
+    [publicKey.slice(0, -6), "is cut short"],
+    [`${publicKey}AAAA`, "has bytes behind its end"],
+  ];
+  for (const [sshPublicKey, sentence] of sentences) {
+    const answer = await post(world, PATH, computeBody({ sshPublicKey }), signed.headers);
+    expect(answer.status, sshPublicKey).toBe(400);
+    expect(JSON.stringify(await answer.json())).toContain(`sshPublicKey ${sentence}`);
   }
+  expect(await world.rows("SELECT * FROM payments")).toEqual([]);
 });
 
 test("a region that was asked for is where the machine is; GPUs have none", async () => {
