@@ -150,7 +150,7 @@ export class OperatorWallet extends DurableObject<object> {
 
   /** False where a payment's token is on its way or with its payer: it gets no second one, and is not paid back whole. */
   async #undone(account: string, order: WalletOrder): Promise<boolean> {
-    const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined;
+    const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined && !order.owed.approved;
     if (order.kind !== "transfer" && !isRefundOfPayment) return true;
     for (const row of this.#ledger.ordersFor(account, "transfer")) {
       if (row.id === order.id) continue;
@@ -199,6 +199,10 @@ export class OperatorWallet extends DurableObject<object> {
     if (order.kind === "transfer") return this.#ledger.paidFor(account) > 0n ? "served" : null;
     if (order.kind !== "pay") return null;
     if (this.#ledger.paidFor(account) + amount > most) return "served";
+    if (order.owed.approved) {
+      const approved = this.#ledger.approvedSince(now - DAY_MS);
+      if (approved + amount > config.APPROVAL_LIMIT_USDC_PER_DAY) return "daily_limit";
+    }
     const recipient = order.to.toLowerCase();
     const limit = config.REFUND_LIMIT_USDC_PER_DAY;
     const had = this.#ledger.spentSince("pay", now - DAY_MS, recipient);

@@ -5,6 +5,9 @@ import type { WalletOrder } from "../src/chain/orders.ts";
 /** A refund that waits for room is asked for again each minute by the sweep. */
 const FORGOTTEN_MS = 300_000;
 
+/** How the names of refunds begin that operators approved. */
+export const APPROVED = "refund/approved/";
+
 /** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
 export type OrderRow = {
   id: string;
@@ -142,6 +145,9 @@ export class WalletLedger {
       ...[kind, since, recipient ?? null, recipient ?? null],
     );
   }
+
+  /** What has left as refunds that operators approved, by the names of those orders. */
+  approvedSince = (since: number): bigint => this.#sum(`id LIKE '${APPROVED}%' AND created_at > ?`, since);
 
   /** What has left as refunds for a payment or a purchase, or is on its way. */
   paidFor = (account: string): bigint => this.#sum("account = ? AND kind = 'pay'", account);

@@ -220,6 +220,8 @@ const provisionerFields = z.object({
   LATE_AFTER_SECONDS: integer(0).prefault("600"),
   /** The most that leaves the operator wallet as refunds within 24 hours; what is beyond it waits. */
   REFUND_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
+  /** The most of them that operators may approve, for what was delivered as well. */
+  APPROVAL_LIMIT_USDC_PER_DAY: usdc.default(500_000_000n),
   /** Below this the wallet calls for more. */
   LOW_FUNDS_USDC: usdc.default(100_000_000n),
   /** The share of a price that the vendor may take, where x402 has sold the machine before it was paid for. */

@@ -27,8 +27,17 @@ export type SignedPayment = Omit<Authorization, "value"> & { value: string; from
  * asks the chain about before it signs (hard case 34); they are no part of what the order is.
  */
 export type WalletOrder =
-  /** USDC to somebody: refunds. Of a payment, or of a purchase, which was itself paid for over x402 where `payment` is set. */
-  | { kind: "pay"; id: string; to: Address; amount: string; owed: { purchase?: string; payment?: SignedPayment } }
+  /**
+   * USDC to somebody: refunds. Of a payment, or of a purchase, which was itself paid for over x402 where `payment` is set.
+   * `approved`: by an operator, who may also pay back what was delivered.
+   */
+  | {
+      kind: "pay";
+      id: string;
+      to: Address;
+      amount: string;
+      owed: { purchase?: string; payment?: SignedPayment; approved?: true };
+    }
   /** Approval of exactly the cost, then purchaseVM. `payment`: whose purchase it is. */
   | {
       kind: "purchase";

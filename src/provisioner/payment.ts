@@ -2,6 +2,7 @@
 // order is in order.ts. The chain is the only witness (hard case 2); final history closes the books (hard case 16).
 import { type Address, getAddress } from "viem";
 import type { OperatorWallet, Refusal } from "../../durable-objects/operator-wallet.ts";
+import { APPROVED } from "../../durable-objects/wallet-ledger.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";
@@ -132,9 +133,10 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     }
     return store.settlePayment(db, row, use, { state: "refunding" });
   }
-  const id = `refund/payment/${row.id}`;
+  const isApproved = row.reason === "approved";
+  const id = isApproved ? `${APPROVED}${row.id}` : `refund/payment/${row.id}`;
   const to: Address = getAddress(row.payer);
-  const owed = { payment: signedPaymentOf(row) };
+  const owed = { payment: signedPaymentOf(row), ...(isApproved ? { approved: true as const } : {}) };
   const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount, owed });
   if (paid.state === "waiting") {
     if (isNotOurs(paid.why)) return hold(context, row, paid.why);
