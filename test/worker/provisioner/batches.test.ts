@@ -3,6 +3,7 @@
 import type { PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import { beforeEach, expect, test } from "vitest";
+import { REGION_NAMES } from "../../../src/vms/tiers.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { authorize, type SignedPayment, submitTogether } from "../../world/payer.ts";
 import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
@@ -44,6 +45,10 @@ beforeEach(async () => {
   from = Number(await chain.reader.getBlockNumber()) + 1;
   had = { thief: await usdcOf(thief.address), operator: await usdcOf(operator.address), sold: await sold() };
 });
+
+/** The same order twice would be one (hard case 59). */
+let drawn = 0;
+const another = () => ({ region: REGION_NAMES[drawn++ % REGION_NAMES.length] ?? "europe" });
 
 const rowOf = async (id: string): Promise<Row> =>
   (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
@@ -100,7 +105,7 @@ test.each([
   "four orders, one transfer and four used nonces in one transaction $moment: one is paid, three are taken back (hard case 27)",
   async ({ until }) => {
     const orders: Awaited<ReturnType<typeof accepted>>[] = [];
-    for (let count = 0; count < 4; count++) orders.push(await accepted(world, thief));
+    for (let count = 0; count < 4; count++) orders.push(await accepted(world, thief, another()));
     await until();
     const [first, ...rest] = orders.map(({ signed }) => signed);
     if (first === undefined) throw new Error("no order");
@@ -120,8 +125,8 @@ test.each([
 );
 
 test("an order made with a nonce that an earlier transaction used for nothing is not paid by that transaction's other transfer (hard case 27)", async () => {
-  const real = await signPurchaseOf(world, thief);
-  const used = await signPurchaseOf(world, thief);
+  const real = await signPurchaseOf(world, thief, another());
+  const used = await signPurchaseOf(world, thief, another());
   await steal(real.signed, [used.signed]);
   const [paid, unpaid] = [await send(real), await send(used)];
   expect([paid.status, unpaid.status]).toEqual([202, 402]);
@@ -138,9 +143,9 @@ const send = ({ body, headers }: Awaited<ReturnType<typeof signPurchaseOf>>) =>
 test("orders that were refused, and whose nonces are used beside another's transfer, are not paid back (hard case 27)", async () => {
   const fresh = agent(3);
   const before = await usdcOf(fresh.address);
-  const first = await accepted(world, fresh);
+  const first = await accepted(world, fresh, another());
   const refused = [];
-  for (let count = 0; count < 3; count++) refused.push(await orderMachine(world, fresh));
+  for (let count = 0; count < 3; count++) refused.push(await orderMachine(world, fresh, another()));
   expect(refused.map(({ answer }) => answer.status)).toEqual([409, 409, 409]);
   await steal(
     first.signed,
@@ -157,10 +162,10 @@ test("orders that were refused, and whose nonces are used beside another's trans
 
 test("an order that came to nothing, and whose nonce is used beside another's transfer, is not paid back (hard case 27)", async () => {
   await pauseTransfers(true);
-  const nothing = await accepted(world, thief);
+  const nothing = await accepted(world, thief, another());
   await playUntil(world, nothing.id, ({ state }) => state === "releasing");
   await pauseTransfers(false);
-  const real = await accepted(world, thief);
+  const real = await accepted(world, thief, another());
   await steal(real.signed, [nothing.signed]);
   await toTheEnd();
   expect([await rowOf(real.id), await rowOf(nothing.id)]).toMatchObject([{ state: "settled" }, { state: "released" }]);
@@ -169,7 +174,7 @@ test("an order that came to nothing, and whose nonce is used beside another's tr
 
 test("books in which one transfer has paid four orders show three of them as missing (hard case 27)", async () => {
   const orders: Awaited<ReturnType<typeof accepted>>[] = [];
-  for (let count = 0; count < 4; count++) orders.push(await accepted(world, thief));
+  for (let count = 0; count < 4; count++) orders.push(await accepted(world, thief, another()));
   const [first, ...rest] = orders;
   if (first === undefined) throw new Error("no order");
   const txHash = await steal(
@@ -189,7 +194,11 @@ test("books in which one transfer has paid four orders show three of them as mis
 });
 
 test("an honest settler's batch pays each order by its own transfer, in whatever order, and the books explain all (hard case 27)", async () => {
-  const orders = [await accepted(world, thief), await accepted(world, agent(2)), await accepted(world, thief)];
+  const orders = [
+    await accepted(world, thief, another()),
+    await accepted(world, agent(2), another()),
+    await accepted(world, thief, another()),
+  ];
   const payments = orders.map(({ signed }) => signed).reverse();
   const { transactionHash } = await submitTogether(chain, agent(4), payments, USDC_ADDRESS);
   await toTheEnd();

@@ -67,7 +67,7 @@ test.each([1, 3])(
     const { id } = await accepted(world, payer);
     await playOn(world, closed(id));
     await expectDelivered(id);
-    const { answer } = await orderMachine(world, payer);
+    const { answer } = await orderMachine(world, payer, { region: "europe" });
     expect(answer.status).toBe(202);
   },
 );
