@@ -7,6 +7,7 @@ import { claimRefund } from "../../src/db/refunds.ts";
 import { loadVm } from "../../src/db/vms.ts";
 import { deliverKey } from "../../src/vms/delivery.ts";
 import { enqueue } from "../../src/vms/sweep.ts";
+import { batchNonces, batchPayments, delegate, payLate, storm, submitOwn } from "./adversary.ts";
 import type { Kind } from "./faults.ts";
 import { cancel, earn, repeat, spend, submit } from "./payers.ts";
 import { config, database, db, OPERATOR } from "./product.ts";
@@ -155,6 +156,12 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   payer_cancels: cancel,
   payer_repeats: repeat,
   stranger_submits: submit,
+  stranger_batches: batchPayments,
+  payer_batches: batchNonces,
+  payer_pays_late: payLate,
+  payer_submits: submitOwn,
+  payer_delegates: delegate,
+  transfer_storm: storm,
 
   /** Hard case 4: whoever writes the database writes himself a machine. */
   row_forged: (world) => {
