@@ -101,10 +101,19 @@ export class ModelChain {
   }
 
   submit(intent: Intent): Tx {
-    const tx: Tx = { hash: `0x${this.#random.hex(64)}`, intent, minedIn: new Set() };
+    const tx = this.hold(intent);
+    this.send(tx);
+    return tx;
+  }
+
+  /** One that its sender has not sent yet. */
+  hold(intent: Intent): Tx {
+    return { hash: `0x${this.#random.hex(64)}`, intent, minedIn: new Set() };
+  }
+
+  send(tx: Tx): void {
     this.transactions.set(tx.hash, tx);
     this.mempool.push(tx);
-    return tx;
   }
 
   /** A signed transaction of the operator's, as any node takes it. Throws with a node's words where none would. */

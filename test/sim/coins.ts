@@ -70,9 +70,9 @@ export function checkOutflow(world: World): void {
       const sale = state.sales[call.tokenId];
       return sale === undefined ? [] : [{ sale, to: call.to, worth: worthOf(world, sale, at) }];
     });
-  const paid: Paid[] = standing(world, "pay")
-    .filter(isOperators)
-    .map(({ call: { to, amount } }) => ({ to, amount }));
+  const paid = standing(world, "pay").flatMap(({ from, call: { to, amount } }): Paid[] =>
+    from === OPERATOR && to !== OPERATOR ? [{ to, amount }] : [],
+  );
   if (handed.length + paid.length === 0) return;
   const caps = new Map(
     state.sales.filter(({ buyer }) => buyer !== OPERATOR).map(({ tokenId, totalCost }) => [tokenId, totalCost]),

@@ -70,7 +70,7 @@ export type Call =
   | { kind: "renew"; tokenId: number; days: number }
   | { kind: "give_up"; tokenId: number }
   /** By Multicall3: whatever fails is left out, and all logs are of one transaction. */
-  | { kind: "batch"; calls: readonly { from: string; call: Call }[] }
+  | { kind: "batch"; calls: { from: string; call: Call }[] }
   | { kind: "delegate"; code: Code | null }
   | { kind: "nothing" }
   | { kind: "unknown" };

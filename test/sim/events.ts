@@ -9,6 +9,7 @@ import { deliverKey } from "../../src/vms/delivery.ts";
 import { enqueue } from "../../src/vms/sweep.ts";
 import { batchNonces, batchPayments, delegate, payLate, storm, submitOwn } from "./adversary.ts";
 import type { Kind } from "./faults.ts";
+import { writeDatabase } from "./forger.ts";
 import { cancel, earn, repeat, spend, submit } from "./payers.ts";
 import { config, database, db, OPERATOR } from "./product.ts";
 import type { World } from "./world.ts";
@@ -162,6 +163,9 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   payer_submits: submitOwn,
   payer_delegates: delegate,
   transfer_storm: storm,
+  database_written: (world) => {
+    if (!world.written) writeDatabase(world);
+  },
 
   /** Hard case 4: whoever writes the database writes himself a machine. */
   row_forged: (world) => {

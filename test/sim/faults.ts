@@ -92,6 +92,10 @@ export const KINDS = {
   payer_delegates: 0.06,
   stranger_batches: 0.08,
   transfer_storm: 0.01,
+  // Marks the world.
+  database_written: 0.02,
+  // At every settlement of the facilitator.
+  facilitator_batches: 0.5,
 } as const;
 export type Kind = keyof typeof KINDS;
 

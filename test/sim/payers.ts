@@ -46,7 +46,10 @@ async function sendSigned(world: World, { authorization, request }: Signed): Pro
   const { from, nonce } = authorization;
   const [row] = world.rows<{ state: string }>("SELECT state FROM payments WHERE payer = ? AND nonce = ?", from, nonce);
   if (row?.state.startsWith("refund")) return answered;
-  world.violate("nobody who has paid is told to pay again", `${nonce.slice(0, 10)} has arrived, and is answered 402`);
+  world.violate(
+    "nobody who has paid is told to pay again",
+    `${nonce.slice(0, 10)} has arrived, and is answered 402: ${String(answered.body["error"])}`,
+  );
   return answered;
 }
 

@@ -7,7 +7,7 @@ import { program } from "commander";
 import { PLANT_NAMES } from "./plants.ts";
 
 type Tally = { runs: number; written: number; strikes: Record<string, number>; digest: string };
-type Broken = { seed: number; rule: string; text: string; report: string };
+type Broken = { seed: number; rule: string; text: string; written: boolean; report: string };
 type Message = { tally: Tally } | { broken: Broken } | { held: number };
 type Options = {
   seed: number;
@@ -22,7 +22,7 @@ type Options = {
 };
 
 /** So many runs to a process: what a run leaves behind goes with it. */
-const PIECE = 250;
+const PIECE = 200;
 /** Long searches say how far they are after so many. */
 const PROGRESS = 1_000;
 
@@ -73,7 +73,11 @@ async function conduct(): Promise<void> {
   const report = (one: Broken) => {
     broken.push(one);
     process.exitCode = 1;
-    write(options.goOn ? `Seed ${one.seed} breaks "${one.rule}": ${one.text}\n` : one.report);
+    write(
+      options.goOn
+        ? `Seed ${one.seed} breaks "${one.rule}"${one.written ? ", written" : ""}: ${one.text}\n`
+        : one.report,
+    );
     if (isOver()) stop();
   };
   const tell = () => {
@@ -165,7 +169,7 @@ async function play(): Promise<void> {
       const shortest = await shrink(seed, violation);
       report.push("The shortest history that breaks the same rule:", shortest.history.join("\n"));
     }
-    process.send?.({ broken: { seed, ...violation, report: `${report.join("\n\n")}\n` } });
+    process.send?.({ broken: { seed, ...violation, written, report: `${report.join("\n\n")}\n` } });
     if (seeds === undefined && options.goOn !== true) break;
   }
   process.send?.({ tally: { ...tally, digest: hash.digest("hex") } });

@@ -144,7 +144,7 @@ export class World {
   /** Something must hold and does not: the run ends here. The first one counts. */
   violate(rule: string, text: string): void {
     if (this.written && rule !== COINS_RULE) return;
-    if (this.#violation === null) this.note(`VIOLATION of "${rule}": ${text}`);
+    if (this.#violation === null) this.note(`VIOLATION of "${rule}": ${text}${this.written ? " (written)" : ""}`);
     this.#violation ??= { rule, text };
   }
 
