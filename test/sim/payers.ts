@@ -77,16 +77,15 @@ export function checkPayers(world: World): void {
 }
 
 /** A machine for a signed authorization. */
-export function order(world: World): void {
+export function order(world: World, isShort = false): void {
   const { random, faults } = world;
-  const again = faults.strikes("order_repeated") ? world.lastOrder : null;
+  const again = !isShort && faults.strikes("order_repeated") ? world.lastOrder : null;
   const account = again?.account ?? random.pick(ACCOUNTS);
   if (account === undefined) return;
   const key = random.unit() < 0.3 ? { sshPublicKey: `ssh-ed25519 simulated-${account.address.slice(2, 10)}` } : {};
-  const isLong = faults.strikes("order_is_long");
-  if (isLong) world.orderMore(2);
-  const tier = isLong || (world.wasLong && random.unit() < 0.6) ? 4 : random.pick([0, 0, 1, 1, 2, 3, 4, 6]);
-  world.wasLong ||= isLong;
+  const isLong = !isShort && faults.strikes("order_is_long");
+  if (isLong) leaveItHeld(world, account);
+  const tier = isLong || isShort ? 4 : random.pick([0, 0, 1, 1, 2, 3, 4, 6]);
   const durationDays = isLong ? random.int(20, 60) : random.int(1, 2);
   const body = again?.body ?? JSON.stringify({ tier, durationDays, ...key });
   world.lastOrder = { account, body };
@@ -98,6 +97,14 @@ export function order(world: World): void {
     if (body.includes("sshPublicKey")) headers["x-body-signature"] = await account.signMessage({ message });
     await pay(world, account, request, "compute");
   })();
+}
+
+/** Hard case 33: of many days at once nothing comes, and whoever orders one day next may get the token that is left. */
+function leaveItHeld(world: World, account: Account): void {
+  const { random } = world;
+  const from = account.address.toLowerCase();
+  if (random.unit() < 0.7) world.later(random.int(40_000, 150_000), () => spendAll(world, from));
+  world.later(random.int(300_000, 2_400_000), () => order(world, true));
 }
 
 /** The login of a machine that a payer has. */
@@ -197,8 +204,12 @@ export const anySigned = (world: World): Signed | undefined => world.random.pick
 
 export const spend = (world: World): void => {
   const from = anySigned(world)?.authorization.from;
-  const has = from === undefined ? 0n : (world.chain.head.state.usdc.get(from) ?? 0n);
-  if (from === undefined || has === 0n) return;
+  if (from !== undefined) spendAll(world, from);
+};
+
+const spendAll = (world: World, from: string): void => {
+  const has = world.chain.head.state.usdc.get(from) ?? 0n;
+  if (has === 0n) return;
   world.wrongdoers.add(from);
   world.chain.submit({ kind: "call", from, call: { kind: "pay", to: STRANGER, amount: has } });
   world.note(`${from.slice(0, 6)} moves its money away`);

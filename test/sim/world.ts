@@ -84,8 +84,6 @@ export class World {
   /** What payers will name in their next orders, by payer: used up before. */
   readonly nonces = new Map<string, Hex[]>();
   lastOrder: { account: Account; body: string } | null = null;
-  /** Somebody has ordered many days at once. */
-  wasLong = false;
   /** Authorizations that the operator has sent to be taken. */
   readonly taken = new Set<string>();
   readonly history: string[] = [];
@@ -104,6 +102,7 @@ export class World {
   #purchasesLeft: number;
   #ordersLeft: number;
   #moves = 0;
+  #ahead = 0;
   /** Each is noted once. */
   readonly #pages = new Set<string>();
 
@@ -159,6 +158,15 @@ export class World {
     } finally {
       database.exec("ROLLBACK TO run; RELEASE run");
     }
+  }
+
+  /** What somebody will do whatever comes between; the world does not end before. */
+  later(ms: number, act: () => void): void {
+    this.#ahead += 1;
+    this.clock.after(ms, () => {
+      this.#ahead -= 1;
+      act();
+    });
   }
 
   /** Those who want more than there would have been; never many. */
@@ -257,6 +265,7 @@ export class World {
     );
     const { highestNonce, head } = this.chain;
     return (
+      this.#ahead === 0 &&
       row?.open === 0 &&
       head.state.nonce > highestNonce &&
       this.sales.every((sale) => known.has(this.incarnationOf(sale)))
