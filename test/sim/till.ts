@@ -30,10 +30,14 @@ export type Payment = {
 };
 type Machine = { status: string; current: number; ssh_host: string | null; running_at: number | null };
 
+/** What an order may take that was given when nothing was paused. */
+const PAUSE_TAKES_MS = 60_000;
+
 const nameOf = ({ id, kind, state, step }: Payment): string => `${kind} ${id.slice(0, 8)} (${state}/${step})`;
 
 /** A transaction of the operator's is on its way for the first time. */
 export function checkSent(world: World, hash: Hex, call: Call): void {
+  checkPaused(world, call);
   switch (call.kind) {
     case "pay":
       world.note(`the operator pays ${call.amount} to ${call.to.slice(0, 6)}`);
@@ -57,6 +61,16 @@ export function checkSent(world: World, hash: Hex, call: Call): void {
     default:
       world.violate("the operator sends what was ordered alone", `it sends ${call.kind}`);
   }
+}
+
+/** Hard case 45: payouts that have paused stop whatever was not signed before. */
+function checkPaused(world: World, call: Call): void {
+  const name = JSON.stringify(call, (_key, value) => (typeof value === "bigint" ? String(value) : value));
+  const isNew = !world.sentCalls.has(name) && call.kind !== "nothing";
+  world.sentCalls.add(name);
+  const since = world.clock.now - PAUSE_TAKES_MS;
+  const [paused] = world.rows("SELECT 1 FROM pauses WHERE what = 'payouts' AND since < ?", since);
+  if (isNew && paused !== undefined) world.violate("paused means paused", `the operator sends ${call.kind}`);
 }
 
 /** Hard case 20: whose purchase it is stands in the database before anybody can see it. */

@@ -84,6 +84,8 @@ export class World {
   /** What payers will name in their next orders, by payer: used up before. */
   readonly nonces = new Map<string, Hex[]>();
   lastOrder: { account: Account; body: string } | null = null;
+  /** What the operator has ever sent. */
+  readonly sentCalls = new Set<string>();
   /** Authorizations that the operator has sent to be taken. */
   readonly taken = new Set<string>();
   readonly history: string[] = [];
