@@ -44,6 +44,17 @@ test("the process that plays them ends well", async () => {
   expect(code, output).toBe(0);
 });
 
+test("a search that goes on plays every world, and ends with a total by rule", async () => {
+  const planted = ["--plant", "release_at_once", "--seed", "1", "--runs", "40"];
+  const { code, output } = await sim(...planted, "--jobs", "1", "--go-on");
+  expect(output).toContain("40 runs");
+  const found = [...output.matchAll(/^Seed (\d+) breaks "([^"]+)"/gm)];
+  expect(found.length).toBeGreaterThan(0);
+  const totals = [...output.matchAll(/^"[^"]+" (\d+): /gm)].reduce((sum, [, count]) => sum + Number(count), 0);
+  expect(totals).toBe(found.length);
+  expect(code).toBe(1);
+});
+
 test("every bug that can be planted finds its place: one had lost it when the line that it changes was rewritten", () => {
   for (const [name, edits] of Object.entries(PLANTS)) {
     for (const { file, from } of edits) {
