@@ -81,6 +81,8 @@ export class World {
   readonly signed: Signed[] = [];
   /** Payers that have done anything by which a capture may fail. */
   readonly wrongdoers = new Set<string>();
+  /** Payments for which their payers are barred. */
+  readonly barred = new Set<string>();
   /** What payers will name in their next orders, by payer: used up before. */
   readonly nonces = new Map<string, Hex[]>();
   lastOrder: { account: Account; body: string } | null = null;
