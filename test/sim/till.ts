@@ -32,6 +32,7 @@ type Machine = { status: string; current: number; ssh_host: string | null; runni
 
 /** What an order may take that was given when nothing was paused. */
 const PAUSE_TAKES_MS = 60_000;
+const HOUR_MS = 3_600_000;
 
 const nameOf = ({ id, kind, state, step }: Payment): string => `${kind} ${id.slice(0, 8)} (${state}/${step})`;
 
@@ -106,7 +107,9 @@ function checkTaken(world: World, { from, nonce }: SignedAuthorization): void {
 function isCapturedFirst(world: World, row: Payment): boolean {
   if (row.tier === CAPTURE_FIRST_TIER || BigInt(row.amount) > OPEN_LIMIT / 10n) return true;
   const [open] = world.rows<{ sum: number }>(
-    "SELECT COALESCE(SUM(CAST(amount AS INTEGER)), 0) AS sum FROM payments WHERE kind = 'compute' AND state <> 'settled'",
+    `SELECT COALESCE(SUM(CAST(amount AS INTEGER)), 0) AS sum FROM payments WHERE kind = 'compute'
+      AND (state IN ('claimed', 'authorized', 'settling') OR (state <> 'settled' AND bought_at > ?))`,
+    world.clock.now - HOUR_MS,
   );
   return BigInt(open?.sum ?? 0) > OPEN_LIMIT / 2n;
 }
