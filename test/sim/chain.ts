@@ -3,12 +3,14 @@
 import { type Hex, parseTransaction } from "viem";
 import type { LogEntry } from "./chain-logs.ts";
 import type { Clock } from "./clock.ts";
-import { type Call, type Done, execute, readCall, type State, sell } from "./contracts.ts";
+import { type Call, type Done, execute, paidTo, readCall, type State, sell } from "./contracts.ts";
 import type { Random } from "./random.ts";
 
 export const BLOCK_SECONDS = 2;
 export const FINAL_DEPTH = 64;
 const BASE_FEE = 1_000_000_000n;
+/** What one transaction may use at most (EIP-7825). */
+const MAX_TRANSACTION_GAS = 1n << 24n;
 
 export type Intent =
   /** On the contract, by somebody whose money the model does not count. */
@@ -16,7 +18,7 @@ export type Intent =
   | { kind: "price"; tier: number; price: bigint }
   /** By anybody but the operator. */
   | { kind: "call"; from: string; call: Call }
-  | { kind: "operator"; nonce: number; maxFee: bigint; call: Call }
+  | { kind: "operator"; nonce: number; maxFee: bigint; gas: bigint; call: Call }
   | { kind: "foreign"; nonce: number };
 export type Tx = { hash: Hex; intent: Intent; minedIn: Set<Block> };
 export type Executed = { tx: Tx; success: boolean; logs: LogEntry[] };
@@ -40,6 +42,14 @@ export class ModelChain {
   readonly signatures = new Map<Hex, string>();
   /** Told of each transaction of the operator's when a node first takes it. */
   watchSent: (hash: Hex, call: Call) => void = () => {};
+  /** What each authorization has moved to the operator in any block that ever was, whatever took it back. */
+  readonly paid = new Map<string, bigint>();
+  /** The highest nonce that the operator has signed anything for; -1: none. */
+  highestNonce = -1;
+  /** Of each tier, the lowest that there ever was. */
+  lowestPrices: readonly bigint[];
+  /** Rises with each block in which something of the operator's was mined, and with each that a reorg takes back. */
+  operatorMoves = 0;
   /** Unix milliseconds until which no block comes. */
   haltedUntil = 0;
   /** Until when gas costs a hundred times as much. */
@@ -54,7 +64,9 @@ export class ModelChain {
     this.#random = random;
     this.operator = operator.toLowerCase();
     const prices = [500_000n, 900_000n, 1_600_000n, 3_000_000n, 18_000_000n, 36_000_000n, 48_000_000n, 84_000_000n];
-    const nothing = { tokens: new Map(), sales: [], allowances: new Map(), used: new Map(), nonce: 0 };
+    this.lowestPrices = prices;
+    const accounts = { allowances: new Map(), used: new Map(), code: new Map(), nonce: 0 };
+    const nothing = { tokens: new Map(), sales: [], ...accounts };
     const state = { ...nothing, prices, usdc: new Map(Object.entries(funds)) };
     const timestamp = Math.floor(clock.now / 1_000) - FINAL_DEPTH * 2 * BLOCK_SECONDS;
     this.blocks = [this.#block(null, timestamp, [], state)];
@@ -89,15 +101,26 @@ export class ModelChain {
   }
 
   submit(intent: Intent): Tx {
-    const tx: Tx = { hash: `0x${this.#random.hex(64)}`, intent, minedIn: new Set() };
+    const tx = this.hold(intent);
+    this.send(tx);
+    return tx;
+  }
+
+  /** One that its sender has not sent yet. */
+  hold(intent: Intent): Tx {
+    return { hash: `0x${this.#random.hex(64)}`, intent, minedIn: new Set() };
+  }
+
+  send(tx: Tx): void {
     this.transactions.set(tx.hash, tx);
     this.mempool.push(tx);
-    return tx;
   }
 
   /** A signed transaction of the operator's, as any node takes it. Throws with a node's words where none would. */
   offer(raw: Hex, hash: Hex): void {
-    const { nonce = 0, data = "0x", maxFeePerGas = 0n, to } = parseTransaction(raw);
+    const { nonce = 0, data = "0x", maxFeePerGas = 0n, gas = 0n, to } = parseTransaction(raw);
+    this.highestNonce = Math.max(this.highestNonce, nonce);
+    if (gas > MAX_TRANSACTION_GAS) throw new Error(`exceeds max transaction gas limit (cap: ${MAX_TRANSACTION_GAS})`);
     if (nonce < this.head.state.nonce) throw new Error("nonce too low");
     const same = this.mempool.find(({ intent }) => intent.kind === "operator" && intent.nonce === nonce);
     if (same?.hash === hash) throw new Error("already known");
@@ -106,7 +129,7 @@ export class ModelChain {
     }
     if (same !== undefined) this.mempool.splice(this.mempool.indexOf(same), 1);
     const known = this.transactions.get(hash);
-    const intent: Intent = { kind: "operator", nonce, maxFee: maxFeePerGas, call: readCall(to ?? "", data) };
+    const intent: Intent = { kind: "operator", nonce, maxFee: maxFeePerGas, gas, call: readCall(to ?? "", data) };
     if (known === undefined) this.watchSent(hash, intent.call);
     const tx = known ?? { hash, intent, minedIn: new Set() };
     this.transactions.set(hash, tx);
@@ -115,7 +138,7 @@ export class ModelChain {
 
   /** What a call would do on top of a block. */
   play(call: Call, from: string, { state, timestamp }: Pick<Block, "state" | "timestamp">): Done {
-    return execute(call, from, `0x${"00".repeat(32)}`, state, timestamp, this.signatures);
+    return execute(call, from, `0x${"00".repeat(32)}`, state, timestamp, this.signatures, true);
   }
 
   /** Nodes forget what waits: nobody has it any more until it is sent again. */
@@ -132,6 +155,7 @@ export class ModelChain {
     const undone = this.blocks.slice(kept.length).flatMap((block) => block.txs.map(({ tx }) => tx));
     const { length } = this.blocks;
     this.blocks = kept;
+    this.operatorMoves += 1;
     for (const tx of this.#shuffled(undone)) {
       // A payment is never lost by itself: its signer sends it again, or nobody does.
       if (tx.intent.kind === "operator" || this.#random.unit() < 0.65) this.mempool.push(tx);
@@ -170,21 +194,37 @@ export class ModelChain {
     const block = this.#block(parent, timestamp, txs, state, baseFee);
     for (const { tx } of txs) tx.minedIn.add(block);
     this.blocks.push(block);
+    if (txs.some(({ tx }) => tx.intent.kind === "operator")) this.operatorMoves += 1;
+    if (state.used !== parent.state.used) this.#notePaid(state);
+    if (state.prices !== parent.state.prices) {
+      this.lowestPrices = this.lowestPrices.map((low, tier) => least(low, state.prices[tier] ?? low));
+    }
+  }
+
+  #notePaid({ used }: State): void {
+    for (const [key, use] of used) {
+      const value = paidTo(this.operator, use);
+      if (value > (this.paid.get(key) ?? 0n)) this.paid.set(key, value);
+    }
   }
 
   #execute({ hash, intent }: Tx, state: State, at: number): Done {
     const run = (call: Call, from: string, before: State) => execute(call, from, hash, before, at, this.signatures);
+    const same = (next: State): Done => ({ state: next, success: true, logs: [], gas: 0 });
     switch (intent.kind) {
       case "purchase":
         return sell(state, hash, intent.buyer, intent.tier, intent.durationDays, at);
       case "price":
-        return { state: { ...state, prices: state.prices.with(intent.tier, intent.price) }, success: true, logs: [] };
+        return same({ ...state, prices: state.prices.with(intent.tier, intent.price) });
       case "call":
         return run(intent.call, intent.from, state);
-      case "operator":
-        return run(intent.call, this.operator, { ...state, nonce: state.nonce + 1 });
+      case "operator": {
+        const before = { ...state, nonce: state.nonce + 1 };
+        const done = run(intent.call, this.operator, before);
+        return done.gas > intent.gas ? { ...same(before), success: false } : done;
+      }
       case "foreign":
-        return { state: { ...state, nonce: state.nonce + 1 }, success: true, logs: [] };
+        return same({ ...state, nonce: state.nonce + 1 });
     }
   }
 
@@ -206,3 +246,5 @@ export class ModelChain {
       .map(({ item }) => item);
   }
 }
+
+const least = (a: bigint, b: bigint): bigint => (a < b ? a : b);

@@ -36,9 +36,20 @@ export type State = {
   /** What the contract may take, by owner. */
   allowances: ReadonlyMap<string, bigint>;
   /** Authorizations that are used up, by payer and nonce. */
-  used: ReadonlyMap<string, "paid" | "cancelled">;
+  used: ReadonlyMap<string, Use>;
+  /** Accounts that have code: they say themselves which signatures are theirs. */
+  code: ReadonlyMap<string, Code>;
   /** Next nonce of the operator's account. */
   nonce: number;
+};
+/** What a nonce was used for: nothing binds it to one message, so that its holder chooses when it is used. */
+export type Use = "cancelled" | { to: string; value: bigint };
+/** Of a smart wallet, or of a plain account that is delegated to one (EIP-7702). */
+export type Code = {
+  /** `fickle`: takes a signature wherever it is only tried out. */
+  answer: "accepts" | "refuses" | "fickle";
+  /** What it burns before it answers. */
+  gas: number;
 };
 export type SignedAuthorization = {
   from: string;
@@ -58,9 +69,12 @@ export type Call =
   | { kind: "hand_over"; tokenId: number; from: string; to: string }
   | { kind: "renew"; tokenId: number; days: number }
   | { kind: "give_up"; tokenId: number }
+  /** By Multicall3: whatever fails is left out, and all logs are of one transaction. */
+  | { kind: "batch"; calls: { from: string; call: Call }[] }
+  | { kind: "delegate"; code: Code | null }
   | { kind: "nothing" }
   | { kind: "unknown" };
-export type Done = { state: State; success: boolean; logs: LogEntry[] };
+export type Done = { state: State; success: boolean; logs: LogEntry[]; gas: number };
 /** Who signed which authorization: recovery, without its cost. */
 export type Signatures = ReadonlyMap<Hex, string>;
 
@@ -70,6 +84,15 @@ export const useKey = (payer: string, nonce: string): string => `${payer}/${nonc
 
 export const wordsOf = ({ from, to, value, validAfter, validBefore, nonce }: SignedAuthorization): string =>
   `${from}/${to}/${value}/${validAfter}/${validBefore}/${nonce}`.toLowerCase();
+
+/** What an authorization has moved to an account under its own nonce. */
+export function paidTo(to: string, use: Use | undefined): bigint {
+  return use === undefined || use === "cancelled" || use.to !== to ? 0n : use.value;
+}
+
+/** What a call uses where nobody burns any; an approval, more where none is in place. */
+const GAS = 60_000;
+const APPROVAL_GAS = { fresh: 46_375, changed: 29_275 };
 
 export const costOf = ({ prices }: State, tier: number, durationDays: number): bigint =>
   (prices[tier] ?? 0n) * BigInt(durationDays);
@@ -139,10 +162,10 @@ export function sell(state: State, txHash: Hex, buyer: string, tier: number, dur
   const token = { owner: buyer, tier, expiresAt: at + durationDays * DAY, terminated: false };
   const tokens = new Map(state.tokens).set(tokenId, token);
   const logs = [transferLog(tokenId, ZERO, buyer), purchaseLog(priced)];
-  return { state: { ...state, tokens, sales: [...state.sales, priced] }, success: true, logs };
+  return { state: { ...state, tokens, sales: [...state.sales, priced] }, success: true, logs, gas: GAS };
 }
 
-/** One call by `sender`, mined at that time. */
+/** One call by `sender`, mined at that time; `dry`: it is only tried out. */
 export function execute(
   call: Call,
   sender: string,
@@ -150,8 +173,10 @@ export function execute(
   state: State,
   at: number,
   signatures: Signatures,
+  dry = false,
 ): Done {
-  const failed = { state, success: false, logs: [] };
+  const failed = { state, success: false, logs: [], gas: GAS };
+  const done = (next: State, logs: LogEntry[] = [], gas = GAS): Done => ({ state: next, success: true, logs, gas });
   const withToken = (tokenId: number, change: Partial<Token>): State => {
     const token = state.tokens.get(tokenId);
     if (token === undefined) return state;
@@ -161,29 +186,35 @@ export function execute(
     case "pay": {
       const { to, amount } = call;
       if (holds(state, sender) < amount) return failed;
-      return { state: moved(state, sender, to, amount), success: true, logs: [coinLog(sender, to, amount)] };
+      return done(moved(state, sender, to, amount), [coinLog(sender, to, amount)]);
     }
     case "approve": {
       if (call.spender !== CONTRACT) return failed;
+      const isFresh = (state.allowances.get(sender) ?? 0n) === 0n;
       const allowances = new Map(state.allowances).set(sender, call.amount);
-      return { state: { ...state, allowances }, success: true, logs: [] };
+      return done({ ...state, allowances }, [], isFresh ? APPROVAL_GAS.fresh : APPROVAL_GAS.changed);
     }
     case "take": {
       const { authorization } = call;
       const { from, to, value, validAfter, validBefore, nonce, signature } = authorization;
       const isSigned = signatures.get(signature) === wordsOf(authorization);
+      const code = state.code.get(from);
+      const isTaken = code === undefined || code.answer === "accepts" || (code.answer === "fickle" && dry);
+      const gas = GAS + (code?.gas ?? 0);
       const isDue = at > validAfter && at < validBefore;
       const key = useKey(from, nonce);
-      if (!isSigned || !isDue || state.used.has(key) || holds(state, from) < value) return failed;
-      const used = new Map(state.used).set(key, "paid");
+      if (!isSigned || !isTaken || !isDue || state.used.has(key) || holds(state, from) < value) {
+        return { ...failed, gas };
+      }
+      const used = new Map(state.used).set(key, { to, value });
       const logs = [usedLog(from, nonce), coinLog(from, to, value)];
-      return { state: { ...moved(state, from, to, value), used }, success: true, logs };
+      return done({ ...moved(state, from, to, value), used }, logs, gas);
     }
     case "cancel": {
       const key = useKey(sender, call.nonce);
       if (state.used.has(key)) return failed;
-      const used = new Map(state.used).set(key, "cancelled");
-      return { state: { ...state, used }, success: true, logs: [cancelledLog(sender, call.nonce)] };
+      const used = new Map<string, Use>(state.used).set(key, "cancelled");
+      return done({ ...state, used }, [cancelledLog(sender, call.nonce)]);
     }
     case "buy": {
       const cost = costOf(state, call.tier, call.durationDays);
@@ -191,28 +222,41 @@ export function execute(
       if (cost <= 0n || allowed < cost || holds(state, sender) < cost) return failed;
       const allowances = new Map(state.allowances).set(sender, allowed - cost);
       const paid = { ...moved(state, sender, CONTRACT, cost), allowances };
-      const done = sell(paid, txHash, sender, call.tier, call.durationDays, at);
-      return { ...done, logs: [coinLog(sender, CONTRACT, cost), ...done.logs] };
+      const sold = sell(paid, txHash, sender, call.tier, call.durationDays, at);
+      return { ...sold, logs: [coinLog(sender, CONTRACT, cost), ...sold.logs] };
     }
     case "hand_over": {
       const { tokenId, from, to } = call;
       if (from !== sender || state.tokens.get(tokenId)?.owner !== from) return failed;
-      return { state: withToken(tokenId, { owner: to }), success: true, logs: [transferLog(tokenId, from, to)] };
+      return done(withToken(tokenId, { owner: to }), [transferLog(tokenId, from, to)]);
     }
     case "renew": {
       const token = state.tokens.get(call.tokenId);
       if (token === undefined || !isValid(token, at)) return failed;
       const expiresAt = token.expiresAt + call.days * DAY;
-      const logs = [renewalLog(call.tokenId, call.days, expiresAt)];
-      return { state: withToken(call.tokenId, { expiresAt }), success: true, logs };
+      return done(withToken(call.tokenId, { expiresAt }), [renewalLog(call.tokenId, call.days, expiresAt)]);
     }
     case "give_up": {
       if (state.tokens.get(call.tokenId)?.owner !== sender) return failed;
-      const logs = [terminationLog(call.tokenId)];
-      return { state: withToken(call.tokenId, { terminated: true }), success: true, logs };
+      return done(withToken(call.tokenId, { terminated: true }), [terminationLog(call.tokenId)]);
+    }
+    case "batch": {
+      let all = done(state, [], 0);
+      for (const { from, call: inner } of call.calls) {
+        const one = execute(inner, from, txHash, all.state, at, signatures, dry);
+        const { logs, gas } = all;
+        all = done(one.success ? one.state : all.state, one.success ? [...logs, ...one.logs] : logs, gas + one.gas);
+      }
+      return all;
+    }
+    case "delegate": {
+      const code = new Map(state.code);
+      if (call.code === null) code.delete(sender);
+      else code.set(sender, call.code);
+      return done({ ...state, code });
     }
     case "nothing":
-      return { state, success: true, logs: [] };
+      return done(state);
     case "unknown":
       return failed;
   }

@@ -7,7 +7,9 @@ import { claimRefund } from "../../src/db/refunds.ts";
 import { loadVm } from "../../src/db/vms.ts";
 import { deliverKey } from "../../src/vms/delivery.ts";
 import { enqueue } from "../../src/vms/sweep.ts";
+import { batchNonces, batchPayments, delegate, payLate, storm, submitOwn } from "./adversary.ts";
 import type { Kind } from "./faults.ts";
+import { writeDatabase } from "./forger.ts";
 import { cancel, earn, repeat, spend, submit } from "./payers.ts";
 import { config, database, db, OPERATOR } from "./product.ts";
 import type { World } from "./world.ts";
@@ -155,6 +157,15 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   payer_cancels: cancel,
   payer_repeats: repeat,
   stranger_submits: submit,
+  stranger_batches: batchPayments,
+  payer_batches: batchNonces,
+  payer_pays_late: payLate,
+  payer_submits: submitOwn,
+  payer_delegates: delegate,
+  transfer_storm: storm,
+  database_written: (world) => {
+    if (!world.written) writeDatabase(world);
+  },
 
   /** Hard case 4: whoever writes the database writes himself a machine. */
   row_forged: (world) => {

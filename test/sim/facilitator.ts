@@ -1,13 +1,15 @@
 // A model of a facilitator: checks payments and submits them with its own account. It may be down, lose its answer, submit
 // late or not at all, and say what is not so.
 import type { Hex } from "viem";
-import type { ModelChain } from "./chain.ts";
+import type { ModelChain, Tx } from "./chain.ts";
 import { type SignedAuthorization, useKey, wordsOf } from "./contracts.ts";
 import { type Answer, answer, failure } from "./http.ts";
 import type { Runtime } from "./runtime.ts";
 
 const ACCOUNT = `0x${"fa".repeat(20)}`;
 const LOOKS = 8;
+/** How long it waits for others to submit together. */
+const BATCH_MS = 6_000;
 const LATE_MS = { least: 5_000, most: 150_000 };
 
 type Body = { paymentPayload: { payload: { signature: Hex; authorization: Record<string, string> } } };
@@ -15,6 +17,7 @@ type Body = { paymentPayload: { payload: { signature: Hex; authorization: Record
 export class ModelFacilitator {
   readonly #chain: ModelChain;
   readonly #runtime: Runtime;
+  #together: Tx | null = null;
 
   constructor(chain: ModelChain, runtime: Runtime) {
     this.#chain = chain;
@@ -61,12 +64,31 @@ export class ModelFacilitator {
       const block = [...minedIn].find((one) => this.#chain.blocks[one.number] === one);
       const done = block?.txs.find(({ tx }) => tx.hash === hash);
       if (done === undefined) continue;
-      return done.success ? answer(200, { success: true, transaction: hash, ...said }) : refused("transaction_failed");
+      const { from, nonce } = authorization;
+      const isTaken = done.success && this.#chain.head.state.used.has(useKey(from, nonce));
+      return isTaken ? answer(200, { success: true, transaction: hash, ...said }) : refused("transaction_failed");
     }
     return "hangs";
   }
 
   #submit(authorization: SignedAuthorization) {
+    const { faults, clock, note } = this.#runtime;
+    if (faults.strikes("facilitator_batches")) {
+      const waiting = this.#together;
+      const call = { from: ACCOUNT, call: { kind: "take", authorization } as const };
+      if (waiting?.intent.kind === "call" && waiting.intent.call.kind === "batch") {
+        waiting.intent.call.calls.push(call);
+        note("the facilitator submits several together");
+        return waiting;
+      }
+      this.#together = this.#chain.hold({ kind: "call", from: ACCOUNT, call: { kind: "batch", calls: [call] } });
+      const held = this.#together;
+      clock.after(BATCH_MS, () => {
+        if (this.#together === held) this.#together = null;
+        this.#chain.send(held);
+      });
+      return held;
+    }
     return this.#chain.submit({ kind: "call", from: ACCOUNT, call: { kind: "take", authorization } });
   }
 

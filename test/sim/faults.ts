@@ -74,6 +74,28 @@ export const KINDS = {
   operator_ends: 0.02,
   operator_retries: 0.2,
   operator_pauses: 0.04,
+  // The adversary's. At every look of a node, and of the one that may lie.
+  range_capped: 0.05,
+  logs_late: 0.15,
+  receipts_bare: 0.15,
+  receipts_differ: 0.15,
+  head_ahead: 0.1,
+  other_chain: 0.5,
+  nonsense: 0.15,
+  // At every order.
+  order_is_long: 0.5,
+  order_repeated: 0.7,
+  // With each look at the world.
+  payer_batches: 0.1,
+  payer_pays_late: 0.06,
+  payer_submits: 0.06,
+  payer_delegates: 0.06,
+  stranger_batches: 0.08,
+  transfer_storm: 0.01,
+  // Marks the world.
+  database_written: 0.02,
+  // At every settlement of the facilitator.
+  facilitator_batches: 0.5,
 } as const;
 export type Kind = keyof typeof KINDS;
 

@@ -1,6 +1,7 @@
 // What must hold (ARCHITECTURE.md's invariants): some at every machine and every payment, all once the world has healed.
 import { familyOfLabel } from "../../src/chain/incarnation.ts";
-import { isValid, type Sale, useKey } from "./contracts.ts";
+import { checkOutflow } from "./coins.ts";
+import { isValid, paidTo, type Sale, useKey } from "./contracts.ts";
 import { OPERATOR, ORPHAN_GRACE_SECONDS } from "./product.ts";
 import { opened } from "./seals.ts";
 import { checkTill } from "./till.ts";
@@ -106,13 +107,18 @@ export function checkPayment(world: World, to: string, amount: bigint): void {
       to,
       String(amount),
     )
-    .some(({ payer, nonce }) => final.state.used.get(useKey(payer, nonce)) === "paid");
+    .some(({ payer, nonce }) => paidTo(OPERATOR, final.state.used.get(useKey(payer, nonce))) >= amount);
   if (isOwed || isPaidBack || world.restored) return;
   world.violate("refunds leave on final history alone", `${amount} to ${to}, whom final history owes nothing`);
 }
 
 /** Everything, after everything has healed. */
 export function checkAll(world: World): void {
+  checkOutflow(world);
+  const { head, highestNonce } = world.chain;
+  if (head.state.nonce <= highestNonce) {
+    world.violate("the wallet goes on", `nonce ${head.state.nonce} is never used, and ${highestNonce} was signed for`);
+  }
   const vms = world.rows<Vm>("SELECT * FROM vms");
   for (const sale of world.sales) {
     const lost = lossOf(world, sale, vms);

@@ -1,4 +1,5 @@
-// Three RPC nodes over the model chain. Any of them may lag, follow an abandoned branch or not answer; the first may lie.
+// Three RPC nodes over the model chain. Any of them may lag, follow an abandoned branch, not answer or take small ranges
+// alone; one of them, the first more often than not, may lie.
 import { decodeFunctionData, type Hex, keccak256, multicall3Abi, toFunctionSelector } from "viem";
 import { MULTICALL3 } from "../../src/chain/contract.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
@@ -6,6 +7,17 @@ import type { Block, ModelChain } from "./chain.ts";
 import { type LogEntry, purchaseLog, word } from "./chain-logs.ts";
 import { isValid, readCall, useKey, ZERO } from "./contracts.ts";
 import { type Answer, answer, failure } from "./http.ts";
+import {
+  CAPS,
+  CHAIN_ID,
+  DAY_AHEAD,
+  elsewhere,
+  nonsense,
+  ODDITIES,
+  type Oddity,
+  OTHER_CHAIN_ID,
+  rangeRefusal,
+} from "./oddities.ts";
 import type { Runtime } from "./runtime.ts";
 
 const GAS_PRICE_TIP = 1_000_000n;
@@ -16,8 +28,10 @@ const BALANCE = toFunctionSelector("balanceOf(address)");
 const BLOCK_NUMBER = toFunctionSelector("getBlockNumber()");
 const ETHER = toFunctionSelector("getEthBalance(address)");
 const USE = toFunctionSelector("authorizationState(address,bytes32)");
-const CHAIN_ID = 8_453;
-const GAS = 60_000;
+const IS_SIGNED = toFunctionSelector("isValidSignature(bytes32,bytes)");
+/** The OP stack's price list: what a transaction costs on the chain below. */
+const PRICE_LIST = "0x420000000000000000000000000000000000000f";
+const L1_FEE = 1_000_000_000n;
 const WEI = 10n ** 20n;
 const LIES = [
   "no_logs",
@@ -46,7 +60,12 @@ export class ModelNode {
   #abandoned: readonly Block[] | null = null;
   #downUntil = 0;
   #oddUntil = 0;
-  #lie: (typeof LIES)[number] | null = null;
+  #lie: (typeof LIES)[number] | Oddity | null = null;
+  /** How many blocks its logs are behind its state; which of its receipts' fields is another. */
+  #late = 0;
+  #twist = 0;
+  /** The widest range of blocks that it takes. */
+  #cap = Number.POSITIVE_INFINITY;
 
   constructor(chain: ModelChain, runtime: Runtime, mayLie: boolean) {
     this.#chain = chain;
@@ -55,7 +74,7 @@ export class ModelNode {
   }
 
   /** With each look at the world: what it does next. */
-  look(name: string): void {
+  look(name: string, isFirst: boolean): void {
     const { faults, random, clock, note } = this.#runtime;
     if (clock.now >= this.#oddUntil) this.heal();
     const forAWhile = () => {
@@ -75,6 +94,21 @@ export class ModelNode {
       this.#downUntil = clock.now + random.int(5_000, 60_000);
       note(`${name} is down`);
     }
+    if (faults.strikes("range_capped")) {
+      this.#cap = random.pick(CAPS) ?? 1;
+      forAWhile();
+      note(`${name} gives logs of ${this.#cap} blocks at most`);
+    }
+    for (const oddity of this.#mayLie ? ODDITIES : []) {
+      // A node of another chain is a slip of whoever set it up: it is there from the start.
+      if ((oddity === "other_chain" && !isFirst) || !faults.strikes(oddity)) continue;
+      this.#lie = oddity;
+      this.#late = random.int(1, 5);
+      this.#twist = random.int(0, 1);
+      forAWhile();
+      if (oddity === "other_chain") this.#oddUntil = Number.POSITIVE_INFINITY;
+      note(`${name} is odd: ${oddity}`);
+    }
   }
 
   /** A reorg is about to happen: this node may stay on the branch that is given up. */
@@ -91,14 +125,26 @@ export class ModelNode {
     this.#abandoned = null;
     this.#lie = null;
     this.#downUntil = 0;
+    this.#cap = Number.POSITIVE_INFINITY;
+  }
+
+  /** Whether it shows a block and what is in it, as a node does that is well. */
+  shows(block: Block): boolean {
+    if (this.#lie !== null || this.#runtime.clock.now < this.#downUntil) return false;
+    const { blocks, head } = this.#view();
+    return block.number <= head && blocks[block.number] === block;
   }
 
   async respond(body: string): Promise<Answer> {
-    const { faults, clock } = this.#runtime;
+    const { faults, clock, random } = this.#runtime;
     this.#chain.advance();
     if (clock.now < this.#downUntil || faults.strikes("rpc_fails")) return failure(503, "Service Unavailable");
     if (faults.strikes("rpc_hangs")) return "hangs";
     const call = JSON.parse(body) as Call;
+    if (this.#lie === "nonsense" && random.unit() < 0.5) return nonsense(call.id, call.method, random);
+    if (call.method === "eth_getLogs" && span(call.params[0] as Filter) > this.#cap) {
+      return rangeRefusal(call.id, this.#cap, random);
+    }
     try {
       return answer(200, { jsonrpc: "2.0", id: call.id, result: this.#result(call) });
     } catch (error) {
@@ -117,7 +163,7 @@ export class ModelNode {
     const view = this.#view();
     switch (method) {
       case "eth_chainId":
-        return hex(CHAIN_ID);
+        return hex(this.#isElsewhere ? OTHER_CHAIN_ID : CHAIN_ID);
       case "eth_blockNumber":
         return hex(view.head);
       case "eth_getBlockByNumber": {
@@ -131,7 +177,7 @@ export class ModelNode {
       case "eth_simulateV1":
         return this.#simulate(view, params[0] as { blockStateCalls: readonly { calls: readonly Sent[] }[] });
       case "eth_getTransactionReceipt":
-        return this.#lie === "no_receipts" ? null : receiptOf(this.#chain, view, params[0] as Hex);
+        return this.#receipt(view, params[0] as Hex);
       case "eth_getTransactionCount": {
         const at = this.#at(view, params[1] ?? "latest");
         const count = at?.state.nonce ?? 0;
@@ -139,10 +185,16 @@ export class ModelNode {
       }
       case "eth_estimateGas": {
         const [{ from = "", to = "", data = "0x" }] = params as [Sent];
-        const block = view.blocks[view.head];
-        const isDone = block !== undefined && this.#chain.play(readCall(to, data), from.toLowerCase(), block).success;
-        if (!isDone) throw new Error("execution reverted");
-        return hex(GAS);
+        const block = this.#at(view, "latest");
+        const done = block === null ? null : this.#chain.play(readCall(to, data), from.toLowerCase(), block);
+        if (done === null || !done.success) throw new Error("execution reverted");
+        return hex(done.gas);
+      }
+      case "eth_getCode": {
+        const [account] = params as [Hex];
+        if (this.#isElsewhere) return "0x";
+        const hasCode = this.#at(view, params[1] ?? "latest")?.state.code.has(account.toLowerCase());
+        return hasCode ? "0xef0100c0de00000000000000000000000000000000000000" : "0x";
       }
       case "eth_getBalance":
         return hex(WEI);
@@ -150,6 +202,7 @@ export class ModelNode {
         return hex(GAS_PRICE_TIP);
       case "eth_sendRawTransaction": {
         const [raw] = params as [Hex];
+        if (this.#isElsewhere) throw new Error("invalid chain id for signer");
         this.#chain.offer(raw, keccak256(raw));
         return keccak256(raw);
       }
@@ -158,7 +211,23 @@ export class ModelNode {
     }
   }
 
-  #at({ blocks, head }: View, tag: unknown): Block | null {
+  get #isElsewhere(): boolean {
+    return this.#lie === "other_chain";
+  }
+
+  /** A block as this node tells it. */
+  #at(view: View, tag: unknown): Block | null {
+    const block = this.#find(view, tag);
+    if (block === null) return null;
+    if (this.#isElsewhere) {
+      const { state } = this.#chain.blocks[0] ?? block;
+      return { ...block, hash: elsewhere(block.hash), parentHash: elsewhere(block.parentHash), txs: [], state };
+    }
+    const isAhead = this.#lie === "head_ahead" && block.number === view.head;
+    return isAhead ? { ...block, timestamp: block.timestamp + DAY_AHEAD } : block;
+  }
+
+  #find({ blocks, head }: View, tag: unknown): Block | null {
     if (tag === "latest" || tag === "pending") return blocks[head] ?? null;
     if (tag === "finalized") {
       const number = this.#lie === "final_is_head" ? head : Math.min(head, this.#chain.final.number);
@@ -169,13 +238,14 @@ export class ModelNode {
   }
 
   #logs(view: View, { address, fromBlock, toBlock, topics = [] }: Filter): unknown[] {
-    if (this.#lie === "no_logs") return [];
+    if (this.#lie === "no_logs" || this.#isElsewhere) return [];
+    const shown = Math.min(Number(toBlock), view.head - (this.#lie === "logs_late" ? this.#late : 0));
     const logs: unknown[] = [];
     const wanted = address?.toLowerCase();
     const isWanted = (entry: LogEntry) =>
       (wanted === undefined || entry.address === wanted) &&
       topics.every((topic, i) => topic === null || [topic].flat().includes(entry.topics[i] ?? "0x"));
-    for (let number = Number(fromBlock); number <= Math.min(view.head, Number(toBlock)); number++) {
+    for (let number = Number(fromBlock); number <= shown; number++) {
       const block = view.blocks[number];
       if (block !== undefined && block.txs.length > 0) logs.push(...logsOf(block, isWanted));
     }
@@ -185,12 +255,20 @@ export class ModelNode {
     return this.#lie === "double_logs" ? [...logs, ...logs] : logs;
   }
 
+  #receipt(view: View, hash: Hex): object | null {
+    if (this.#lie === "no_receipts" || this.#isElsewhere) return null;
+    const receipt = receiptOf(this.#chain, view, hash);
+    if (receipt === null) return null;
+    if (this.#lie === "receipts_bare") return { ...receipt, logs: [] };
+    if (this.#lie !== "receipts_differ") return receipt;
+    if (this.#twist === 0) return { ...receipt, status: receipt.status === "0x1" ? "0x0" : "0x1" };
+    return { ...receipt, blockNumber: hex(Math.max(1, Number(receipt.blockNumber) - 20)) };
+  }
+
   #call(view: View, { to = ZERO, data = "0x" }: Sent, tag: unknown): Hex {
     const block = this.#at(view, tag);
     if (block === null) throw new Error("header not found");
     if (to.toLowerCase() === MULTICALL3.toLowerCase()) return this.#aggregate(block, data);
-    // An account without code answers nothing.
-    if (![USDC_ADDRESS, CONTRACT_ADDRESS].some((known) => known.toLowerCase() === to.toLowerCase())) return "0x";
     const value = this.#inner(block, { target: to, callData: data });
     if (value === null) throw new Error("execution reverted");
     return `0x${value}`;
@@ -198,13 +276,13 @@ export class ModelNode {
 
   /** Each call upon what the one before it did. */
   #simulate(view: View, { blockStateCalls }: { blockStateCalls: readonly { calls: readonly Sent[] }[] }): unknown {
-    let block: Pick<Block, "state" | "timestamp"> | undefined = view.blocks[view.head];
+    let block: Pick<Block, "state" | "timestamp"> | null = this.#at(view, "latest");
     return blockStateCalls.map(({ calls }) => ({
       calls: calls.map(({ from = "", to = "", data = "0x" }) => {
-        if (block === undefined) throw new Error("header not found");
-        const { state, success, logs } = this.#chain.play(readCall(to, data), from.toLowerCase(), block);
+        if (block === null) throw new Error("header not found");
+        const { state, success, logs, gas } = this.#chain.play(readCall(to, data), from.toLowerCase(), block);
         block = { state, timestamp: block.timestamp };
-        return { status: success ? "0x1" : "0x0", gasUsed: hex(GAS), returnData: "0x", logs };
+        return { status: success ? "0x1" : "0x0", gasUsed: hex(gas), returnData: "0x", logs };
       }),
     }));
   }
@@ -227,6 +305,13 @@ export class ModelNode {
   #inner({ number, timestamp, state }: Block, { target, callData }: Inner): string | null {
     const selector = callData.slice(0, 10);
     const isLying = (about: (typeof LIES)[number]) => this.#lie === about;
+    // Where there is no contract, a call is answered with nothing.
+    if (this.#isElsewhere && target.toLowerCase() !== MULTICALL3.toLowerCase()) return "";
+    if (target.toLowerCase() === PRICE_LIST) return word(L1_FEE);
+    if (selector === IS_SIGNED) {
+      const answer = state.code.get(target.toLowerCase())?.answer;
+      return answer === undefined || answer === "refuses" ? null : IS_SIGNED.slice(2).padEnd(64, "0");
+    }
     if (target.toLowerCase() === USDC_ADDRESS.toLowerCase()) {
       const account = `0x${callData.slice(34, 74)}`;
       if (selector === BALANCE) return word(isLying("money") ? 0n : (state.usdc.get(account) ?? 0n));
@@ -251,6 +336,8 @@ export class ModelNode {
 }
 
 const hex = (value: number | bigint): Hex => `0x${value.toString(16)}`;
+
+const span = ({ fromBlock, toBlock }: Filter): number => Number(toBlock) - Number(fromBlock) + 1;
 
 function innerCalls(data: Hex): readonly Inner[] {
   const known = decoded.get(data);
@@ -303,7 +390,9 @@ function inventedSale(block: Block): object {
   return logBody(block, txHash, 99, 99, entry);
 }
 
-function receiptOf(chain: ModelChain, view: View, hash: Hex): object | null {
+type Receipt = Record<string, unknown> & { status: Hex; blockNumber: Hex };
+
+function receiptOf(chain: ModelChain, view: View, hash: Hex): Receipt | null {
   const tx = chain.transactions.get(hash);
   for (const block of tx?.minedIn ?? []) {
     if (view.blocks[block.number] !== block || block.number > view.head) continue;

@@ -5,17 +5,20 @@ import type { Hex } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { requestHash } from "../../src/access/payment-gate.ts";
 import { authorize, paymentHeaderV1, paymentHeaderV2, readQuote } from "../world/payer.ts";
-import { type SignedAuthorization, wordsOf } from "./contracts.ts";
+import { paidTo, type SignedAuthorization, useKey, wordsOf } from "./contracts.ts";
 import { serve } from "./product.ts";
 import type { World } from "./world.ts";
 
 const ACCOUNTS = ["a1", "b2", "c3"].map((byte) => privateKeyToAccount(`0x${byte.repeat(32)}`));
+export type Account = (typeof ACCOUNTS)[number];
 export const PAYERS = ACCOUNTS.map(({ address }) => address.toLowerCase());
 /** Has money, and shows everybody's authorizations to the coin. */
 export const STRANGER = `0x${"ee".repeat(20)}`;
-const PURSES = [0n, 3n, 20n, 100n, 400n, 400n].map((usdc) => usdc * 1_000_000n);
+const PURSES = [0n, 3n, 20n, 100n, 400n, 400n, 2_000n].map((usdc) => usdc * 1_000_000n);
 const RETRIES = 6;
 const GATEWAY_LOST = 0;
+/** More than any node lags. */
+const BLOCKS_BEHIND = 60;
 
 type Request = { path: string; method: "GET" | "POST"; body: string | null; headers: Record<string, string> };
 type Answered = { status: number; body: Record<string, unknown>; headers: Headers };
@@ -37,21 +40,75 @@ async function send(world: World, request: Request): Promise<Answered> {
   return answered;
 }
 
+/** Whoever's money has arrived, and is not on its way back, is not told to sign again. */
+async function sendSigned(world: World, { authorization, request }: Signed): Promise<Answered> {
+  const had = hasArrived(world, authorization);
+  const answered = await send(world, request);
+  if (answered.status !== 402 || !had || !hasArrived(world, authorization)) return answered;
+  const { from, nonce } = authorization;
+  const [row] = world.rows<{ state: string }>("SELECT state FROM payments WHERE payer = ? AND nonce = ?", from, nonce);
+  if (row?.state.startsWith("refund")) return answered;
+  world.violate(
+    "nobody who has paid is told to pay again",
+    `${nonce.slice(0, 10)} has arrived, and is answered 402: ${String(answered.body["error"])}`,
+  );
+  return answered;
+}
+
+/** By two nodes that are well. */
+function hasArrived({ chain, nodes }: World, { from, to, value, nonce }: SignedAuthorization): boolean {
+  const key = useKey(from, nonce);
+  if (paidTo(to, chain.head.state.used.get(key)) < value) return false;
+  const block = chain.blocks.findLast(({ number }) => chain.blocks[number - 1]?.state.used.has(key) !== true);
+  return block !== undefined && nodes.filter((node) => node.shows(block)).length >= 2;
+}
+
+/** Nobody is barred who had the money and has done nothing by which a capture fails: looked at once, as it happens. */
+export function checkPayers(world: World): void {
+  const barred = world.rows<{ payer: string; nonce: Hex; amount: string }>(
+    "SELECT payer, nonce, amount FROM payments WHERE reason = 'capture_refused'",
+  );
+  for (const { payer, nonce, amount } of barred) {
+    const key = useKey(payer, nonce);
+    if (world.barred.has(key) || world.wrongdoers.has(payer)) continue;
+    world.barred.add(key);
+    const isPaid = world.chain.paid.has(key);
+    const balances = world.chain.blocks.slice(-BLOCKS_BEHIND).map(({ state }) => state.usdc.get(payer) ?? 0n);
+    if (!isPaid && balances.some((has) => has < BigInt(amount))) continue;
+    const why = isPaid ? "which has arrived" : "and it had the money";
+    world.violate("no honest payer is barred", `${payer.slice(0, 6)} is, for ${nonce.slice(0, 10)}, ${why}`);
+  }
+}
+
 /** A machine for a signed authorization. */
-export function order(world: World): void {
-  const { random } = world;
-  const account = random.pick(ACCOUNTS);
+export function order(world: World, isShort = false): void {
+  const { random, faults } = world;
+  const again = !isShort && faults.strikes("order_repeated") ? world.lastOrder : null;
+  const account = again?.account ?? random.pick(ACCOUNTS);
   if (account === undefined) return;
   const key = random.unit() < 0.3 ? { sshPublicKey: `ssh-ed25519 simulated-${account.address.slice(2, 10)}` } : {};
-  const body = JSON.stringify({ tier: random.pick([0, 0, 1, 1, 2, 3, 4, 6]), durationDays: random.int(1, 2), ...key });
+  const isLong = !isShort && faults.strikes("order_is_long");
+  if (isLong) leaveItHeld(world, account);
+  const tier = isLong || isShort ? 4 : random.pick([0, 0, 1, 1, 2, 3, 4, 6]);
+  const durationDays = isLong ? random.int(20, 60) : random.int(1, 2);
+  const body = again?.body ?? JSON.stringify({ tier, durationDays, ...key });
+  world.lastOrder = { account, body };
   world.note(`${account.address.slice(0, 6).toLowerCase()} wants a machine over x402: ${body}`);
   const headers: Record<string, string> = { "content-type": "application/json" };
   const request: Request = { path: "/x402/purchase-compute", method: "POST", body, headers };
   void (async () => {
     const message = `ClawCloud Purchase: ${requestHash(body)}`;
-    if ("sshPublicKey" in key) headers["x-body-signature"] = await account.signMessage({ message });
+    if (body.includes("sshPublicKey")) headers["x-body-signature"] = await account.signMessage({ message });
     await pay(world, account, request, "compute");
   })();
+}
+
+/** Hard case 33: of many days at once nothing comes, and whoever orders one day next may get the token that is left. */
+function leaveItHeld(world: World, account: Account): void {
+  const { random } = world;
+  const from = account.address.toLowerCase();
+  if (random.unit() < 0.7) world.later(random.int(40_000, 150_000), () => spendAll(world, from));
+  world.later(random.int(300_000, 2_400_000), () => order(world, true));
 }
 
 /** The login of a machine that a payer has. */
@@ -79,7 +136,8 @@ async function pay(
   const { random, clock } = world;
   const identifier = random.unit() < 0.3 ? `sim-${random.hex(24)}` : null;
   for (let signatures = 0; signatures < 2; signatures++) {
-    const quote = await persist(world, request, 2, ({ status }) => status === GATEWAY_LOST || status >= 500);
+    const ask = () => send(world, request);
+    const quote = await persist(world, ask, 2, ({ status }) => status === GATEWAY_LOST || status >= 500);
     if (quote.status !== 402) {
       world.note(`no quote: ${quote.status} ${String(quote.body["code"] ?? "")}`);
       return;
@@ -89,8 +147,8 @@ async function pay(
     if (random.unit() < 0.5) await clock.sleep(random.int(0, 60_000));
     const signed = await sign(world, account, request, requirement, { identifier, kind });
     world.note(`${account.address.slice(0, 6).toLowerCase()} signs ${signed.authorization.nonce.slice(0, 10)}`);
-    if (random.unit() < 0.2) void send(world, signed.request);
-    const { status, body } = await persist(world, signed.request, RETRIES, isOpen);
+    if (random.unit() < 0.2) void sendSigned(world, signed);
+    const { status, body } = await persist(world, () => sendSigned(world, signed), RETRIES, isOpen);
     world.note(
       `${signed.authorization.nonce.slice(0, 10)} is answered ${status} ${String(body["code"] ?? body["status"] ?? "")}`,
     );
@@ -104,14 +162,14 @@ const isOpen = ({ status, body }: Answered): boolean =>
 
 async function persist(
   world: World,
-  request: Request,
+  ask: () => Promise<Answered>,
   times: number,
   goesOn: (answered: Answered) => boolean,
 ): Promise<Answered> {
-  let answered = await send(world, request);
+  let answered = await ask();
   for (let time = 0; time < times && goesOn(answered); time++) {
     await world.clock.sleep(world.random.int(2_000, 30_000));
-    answered = await send(world, request);
+    answered = await ask();
   }
   return answered;
 }
@@ -123,7 +181,7 @@ async function sign(
   requirement: PaymentRequirements,
   { identifier, kind }: { identifier: string | null; kind: Signed["kind"] },
 ): Promise<Signed> {
-  const nonce: Hex = `0x${world.random.hex(64)}`;
+  const nonce = world.nonces.get(account.address.toLowerCase())?.shift() ?? (`0x${world.random.hex(64)}` as Hex);
   const payment = await authorize(account, requirement, { nonce });
   const { from, to, value, validAfter, validBefore } = payment.authorization;
   const authorization: SignedAuthorization = {
@@ -146,12 +204,17 @@ async function sign(
   return signed;
 }
 
-const anySigned = (world: World): Signed | undefined => world.random.pick(world.signed);
+export const anySigned = (world: World): Signed | undefined => world.random.pick(world.signed);
 
 export const spend = (world: World): void => {
   const from = anySigned(world)?.authorization.from;
-  const has = from === undefined ? 0n : (world.chain.head.state.usdc.get(from) ?? 0n);
-  if (from === undefined || has === 0n) return;
+  if (from !== undefined) spendAll(world, from);
+};
+
+const spendAll = (world: World, from: string): void => {
+  const has = world.chain.head.state.usdc.get(from) ?? 0n;
+  if (has === 0n) return;
+  world.wrongdoers.add(from);
   world.chain.submit({ kind: "call", from, call: { kind: "pay", to: STRANGER, amount: has } });
   world.note(`${from.slice(0, 6)} moves its money away`);
 };
@@ -168,6 +231,7 @@ export const cancel = (world: World): void => {
   const signed = anySigned(world);
   if (signed === undefined) return;
   const { from, nonce } = signed.authorization;
+  world.wrongdoers.add(from);
   world.chain.submit({ kind: "call", from, call: { kind: "cancel", nonce } });
   world.note(`${from.slice(0, 6)} cancels ${nonce.slice(0, 10)}`);
 };
@@ -176,7 +240,7 @@ export const repeat = (world: World): void => {
   const signed = anySigned(world);
   if (signed === undefined) return;
   world.note(`${signed.authorization.nonce.slice(0, 10)} is sent once more`);
-  void send(world, signed.request);
+  void sendSigned(world, signed);
 };
 
 export const submit = (world: World): void => {

@@ -22,7 +22,9 @@ export const DEPLOYMENT_ID = "sim";
 export const CONTRACT = CONTRACT_ADDRESS.toLowerCase();
 export const FACILITATOR_HOST = "facilitator.sim";
 /** Of what is sold over x402, this is paid for before there is a machine. */
-const CAPTURE_FIRST_TIER = 2;
+export const CAPTURE_FIRST_TIER = 2;
+/** What may be bought and not paid for within an hour, 10^-6 USDC. */
+export const OPEN_LIMIT = 500_000_000n;
 const CLIENT = "192.0.2.1";
 /** How old a machine without a row has to be. */
 export const ORPHAN_GRACE_SECONDS = 600;
@@ -71,6 +73,7 @@ const edgeSettings = edgeConfig({
   SWEEP_INTERVAL_SECONDS: "60",
   PROVISION_DEADLINE_SECONDS: "600",
   CATALOG_SECONDS: "1800",
+  UNCAPTURED_LIMIT_USDC_PER_HOUR: String(OPEN_LIMIT / 1_000_000n),
   PUBLIC_URLS: "https://api.sim",
   DATA_PRIVATE_KEY: "11".repeat(32),
   X402_PAY_TO: OPERATOR,

@@ -1,23 +1,30 @@
 // `npm run sim`: seeded runs on every core. The first that breaks a rule is printed with its seed, its history and the
 // shortest history that breaks the same rule; the exit code is 1 then.
-import { fork } from "node:child_process";
+import { type ChildProcess, fork } from "node:child_process";
 import { createHash } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { program } from "commander";
 import { PLANT_NAMES } from "./plants.ts";
 
-type Tally = { runs: number; strikes: Record<string, number>; digest: string };
-type Message = { tally: Tally } | { broken: string } | { held: number };
+type Tally = { runs: number; written: number; strikes: Record<string, number>; digest: string };
+type Broken = { seed: number; rule: string; text: string; written: boolean; report: string };
+type Message = { tally: Tally } | { broken: Broken } | { held: number };
 type Options = {
   seed: number;
   runs: number;
   seeds?: number[];
   jobs: number;
   plant?: string;
+  goOn?: boolean;
   shrink: boolean;
   history?: boolean;
   digest?: boolean;
 };
+
+/** So many runs to a process: what a run leaves behind goes with it. */
+const PIECE = 200;
+/** Long searches say how far they are after so many. */
+const PROGRESS = 1_000;
 
 const number = (text: string): number => {
   const value = Number(text);
@@ -35,49 +42,103 @@ program
   )
   .option("--jobs <number>", "processes", number, availableParallelism())
   .option("--plant <bug>", `with a bug put in, to see it found: ${PLANT_NAMES.join(", ")}`)
+  .option("--go-on", "report each run that breaks a rule in a line, and play the others; a total by rule at the end")
   .option("--no-shrink", "don't look for the shortest history that breaks the rule")
   .option("--history", "print what happens in each run")
   .option("--digest", "print a digest of all histories: equal where everything repeated exactly")
   .parse();
 const options = program.opts<Options>();
+const { seed: first, seeds, jobs } = options;
+const total = seeds?.length ?? options.runs;
+const seedAt = (index: number): number => seeds?.[index] ?? first + index;
 const write = process.stdout.write.bind(process.stdout);
 
 if (process.send === undefined) await conduct();
 else await play();
 
-/** One process for each job: each plays every so-manieth seed. */
+/** Each process plays a piece of the seeds and makes room for the next one. */
 async function conduct(): Promise<void> {
   const began = performance.now();
-  const children = Array.from({ length: options.jobs }, (_, job) => {
-    const { execArgv, argv, env } = process;
-    const child = fork(argv[1] ?? "", argv.slice(2), {
-      execArgv,
-      env: { ...env, SIM_JOB: String(job), ...(options.plant === undefined ? {} : { SIM_PLANT: options.plant }) },
-    });
-    const ended = new Promise<Tally | null>((resolve) => {
-      child.on("message", (message: Message) => {
-        if ("tally" in message) return resolve(message.tally);
-        if ("held" in message) return write(`Seed ${message.held}: every rule held.\n`);
-        write(message.broken);
-        process.exitCode = 1;
-        if (options.seeds !== undefined) return;
-        for (const other of children) other.child.kill();
-      });
-      child.on("exit", (code, signal) => {
-        if (code !== 0 && signal === null) process.exitCode = 1;
-        resolve(null);
-      });
-    });
-    return { child, ended };
-  });
-  const tallies = (await Promise.all(children.map(({ ended }) => ended))).filter((one) => one !== null);
-  const sum = (of: (tally: Tally) => number) => tallies.reduce((total, tally) => total + of(tally), 0);
-  if (process.exitCode === 1) return;
-  const strikes = [...new Set(tallies.flatMap((tally) => Object.keys(tally.strikes)))].sort();
+  const tallies: Tally[] = [];
+  const broken: Broken[] = [];
+  const children = new Set<ChildProcess>();
+  const size = Math.max(1, Math.min(PIECE, Math.ceil(total / jobs)));
+  const sum = (of: (tally: Tally) => number) => tallies.reduce((all, tally) => all + of(tally), 0);
+  let next = 0;
+  let told = 0;
+  const isOver = () => broken.length > 0 && options.goOn !== true && seeds === undefined;
+  const stop = () => {
+    for (const child of children) child.kill();
+  };
+  const report = (one: Broken) => {
+    broken.push(one);
+    process.exitCode = 1;
+    write(
+      options.goOn
+        ? `Seed ${one.seed} breaks "${one.rule}"${one.written ? ", written" : ""}: ${one.text}\n`
+        : one.report,
+    );
+    if (isOver()) stop();
+  };
+  const tell = () => {
+    const runs = sum((tally) => tally.runs);
+    if (total < 2 * PROGRESS || runs - told < PROGRESS) return;
+    told = runs;
+    const left = ((performance.now() - began) / 3_600_000 / runs) * (total - runs);
+    write(`${runs} of ${total} runs, ${broken.length} broke a rule, ${left.toFixed(1)} h to go\n`);
+  };
+  const work = async () => {
+    while (next < total && !isOver()) {
+      const piece = next;
+      next += size;
+      const tally = await playPiece(piece, Math.min(total, piece + size), children, report);
+      // It was ended, since another one has found something, or by whoever watches.
+      if (tally === null) return;
+      tallies[piece / size] = tally;
+      tell();
+    }
+  };
+  await Promise.all(Array.from({ length: jobs }, work));
   const seconds = ((performance.now() - began) / 1_000).toFixed(1);
-  write(`${sum((tally) => tally.runs)} runs in ${seconds} s, every rule held. What went wrong in them:\n`);
+  if (broken.length > 0 && options.goOn !== true) return;
+  const runs = sum((tally) => tally.runs);
+  const written = sum((tally) => tally.written);
+  const outcome = broken.length === 0 ? "every rule held" : `${broken.length} broke a rule`;
+  write(`${runs} runs in ${seconds} s, ${outcome}. What went wrong in them:\n`);
+  const strikes = [...new Set(tallies.flatMap((tally) => Object.keys(tally.strikes)))].sort();
   for (const kind of strikes) write(`  ${kind} ${sum((tally) => tally.strikes[kind] ?? 0)}\n`);
+  write(`In ${written} of them somebody wrote the database: there, coins alone were counted.\n`);
+  const rules = Map.groupBy(broken, ({ rule }) => rule);
+  for (const [rule, all] of rules) write(`"${rule}" ${all.length}: ${all.map(({ seed }) => seed).join(" ")}\n`);
+  if (broken.length > 0) write(`${((broken.length / runs) * 10_000).toFixed(0)} of 10,000 worlds break a rule.\n`);
   if (options.digest) write(`digest ${tallies.map(({ digest }) => digest).join(" ")}\n`);
+}
+
+function playPiece(
+  from: number,
+  to: number,
+  children: Set<ChildProcess>,
+  report: (broken: Broken) => void,
+): Promise<Tally | null> {
+  const { execArgv, argv, env } = process;
+  const child = fork(argv[1] ?? "", argv.slice(2), {
+    execArgv,
+    env: { ...env, SIM_PIECE: `${from} ${to}`, ...(options.plant === undefined ? {} : { SIM_PLANT: options.plant }) },
+  });
+  children.add(child);
+  return new Promise((resolve) => {
+    let tally: Tally | null = null;
+    child.on("message", (message: Message) => {
+      if ("tally" in message) tally = message.tally;
+      else if ("held" in message) write(`Seed ${message.held}: every rule held.\n`);
+      else report(message.broken);
+    });
+    child.on("exit", (code, signal) => {
+      children.delete(child);
+      if (code !== 0 && signal === null) process.exitCode = 1;
+      resolve(tally);
+    });
+  });
 }
 
 async function play(): Promise<void> {
@@ -86,30 +147,30 @@ async function play(): Promise<void> {
   const { shrink } = await import("./shrink.ts");
   install();
   const hash = createHash("sha256");
-  const tally: Tally = { runs: 0, strikes: {}, digest: "" };
-  const job = Number(process.env["SIM_JOB"]);
-  const { seed: first, runs, seeds = Array.from({ length: runs }, (_, i) => first + i) } = options;
-  for (let i = job; i < seeds.length; i += options.jobs) {
-    const seed = seeds[i] ?? 0;
-    const { violation, history, faults } = await runSeed(seed);
+  const tally: Tally = { runs: 0, written: 0, strikes: {}, digest: "" };
+  const [from = 0, to = 0] = (process.env["SIM_PIECE"] ?? "").split(" ").map(Number);
+  for (let index = from; index < to; index++) {
+    const seed = seedAt(index);
+    const { violation, history, faults, written } = await runSeed(seed);
     tally.runs += 1;
+    if (written) tally.written += 1;
     for (const { kind } of faults.drawn) tally.strikes[kind] = (tally.strikes[kind] ?? 0) + 1;
     hash.update(history.join("\n"));
     if (options.history) write(`seed ${seed}\n${history.join("\n")}\n\n`);
     if (violation === null) {
-      if (options.seeds !== undefined) process.send?.({ held: seed });
+      if (seeds !== undefined) process.send?.({ held: seed });
       continue;
     }
     const report = [
       `Seed ${seed} breaks "${violation.rule}", after ${tally.runs} runs of this process: ${violation.text}`,
       history.join("\n"),
     ];
-    if (options.shrink) {
+    if (options.shrink && options.goOn !== true) {
       const shortest = await shrink(seed, violation);
       report.push("The shortest history that breaks the same rule:", shortest.history.join("\n"));
     }
-    process.send?.({ broken: `${report.join("\n\n")}\n` });
-    if (options.seeds === undefined) return;
+    process.send?.({ broken: { seed, ...violation, written, report: `${report.join("\n\n")}\n` } });
+    if (seeds === undefined && options.goOn !== true) break;
   }
   process.send?.({ tally: { ...tally, digest: hash.digest("hex") } });
   process.disconnect();

@@ -1,10 +1,10 @@
 // What must hold of payments over x402: at every transaction of the operator's when a node first takes it, and in the
 // books once all has settled.
 import type { Hex } from "viem";
-import type { Tx } from "./chain.ts";
-import { type Call, type SignedAuthorization, useKey } from "./contracts.ts";
+import { incomeOf, standing } from "./coins.ts";
+import { type Call, paidTo, type SignedAuthorization, type Use, useKey } from "./contracts.ts";
 import { checkPayment } from "./invariants.ts";
-import { OPERATOR } from "./product.ts";
+import { CAPTURE_FIRST_TIER, OPERATOR } from "./product.ts";
 import { FLOAT, type World } from "./world.ts";
 
 export type Payment = {
@@ -31,10 +31,14 @@ export type Payment = {
 };
 type Machine = { status: string; current: number; ssh_host: string | null; running_at: number | null };
 
+/** What an order may take that was given when nothing was paused. */
+const PAUSE_TAKES_MS = 60_000;
+
 const nameOf = ({ id, kind, state, step }: Payment): string => `${kind} ${id.slice(0, 8)} (${state}/${step})`;
 
 /** A transaction of the operator's is on its way for the first time. */
 export function checkSent(world: World, hash: Hex, call: Call): void {
+  checkPaused(world, call);
   switch (call.kind) {
     case "pay":
       world.note(`the operator pays ${call.amount} to ${call.to.slice(0, 6)}`);
@@ -60,6 +64,16 @@ export function checkSent(world: World, hash: Hex, call: Call): void {
   }
 }
 
+/** Hard case 45: payouts that have paused stop whatever was not signed before. */
+function checkPaused(world: World, call: Call): void {
+  const name = JSON.stringify(call, (_key, value) => (typeof value === "bigint" ? String(value) : value));
+  const isNew = !world.sentCalls.has(name) && call.kind !== "nothing";
+  world.sentCalls.add(name);
+  const since = world.clock.now - PAUSE_TAKES_MS;
+  const [paused] = world.rows("SELECT 1 FROM pauses WHERE what = 'payouts' AND since < ?", since);
+  if (isNew && paused !== undefined) world.violate("paused means paused", `the operator sends ${call.kind}`);
+}
+
 /** Hard case 20: whose purchase it is stands in the database before anybody can see it. */
 function checkBought(world: World, hash: Hex): void {
   if (world.restored) return;
@@ -80,7 +94,9 @@ function checkTaken(world: World, { from, nonce }: SignedAuthorization): void {
   const key = useKey(from, nonce);
   if (world.taken.has(key)) return;
   world.taken.add(key);
-  if (row.capture_first === 1 && row.incarnation === null) return;
+  // As its quote and its row said.
+  const isFirst = row.capture_first === 1 || row.tier === CAPTURE_FIRST_TIER;
+  if (row.incarnation === null && isFirst) return;
   const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
   if (vm?.status === "running" && vm.current === 1 && vm.ssh_host !== null) return;
   // Signed while it answered, and sent by the wallet that has crashed meanwhile: a machine that was lost is replaced.
@@ -100,34 +116,22 @@ function checkHandedOver(world: World, tokenId: number, to: string): void {
   if (row === undefined) world.violate("a token is handed over once it is paid", `token ${tokenId} to ${to}`);
 }
 
-/** Transactions that stand in the chain and did what they were for. */
-function standing<K extends Call["kind"]>(world: World, kind: K) {
-  const done: { tx: Tx; from: string; call: Extract<Call, { kind: K }> }[] = [];
-  for (const block of world.chain.blocks) {
-    for (const { tx, success } of block.txs) {
-      const { intent } = tx;
-      if (!success || (intent.kind !== "operator" && intent.kind !== "call") || intent.call.kind !== kind) continue;
-      const from = intent.kind === "operator" ? OPERATOR : intent.from;
-      done.push({ tx, from, call: intent.call as Extract<Call, { kind: K }> });
-    }
-  }
-  return done;
-}
-
 /** Everything about payments, after everything has healed. What a restored database forgot is not held against it. */
 export function checkTill(world: World): void {
   if (world.restored) return;
   const payments = world.rows<Payment>("SELECT * FROM payments ORDER BY id");
   const { used } = world.chain.head.state;
   for (const row of payments) {
-    const wrong = wrongWith(world, row, used.get(useKey(row.payer, row.nonce)) ?? "unused");
+    const wrong = wrongWith(world, row, used.get(useKey(row.payer, row.nonce)));
     if (wrong !== null) world.violate("a payment ends with its machine, or with its money", `${nameOf(row)}: ${wrong}`);
   }
   checkTokens(world, payments);
   checkSums(world, payments);
 }
 
-function wrongWith(world: World, row: Payment, use: "paid" | "cancelled" | "unused"): string | null {
+function wrongWith(world: World, row: Payment, use: Use | undefined): string | null {
+  const isPaid = paidTo(OPERATOR, use) >= BigInt(row.amount);
+  const other = use === undefined ? "unused" : use === "cancelled" ? use : `${use.value} to ${use.to.slice(0, 6)}`;
   if (row.step !== "idle") return `it has not ended (${row.reason})`;
   const refunds = standing(world, "pay").filter(({ tx, from }) => from === OPERATOR && tx.hash === row.refund_tx);
   const owner = row.token_id === null ? undefined : world.chain.head.state.tokens.get(row.token_id)?.owner;
@@ -136,20 +140,20 @@ function wrongWith(world: World, row: Payment, use: "paid" | "cancelled" | "unus
   );
   switch (row.state) {
     case "settled": {
-      if (use !== "paid") return `its authorization is ${use}`;
+      if (!isPaid) return `its authorization is ${other}`;
       if (row.kind === "credentials") return row.served_at === null ? "it was never served" : null;
       if (handedOver.length !== 1 || owner === OPERATOR) return `its token ${row.token_id} is ${owner}'s`;
       const [vm] = world.rows<Machine>("SELECT * FROM vms WHERE incarnation = ?", row.incarnation ?? "");
       return vm?.running_at == null ? "its machine never answered" : null;
     }
     case "refunded":
-      if (use !== "paid") return `its authorization is ${use}`;
+      if (!isPaid) return `its authorization is ${other}`;
       if (refunds.length !== 1) return `${refunds.length} payments are its refund`;
       if (String(refunds[0]?.call.amount) !== row.amount) return "the refund is of another amount";
       return row.kind === "compute" && handedOver.length > 0 ? "the payer has the token as well" : null;
     case "released":
-      if (use === "paid") return "its authorization was used";
-      return use === "unused" && world.chain.final.timestamp < row.valid_before ? "it can still be used" : null;
+      if (isPaid) return "its authorization was used";
+      return use === undefined && world.chain.final.timestamp < row.valid_before ? "it can still be used" : null;
     case "held":
       return row.reason === null ? "it is held without a reason" : null;
     default:
@@ -184,18 +188,10 @@ function checkTokens(world: World, payments: readonly Payment[]): void {
 function checkSums(world: World, payments: readonly Payment[]): void {
   const { state } = world.chain.head;
   const sum = (amounts: readonly bigint[]) => amounts.reduce((total, one) => total + one, 0n);
-  const known = new Set(payments.map(({ payer, nonce }) => useKey(payer, nonce)));
-  // What was never shown to us and submitted all the same.
-  const gifts = standing(world, "take").filter(
-    ({ call: { authorization } }) => !known.has(useKey(authorization.from, authorization.nonce)),
-  );
-  const isCharged = (row: Payment) => state.used.get(useKey(row.payer, row.nonce)) === "paid";
-  const income = sum(payments.filter(isCharged).map(({ amount }) => BigInt(amount)));
   const paidBack = sum(payments.filter((row) => row.state === "refunded").map(({ amount }) => BigInt(amount)));
   const refunds = world.rows<{ amount: string }>("SELECT amount FROM refunds WHERE state = 'paid'");
   const tokens = sum(world.sales.filter(({ buyer }) => buyer === OPERATOR).map(({ totalCost }) => totalCost));
-  const given = sum(gifts.map(({ call }) => call.authorization.value));
-  const expected = FLOAT + income + given - paidBack - sum(refunds.map(({ amount }) => BigInt(amount))) - tokens;
+  const expected = FLOAT + incomeOf(world) - paidBack - sum(refunds.map(({ amount }) => BigInt(amount))) - tokens;
   const has = state.usdc.get(OPERATOR) ?? 0n;
   if (has !== expected) {
     world.violate("the books match the chain", `the operator has ${has}, and by its rows ${expected}`);

@@ -1,9 +1,11 @@
 // One run: a world drawn from a seed, in which purchases are made while things go wrong; then everything heals, and what
 // must hold is checked.
+import type { Hex } from "viem";
 import { incarnationKey } from "../../src/chain/incarnation.ts";
 import { type Block, ModelChain } from "./chain.ts";
 import { Clock } from "./clock.ts";
 import { dialWith } from "./cloudflare-sockets.ts";
+import { COINS_RULE, checkOutflow, checkPaidRows } from "./coins.ts";
 import { isValid, type Sale } from "./contracts.ts";
 import { EVENTS, purchase, resumeAll } from "./events.ts";
 import { ModelFacilitator } from "./facilitator.ts";
@@ -13,7 +15,16 @@ import { enter } from "./install.ts";
 import { checkAll, checkCreated, checkDeleting, noteBegun } from "./invariants.ts";
 import { restartKeys } from "./keys.ts";
 import { ModelNode } from "./nodes.ts";
-import { fetchCredentials, order, PAYERS, pursesOf, type Signed, STRANGER } from "./payers.ts";
+import {
+  type Account,
+  checkPayers,
+  fetchCredentials,
+  order,
+  PAYERS,
+  pursesOf,
+  type Signed,
+  STRANGER,
+} from "./payers.ts";
 import {
   bind,
   CONTRACT,
@@ -37,15 +48,22 @@ const CRON_MS = { trouble: 30_000, quiet: 120_000 };
 const TROUBLE_MS = { least: 60_000, most: 270_000 };
 const QUIET_STEP_MS = 120_000;
 /** What is not settled this long after everything healed never will be. */
-const PATIENCE_MS = 4 * 3_600_000;
+const PATIENCE_MS = { usual: 4 * 3_600_000, written: 3_600_000 };
 /** The sweep and its jobs once more, when all else is quiet. */
 const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
 const AGENTS = 3;
+const MOST_ORDERS = 4;
 
 /** What must hold and did not. */
 export type Violation = { rule: string; text: string };
-export type RunResult = { violation: Violation | null; history: readonly string[]; faults: Faults };
+export type RunResult = {
+  violation: Violation | null;
+  history: readonly string[];
+  faults: Faults;
+  /** Whether somebody wrote the database. */
+  written: boolean;
+};
 
 export class World {
   readonly clock = new Clock(START);
@@ -61,6 +79,15 @@ export class World {
   readonly agents = [...Array.from({ length: AGENTS }, (_, i) => `0x${String(i + 1).repeat(40)}`), ...PAYERS];
   /** Every authorization that was signed, in that order. */
   readonly signed: Signed[] = [];
+  /** Payers that have done anything by which a capture may fail. */
+  readonly wrongdoers = new Set<string>();
+  /** Payments for which their payers are barred. */
+  readonly barred = new Set<string>();
+  /** What payers will name in their next orders, by payer: used up before. */
+  readonly nonces = new Map<string, Hex[]>();
+  lastOrder: { account: Account; body: string } | null = null;
+  /** What the operator has ever sent. */
+  readonly sentCalls = new Set<string>();
   /** Authorizations that the operator has sent to be taken. */
   readonly taken = new Set<string>();
   readonly history: string[] = [];
@@ -72,10 +99,14 @@ export class World {
   readonly begun = new Map<string, number>();
   /** The database was set back to an earlier state: what it forgot may cost a second machine. */
   restored = false;
+  /** Somebody has written rows that aim at our money: from here on coins alone are counted. */
+  written = false;
   snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]> | null = null;
   #violation: Violation | null = null;
   #purchasesLeft: number;
   #ordersLeft: number;
+  #moves = 0;
+  #ahead = 0;
   /** Each is noted once. */
   readonly #pages = new Set<string>();
 
@@ -95,7 +126,8 @@ export class World {
     const funds = { [OPERATOR]: FLOAT, [STRANGER]: FLOAT, ...pursesOf(this) };
     this.chain = new ModelChain(this.clock, random.fork(), OPERATOR, funds);
     this.facilitator = new ModelFacilitator(this.chain, this.runtime);
-    this.nodes = RPC_HOSTS.map((_, i) => new ModelNode(this.chain, this.runtime, i === 0));
+    const liar = this.random.pick([0, 0, 1, 2]);
+    this.nodes = RPC_HOSTS.map((_, i) => new ModelNode(this.chain, this.runtime, i === liar));
     const watcher = {
       created: (machine: Machine) => checkCreated(this, machine),
       deleting: (machine: Machine) => checkDeleting(this, machine),
@@ -114,7 +146,8 @@ export class World {
 
   /** Something must hold and does not: the run ends here. The first one counts. */
   violate(rule: string, text: string): void {
-    if (this.#violation === null) this.note(`VIOLATION of "${rule}": ${text}`);
+    if (this.written && rule !== COINS_RULE) return;
+    if (this.#violation === null) this.note(`VIOLATION of "${rule}": ${text}${this.written ? " (written)" : ""}`);
     this.#violation ??= { rule, text };
   }
 
@@ -129,6 +162,20 @@ export class World {
     } finally {
       database.exec("ROLLBACK TO run; RELEASE run");
     }
+  }
+
+  /** What somebody will do whatever comes between; the world does not end before. */
+  later(ms: number, act: () => void): void {
+    this.#ahead += 1;
+    this.clock.after(ms, () => {
+      this.#ahead -= 1;
+      act();
+    });
+  }
+
+  /** Those who want more than there would have been; never many. */
+  orderMore(orders: number): void {
+    this.#ordersLeft = Math.min(MOST_ORDERS, this.#ordersLeft + orders);
   }
 
   /** Sales that stand in the chain as it is. */
@@ -175,7 +222,7 @@ export class World {
     this.faults.active = true;
     await this.#until(this.clock.now + this.random.int(TROUBLE_MS.least, TROUBLE_MS.most));
     this.#heal();
-    const end = this.clock.now + PATIENCE_MS;
+    const end = this.clock.now + (this.written ? PATIENCE_MS.written : PATIENCE_MS.usual);
     for (let quietSince: number | null = null; this.clock.now < end; ) {
       await this.#until(this.clock.now + QUIET_STEP_MS);
       if (this.#violation !== null) return;
@@ -220,7 +267,13 @@ export class World {
     const known = new Set(
       this.rows<{ incarnation: string }>("SELECT incarnation FROM vms").map((one) => one.incarnation),
     );
-    return row?.open === 0 && this.sales.every((sale) => known.has(this.incarnationOf(sale)));
+    const { highestNonce, head } = this.chain;
+    return (
+      this.#ahead === 0 &&
+      row?.open === 0 &&
+      head.state.nonce > highestNonce &&
+      this.sales.every((sale) => known.has(this.incarnationOf(sale)))
+    );
   }
 
   #cron(): void {
@@ -233,6 +286,10 @@ export class World {
     this.clock.after(LOOK_MS, () => this.#look());
     this.chain.advance();
     noteBegun(this);
+    checkPaidRows(this);
+    checkPayers(this);
+    if (this.chain.operatorMoves !== this.#moves) checkOutflow(this);
+    this.#moves = this.chain.operatorMoves;
     if (!this.faults.active) return;
     if (this.#purchasesLeft > 0 && this.random.unit() < 0.2) {
       this.#purchasesLeft -= 1;
@@ -243,7 +300,7 @@ export class World {
       order(this);
     }
     if (this.random.unit() < 0.03) fetchCredentials(this);
-    for (const [i, node] of this.nodes.entries()) node.look(`node ${i}`);
+    for (const [i, node] of this.nodes.entries()) node.look(`node ${i}`, this.clock.now === START);
     for (const [kind, event] of Object.entries(EVENTS)) if (this.faults.strikes(kind as Kind)) event(this);
   }
 
@@ -291,5 +348,5 @@ export class World {
 export async function runSeed(seed: number, without: ReadonlySet<number> = new Set()): Promise<RunResult> {
   const world = new World(seed, without);
   const violation = await world.run();
-  return { violation, history: world.history, faults: world.faults };
+  return { violation, history: world.history, faults: world.faults, written: world.written };
 }

@@ -1,0 +1,232 @@
+// Somebody who can write every row of the database, and wants our money (hard case 34). A world that has met him is marked:
+// from then on nothing is counted but coins.
+import type { Hex } from "viem";
+import { paymentId } from "../../src/vms/payments.ts";
+import { useKey, wordsOf } from "./contracts.ts";
+import { CHAIN_ID } from "./oddities.ts";
+import { PAYERS } from "./payers.ts";
+import { database, OPERATOR } from "./product.ts";
+import type { World } from "./world.ts";
+
+const FORGER = `0x${"f0".repeat(20)}`;
+const ACCOMPLICE = `0x${"f1".repeat(20)}`;
+const WRITES = { least: 4, most: 10 };
+const SPAN_MS = 900_000;
+const LOOT = ["500000", "18000000", "359990000", "1500000000"];
+const DAY = 86_400;
+
+type Value = string | number | null;
+type Row = Record<string, Value>;
+type Write = (world: World) => string | null;
+
+export function writeDatabase(world: World): void {
+  const { random, clock } = world;
+  world.written = true;
+  world.note("somebody can write the database");
+  for (let left = random.int(WRITES.least, WRITES.most); left > 0; left--) {
+    const write = random.pick(WRITINGS);
+    clock.after(random.int(0, SPAN_MS), () => {
+      const text = write?.(world);
+      if (text != null) world.note(`written: ${text}`);
+    });
+  }
+}
+
+/** What breaks a constraint is not written. */
+function run(sql: string, ...values: Value[]): number {
+  try {
+    return Number(database.prepare(sql).run(...values).changes);
+  } catch {
+    return 0;
+  }
+}
+
+function insert(table: string, row: Row): number {
+  const names = Object.keys(row);
+  return run(
+    `INSERT OR REPLACE INTO ${table} (${names.join(", ")}) VALUES (${names.map(() => "?").join(", ")})`,
+    ...Object.values(row),
+  );
+}
+
+const any = <T extends Row>(world: World, table: string, where = "1"): T | undefined =>
+  world.random.pick(world.rows<T>(`SELECT * FROM ${table} WHERE ${where} ORDER BY rowid`));
+
+const anybody = (world: World): string => world.random.pick([FORGER, FORGER, ...PAYERS]) ?? FORGER;
+const loot = (world: World): string => world.random.pick(LOOT) ?? "1";
+const nonceOf = (world: World): Hex => `0x${world.random.hex(64)}`;
+
+/** A payment as the edge would have written it. */
+function payment(world: World, { payer, nonce, ...more }: Row & { payer: string; nonce: string }): number {
+  const { now } = world.clock;
+  const chainTime = world.chain.head.timestamp;
+  return insert("payments", {
+    id: paymentId(CHAIN_ID, payer, nonce),
+    kind: "compute",
+    chain_id: CHAIN_ID,
+    payer,
+    nonce,
+    request: world.random.hex(64),
+    amount: loot(world),
+    pay_to: OPERATOR,
+    valid_after: 0,
+    valid_before: chainTime + 1_200,
+    signature: `0x${world.random.hex(130)}`,
+    from_block: Math.max(0, world.chain.head.number - 60),
+    tier: 4,
+    duration_days: 1,
+    wake_at: now,
+    created_at: now,
+    ...more,
+  });
+}
+
+const WRITINGS: readonly Write[] = [
+  /** Paid, says the row: a token is to be bought for it. */
+  (world) => {
+    const row = { payer: anybody(world), nonce: nonceOf(world), state: "settled", settled_at: world.clock.now };
+    return payment(world, { ...row, step: world.random.pick(["check", "buy"]) ?? "buy" }) > 0
+      ? `a payment of ${row.payer.slice(0, 6)} is settled`
+      : null;
+  },
+  /** The same, for a token that stands there. */
+  (world) => {
+    const vm = any(world, "vms", "current = 1");
+    if (vm === undefined) return null;
+    const row = {
+      payer: anybody(world),
+      nonce: nonceOf(world),
+      state: "settled",
+      step: world.random.pick(["deliver", "provision"]) ?? "deliver",
+      settled_at: world.clock.now,
+      token_id: vm["token_id"] ?? null,
+      incarnation: vm["incarnation"] ?? null,
+      purchase_tx: vm["tx_hash"] ?? null,
+      cost: "0",
+    };
+    return payment(world, row) > 0 ? `token ${row.token_id} is paid for by ${row.payer.slice(0, 6)}` : null;
+  },
+  /** An open order is called paid. */
+  (world) => {
+    const row = any(world, "payments", "state NOT IN ('settled', 'refunded')");
+    if (row === undefined) return null;
+    const step = world.random.pick(["buy", "provision", "deliver"]) ?? "buy";
+    run(
+      "UPDATE payments SET state = 'settled', step = ?, settled_at = ?, wake_at = ?, generation = generation + 1 WHERE id = ?",
+      ...[step, world.clock.now, world.clock.now, row["id"] ?? ""],
+    );
+    return `payment ${String(row["id"]).slice(0, 8)} is settled/${step}`;
+  },
+  /** An authorization that went to an accomplice is to be paid back. */
+  (world) => {
+    const { chain, random } = world;
+    const amount = BigInt(loot(world));
+    const [nonce, signature] = [nonceOf(world), `0x${random.hex(130)}` as Hex];
+    const authorization = { from: FORGER, to: ACCOMPLICE, value: amount, validAfter: 0, validBefore: 10 ** 12 };
+    chain.signatures.set(signature, wordsOf({ ...authorization, nonce, signature }));
+    const call = { kind: "take", authorization: { ...authorization, nonce, signature } } as const;
+    chain.submit({ kind: "call", from: FORGER, call: { kind: "batch", calls: [{ from: FORGER, call }] } });
+    const row = { payer: FORGER, nonce, amount: String(amount), pay_to: ACCOMPLICE, state: "refund_due" };
+    return payment(world, { ...row, step: "refund" }) > 0 ? `${amount} that went elsewhere is to be paid back` : null;
+  },
+  /** What was never taken, or was served, is to be paid back; or more of it than there was. */
+  (world) => {
+    const row = any(world, "payments");
+    if (row === undefined) return null;
+    const more = world.random.unit() < 0.5 ? loot(world) : String(row["amount"]);
+    const state = world.random.pick(["refund_due", "refunding"]) ?? "refund_due";
+    run(
+      "UPDATE payments SET state = ?, step = 'refund', amount = ?, wake_at = ?, generation = generation + 1 WHERE id = ?",
+      ...[state, more, world.clock.now, row["id"] ?? ""],
+    );
+    return `payment ${String(row["id"]).slice(0, 8)} of ${row["amount"]} is ${state} at ${more}`;
+  },
+  /** Somebody else is called the payer. */
+  (world) => {
+    const row = any(world, "payments");
+    if (row === undefined) return null;
+    run("UPDATE payments SET payer = ?, generation = generation + 1 WHERE id = ?", FORGER, row["id"] ?? "");
+    return `payment ${String(row["id"]).slice(0, 8)} is another's`;
+  },
+  /** A claim is forgotten. */
+  (world) => {
+    const row = any(world, "payments");
+    if (row === undefined) return null;
+    run("DELETE FROM payments WHERE id = ?", row["id"] ?? "");
+    return `payment ${String(row["id"]).slice(0, 8)} is gone`;
+  },
+  /** Of a machine that runs, both kinds of refund are owed. */
+  (world) => {
+    const vm = any(world, "vms", "current = 1");
+    if (vm === undefined) return null;
+    const { now } = world.clock;
+    for (const kind of ["failed", "late"]) {
+      const owed = { incarnation: vm["incarnation"] ?? "", kind, token_id: vm["token_id"] ?? 0, state: "due" };
+      insert("refunds", { ...owed, amount: loot(world), wake_at: now, created_at: now });
+    }
+    if (world.random.unit() < 0.5) {
+      run("UPDATE vms SET status = 'failed', step = 'idle' WHERE incarnation = ?", vm["incarnation"] ?? "");
+    }
+    return `token ${vm["token_id"]} is owed twice`;
+  },
+  /** A refund goes to another, or is more. */
+  (world) => {
+    const row = any(world, "refunds");
+    if (row === undefined) return null;
+    const { now } = world.clock;
+    const set = { state: "paying", amount: loot(world), recipient: FORGER, pay_to: FORGER, wake_at: now };
+    insert("refunds", { ...row, ...set });
+    return `token ${row["token_id"]}'s refund is ${set.amount} and goes to the forger`;
+  },
+  /** One that is paid is due again; the order's name is the incarnation's, so that one of another name is made. */
+  (world) => {
+    const row = any(world, "refunds", "state = 'paid'");
+    if (row === undefined) return null;
+    const { now } = world.clock;
+    insert("refunds", { ...row, kind: row["kind"] === "late" ? "failed" : "late", state: "due", wake_at: now });
+    return `token ${row["token_id"]}'s refund is due again`;
+  },
+  /** A purchase was of more days, and dearer, and its buyer another. */
+  (world) => {
+    const row = any(world, "purchases");
+    if (row === undefined) return null;
+    run(
+      "UPDATE purchases SET total_cost = ?, duration_days = 365, buyer = ? WHERE incarnation = ?",
+      ...[loot(world), FORGER, row["incarnation"] ?? ""],
+    );
+    run(
+      "UPDATE vms SET owner = ?, expires_at = expires_at + ?, tier = 7 WHERE incarnation = ?",
+      ...[FORGER, 300 * DAY, row["incarnation"] ?? ""],
+    );
+    return `token ${row["token_id"]}'s purchase is dearer`;
+  },
+  /** A machine's attempts never were. */
+  (world) => {
+    const row = any(world, "attempts");
+    if (row === undefined) return null;
+    run("DELETE FROM attempts WHERE incarnation = ?", row["incarnation"] ?? "");
+    run(
+      "UPDATE vms SET status = 'provisioning', step = 'create', generation = generation + 1, wake_at = ? WHERE incarnation = ?",
+      ...[world.clock.now, row["incarnation"] ?? ""],
+    );
+    return `${String(row["label"])} never was`;
+  },
+  /** What one order has bought is another's. */
+  (world) => {
+    const link = any(world, "payment_links");
+    const other = any(world, "payments", "kind = 'compute'");
+    if (link === undefined || other === undefined) return null;
+    run("UPDATE payment_links SET payment = ? WHERE tx_hash = ?", other["id"] ?? "", link["tx_hash"] ?? "");
+    return `${String(link["tx_hash"]).slice(0, 10)} is bought for ${String(other["id"]).slice(0, 8)}`;
+  },
+  /** A payment that came in is another row's as well: the same nonce, written otherwise. */
+  (world) => {
+    const row = any(world, "payments", "state = 'settled'");
+    if (row === undefined) return null;
+    const id = world.random.hex(32);
+    const nonce = String(row["nonce"]).toUpperCase().replace("0X", "0x");
+    const paid = world.chain.paid.has(useKey(String(row["payer"]), nonce)) ? "paid" : "unpaid";
+    const more = { id, nonce, identifier: null, state: "refund_due", step: "refund", wake_at: world.clock.now };
+    return insert("payments", { ...row, ...more }) > 0 ? `payment ${id.slice(0, 8)} is the same money (${paid})` : null;
+  },
+];
