@@ -225,7 +225,8 @@ export function isStale(row: Pick<store.Payment, "state" | "settledAt" | "wakeAt
  */
 export function isLeft(row: store.Payment, { payment }: Pick<Checked, "payment">, now: number): boolean {
   if (payment.identifier !== null && row.identifier !== payment.identifier) return false;
-  const open = row.state === "claimed" || row.state === "settling";
+  // A machine's payment is taken by the provisioner, which comes back to it by itself.
+  const open = row.state === "claimed" || (row.state === "settling" && row.kind === "credentials");
   return open ? isStale(row, now) : isRetryable(row);
 }
 

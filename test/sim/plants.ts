@@ -66,7 +66,7 @@ async function callOnce(`,
   link_after_the_broadcast: [
     {
       file: "durable-objects/operator-wallet.ts",
-      from: "if (!(await this.#link(id, newest))) return;\n    const { chain }",
+      from: "if (!(await this.#link(id, newest))) return false;\n    const { chain }",
       to: "const { chain }",
     },
     {
@@ -195,6 +195,142 @@ async function callOnce(`,
       to: "if (vm !== null && vm.status === null) return follow",
     },
   ],
+  /** Hard case 27: any transfer to us in the receipt has paid, and a transfer may pay many. */
+  pay_by_any_transfer: [
+    {
+      file: "src/chain/authorization.ts",
+      from: "const [use, next] = at === -1 ? [] : coins.slice(at, at + 2);",
+      to: "const [use] = at === -1 ? [] : coins.slice(at, at + 1);\n  const next = use && coins.find((entry) => entry.topics[2] === (pad(to).toLowerCase() as Hex));",
+    },
+    {
+      file: "src/db/payments.ts",
+      from: ".values({ txHash, logIndex, payment: id })",
+      to: ".values({ txHash, logIndex: parseInt(id.slice(0, 8), 16), payment: id })",
+    },
+    {
+      file: "src/db/payments.ts",
+      from: "AND log_index = ",
+      to: "AND -1 <> ",
+    },
+  ],
+  /** Hard case 28: what is used, and has no log yet, is taken for cancelled. */
+  call_it_cancelled: [
+    {
+      file: "src/chain/authorization.ts",
+      from: 'before?.used === true ? { state: "cancelled", ...block } : { state: "unclear" };',
+      to: 'before === undefined ? { state: "unclear" } : { state: "cancelled", ...block };',
+    },
+  ],
+  /** Hard case 29: receipts are agreed on by their block alone. */
+  agree_on_a_part: [
+    {
+      file: "src/chain/witness.ts",
+      from: "const text = textOf(answer);",
+      to: "const { receipt } = (answer ?? {}) as { receipt?: Receipt | null };\n          const text = receipt ? receipt.blockHash : textOf(answer);",
+    },
+  ],
+  /** Hard case 29: one node says what is final. */
+  believe_the_highest_final: [
+    {
+      file: "src/chain/witness.ts",
+      from: "answers.sort((a, b) => b - a)[witnessesOf(chain) - 1];",
+      to: "answers.sort((a, b) => b - a)[0];",
+    },
+  ],
+  /** Hard case 29: a block of the future is a block. */
+  believe_any_clock: [
+    {
+      file: "src/chain/client.ts",
+      from: "if (timestamp <= Date.now() / 1_000 + maxAheadSeconds) return;",
+      to: "if (timestamp > 0 || maxAheadSeconds > 0) return;",
+    },
+  ],
+  /** Hard case 33: a token that lasts as long, or longer, will do; and the wallet hands it over. */
+  serve_any_held_token: [
+    { file: "src/db/payments.ts", from: "AND expires_at BETWEEN ", to: "AND expires_at >= " },
+    {
+      file: "durable-objects/wallet-evidence.ts",
+      from: 'return (totalCost * left) / seconds > arrived.most * MAX_RISE ? "not_owed" : arrived;',
+      to: 'return left > seconds ? "not_owed" : arrived;',
+    },
+  ],
+  /** Hard case 34: the wallet believes whoever gives an order. */
+  believe_every_order: [
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: "const evidence = await readEvidence({ chain, config, operator: account.address }, order);",
+      to: "const evidence = (readEvidence === undefined ? 'unproven' : { account: order.id, most: 2n ** 100n }) as Evidence | NoEvidence;",
+    },
+  ],
+  /** Hard case 34: what has left for a payment is forgotten. */
+  keep_no_accounts: [
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: 'if (this.#ledger.paidFor(account) + amount > most) return "served";',
+      to: "if (most < 0n || account === undefined) return null;",
+    },
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: 'return undone ? { rows, gas, fees, funds, evidence, nextCount } : { why: "served" };',
+      to: 'return undone || !undone ? { rows, gas, fees, funds, evidence, nextCount } : { why: "served" };',
+    },
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: 'return this.#ledger.paidFor(account) > 0n ? "served" : null;',
+      to: "return null;",
+    },
+  ],
+  /** Hard case 35: gas is whatever a payer's contract takes, and what no node takes is sent for ever. */
+  pay_any_gas: [
+    {
+      file: "src/chain/orders.ts",
+      from: "(call === undefined ? 0n : GAS_CAPS[call.kind]);",
+      to: "(call === undefined ? 0n : 2n ** 40n);",
+    },
+    { file: "durable-objects/operator-wallet.ts", from: "if (!isRefused ||", to: "if (isRefused || !isRefused ||" },
+  ],
+  /** Hard case 45: the wallet signs while payouts are paused. */
+  sign_while_paused: [
+    {
+      file: "durable-objects/operator-wallet.ts",
+      from: 'if (await isPaused(openDatabase(config.DB), "payouts")) return { why: "paused" };',
+      to: 'if (isPaused === undefined || openDatabase === undefined) return { why: "paused" };',
+    },
+    {
+      file: "src/provisioner/payment.ts",
+      from: 'if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);',
+      to: "if (isPaused === undefined) return null;",
+    },
+    {
+      file: "src/provisioner/refund.ts",
+      from: 'if (row.state === "due" && (await isPaused(db, "payouts"))) return;',
+      to: "if (isPaused === undefined || db === undefined) return;",
+    },
+  ],
+  /** Hard case 61: a sale that one node invented comes too late for its deadline, and keeps its token. */
+  be_late_before_looking: [
+    {
+      file: "src/provisioner/create.ts",
+      from: "const seen = await verifyPurchase(context, vm);",
+      to: "if (await isTooLate(context, vm)) return tooLate(context, vm);\n  const seen = await verifyPurchase(context, vm);",
+    },
+  ],
+  /** Hard case 61: an operator's end keeps the token with a sale that never was. */
+  end_without_looking: [
+    {
+      file: "src/provisioner/end.ts",
+      from: "const isKnown = !vm.current || (await readPurchase(chain, config, vm)) !== null;",
+      to: "const isKnown = vm.current || !vm.current || (await readPurchase(chain, config, vm)) !== null;",
+    },
+  ],
+  /** Hard case 61: a purchase that stands after all stays gone in its own row. */
+  reinstate_the_machine_alone: [
+    {
+      file: "src/db/ends.ts",
+      from: ".set({ orphaned: false, blockNumber, blockHash, logIndex, purchaseDate })",
+      to: ".set({ blockHash, logIndex })",
+    },
+  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -224,4 +360,17 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   take_before_the_machine_answers: 1,
   pay_back_before_final: 140,
   wait_for_the_link: 524,
+  pay_by_any_transfer: 1,
+  call_it_cancelled: 1,
+  agree_on_a_part: 1,
+  believe_the_highest_final: 1,
+  believe_any_clock: 1,
+  serve_any_held_token: 1,
+  believe_every_order: 1,
+  keep_no_accounts: 1,
+  pay_any_gas: 1,
+  sign_while_paused: 1,
+  be_late_before_looking: 1,
+  end_without_looking: 1,
+  reinstate_the_machine_alone: 1,
 };
