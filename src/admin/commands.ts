@@ -83,6 +83,10 @@ export function addApiCommands(program: Command): void {
     .option("--limit <number>", "the newest so many")
     .action((query: Query) => list("/admin/payments", "payments", query));
   payments
+    .command("held")
+    .description("Tokens in stock: bought for orders that came to nothing; their age and value.")
+    .action(() => one("GET", "/admin/payments/held"));
+  payments
     .command("reconcile")
     .description("Holds the books against the chain's final history; exits 1 where they differ.")
     .option("--from <block>", "the first block; without it the last 10,000")

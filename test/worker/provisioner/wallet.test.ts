@@ -223,6 +223,124 @@ test("a nonce that a reorg has left free is filled: what waits behind it would n
   expect(await usdcOf(agent(3).address)).toBe(before + 5n);
 });
 
+test("no more leaves for a payment than came in by it, whatever rows say: a forged row was paid back 1,500 USDC (hard case 34)", async () => {
+  const payer = agent(3);
+  const payment = await paidUs(payer, 500_000n);
+  const refund = (id: string, amount: string, fields: object = {}) =>
+    ({ kind: "pay", id, to: payer.address, amount, owed: { payment }, ...fields }) as const;
+  const notOwed = { state: "waiting", why: "not_owed" };
+  const served = { state: "waiting", why: "served" };
+  expect(await world.wallet.order(refund("too much", "500001"))).toEqual(served);
+  expect(await world.wallet.order(refund("to another", "1", { to: deployer.address }))).toEqual(notOwed);
+  // Signed and never paid; paid to somebody else.
+  const unpaid = (await signedTo(payer, 700_000n)).payment;
+  expect(await world.wallet.order(refund("never came", "1", { owed: { payment: unpaid } }))).toEqual({
+    state: "waiting",
+    why: "unproven",
+  });
+  const elsewhere = { ...payment, to: deployer.address };
+  expect(await world.wallet.order(refund("went elsewhere", "1", { owed: { payment: elsewhere } }))).toEqual(notOwed);
+  expect(await world.wallet.order(refund("first half", "250000"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(refund("more than the rest", "250001"))).toEqual(served);
+  expect(await world.wallet.order(refund("second half", "250000"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(refund("a grain more", "1"))).toEqual(served);
+});
+
+test("a token is bought and handed over once for a payment, and to its payer alone (hard case 34)", async () => {
+  const paid = await paidUs(agent(1), 500_000n);
+  const order = { kind: "purchase", payment: "p", tier: 0, durationDays: 1, cost: "500000", paid } as const;
+  const tokenId = Number(await sold());
+  expect(await world.wallet.order({ ...order, id: "one" })).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order({ ...order, id: "another" })).toEqual({ state: "waiting", why: "served" });
+  expect(await world.wallet.order({ ...order, id: "dearer", cost: "1000001" })).toEqual({
+    state: "waiting",
+    why: "not_owed",
+  });
+  await world.scan();
+  const [row] = await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId);
+  const purchase = String(row?.["incarnation"]);
+  const transfer = { kind: "transfer", to: agent(1).address, tokenId, purchase, paid } as const;
+  const stranger = { ...transfer, id: "to a stranger", to: agent(2).address };
+  expect(await world.wallet.order(stranger)).toEqual({ state: "waiting", why: "not_owed" });
+  // Somebody's cent is no payment for a token of fifty.
+  const cent = await paidUs(agent(2), 10_000n);
+  const cheap = { ...stranger, id: "for a cent", paid: cent };
+  expect(await world.wallet.order(cheap)).toEqual({ state: "waiting", why: "not_owed" });
+  const delivered = { ...transfer, id: "to its payer" };
+  expect(await world.wallet.order(delivered)).toMatchObject({ state: "sent" });
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+  const back = { kind: "pay", id: "back", to: agent(1).address, amount: "1", owed: { payment: paid } } as const;
+  expect(await world.wallet.order(back)).toEqual({ state: "waiting", why: "served" });
+  // An operator may, within a limit of its own.
+  await configure({ APPROVAL_LIMIT_USDC_PER_DAY: "0.1" });
+  const approved = {
+    ...back,
+    id: "refund/approved/1",
+    amount: "100001",
+    owed: { payment: paid, approved: true },
+  } as const;
+  expect(await world.wallet.order(approved)).toEqual({ state: "waiting", why: "daily_limit" });
+  await configure({ APPROVAL_LIMIT_USDC_PER_DAY: "500" });
+  expect(await world.wallet.order(approved)).toMatchObject({ state: "sent" });
+});
+
+test("what a purchase is owed goes to whom its token belongs, once, and is no more than its price (hard case 34)", async () => {
+  const { tokenId } = await world.buy(4);
+  await world.scan();
+  await chain.mine(4);
+  const [row] = await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId);
+  const owed = { purchase: String(row?.["incarnation"]) };
+  const refund = (id: string, amount: string, to = agent(4).address) =>
+    ({ kind: "pay", id, to, amount, owed }) as const;
+  expect(await world.wallet.order(refund("to a stranger", "1", agent(3).address))).toEqual({
+    state: "waiting",
+    why: "not_owed",
+  });
+  expect(await world.wallet.order(refund("failed", "400000"))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(refund("late", "100001"))).toEqual({ state: "waiting", why: "served" });
+  // The same purchase in a row of another deployment is no other purchase.
+  const elsewhere = { purchase: owed.purchase.replace(/^[^/]+/, "elsewhere") };
+  expect(await world.wallet.order({ ...refund("again", "100001"), owed: elsewhere })).toEqual({
+    state: "waiting",
+    why: "served",
+  });
+  expect(await world.wallet.order(refund("late", "100000"))).toMatchObject({ state: "sent" });
+});
+
+test("while payouts are paused nothing new is signed, whatever asks for it (hard case 45)", async () => {
+  const before = await purchase("before the pause");
+  expect(await world.wallet.order(before)).toMatchObject({ state: "sent" });
+  await world.sql.prepare("INSERT INTO pauses (what, since, reason, by) VALUES ('payouts', 1, 'drill', 'test')").run();
+  expect(await world.wallet.order(await purchase("in the pause"))).toEqual({ state: "waiting", why: "paused" });
+  expect(await world.wallet.order(before)).toMatchObject({ state: "sent" });
+  await world.sql.prepare("DELETE FROM pauses").run();
+  expect(await world.wallet.order(await purchase("in the pause"))).toMatchObject({ state: "sent" });
+});
+
+test("the day's refunds go to the smallest and oldest first, and a recipient gets a quarter of them: a buyer of what is sold out made all others wait", async () => {
+  await configure({ REFUND_LIMIT_USDC_PER_DAY: "1" });
+  const pay = async (id: string, index: number, amount: string) => {
+    const payment = await paidUs(agent(index), BigInt(amount));
+    return { kind: "pay", id, to: agent(index).address, amount, owed: { payment } } as const;
+  };
+  const limited = { state: "waiting", why: "daily_limit" };
+  expect(await world.wallet.order(await pay("a first", 1, "200000"))).toMatchObject({ state: "sent" });
+  const share = await pay("more than a quarter", 1, "60000");
+  expect(await world.wallet.order(share)).toEqual({ state: "waiting", why: "recipient_limit" });
+  const large = await pay("large", 2, "900000");
+  expect(await world.wallet.order(large)).toEqual(limited);
+  const small = await pay("small", 3, "500000");
+  expect(await world.wallet.order(small)).toMatchObject({ state: "sent" });
+  const middle = await pay("middle", 4, "310000");
+  expect(await world.wallet.order(middle)).toEqual(limited);
+  // As much as is left, but the smaller one that waits goes before it.
+  await inStorage("UPDATE wallet_orders SET created_at = created_at - 90000000 WHERE id = 'a first'");
+  const later = await pay("later", 2, "320000");
+  expect(await world.wallet.order(later)).toEqual(limited);
+  expect(await world.wallet.order(middle)).toMatchObject({ state: "sent" });
+});
+
 /** Calls every signature of its account's valid: `isValidSignature` answers its own selector. */
 const AGREES_TO_ALL = "0x631626ba7e60e01b5f5260205ff3";
 
