@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 
 const worker = (...areas: readonly string[]) => areas.map((area) => `test/worker/${area}`);
 const e2e = (...names: readonly string[]) => names.map((name) => `test/e2e/${name}.test.ts`);
-const orders = worker("provisioner/(order|payment|wallet)");
+const orders = worker("provisioner/(order|payment|wallet|batches|held-tokens)");
 const machines = worker("provisioner/(create|failover|queue)");
 
 /** Which tests hold what lies under a path. Every line that matches counts; both sides are the beginning of an expression. */
@@ -19,6 +19,8 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/chain/", tests: worker("chain/") },
   { path: "src/chain/client", tests: worker("routes/credentials", "access/smart-wallet") },
   { path: "src/chain/(authorization|coin|offers|orders)", tests: orders },
+  { path: "src/chain/(client|witness)", tests: worker("provisioner/faulty-nodes") },
+  { path: "src/chain/(contract-signature|orders)", tests: worker("provisioner/(hostile-wallets|purchases-at-once)") },
   { path: "src/credentials/", tests: worker("credentials/") },
   { path: "src/db/", tests: worker("db/", "chain/") },
   { path: "src/db/(payments|orders)", tests: orders },
@@ -51,7 +53,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "durable-objects/ip-guard", tests: [...worker("access/"), ...e2e("restart")] },
   { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },
   { path: "durable-objects/vendor-gate", tests: worker("provisioner/(failover|reap|create)") },
-  { path: "durable-objects/(operator-wallet|wallet-ledger)", tests: worker("provisioner/(wallet|order|refund)") },
+  { path: "durable-objects/(operator-wallet|wallet-)", tests: worker("provisioner/(wallet|order|refund)") },
   { path: "migrations/", tests: [...worker("db/"), ...e2e("d1-stand-in")] },
   { path: "test/worker/[^/]+$", tests: worker("chain/", "vms/") },
   ...["access", "routes/x402", "routes/admin"].map((area) => ({

@@ -59,12 +59,18 @@ export function connectChain(config: ChainConfig): Chain {
     nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
     rpcUrls: { default: { http: config.RPC_URLS } },
   });
+  const chainIds: ChainIds = known.get(config) ?? new Map();
+  known.set(config, chainIds);
   const nodes = config.RPC_URLS.map((url, index) => {
     const name = `rpc-${index}`;
     const transport = http(url, { retryCount: 0, timeout: config.RPC_TIMEOUT_MS });
     return {
       name,
-      client: createPublicClient({ chain, cacheTime: 0, transport: ofChain(transport, { url, name }) }) as PublicClient,
+      client: createPublicClient({
+        chain,
+        cacheTime: 0,
+        transport: ofChain(transport, name, chainIds),
+      }) as PublicClient,
       maxAheadSeconds: config.CHAIN_MAX_AHEAD_SECONDS,
     };
   });
@@ -72,21 +78,23 @@ export function connectChain(config: ChainConfig): Chain {
 }
 
 const ASK_AGAIN_MS = 60_000;
-/** What each URL answered to eth_chainId in this isolate, and when (unix milliseconds). */
-const chainIds = new Map<string, { id: number; at: number }>();
+/** What each node answered to eth_chainId, and when (unix milliseconds). */
+type ChainIds = Map<string, { id: number; at: number }>;
+/** Of the nodes of a configuration, which an isolate keeps. */
+const known = new WeakMap<ChainConfig, ChainIds>();
 
 /** A transport that takes answers only from a node of the configured chain, which is asked beside the first call. */
 const ofChain =
-  (transport: Transport, { url, name }: { url: string; name: string }): Transport =>
+  (transport: Transport, name: string, chainIds: ChainIds): Transport =>
   (options) => {
     const inner = transport(options);
     const expected = options.chain?.id;
     const chainId = async (): Promise<number> => {
-      const known = chainIds.get(url);
-      if (known !== undefined && (known.id === expected || Date.now() - known.at < ASK_AGAIN_MS)) return known.id;
+      const told = chainIds.get(name);
+      if (told !== undefined && (told.id === expected || Date.now() - told.at < ASK_AGAIN_MS)) return told.id;
       const id = hexToNumber((await inner.request({ method: "eth_chainId" })) as Hex);
       if (id !== expected) log("page", "rpc_of_another_chain", { node: name, chainId: id, expected });
-      chainIds.set(url, { id, at: Date.now() });
+      chainIds.set(name, { id, at: Date.now() });
       return id;
     };
     const request = async (call: Parameters<typeof inner.request>[0]) => {

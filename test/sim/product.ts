@@ -102,17 +102,18 @@ setLogLevel(provisionerConfig(provisionerEnv).LOG_LEVEL);
 
 /** The queue and the objects of a run, empty; the database as its migrations left it. */
 export function bind(runtime: Runtime): Bound {
+  // What the product remembers of a configuration belongs to one run.
+  config.edge = { ...edgeSettings };
+  const variables = { ...provisionerEnv };
   // The handler's own types are Cloudflare's; here are what stands in for them.
   const consume = (batch: Batch) =>
-    (provisioner.queue as unknown as (batch: Batch, env: object, ctx: object) => Promise<void>)(batch, provisionerEnv, {
+    (provisioner.queue as unknown as (batch: Batch, env: object, ctx: object) => Promise<void>)(batch, variables, {
       waitUntil: () => undefined,
     });
   const settings = { batchSize: 10, maxRetries: 10 };
   const dead = new SimulatedQueue(runtime, { name: "clawcloud-jobs-dead", ...settings, deadLetters: null }, consume);
   const jobs = new SimulatedQueue(runtime, { name: "clawcloud-jobs", ...settings, deadLetters: dead }, consume);
-  const env = () => provisionerEnv;
-  // What the product remembers of a configuration belongs to one run.
-  config.edge = { ...edgeSettings };
+  const env = () => variables;
   bound = {
     runtime,
     jobs,
