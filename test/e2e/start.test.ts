@@ -18,10 +18,10 @@ test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of 
   }
   const [, act = ""] = output.split("over x402, with @x402/fetch");
   const told = [
-    /^ +[\d.]+ s {2}quoted 0\.5 USDC by a 402$/m,
-    /^ +[\d.]+ s {2}accepted, authorized: /m,
-    /^ +[\d.]+ s {2}the machine answers, 0\.50 USDC taken in transaction 0x[0-9a-f]{16}…$/m,
-    /^ +[\d.]+ s {2}token \d+ is the agent's$/m,
+    /^ *[\d.]+ s {2}quoted 0\.5 USDC by a 402$/m,
+    /^ *[\d.]+ s {2}accepted, authorized: /m,
+    /^ *[\d.]+ s {2}the machine answers, 0\.50 USDC taken in transaction 0x[0-9a-f]{16}…$/m,
+    /^ *[\d.]+ s {2}token \d+ is the agent's$/m,
     /^ +Linux clawcloud-local-/m,
   ].map((line) => act.search(line));
   expect(told, act).not.toContain(-1);
