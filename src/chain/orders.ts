@@ -14,7 +14,7 @@ import {
 } from "viem";
 import { AppError } from "../errors.ts";
 import type { Authorization } from "./authorization.ts";
-import type { Chain } from "./client.ts";
+import type { Chain, Node } from "./client.ts";
 import { coinAbi, contractAbi, eventAbi } from "./contract.ts";
 import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 import { askFirst } from "./witness.ts";
@@ -141,7 +141,7 @@ type KindOfCall = Call & { kind: OrderKind };
 export async function estimateGas(chain: Chain, from: Address, calls: readonly KindOfCall[]): Promise<bigint[] | null> {
   const [only] = calls;
   const needed = calls.length === 1 && only !== undefined ? await estimateOne(chain, from, only) : null;
-  const all = needed ?? (await simulate(chain, from, calls)).map(gasOf);
+  const all = needed ?? (await askFirst(chain, (node) => simulate(node, from, calls))).map(gasOf);
   const limits = all.map((gas) => (gas === null ? null : (gas * GAS_MARGIN_PERCENT) / 100n + GAS_ROOM));
   return limits.every((limit, i) => limit !== null && limit <= capOf(calls[i])) ? (limits as bigint[]) : null;
 }
@@ -170,32 +170,43 @@ const wouldFail = (error: unknown): boolean =>
 
 type Simulated = { status: Hex; gasUsed: Hex; logs?: readonly { address: Address; topics: readonly Hex[] }[] };
 
-/** Calls one after the other on top of the latest block (`eth_simulateV1`); a node that can't is passed over. */
-const simulate = (
-  chain: Chain,
+/** Calls one after the other on top of a block (`eth_simulateV1`). */
+async function simulate(
+  { client }: Node,
   from: Address,
-  calls: readonly (Call & { kind?: OrderKind })[],
-): Promise<readonly Simulated[]> =>
-  askFirst(chain, async ({ client }) => {
-    const request = client.request as (request: { method: string; params: unknown }) => Promise<unknown>;
-    const blockStateCalls = [{ calls: calls.map(({ to, data }) => ({ from, to, data })) }];
-    const answer = await request({ method: "eth_simulateV1", params: [{ blockStateCalls }, "latest"] });
-    const simulated = (answer as [{ calls?: readonly Simulated[] }?])[0]?.calls;
-    if (simulated?.length !== calls.length) {
-      throw new AppError("chain_answered_nonsense", "An RPC node answered a simulation with too few results.");
-    }
-    return simulated;
-  });
+  calls: readonly Call[],
+  block: Hex | "latest" = "latest",
+): Promise<readonly Simulated[]> {
+  const request = client.request as (request: { method: string; params: unknown }) => Promise<unknown>;
+  const blockStateCalls = [{ calls: calls.map(({ to, data }) => ({ from, to, data })) }];
+  const answer = await request({ method: "eth_simulateV1", params: [{ blockStateCalls }, block] });
+  const simulated = (answer as [{ calls?: readonly Simulated[] }?])[0]?.calls;
+  if (simulated?.length !== calls.length) {
+    throw new AppError("chain_answered_nonsense", "An RPC node answered a simulation with too few results.");
+  }
+  return simulated;
+}
 
-/** Whether a token bought now could be handed over: the purchase is played, then the transfer of what it minted (hard case 19). */
-export async function canDeliver(
+/**
+ * Whether a token bought now could be handed over: the purchase is played, then the transfer of what it minted (hard case 19).
+ * Both on one block: a sale in between would give the second another token than the first.
+ */
+export const canDeliver = (
   chain: Chain,
   purchase: CallOrder & { kind: "purchase" },
   payer: Address,
   addresses: Addresses,
+): Promise<boolean> => askFirst(chain, (node) => canDeliverOn(node, purchase, payer, addresses));
+
+async function canDeliverOn(
+  node: Node,
+  purchase: CallOrder & { kind: "purchase" },
+  payer: Address,
+  addresses: Addresses,
 ): Promise<boolean> {
+  const block = numberToHex(await node.client.getBlockNumber({ cacheTime: 0 }));
   const calls = callsOf(purchase, addresses);
-  const bought = (await simulate(chain, addresses.operator, calls)).at(-1);
+  const bought = (await simulate(node, addresses.operator, calls, block)).at(-1);
   const minted = bought?.logs?.find(
     ({ address, topics }) =>
       address.toLowerCase() === addresses.contract.toLowerCase() &&
@@ -205,7 +216,7 @@ export async function canDeliver(
   const tokenId = minted?.topics[3];
   if (tokenId === undefined) return false;
   const transfer = { kind: "transfer", id: "", to: payer, tokenId: Number(hexToBigInt(tokenId)) } as const;
-  const all = await simulate(chain, addresses.operator, [...calls, ...callsOf(transfer, addresses)]);
+  const all = await simulate(node, addresses.operator, [...calls, ...callsOf(transfer, addresses)], block);
   return all.every(({ status }) => hexToBigInt(status) === 1n);
 }
 

@@ -175,7 +175,11 @@ export class ModelNode {
       case "eth_call":
         return this.#call(view, params[0] as Sent, params[1]);
       case "eth_simulateV1":
-        return this.#simulate(view, params[0] as { blockStateCalls: readonly { calls: readonly Sent[] }[] });
+        return this.#simulate(
+          view,
+          params[0] as { blockStateCalls: readonly { calls: readonly Sent[] }[] },
+          params[1] ?? "latest",
+        );
       case "eth_getTransactionReceipt":
         return this.#receipt(view, params[0] as Hex);
       case "eth_getTransactionCount": {
@@ -275,8 +279,12 @@ export class ModelNode {
   }
 
   /** Each call upon what the one before it did. */
-  #simulate(view: View, { blockStateCalls }: { blockStateCalls: readonly { calls: readonly Sent[] }[] }): unknown {
-    let block: Pick<Block, "state" | "timestamp"> | null = this.#at(view, "latest");
+  #simulate(
+    view: View,
+    { blockStateCalls }: { blockStateCalls: readonly { calls: readonly Sent[] }[] },
+    tag: unknown,
+  ): unknown {
+    let block: Pick<Block, "state" | "timestamp"> | null = this.#at(view, tag);
     return blockStateCalls.map(({ calls }) => ({
       calls: calls.map(({ from = "", to = "", data = "0x" }) => {
         if (block === null) throw new Error("header not found");

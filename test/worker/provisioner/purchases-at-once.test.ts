@@ -4,7 +4,7 @@ import { runDurableObjectAlarm } from "cloudflare:test";
 import { type Hex, parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS } from "../../world/addresses.ts";
-import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+import { addRpcFault, agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
 import { accepted, claw, mined, ownerOf, playOn, setTier, sold, usdcOf } from "../routes/x402/till.ts";
 
 type Row = Record<string, unknown>;
@@ -47,6 +47,20 @@ async function expectDelivered(...orders: { id: string; index: number }[]): Prom
     expect(await ownerOf(row["token_id"])).toBe(agent(index).address);
   }
 }
+
+test("a sale between the two looks at whether a token could be handed over stops no order: it was given up as cannot_deliver", async () => {
+  const { id } = await accepted(world, agent(1));
+  // Slow enough for sales to come between any two of its calls.
+  await addRpcFault({ kind: "delay", ms: 120 });
+  let isChecked = false;
+  const sales = (async () => {
+    while (!isChecked) await world.buy(0);
+  })();
+  await world.drain(async () => (await rowOf(id))["step"] !== "check");
+  isChecked = true;
+  await sales;
+  expect(await rowOf(id)).toMatchObject({ state: "authorized", step: "buy", reason: null });
+});
 
 test("a purchase that is prepared between another's approval and its purchase has gas enough: both get their token (hard case 55)", async () => {
   await chain.node.setAutomine(false);
