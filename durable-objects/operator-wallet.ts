@@ -58,7 +58,16 @@ export type OrderState =
 type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
 type Funds = { balance: bigint; count: number; wei: bigint };
 /** What was found out about an order before its turn. */
-type Prepared = { rows: NewRow[]; gas: bigint[]; fees: Fees; funds: Funds; evidence: Evidence; nextCount: number };
+type Prepared = {
+  rows: NewRow[];
+  gas: bigint[];
+  fees: Fees;
+  funds: Funds;
+  evidence: Evidence;
+  nextCount: number;
+  /** Earlier orders for the same that have done nothing. */
+  undone: ReadonlySet<string>;
+};
 
 const ADVANCE_MS = 15_000;
 const STUCK_MS = 60_000;
@@ -145,31 +154,37 @@ export class OperatorWallet extends DurableObject<object> {
     const l1Fee = await readL1Fee(chain, rows);
     if (funds.wei < gas.reduce((sum, one) => sum + one, 0n) * fees.maxFee + l1Fee) return { why: "no_gas" };
     const undone = await this.#undone(evidence.account, order);
-    return undone ? { rows, gas, fees, funds, evidence, nextCount } : { why: "served" };
+    return undone === null ? { why: "served" } : { rows, gas, fees, funds, evidence, nextCount, undone };
   }
 
-  /** False where a payment's token is on its way or with its payer: it gets no second one, and is not paid back whole. */
-  async #undone(account: string, order: WalletOrder): Promise<boolean> {
+  /**
+   * Null where a payment's token is bought, on its way or with its payer: it gets no second one, and is not paid back whole.
+   * Else the earlier orders for it that have done nothing as the chain stands now.
+   */
+  async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | null> {
     const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined && !order.owed.approved;
-    if (order.kind !== "transfer" && !isRefundOfPayment) return true;
-    for (const row of this.#ledger.ordersFor(account, "transfer")) {
+    const undone = new Set<string>();
+    if (order.kind === "capture" || (order.kind === "pay" && !isRefundOfPayment)) return undone;
+    for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {
       if (row.id === order.id) continue;
-      // After a reorg its token may be another: then what was sent does nothing.
       const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
-      if (row.state === "final" || mined?.status === "success" || isRefundOfPayment) return false;
+      // A purchase counts until it has reverted; of a transfer a reorg may have left nothing that it could move.
+      const isOpen = order.kind === "purchase" ? mined?.status !== "reverted" : mined?.status === "success";
+      if (row.state === "final" || isOpen || isRefundOfPayment) return null;
+      undone.add(row.id);
     }
-    return true;
+    return undone;
   }
 
   /** What the ledger says, and then the signature, with nothing in between. */
   async #signAll(
     order: WalletOrder,
-    { rows, gas, fees, funds, evidence, nextCount }: Prepared,
+    { rows, gas, fees, funds, evidence, nextCount, undone }: Prepared,
   ): Promise<{ why: Refusal } | { known: OrderRow } | { hash: Hex; amount: string }> {
     const known = this.#ledger.row(order.id);
     if (known !== undefined) return { known };
     const amount = rows.at(-1)?.amount ?? "0";
-    const why = this.#refusalOf(order, BigInt(amount), evidence);
+    const why = this.#refusalOf(order, BigInt(amount), evidence, undone);
     if (why !== null) return { why };
     const available = this.#available(funds);
     await this.#warnOfFunds(available, funds.wei, fees);
@@ -188,11 +203,16 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /** What has left, and may leave. */
-  #refusalOf(order: WalletOrder, amount: bigint, { account, most }: Evidence): Refusal | null {
+  #refusalOf(
+    order: WalletOrder,
+    amount: bigint,
+    { account, most }: Evidence,
+    undone: ReadonlySet<string>,
+  ): Refusal | null {
     const { config } = this.#services();
     const now = Date.now();
     if (order.kind === "purchase") {
-      if (this.#ledger.ordersFor(account, "purchase").length > 0) return "served";
+      if (this.#ledger.ordersFor(account, "purchase").some(({ id }) => !undone.has(id))) return "served";
       const spent = this.#ledger.spentSince("purchase", now - DAY_MS);
       return spent + amount > config.PURCHASE_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
     }

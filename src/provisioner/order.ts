@@ -185,7 +185,9 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
       ? abandon(context, row, `purchase_${bought.why}`)
       : { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  if (bought.state === "reverted") {
+  // A purchase that a reorg brings back after all stays ours, and serves another order.
+  const mined = bought.state === "sent" && bought.mined?.status === "reverted" ? bought.mined : null;
+  if (bought.state === "reverted" || (mined !== null && (await isConfirmed(context, mined.blockNumber)))) {
     // Its approval was used up, or the price has changed: while there is time it is bought again (hard case 55).
     if (isLate || row.reverts + 1 >= MAX_REVERTS) return abandon(context, row, "purchase_reverted");
     log("warn", "purchase_reverted", { payment: row.id, txHash: bought.hash });

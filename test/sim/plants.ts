@@ -271,8 +271,8 @@ async function callOnce(`,
     },
     {
       file: "durable-objects/operator-wallet.ts",
-      from: 'return undone ? { rows, gas, fees, funds, evidence, nextCount } : { why: "served" };',
-      to: 'return undone || !undone ? { rows, gas, fees, funds, evidence, nextCount } : { why: "served" };',
+      from: 'return undone === null ? { why: "served" } : { rows, gas, fees, funds, evidence, nextCount, undone };',
+      to: "return { rows, gas, fees, funds, evidence, nextCount, undone: undone ?? new Set() };",
     },
     {
       file: "durable-objects/operator-wallet.ts",
