@@ -148,7 +148,9 @@ export class OperatorWallet extends DurableObject<object> {
       this.#fees(),
       this.#count(),
     ]);
-    if (this.#available(funds) < BigInt(rows.at(-1)?.amount ?? 0)) return { why: "no_funds" };
+    const available = this.#available(funds);
+    await this.#warnOfFunds(available, funds.wei, fees);
+    if (available < BigInt(rows.at(-1)?.amount ?? 0)) return { why: "no_funds" };
     if (gas === null) return { why: "would_fail" };
     if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
     const l1Fee = await readL1Fee(chain, rows);
@@ -186,9 +188,7 @@ export class OperatorWallet extends DurableObject<object> {
     const amount = rows.at(-1)?.amount ?? "0";
     const why = this.#refusalOf(order, BigInt(amount), evidence, undone);
     if (why !== null) return { why };
-    const available = this.#available(funds);
-    await this.#warnOfFunds(available, funds.wei, fees);
-    if (available < BigInt(amount)) return { why: "no_funds" };
+    if (this.#available(funds) < BigInt(amount)) return { why: "no_funds" };
     // All are signed and stored before the first one leaves: nothing may come between their nonces.
     const nonce = Math.max(nextCount, this.#ledger.lastNonce + 1);
     let hash: Hex = "0x";

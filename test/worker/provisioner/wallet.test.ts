@@ -189,6 +189,16 @@ test("a wallet that is about to run out calls for more, once an hour", async () 
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
 });
 
+test("a wallet that has run out calls for more: it refused the order before anybody heard why", async () => {
+  const funds = await usdcOf(operator.address);
+  const send = { ...coin, functionName: "transfer" } as const;
+  await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, funds] }));
+  expect(await world.wallet.order(await purchase("out of funds"))).toEqual({ state: "waiting", why: "no_funds" });
+  const warnedAt = await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get("warnedAt"));
+  expect(warnedAt).toBeTypeOf("number");
+  await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds] }));
+});
+
 test("what one of three nodes has a receipt of is not sent at another nonce: a second token was bought while one lagged and one lied (seed 86214)", async () => {
   const before = await sold();
   const [faulty = "", , honest = ""] = world.provisioner.RPC_URLS;
