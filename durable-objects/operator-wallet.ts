@@ -18,34 +18,21 @@
 // The key is in the environment of this script alone (hard case 3), and the chain's word in final history is the only
 // one that closes an order (hard case 16).
 import { DurableObject } from "cloudflare:workers";
-import { BaseError, type Hex, keccak256, RpcRequestError } from "viem";
+import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
-import { balanceOf } from "../src/chain/authorization.ts";
+import { type Fees, type Funds, readFees, readFunds, refusesContent } from "../src/chain/account.ts";
 import { type Chain, connectChain } from "../src/chain/client.ts";
-import { callsOf, estimateGas, identityOf, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
-import { askFirst, askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
+import { estimateGas, identityOf, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
+import { askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
-import { type Evidence, type NoEvidence, readEvidence } from "./wallet-evidence.ts";
-import { type NewRow, type OrderRow, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
+import { type Evidence, readEvidence } from "./wallet-evidence.ts";
+import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
+import { limitOf, type Refusal } from "./wallet-limits.ts";
 
-export type Refusal =
-  /** An operator has stopped payouts. */
-  | "paused"
-  | "daily_limit"
-  /** The recipient has had its share of today's refunds. */
-  | "recipient_limit"
-  | "no_funds"
-  | "no_gas"
-  | "gas_too_dear"
-  | "would_fail"
-  | "other_order"
-  | NoEvidence
-  /** What came in for it has been paid back, or has its token. */
-  | "served";
 export type Mined = { hash: Hex; status: "success" | "reverted"; blockNumber: number };
 export type OrderState =
   /** Nothing was signed; the same call may work later. `other_order`: the id was given to something else before. */
@@ -55,8 +42,6 @@ export type OrderState =
   /** In final history. */
   | { state: "final" | "reverted"; hash: Hex };
 
-type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
-type Funds = { balance: bigint; count: number; wei: bigint };
 /** What was found out about an order before its turn. */
 type Prepared = {
   rows: NewRow[];
@@ -72,19 +57,14 @@ type Prepared = {
 const ADVANCE_MS = 15_000;
 const STUCK_MS = 60_000;
 const HOUR_MS = 3_600_000;
-const DAY_MS = 86_400_000;
 const MAX_REPLACEMENTS = 10;
 /** Nodes take a replacement only at 10 % more. */
 const BUMP_PERCENT = 125n;
-const FALLBACK_PRIORITY_FEE = 1_000_000n;
 const LOW_TRANSACTIONS = 100n;
 const GAS_PER_TRANSACTION = 200_000n;
 const FILL_GAS = 30_000n;
 /** A transaction that every node has refused at so many fees is refused for another reason. */
 const MAX_REFUSED_FEES = 3;
-/** Of a day's refunds one recipient gets a quarter: whoever buys what is sold out must not make others wait. */
-const RECIPIENT_SHARE = 4n;
-
 export class OperatorWallet extends DurableObject<object> {
   readonly #ledger: WalletLedger;
   #turn: Promise<unknown> = Promise.resolve();
@@ -142,9 +122,10 @@ export class OperatorWallet extends DurableObject<object> {
     if (evidence === "not_owed") log("page", "order_not_owed", { order: order.id, kind: order.kind });
     if (typeof evidence === "string") return { why: evidence };
     const rows = this.#rowsOf(order, evidence.account);
-    const [gas, funds, fees, nextCount] = await Promise.all([
+    const [gas, l1Fee, funds, fees, nextCount] = await Promise.all([
       this.#estimate(rows),
-      this.#funds(),
+      readL1Fee(chain, rows),
+      readFunds(chain, config.USDC_ADDRESS, account.address),
       this.#fees(),
       this.#count(),
     ]);
@@ -153,7 +134,6 @@ export class OperatorWallet extends DurableObject<object> {
     if (available < BigInt(rows.at(-1)?.amount ?? 0)) return { why: "no_funds" };
     if (gas === null) return { why: "would_fail" };
     if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
-    const l1Fee = await readL1Fee(chain, rows);
     if (funds.wei < gas.reduce((sum, one) => sum + one, 0n) * fees.maxFee + l1Fee) return { why: "no_gas" };
     const undone = await this.#undone(evidence.account, order);
     return undone === null ? { why: "served" } : { rows, gas, fees, funds, evidence, nextCount, undone };
@@ -186,7 +166,7 @@ export class OperatorWallet extends DurableObject<object> {
     const known = this.#ledger.row(order.id);
     if (known !== undefined) return { known };
     const amount = rows.at(-1)?.amount ?? "0";
-    const why = this.#refusalOf(order, BigInt(amount), evidence, undone);
+    const why = limitOf(this.#ledger, this.#services().config, order, { amount: BigInt(amount), evidence, undone });
     if (why !== null) return { why };
     if (this.#available(funds) < BigInt(amount)) return { why: "no_funds" };
     // All are signed and stored before the first one leaves: nothing may come between their nonces.
@@ -202,55 +182,10 @@ export class OperatorWallet extends DurableObject<object> {
     return open.reduce((left, { amount }) => left - BigInt(amount), balance);
   }
 
-  /** What has left, and may leave. */
-  #refusalOf(
-    order: WalletOrder,
-    amount: bigint,
-    { account, most }: Evidence,
-    undone: ReadonlySet<string>,
-  ): Refusal | null {
-    const { config } = this.#services();
-    const now = Date.now();
-    if (order.kind === "purchase") {
-      if (this.#ledger.ordersFor(account, "purchase").some(({ id }) => !undone.has(id))) return "served";
-      const spent = this.#ledger.spentSince("purchase", now - DAY_MS);
-      return spent + amount > config.PURCHASE_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
-    }
-    if (order.kind === "transfer") return this.#ledger.paidFor(account) > 0n ? "served" : null;
-    if (order.kind !== "pay") return null;
-    if (this.#ledger.paidFor(account) + amount > most) return "served";
-    if (order.owed.approved) {
-      const approved = this.#ledger.approvedSince(now - DAY_MS);
-      if (approved + amount > config.APPROVAL_LIMIT_USDC_PER_DAY) return "daily_limit";
-    }
-    const recipient = order.to.toLowerCase();
-    const limit = config.REFUND_LIMIT_USDC_PER_DAY;
-    const had = this.#ledger.spentSince("pay", now - DAY_MS, recipient);
-    // One that is larger than a share is paid by itself.
-    if (had > 0n && had + amount > limit / RECIPIENT_SHARE) return "recipient_limit";
-    const before = this.#ledger.spentSince("pay", now - DAY_MS) + this.#ledger.waitingBefore(order.id, amount, now);
-    if (before + amount <= limit) return null;
-    this.#ledger.keepWaiting(order.id, recipient, amount, now);
-    return "daily_limit";
-  }
-
   #rowsOf(order: WalletOrder, payer: string): NewRow[] {
     const { account, config } = this.#services();
     const addresses = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator: account.address };
-    const amount = order.kind === "pay" ? order.amount : order.kind === "purchase" ? order.cost : "0";
-    const calls = callsOf(order, addresses);
-    return calls.map(({ to, data }, i) => {
-      const isLast = i === calls.length - 1;
-      return {
-        id: isLast ? order.id : `${order.id}/approve`,
-        kind: isLast ? order.kind : "approve",
-        body: identityOf(order),
-        to_address: to,
-        data,
-        amount: isLast ? amount : "0",
-        account: payer,
-      };
-    });
+    return rowsOf(order, payer, addresses);
   }
 
   #estimate(rows: readonly NewRow[]): Promise<bigint[] | null> {
@@ -304,7 +239,7 @@ export class OperatorWallet extends DurableObject<object> {
     );
     const refused = sent.flatMap((one) => (one.status === "rejected" ? [errorFields(one.reason)] : []));
     if (refused.length === sent.length) log("debug", "broadcast_refused", { order: id, nodes: refused });
-    return sent.every((one) => one.status === "rejected" && isRefusal(one.reason));
+    return sent.every((one) => one.status === "rejected" && refusesContent(one.reason));
   }
 
   /** False where the database can't be told whose purchase it is: then it stays here until the alarm tries again. */
@@ -437,20 +372,6 @@ export class OperatorWallet extends DurableObject<object> {
     return askTwo(chain, ({ client }) => client.getTransactionCount({ address: account.address }));
   }
 
-  /** USDC and used nonces by one block of one node, whose balance what it has mined has left already; and gas money. */
-  #funds(): Promise<Funds> {
-    const { chain, account, config } = this.#services();
-    return askFirst(chain, async (node) => {
-      const blockNumber = await node.client.getBlockNumber({ cacheTime: 0 });
-      const [balance, count, wei] = await Promise.all([
-        balanceOf(config.USDC_ADDRESS, account.address, blockNumber)(node),
-        node.client.getTransactionCount({ address: account.address, blockNumber }),
-        node.client.getBalance({ address: account.address }),
-      ]);
-      return { balance, count, wei };
-    });
-  }
-
   /** A person has to send more before orders have to wait; said once an hour. */
   async #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): Promise<void> {
     const { storage } = this.ctx;
@@ -461,14 +382,7 @@ export class OperatorWallet extends DurableObject<object> {
     log("page", "operator_funds_low", { usdc6: String(available), wei: String(wei) });
   }
 
-  #fees(): Promise<Fees> {
-    return askFirst(this.#services().chain, async ({ client }) => {
-      const { baseFeePerGas } = await client.getBlock();
-      const priorityFee = await client.estimateMaxPriorityFeePerGas().catch(() => FALLBACK_PRIORITY_FEE);
-      const baseFee = baseFeePerGas ?? 0n;
-      return { maxFee: 2n * baseFee + priorityFee, priorityFee, baseFee };
-    });
-  }
+  #fees = (): Promise<Fees> => readFees(this.#services().chain);
 
   #known: { chain: Chain; account: PrivateKeyAccount } | undefined;
   #services() {
@@ -485,12 +399,5 @@ export class OperatorWallet extends DurableObject<object> {
     return mine;
   }
 }
-
-// A node that has it already, or one like it at a higher fee, or a later one, has answered as well: it was not the content.
-const HAVE_IT = /already|nonce too low|underpriced|known transaction/i;
-const isRefusal = (error: unknown): boolean =>
-  error instanceof BaseError &&
-  error.walk((e) => e instanceof RpcRequestError) !== null &&
-  !HAVE_IT.test(error.details);
 
 const max = (a: bigint, b: bigint): bigint => (a > b ? a : b);

@@ -15,7 +15,7 @@ import { readAgreedToken, readFinalToken } from "../src/chain/witness.ts";
 import type { ProvisionerConfig } from "../src/config.ts";
 import { GiveUp } from "../src/errors.ts";
 import { purchaseOf } from "../src/provisioner/verify.ts";
-import { paymentId } from "../src/vms/payments.ts";
+import { MAX_RISE, paymentId } from "../src/vms/payments.ts";
 
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };
 
@@ -24,8 +24,6 @@ export type Evidence = { account: string; most: bigint };
 /** `unproven`: final history, or two nodes, may still show it. `not_owed`: the chain says no. */
 export type NoEvidence = "unproven" | "not_owed";
 
-/** More than any price rises while a quote is kept. */
-const MAX_RISE = 2n;
 const NO_LIMIT = 2n ** 128n;
 
 export async function readEvidence(services: Services, order: WalletOrder): Promise<Evidence | NoEvidence> {

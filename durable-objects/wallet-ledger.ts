@@ -1,6 +1,6 @@
 // What the operator wallet keeps in its object's storage: orders, a transaction each, and what was signed for them.
 import type { Address, Hex } from "viem";
-import type { WalletOrder } from "../src/chain/orders.ts";
+import { callsOf, identityOf, type WalletOrder } from "../src/chain/orders.ts";
 
 /** A refund that waits for room is asked for again each minute by the sweep. */
 const FORGOTTEN_MS = 300_000;
@@ -46,6 +46,24 @@ const ACCOUNT_OF_ID = `CASE
   WHEN id LIKE 'refund/late/%' THEN substr(id, 13 + instr(substr(id, 13), '/'))
   WHEN id LIKE 'purchase/%' THEN substr(id, 10, 32)
   WHEN id LIKE 'capture/%' THEN substr(id, 9, 32) WHEN id LIKE 'transfer/%' THEN substr(id, 10, 32) ELSE '' END`;
+
+/** The rows of an order's transactions, in their order. `account`: the payment or purchase that it was given for. */
+export function rowsOf(order: WalletOrder, account: string, addresses: Parameters<typeof callsOf>[1]): NewRow[] {
+  const amount = order.kind === "pay" ? order.amount : order.kind === "purchase" ? order.cost : "0";
+  const calls = callsOf(order, addresses);
+  return calls.map(({ to, data }, i) => {
+    const isLast = i === calls.length - 1;
+    return {
+      id: isLast ? order.id : `${order.id}/approve`,
+      kind: isLast ? order.kind : "approve",
+      body: identityOf(order),
+      to_address: to,
+      data,
+      amount: isLast ? amount : "0",
+      account,
+    };
+  });
+}
 
 export class WalletLedger {
   readonly #storage: DurableObjectStorage;

@@ -136,11 +136,16 @@ export async function readAuthorizationUse(
 async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, block: BlockChoice) {
   const args = [from, nonce] as const;
   const callData = encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args });
+  const { data, ...at } = await readOfCoin(chain, coin, callData, block);
+  return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...at };
+}
+
+/** What a view of the coin returns at a block that two nodes have. */
+async function readOfCoin(chain: Chain, coin: Address, callData: Hex, block: BlockChoice) {
   const { results, ...at } = await readAgreedView(chain, [{ target: coin, callData }], block);
   const [answer] = results;
-  if (answer?.success !== true) throw new Error("the coin does not know EIP-3009");
-  const data = answer.returnData;
-  return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...at };
+  if (answer?.success !== true) throw new Error("the coin does not know a function of ERC-20 and EIP-3009");
+  return { data: answer.returnData, ...at };
 }
 
 /** The indexed fields of both events. */
@@ -203,7 +208,6 @@ export const readBalance = (chain: Chain, coin: Address, account: Address): Prom
 /** The same at a block that two nodes have. */
 export async function readAgreedBalance(chain: Chain, coin: Address, account: Address): Promise<bigint> {
   const callData = encodeFunctionData({ abi: coinAbi, functionName: "balanceOf", args: [account] });
-  const [answer] = (await readAgreedView(chain, [{ target: coin, callData }])).results;
-  if (answer?.success !== true) throw new Error("the coin does not know ERC-20");
-  return decodeFunctionResult({ abi: coinAbi, functionName: "balanceOf", data: answer.returnData });
+  const { data } = await readOfCoin(chain, coin, callData, "latest");
+  return decodeFunctionResult({ abi: coinAbi, functionName: "balanceOf", data });
 }

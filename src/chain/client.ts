@@ -59,8 +59,8 @@ export function connectChain(config: ChainConfig): Chain {
     nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
     rpcUrls: { default: { http: config.RPC_URLS } },
   });
-  const chainIds: ChainIds = known.get(config) ?? new Map();
-  known.set(config, chainIds);
+  const chainIds: ChainIds = chainIdsOf.get(config) ?? new Map();
+  chainIdsOf.set(config, chainIds);
   const nodes = config.RPC_URLS.map((url, index) => {
     const name = `rpc-${index}`;
     const transport = http(url, { retryCount: 0, timeout: config.RPC_TIMEOUT_MS });
@@ -81,7 +81,7 @@ const ASK_AGAIN_MS = 60_000;
 /** What each node answered to eth_chainId, and when (unix milliseconds). */
 type ChainIds = Map<string, { id: number; at: number }>;
 /** Of the nodes of a configuration, which an isolate keeps. */
-const known = new WeakMap<ChainConfig, ChainIds>();
+const chainIdsOf = new WeakMap<ChainConfig, ChainIds>();
 
 /** A transport that takes answers only from a node of the configured chain, which is asked beside the first call. */
 const ofChain =

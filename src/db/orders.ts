@@ -1,9 +1,9 @@
 // Tokens and machines of orders: what stands for a purchase of ours, and a held token that serves another order.
-import { and, eq, inArray, sql } from "drizzle-orm";
+import { and, asc, eq, gt, inArray, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
-import { vms } from "./schema.ts";
+import { payments, purchases, vms } from "./schema.ts";
 import type { Vm } from "./vms.ts";
 
 /** What stands for the purchase of a payment, by whichever of its transactions was mined: ours still, or its payer's. */
@@ -63,3 +63,46 @@ export async function serveHeldToken(
 /** The machine has to run while its payment can still be taken. */
 export const shortenDeadline = (db: Database, incarnation: string, deadline: number) =>
   db.run(sql`UPDATE vms SET deadline = MIN(deadline, ${deadline}) WHERE incarnation = ${incarnation}`);
+
+/** A token that is ours with nobody to give it to, whose time ends between those two of the chain. `owner`: we, lower case. */
+export const heldToken = async (
+  db: Database,
+  tier: number,
+  owner: string,
+  until: { least: number; most: number },
+): Promise<Payment | null> =>
+  (
+    await db
+      .select({ payment: payments })
+      .from(payments)
+      .where(
+        and(
+          eq(payments.held, true),
+          eq(payments.tier, tier),
+          sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${payments.incarnation} AND owner = ${owner} AND current = 1 AND instance_id IS NULL
+            AND status IN ('failed', 'terminated') AND step = 'idle' AND expires_at BETWEEN ${until.least} AND ${until.most})`,
+        ),
+      )
+      .orderBy(asc(payments.createdAt))
+      .get()
+  )?.payment ?? null;
+
+/** Tokens that are ours with nobody to give them to, soonest to end first. */
+export const heldTokens = (db: Database, chainTime: number, limit: number) =>
+  db
+    .select({
+      payment: payments.id,
+      tokenId: vms.tokenId,
+      tier: vms.tier,
+      heldSince: payments.endedAt,
+      createdAt: vms.createdAt,
+      expiresAt: vms.expiresAt,
+      cost: purchases.totalCost,
+    })
+    .from(payments)
+    .innerJoin(vms, eq(vms.incarnation, payments.incarnation))
+    .innerJoin(purchases, eq(purchases.incarnation, payments.incarnation))
+    .where(and(eq(payments.held, true), eq(vms.current, true), gt(vms.expiresAt, chainTime)))
+    .orderBy(asc(vms.expiresAt))
+    .limit(limit)
+    .all();

@@ -9,13 +9,11 @@ import {
   OPEN,
   paymentLinks,
   payments,
-  purchases,
   quotes,
   type StockByVendor,
   settlements,
   UNBOUGHT,
   UNPAID,
-  vms,
 } from "./schema.ts";
 import type { StoredTiers } from "./sweep.ts";
 
@@ -304,49 +302,6 @@ export const paymentOfPurchase = async (db: Database, incarnation: string): Prom
     .where(eq(payments.incarnation, incarnation))
     .orderBy(desc(payments.createdAt))
     .get()) ?? null;
-
-/** A token that is ours with nobody to give it to, whose time ends between those two of the chain. `owner`: we, lower case. */
-export const heldToken = async (
-  db: Database,
-  tier: number,
-  owner: string,
-  until: { least: number; most: number },
-): Promise<Payment | null> =>
-  (
-    await db
-      .select({ payment: payments })
-      .from(payments)
-      .where(
-        and(
-          eq(payments.held, true),
-          eq(payments.tier, tier),
-          sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${payments.incarnation} AND owner = ${owner} AND current = 1 AND instance_id IS NULL
-            AND status IN ('failed', 'terminated') AND step = 'idle' AND expires_at BETWEEN ${until.least} AND ${until.most})`,
-        ),
-      )
-      .orderBy(asc(payments.createdAt))
-      .get()
-  )?.payment ?? null;
-
-/** Tokens that are ours with nobody to give them to, soonest to end first. */
-export const heldTokens = (db: Database, chainTime: number, limit: number) =>
-  db
-    .select({
-      payment: payments.id,
-      tokenId: vms.tokenId,
-      tier: vms.tier,
-      heldSince: payments.endedAt,
-      createdAt: vms.createdAt,
-      expiresAt: vms.expiresAt,
-      cost: purchases.totalCost,
-    })
-    .from(payments)
-    .innerJoin(vms, eq(vms.incarnation, payments.incarnation))
-    .innerJoin(purchases, eq(purchases.incarnation, payments.incarnation))
-    .where(and(eq(payments.held, true), eq(vms.current, true), gt(vms.expiresAt, chainTime)))
-    .orderBy(asc(vms.expiresAt))
-    .limit(limit)
-    .all();
 
 /** Prices that were quoted for a tier since then, newest first. */
 export const quotedSince = (db: Database, tier: number, since: number) =>

@@ -1,4 +1,4 @@
-// Queries on the path of a request. Each has its bill (ARCHITECTURE.md's costs) and its index; tests hold them to both.
+// Queries on the path of a request. Each has its bill and its index; test/worker/db/costs.test.ts holds it to both.
 import { and, asc, desc, eq, fillPlaceholders, lt, sql } from "drizzle-orm";
 import { type Database, once } from "./client.ts";
 import { attempts, catalogs, counters, cursors, keyHolders, nonces, ownerCounts, vms } from "./schema.ts";

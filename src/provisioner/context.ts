@@ -1,3 +1,5 @@
+import type { Address, Hex } from "viem";
+import { privateKeyToAddress } from "viem/accounts";
 import type { VendorGate } from "../../durable-objects/vendor-gate.ts";
 import { type Chain, connectChain } from "../chain/client.ts";
 import type { ProvisionerConfig } from "../config.ts";
@@ -99,4 +101,15 @@ export async function ask<T>(
     await settle(error);
     throw error;
   }
+}
+
+/** The operator wallet's address; null where there is no wallet. */
+export const operatorOf = ({ config }: Pick<Context, "config">): Address | null =>
+  config.OPERATOR_PRIVATE_KEY === undefined ? null : addressOf(config.OPERATOR_PRIVATE_KEY);
+
+const addresses = new Map<Hex, Address>();
+function addressOf(key: Hex): Address {
+  const address = addresses.get(key) ?? privateKeyToAddress(key);
+  addresses.set(key, address);
+  return address;
 }

@@ -1,25 +1,23 @@
 // A machine for a payment by x402: the token is bought with our money, its machine made as for any purchase, and the
 // payment taken once it answers; on the receipt of that the token goes to the payer. Where there is no machine nothing is
 // taken. Neither the row nor the edge is believed: signature, price and balance are looked at here again (hard case 4).
-import { type Address, getAddress, type Hex } from "viem";
-import { privateKeyToAddress } from "viem/accounts";
+import { getAddress } from "viem";
 import { type AuthorizationUse, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
 import { readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
-import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
 import { askTwo } from "../chain/witness.ts";
 import { parsePublicKey } from "../credentials/ssh-keys.ts";
 import { orderEnd } from "../db/operators.ts";
-import { boughtVm, serveHeldToken } from "../db/orders.ts";
+import { boughtVm, heldToken, serveHeldToken } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { authorizationOf, CAPTURE_SECONDS, signedPaymentOf } from "../vms/payments.ts";
+import { authorizationOf, CAPTURE_SECONDS, heldTokenEnds, MAX_RISE, signedPaymentOf } from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
-import type { Context } from "./context.ts";
+import { type Context, operatorOf } from "./context.ts";
 import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
 
 const WATCH_MS = 60_000;
@@ -32,22 +30,7 @@ const QUOTE_SLACK_SECONDS = 120;
 /** A capture that would fail for so long is refused: its machine runs for nothing meanwhile (hard case 36). */
 const REFUSED_MS = 60_000;
 const MAX_REVERTS = 3;
-/** How far what is left of a held token may be from what was ordered (hard case 33): seconds, or a share if that is more. */
-const HELD_TOLERANCE = { seconds: 7_200, share: 0.05 } as const;
-/** More than any price rises within the time that a quote is kept. */
-const MAX_RISE = 2n;
 const ANY = 10n ** 18n;
-
-/** The operator wallet's address; null where there is no wallet. */
-export const operatorOf = ({ config }: Pick<Context, "config">): Address | null =>
-  config.OPERATOR_PRIVATE_KEY === undefined ? null : addressOf(config.OPERATOR_PRIVATE_KEY);
-
-const addresses = new Map<Hex, Address>();
-function addressOf(key: Hex): Address {
-  const address = addresses.get(key) ?? privateKeyToAddress(key);
-  addresses.set(key, address);
-  return address;
-}
 
 const addressInRows = (context: Pick<Context, "config">): string => operatorOf(context)?.toLowerCase() ?? "";
 
@@ -148,10 +131,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (row.cost === null) {
     if (isLate) return abandon(context, row, "too_late");
     if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
-    const seconds = durationDays * SECONDS_PER_DAY;
-    const tolerance = Math.max(HELD_TOLERANCE.seconds, seconds * HELD_TOLERANCE.share);
-    const until = { least: head + seconds - tolerance, most: head + seconds + tolerance };
-    const held = await store.heldToken(db, tier, addressInRows(context), until);
+    const held = await heldToken(db, tier, addressInRows(context), heldTokenEnds(head, durationDays));
     const deadline = row.state === "settled" ? head + CAPTURE_SECONDS * 10 : captureDeadline(row);
     const served =
       held === null

@@ -1,8 +1,9 @@
 // Payments, brought to their end: what a request left half done, what was given up, what has to be paid back. A machine's
 // order is in order.ts. The chain is the only witness (hard case 2); final history closes the books (hard case 16).
 import { type Address, getAddress } from "viem";
-import type { OperatorWallet, Refusal } from "../../durable-objects/operator-wallet.ts";
+import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { APPROVED } from "../../durable-objects/wallet-ledger.ts";
+import type { Refusal } from "../../durable-objects/wallet-limits.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";

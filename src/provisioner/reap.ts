@@ -1,6 +1,5 @@
 // Machines at the vendors held against our rows, with every sweep: ghosts and orphans end, addresses that moved are
 // followed, and a purchase whose machine is gone goes back to work. Each turn does a bounded part of it.
-
 import { labelFamily, tokenOfLabel } from "../chain/incarnation.ts";
 import { readFinalToken } from "../chain/witness.ts";
 import * as store from "../db/reap.ts";

@@ -11,8 +11,7 @@ import { loadVm, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
 import { log } from "../log.ts";
 import { signedPaymentOf } from "../vms/payments.ts";
-import type { Context } from "./context.ts";
-import { operatorOf } from "./order.ts";
+import { type Context, operatorOf } from "./context.ts";
 import { isNotOurs, walletOf } from "./payment.ts";
 import { readPurchase } from "./verify.ts";
 

@@ -9,7 +9,7 @@ import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { getAddress, type Hex } from "viem";
 import type { Authorization } from "../chain/authorization.ts";
-import { formatUsdc } from "../chain/contract.ts";
+import { formatUsdc, SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { SignedPayment } from "../chain/orders.ts";
 import type { Payment } from "../db/payments.ts";
 import { TIERS } from "./tiers.ts";
@@ -21,6 +21,19 @@ export const CREDENTIALS_SECONDS = 120;
 export const SIGNING_SECONDS = 60;
 /** Of the authorization's time, left for taking the money once the machine answers. */
 export const CAPTURE_SECONDS = 120;
+
+/** More than any price rises within the time that a quote is kept. */
+export const MAX_RISE = 2n;
+
+/** How far what is left of a held token may be from what was ordered (hard case 33): seconds, or a share if that is more. */
+const HELD_TOLERANCE = { seconds: 7_200, share: 0.05 } as const;
+
+/** Between which times of the chain a held token has to end that serves an order now. */
+export function heldTokenEnds(chainTime: number, durationDays: number): { least: number; most: number } {
+  const seconds = durationDays * SECONDS_PER_DAY;
+  const tolerance = Math.max(HELD_TOLERANCE.seconds, seconds * HELD_TOLERANCE.share);
+  return { least: chainTime + seconds - tolerance, most: chainTime + seconds + tolerance };
+}
 
 export const orderSeconds = (tier: number): number => ORDER_SECONDS[TIERS[tier]?.type ?? "vm"];
 

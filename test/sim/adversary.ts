@@ -98,7 +98,7 @@ export const delegate = (world: World): void => {
   }
 };
 
-/** Hard case 31: one token, hundreds of owners within a few blocks. */
+/** One token, hundreds of owners within a few blocks. */
 export const storm = (world: World): void => {
   const { random, chain } = world;
   const token = random.pick([...chain.head.state.tokens].filter(([, { owner }]) => owner !== OPERATOR));

@@ -1,4 +1,4 @@
-// What must hold (ARCHITECTURE.md's invariants): some at every machine and every payment, all once the world has healed.
+// What must hold: some at every machine and every payment, all once the world has healed.
 import { familyOfLabel } from "../../src/chain/incarnation.ts";
 import { checkOutflow } from "./coins.ts";
 import { isValid, paidTo, type Sale, useKey } from "./contracts.ts";

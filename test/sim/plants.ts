@@ -247,7 +247,7 @@ async function callOnce(`,
   ],
   /** Hard case 33: a token that lasts as long, or longer, will do; and the wallet hands it over. */
   serve_any_held_token: [
-    { file: "src/db/payments.ts", from: "AND expires_at BETWEEN ", to: "AND expires_at >= " },
+    { file: "src/db/orders.ts", from: "AND expires_at BETWEEN ", to: "AND expires_at >= " },
     {
       file: "durable-objects/wallet-evidence.ts",
       from: 'return (totalCost * left) / seconds > arrived.most * MAX_RISE ? "not_owed" : arrived;',
@@ -265,8 +265,8 @@ async function callOnce(`,
   /** Hard case 34: what has left for a payment is forgotten. */
   keep_no_accounts: [
     {
-      file: "durable-objects/operator-wallet.ts",
-      from: 'if (this.#ledger.paidFor(account) + amount > most) return "served";',
+      file: "durable-objects/wallet-limits.ts",
+      from: 'if (ledger.paidFor(account) + amount > most) return "served";',
       to: "if (most < 0n || account === undefined) return null;",
     },
     {
@@ -275,8 +275,8 @@ async function callOnce(`,
       to: "return { rows, gas, fees, funds, evidence, nextCount, undone: undone ?? new Set() };",
     },
     {
-      file: "durable-objects/operator-wallet.ts",
-      from: 'return this.#ledger.paidFor(account) > 0n ? "served" : null;',
+      file: "durable-objects/wallet-limits.ts",
+      from: 'return ledger.paidFor(account) > 0n ? "served" : null;',
       to: "return null;",
     },
   ],

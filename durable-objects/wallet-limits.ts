@@ -1,0 +1,61 @@
+// What may leave the operator wallet, by what has left: for each payment and purchase, and within a day.
+import type { WalletOrder } from "../src/chain/orders.ts";
+import type { ProvisionerConfig } from "../src/config.ts";
+import type { Evidence, NoEvidence } from "./wallet-evidence.ts";
+import type { WalletLedger } from "./wallet-ledger.ts";
+
+export type Refusal =
+  /** An operator has stopped payouts. */
+  | "paused"
+  | "daily_limit"
+  /** The recipient has had its share of today's refunds. */
+  | "recipient_limit"
+  | "no_funds"
+  | "no_gas"
+  | "gas_too_dear"
+  | "would_fail"
+  | "other_order"
+  | NoEvidence
+  /** What came in for it has been paid back, or has its token. */
+  | "served";
+
+const DAY_MS = 86_400_000;
+/** Of a day's refunds one recipient gets a quarter: whoever buys what is sold out must not make others wait. */
+const RECIPIENT_SHARE = 4n;
+
+type Limits = Pick<
+  ProvisionerConfig,
+  "PURCHASE_LIMIT_USDC_PER_DAY" | "REFUND_LIMIT_USDC_PER_DAY" | "APPROVAL_LIMIT_USDC_PER_DAY"
+>;
+
+/** The limit that an order goes beyond; null where it stays within all. `undone`: earlier orders that have done nothing. */
+export function limitOf(
+  ledger: WalletLedger,
+  limits: Limits,
+  order: WalletOrder,
+  { amount, evidence, undone }: { amount: bigint; evidence: Evidence; undone: ReadonlySet<string> },
+): Refusal | null {
+  const { account, most } = evidence;
+  const now = Date.now();
+  if (order.kind === "purchase") {
+    if (ledger.ordersFor(account, "purchase").some(({ id }) => !undone.has(id))) return "served";
+    const spent = ledger.spentSince("purchase", now - DAY_MS);
+    return spent + amount > limits.PURCHASE_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
+  }
+  if (order.kind === "transfer") return ledger.paidFor(account) > 0n ? "served" : null;
+  if (order.kind !== "pay") return null;
+  if (ledger.paidFor(account) + amount > most) return "served";
+  if (order.owed.approved) {
+    const approved = ledger.approvedSince(now - DAY_MS);
+    if (approved + amount > limits.APPROVAL_LIMIT_USDC_PER_DAY) return "daily_limit";
+  }
+  const recipient = order.to.toLowerCase();
+  const limit = limits.REFUND_LIMIT_USDC_PER_DAY;
+  const had = ledger.spentSince("pay", now - DAY_MS, recipient);
+  // One that is larger than a share is paid by itself.
+  if (had > 0n && had + amount > limit / RECIPIENT_SHARE) return "recipient_limit";
+  const before = ledger.spentSince("pay", now - DAY_MS) + ledger.waitingBefore(order.id, amount, now);
+  if (before + amount <= limit) return null;
+  ledger.keepWaiting(order.id, recipient, amount, now);
+  return "daily_limit";
+}
