@@ -14,6 +14,7 @@ import {
   mined,
   orderMachine,
   ownerOf,
+  paymentRow,
   playOn,
   playUntil,
   post,
@@ -26,7 +27,6 @@ type Books = {
   incoming: { transfers: number; sum: string; explained: string; unexplained: unknown[] };
   missing: { id: string }[];
 };
-type Row = Record<string, unknown>;
 
 const PRICE = 500_000n;
 const thief = agent(1);
@@ -50,8 +50,7 @@ beforeEach(async () => {
 let drawn = 0;
 const another = () => ({ region: REGION_NAMES[drawn++ % REGION_NAMES.length] ?? "europe" });
 
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 const lost = async () => had.thief - (await usdcOf(thief.address));
 const running = async () =>
   (await world.rows("SELECT 1 FROM vms WHERE status = 'running' AND owner = ?", thief.address.toLowerCase())).length;

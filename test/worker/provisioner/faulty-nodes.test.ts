@@ -19,6 +19,7 @@ import {
   accepted,
   orderMachine,
   ownerOf,
+  paymentRow,
   playOn,
   post,
   signedTo,
@@ -26,8 +27,6 @@ import {
   sold,
   usdcOf,
 } from "../routes/x402/till.ts";
-
-type Row = Record<string, unknown>;
 
 const PRICE = 500_000n;
 const payer = agent(1);
@@ -43,8 +42,7 @@ afterEach(async () => {
 });
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 const closed = (id: string) => async () => (await rowOf(id))["step"] === "idle";
 
 /** Two of the three know the newest state, and the logs and receipts of their newest blocks later. */

@@ -6,7 +6,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { addFault, agent, chain, clearFaults, type Deployment, deploy } from "../deployment.ts";
 import { unlocked } from "../parts.ts";
-import { accepted, claw, ownerOf, playOn, setTier, sold, usdcOf } from "../routes/x402/till.ts";
+import { accepted, claw, ownerOf, paymentRow, playOn, setTier, sold, usdcOf } from "../routes/x402/till.ts";
 
 type Row = Record<string, unknown>;
 
@@ -29,8 +29,7 @@ afterEach(async () => {
   await setTier(PRICE);
 });
 
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 const vendorOf = (tier: number) => (tier < GPU ? "vultr" : "runpod");
 
 /** Orders while nothing can be had, until the token that was bought for it is left with us. Resolves with the token. */

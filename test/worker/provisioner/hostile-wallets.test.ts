@@ -17,9 +17,7 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
-import { accepted, give, mined, orderMachine, ownerOf, playOn, usdcOf } from "../routes/x402/till.ts";
-
-type Row = Record<string, unknown>;
+import { accepted, give, mined, orderMachine, ownerOf, paymentRow, playOn, usdcOf } from "../routes/x402/till.ts";
 
 const PRICE = 500_000n;
 /** Of one capture: the coin's call takes less than 100,000, and a contract that means well a few times that. */
@@ -37,8 +35,7 @@ afterEach(async () => {
   await clearRpcFaults();
 });
 
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 
 async function deployed(name: "FickleWallet" | "GasBurner", args: readonly unknown[]): Promise<Address> {
   const { abi, bytecode } = artifacts[name];

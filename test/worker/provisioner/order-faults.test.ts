@@ -30,6 +30,7 @@ import {
   mined,
   orderMachine,
   ownerOf,
+  paymentRow,
   playUntil,
   post,
   quoteOf,
@@ -55,8 +56,7 @@ afterEach(async () => {
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
 const bought = async () => (await sold()) - had.sold;
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 const set = (id: string, columns: string) =>
   world.sql.prepare(`UPDATE payments SET ${columns}, generation = generation + 1 WHERE id = ?`).bind(id).run();
 const at = (step: string) => (row: Row) => row["step"] === step;

@@ -22,6 +22,7 @@ import {
   mined,
   orderMachine,
   ownerOf,
+  paymentRow,
   playUntil,
   post,
   setTier,
@@ -46,8 +47,7 @@ afterEach(async () => {
 
 const pauseTransfers = () =>
   mined(chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [true] }));
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 
 async function accepted(index: number, order: Parameters<typeof signPurchaseOf>[2] = {}) {
   const sent = await orderMachine(world, agent(index), order);

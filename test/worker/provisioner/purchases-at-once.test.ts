@@ -5,9 +5,7 @@ import { type Hex, parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS } from "../../world/addresses.ts";
 import { addRpcFault, agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
-import { accepted, claw, mined, ownerOf, playOn, setTier, sold, usdcOf } from "../routes/x402/till.ts";
-
-type Row = Record<string, unknown>;
+import { accepted, claw, mined, ownerOf, paymentRow, playOn, setTier, sold, usdcOf } from "../routes/x402/till.ts";
 
 const PRICE = 500_000n;
 let world: Deployment;
@@ -24,8 +22,7 @@ afterEach(async () => {
   await setTier(PRICE);
 });
 
-const rowOf = async (id: string): Promise<Row> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+const rowOf = (id: string) => paymentRow(world, id);
 
 /** Orders, and plays until its purchase has left for the chain. No block comes meanwhile. */
 async function purchaseSent(index: number): Promise<{ id: string; txHash: Hex }> {

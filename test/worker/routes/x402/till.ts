@@ -171,6 +171,10 @@ export async function playOn(world: Deployment, isDone: () => Promise<boolean>, 
   throw new Error(`it is not done: ${JSON.stringify(await world.rows("SELECT * FROM payments"))}`);
 }
 
+/** A payment's row; empty where there is none. */
+export const paymentRow = async (world: Deployment, id: string): Promise<Record<string, unknown>> =>
+  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
+
 /** Mines, scans and runs jobs until a payment is in one of these states and steps. */
 export async function playUntil(
   world: Deployment,
