@@ -64,6 +64,10 @@ export type WalletOrder =
   | { kind: "transfer"; id: string; to: Address; tokenId: number; purchase: string; paid: SignedPayment };
 export type OrderKind = WalletOrder["kind"] | "approve";
 
+/** A whole payment goes back, for which nothing was delivered; not a share of what was, nor what an operator allows. */
+export const isRefundOfPayment = (order: WalletOrder): boolean =>
+  order.kind === "pay" && order.owed.purchase === undefined && order.owed.approved !== true;
+
 export type Call = { to: Address; data: Hex };
 type WithoutProof<T> = T extends WalletOrder ? Omit<T, "paid" | "owed" | "purchase"> : never;
 type CallOrder = WithoutProof<WalletOrder>;
