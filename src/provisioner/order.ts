@@ -272,6 +272,10 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     log("page", "capture_waits", { payment: row.id, why: taken.why });
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
+  if (await isCoinShut(context)) {
+    log("page", "capture_waits", { payment: row.id, why: "coin_shut" });
+    return { waitSeconds: WALLET_WAIT_SECONDS };
+  }
   // Has the payer moved its money? Two nodes have to say so before that is held against it.
   const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
   if (balance < BigInt(row.amount)) return refuseCapture(context, row);
@@ -287,8 +291,15 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
  */
 async function refuseCapture(context: Context, row: store.Payment): Promise<Turn> {
   const { state } = await useOf(context, row);
-  const mayHavePaid = state === "paid" || state === "unclear";
-  return mayHavePaid ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, "capture_refused");
+  if (state === "paid" || state === "unclear") return { waitSeconds: BLOCK_SECONDS };
+  return abandon(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+}
+
+/** The coin is paused, or has blocked us: it takes nothing for us from anybody, and that is no payer's doing. */
+async function isCoinShut(context: Context): Promise<boolean> {
+  const to = operatorOf(context);
+  if (to === null) return false;
+  return (await walletOf(context).simulate({ kind: "pay", id: "", to, amount: "0", owed: {} })) === "would_fail";
 }
 
 const captureOf = (row: store.Payment): WalletOrder => {
