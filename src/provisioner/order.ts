@@ -15,7 +15,15 @@ import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { authorizationOf, CAPTURE_SECONDS, heldTokenEnds, MAX_RISE, signedPaymentOf } from "../vms/payments.ts";
+import {
+  authorizationOf,
+  CAPTURE_SECONDS,
+  heldTokenEnds,
+  MAX_RISE,
+  orderSeconds,
+  SIGNING_SECONDS,
+  signedPaymentOf,
+} from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import { type Context, operatorOf } from "./context.ts";
 import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
@@ -30,6 +38,8 @@ const QUOTE_SLACK_SECONDS = 120;
 /** A capture that would fail for so long is refused: its machine runs for nothing meanwhile (hard case 36). */
 const REFUSED_MS = 60_000;
 const MAX_REVERTS = 3;
+/** How long a held token's machine may take, of a payment that was taken first. */
+export const HELD_DEADLINE_SECONDS = CAPTURE_SECONDS * 10;
 const ANY = 10n ** 18n;
 
 const addressInRows = (context: Pick<Context, "config">): string => operatorOf(context)?.toLowerCase() ?? "";
@@ -131,8 +141,12 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (row.cost === null) {
     if (isLate) return abandon(context, row, "too_late");
     if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
-    const held = await heldToken(db, tier, addressInRows(context), heldTokenEnds(head, durationDays));
-    const deadline = row.state === "settled" ? head + CAPTURE_SECONDS * 10 : captureDeadline(row);
+    // What was used of a longer one is reckoned by the payment's time: an order whose payment is of another gets a new one.
+    const inTime = row.validBefore - head;
+    const isOfNow = inTime >= 0 && inTime <= orderSeconds(tier) + SIGNING_SECONDS;
+    const ends = heldTokenEnds(head, durationDays);
+    const held = isOfNow ? await heldToken(db, tier, addressInRows(context), ends) : null;
+    const deadline = row.state === "settled" ? head + HELD_DEADLINE_SECONDS : captureDeadline(row);
     const served =
       held === null
         ? null
