@@ -32,6 +32,8 @@ export async function lookForUse(
     if (head.blockNumber - fromBlock > blocksIn(LOOK_BACK_SECONDS)) return "unknown";
     const use = await readAuthorizationUse(chain, coin.address, authorization, fromBlock);
     if (use.state === "paid") return { txHash: use.txHash, logIndex: use.logIndex };
+    // What it was used for before the first block that was looked at, nobody has seen.
+    if (use.state === "cancelled" && isSignedForLonger(authorization, demand.seconds, head)) return "unknown";
     return isNever(use) ? "none" : "unknown";
   } catch (error) {
     if (error instanceof AppError) return "unknown";
@@ -39,13 +41,17 @@ export async function lookForUse(
   }
 }
 
+type Signed = Pick<Payment["authorization"], "validBefore">;
+
+/** Than it was asked to be, so that its time does not tell when: such a payment is taken only where it has been submitted. */
+const isSignedForLonger = ({ validBefore }: Signed, seconds: number, { blockTimestamp }: Head): boolean =>
+  validBefore > blockTimestamp + seconds + SIGNING_SECONDS;
+
 /** The block below which it can't have been used: clients sign for as long as they are asked to. */
-export function firstBlockOf(
-  { validBefore }: Payment["authorization"],
-  seconds: number,
-  { blockNumber, blockTimestamp }: Head,
-): number {
-  const age = Math.max(0, blockTimestamp - (validBefore - seconds));
+export function firstBlockOf(authorization: Signed, seconds: number, head: Head): number {
+  const { blockNumber, blockTimestamp } = head;
+  if (isSignedForLonger(authorization, seconds, head)) return Math.max(0, blockNumber - blocksIn(LOOK_BACK_SECONDS));
+  const age = Math.max(0, blockTimestamp - (authorization.validBefore - seconds));
   return Math.max(0, blockNumber - blocksIn(age + 2 * SIGNING_SECONDS));
 }
 

@@ -13,9 +13,13 @@ export type Incarnation = {
 export const incarnationKey = (of: Incarnation): string =>
   [of.deploymentId, of.contract, of.tokenId, of.txHash, of.ordinal].join("/").toLowerCase();
 
+/** Of a number one spelling alone: a purchase that had several names was paid back once for each. */
+const NUMBER = "(0|[1-9]\\d*)";
+const KEY = new RegExp(`^([a-z0-9-]{1,16})/(0x[0-9a-f]{40})/${NUMBER}/(0x[0-9a-f]{64})/${NUMBER}$`);
+
 /** Reads a key back. Throws on anything that `incarnationKey` did not make. */
 export function parseIncarnation(key: string): Incarnation {
-  const match = /^([a-z0-9-]{1,16})\/(0x[0-9a-f]{40})\/(\d+)\/(0x[0-9a-f]{64})\/(\d+)$/.exec(key);
+  const match = KEY.exec(key);
   if (match === null) throw new Error(`"${key}" names no incarnation`);
   const [, deploymentId = "", contract, tokenId, txHash, ordinal] = match;
   return {

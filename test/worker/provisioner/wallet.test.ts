@@ -401,3 +401,15 @@ test("a contract's signature of 65 bytes that ends in no recovery bit goes as by
   expect(["1b", "00"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
   expect(["1f", "20"].map(selectorOf)).toEqual(["0xcf092995", "0xcf092995"]);
 });
+
+test("what one node says of fees does not burn our gas money: a refund would have cost a hundred times what it moves", async () => {
+  const payment = await paidUs(agent(3), 500_000n);
+  await addRpcFault({ kind: "rewrite", method: "eth_maxPriorityFeePerGas", result: "0x48c27395000" });
+  const wei = await chain.reader.getBalance({ address: operator.address });
+  const refund = { kind: "pay", id: "dear", to: agent(3).address, amount: "500000", owed: { payment } } as const;
+  expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
+  await clearRpcFaults();
+  const spent = wei - (await chain.reader.getBalance({ address: operator.address }));
+  expect(spent).toBeGreaterThan(0n);
+  expect(spent).toBeLessThan(10n ** 15n);
+});
