@@ -31,7 +31,7 @@ import { linkTransaction } from "../src/db/payments.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
-import { limitOf, type Refusal } from "./wallet-limits.ts";
+import { isOfPaymentAlone, limitOf, type Refusal } from "./wallet-limits.ts";
 
 export type Mined = { hash: Hex; status: "success" | "reverted"; blockNumber: number };
 export type OrderState =
@@ -144,7 +144,7 @@ export class OperatorWallet extends DurableObject<object> {
    * Else the earlier orders for it that have done nothing as the chain stands now.
    */
   async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | null> {
-    const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined && !order.owed.approved;
+    const isRefundOfPayment = isOfPaymentAlone(order);
     const undone = new Set<string>();
     if (order.kind === "capture" || (order.kind === "pay" && !isRefundOfPayment)) return undone;
     for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {

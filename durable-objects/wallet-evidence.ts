@@ -19,8 +19,11 @@ import { MAX_RISE, paymentId } from "../src/vms/payments.ts";
 
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };
 
-/** `account`: the payment or the purchase that money came in by. `most`: what may leave for it in all, 10^-6 USDC. */
-export type Evidence = { account: string; most: bigint };
+/**
+ * `account`: the payment or the purchase that money came in by. `most`: what may leave for it in all, 10^-6 USDC. `token`: it
+ * leaves only if the wallet has handed that one over for the payment.
+ */
+export type Evidence = { account: string; most: bigint; token?: number };
 /** `unproven`: final history, or two nodes, may still show it. `not_owed`: the chain says no. */
 export type NoEvidence = "unproven" | "not_owed";
 
@@ -30,7 +33,7 @@ export async function readEvidence(services: Services, order: WalletOrder): Prom
   try {
     return await evidenceOf(services, order);
   } catch (error) {
-    // A purchase of another contract.
+    // A purchase of another contract, or a key that is none's.
     if (error instanceof GiveUp) return "not_owed";
     throw error;
   }
@@ -73,9 +76,11 @@ async function evidenceOfRefund(
   const { owner, blockNumber } = await readFinalToken(chain, purchase.tokenId);
   if (purchase.blockNumber > blockNumber) return "unproven";
   if (owner === null || !isAddressEqual(owner, to)) return "not_owed";
-  // Bought by us, for somebody who has paid us: what came in is that.
-  if (isAddressEqual(purchase.buyer, operator))
-    return payment === undefined ? "not_owed" : paidFor(services, payment, "finalized");
+  // Bought by us, for somebody who has paid us: what came in is that. Rows may name anybody's payment.
+  if (isAddressEqual(purchase.buyer, operator)) {
+    const arrived = payment === undefined ? "not_owed" : await paidFor(services, payment, "finalized");
+    return typeof arrived === "string" ? arrived : { ...arrived, token: purchase.tokenId };
+  }
   // A purchase is one, whichever deployment's row names it.
   return { account: incarnation.slice(incarnation.indexOf("/") + 1), most: purchase.totalCost };
 }

@@ -188,6 +188,19 @@ export class WalletLedger {
       .toArray();
   }
 
+  /** Whether that token was handed over for a payment, as far as it was signed. */
+  hasHandedOver(account: string, tokenId: number): boolean {
+    const { count } = this.#storage.sql
+      .exec<{ count: number }>(
+        `SELECT COUNT(*) AS count FROM wallet_orders
+          WHERE account = ? AND kind = 'transfer' AND json_extract(body, '$.tokenId') = ?`,
+        account,
+        tokenId,
+      )
+      .one();
+    return count > 0;
+  }
+
   /** A refund for which there is no room today; it is forgotten where nobody asks for it again. */
   keepWaiting(id: string, recipient: string, amount: bigint, now: number): void {
     this.#storage.sql.exec(

@@ -35,15 +35,19 @@ export function limitOf(
   order: WalletOrder,
   { amount, evidence, undone }: { amount: bigint; evidence: Evidence; undone: ReadonlySet<string> },
 ): Refusal | null {
-  const { account, most } = evidence;
+  const { account, most, token } = evidence;
   const now = Date.now();
+  // Another may have been signed since this one was prepared.
+  const has = (kind: "purchase" | "transfer") => ledger.ordersFor(account, kind).some(({ id }) => !undone.has(id));
   if (order.kind === "purchase") {
-    if (ledger.ordersFor(account, "purchase").some(({ id }) => !undone.has(id))) return "served";
+    if (has("purchase")) return "served";
     const spent = ledger.spentSince("purchase", now - DAY_MS);
     return spent + amount > limits.PURCHASE_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
   }
-  if (order.kind === "transfer") return ledger.paidFor(account) > 0n ? "served" : null;
+  if (order.kind === "transfer") return ledger.paidFor(account) > 0n || has("transfer") ? "served" : null;
   if (order.kind !== "pay") return null;
+  if (token !== undefined && !ledger.hasHandedOver(account, token)) return "not_owed";
+  if (isOfPaymentAlone(order) && has("transfer")) return "served";
   if (ledger.paidFor(account) + amount > most) return "served";
   if (order.owed.approved) {
     const approved = ledger.approvedSince(now - DAY_MS);
@@ -59,3 +63,7 @@ export function limitOf(
   ledger.keepWaiting(order.id, recipient, amount, now);
   return "daily_limit";
 }
+
+/** A payment is paid back whole, since nothing was had for it. */
+export const isOfPaymentAlone = (order: WalletOrder): boolean =>
+  order.kind === "pay" && order.owed.purchase === undefined && !order.owed.approved;
