@@ -33,10 +33,11 @@ export const readFees = (chain: Chain): Promise<Fees> =>
   });
 
 // A node that has it already, or one like it at a higher fee, or a later one, has answered as well: it was not the content.
-const HAVE_IT = /already|nonce too low|underpriced|known transaction/i;
+// Nor is it where our gas money is short: that passes, and nobody's payer is to blame.
+const NOT_THE_CONTENT = /already|nonce too low|underpriced|known transaction|insufficient funds/i;
 
 /** Whether a node's answer to a transaction says that it takes none like it. */
 export const refusesContent = (error: unknown): boolean =>
   error instanceof BaseError &&
   error.walk((e) => e instanceof RpcRequestError) !== null &&
-  !HAVE_IT.test(error.details);
+  !NOT_THE_CONTENT.test(error.details);

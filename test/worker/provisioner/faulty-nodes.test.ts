@@ -140,6 +140,14 @@ test.each([
   },
 );
 
+test("one node that says of every transaction that it would fail gives up no order, and bars nobody (hard case 29)", async () => {
+  for (const method of ["eth_estimateGas", "eth_simulateV1"])
+    await addRpcFault({ kind: "refuse", method, message: "execution reverted" });
+  const { id } = await accepted(world, payer);
+  await playOn(world, closed(id));
+  await expectDelivered(id);
+});
+
 test("one node that puts a purchase's receipt into an old block makes it final for nobody (hard case 29)", async () => {
   const { payment: paid } = await signedTo(payer, PRICE);
   const purchase = {
