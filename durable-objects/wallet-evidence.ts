@@ -33,7 +33,7 @@ export async function readEvidence(services: Services, order: WalletOrder): Prom
   try {
     return await evidenceOf(services, order);
   } catch (error) {
-    // A purchase of another contract.
+    // A purchase of another contract, or a key that is none's.
     if (error instanceof GiveUp) return "not_owed";
     throw error;
   }

@@ -202,6 +202,10 @@ async function tryCandidate(
   const { db, config, now } = context;
   const label = machineLabel(vm.incarnation, number);
   const mark = bytesToHex(randomBytes(12));
+  if (!(await mayOrder(context, vm, candidate, mark))) {
+    log("page", "too_many_machines", { label, vendor: candidate.vendor });
+    return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
+  }
   const hostKey = generateHostKey();
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: number } as const;
   const attempt: store.Attempt = {
@@ -243,6 +247,21 @@ async function tryCandidate(
   }
 }
 
+/** Whoever writes rows must not have machines made without end: the vendors' gates know of what was ordered (hard case 34). */
+async function mayOrder(
+  { config, gate, now }: Context,
+  { incarnation, tier }: store.Vm,
+  { vendor }: Candidate,
+  mark: string,
+): Promise<boolean> {
+  const family = labelFamily(incarnation);
+  let elsewhere = 0;
+  for (const other of vendorsOf(tier, config)) {
+    if (other !== vendor) elsewhere += await gate(other).countOrdered(now(), family);
+  }
+  return gate(vendor).mayOrder(now(), family, mark, elsewhere);
+}
+
 /** Stores the machine of an attempt; the row waits for its boot. */
 export async function keepMachine(
   context: Context,
@@ -251,6 +270,7 @@ export async function keepMachine(
   machine: Pick<Machine, "instanceId">,
 ): Promise<number | null> {
   const at = context.now();
+  await context.gate(attempt.provider).placed(labelFamily(vm.incarnation), attempt.mark, machine.instanceId);
   return store.recordMachine(context.db, vm, attempt, machine.instanceId, {
     bootDeadlineAt: at + context.config.BOOT_TIMEOUT_SECONDS * 1_000,
     wakeAt: at + STALL_MS,
@@ -273,6 +293,7 @@ async function refused(
   }
   const outcome = error.action === "next_candidate" ? "sold_out" : error.action === "wait" ? "wait" : "refused";
   await store.closeRefused(db, vm, lease, attempt.number, outcome, error.message, now());
+  await gate(error.vendor).released(labelFamily(vm.incarnation), attempt.mark);
   attempt.outcome = outcome;
   attempt.endedAt = now();
   if (error.action === "next_candidate") {

@@ -31,7 +31,7 @@ import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** A token that is not seen so long after its purchase, or can't move so long after the capture (hard case 19), is given up. */
+/** A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't move (hard case 19), is given up. */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;
@@ -138,8 +138,10 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (tier === null || durationDays === null) return abandon(context, row, "unknown_tier");
   const head = await chainTime(db);
   const isLate = row.state !== "settled" && head > captureDeadline(row);
+  // What was charged first goes back where no token can be had for it: its payer waits for no funds of ours, and no pause.
+  const isOwed = row.state === "settled" && now() > (row.settledAt ?? now()) + DELIVER_MS;
   if (row.cost === null) {
-    if (isLate) return abandon(context, row, "too_late");
+    if (isLate || isOwed) return abandon(context, row, "too_late");
     if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
     // What was used of a longer one is reckoned by the payment's time: an order whose payment is of another gets a new one.
     const inTime = row.validBefore - head;
@@ -175,7 +177,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (bought.state === "waiting") {
     log("page", "purchase_waits", { payment: row.id, why: bought.why });
     const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
-    return isHopeless || isLate
+    return isHopeless || isLate || isOwed
       ? abandon(context, row, `purchase_${bought.why}`)
       : { waitSeconds: WALLET_WAIT_SECONDS };
   }
