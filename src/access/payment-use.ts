@@ -9,6 +9,9 @@ import type { Demand, Payment, Till } from "./payment-wire.ts";
 /** Nobody shows now what was submitted longer ago: the look for it has an end. */
 const LOOK_BACK_SECONDS = 3_600;
 
+/** Logs are behind their state for seconds. */
+const UNCLEAR_RETRY_SECONDS = 5;
+
 /** Of the payment that a row is of. */
 export const chargedOf = (row: Row): Charged =>
   isCharged(row) ? "yes" : row.state === "settling" || row.state === "held" ? "unknown" : "none";
@@ -18,7 +21,7 @@ export type Head = { blockNumber: number; blockTimestamp: number };
 
 /**
  * Whether a payment that is about to be refused has been taken for us already: anybody may submit it (hard case 60). With the
- * transaction it goes on as paid; otherwise what its refusal has to say.
+ * transaction it goes on as paid; otherwise what its refusal has to say. Throws 503 where it is used up and nobody shows by what.
  */
 export async function lookForUse(
   { chain }: { chain: Chain },
@@ -32,11 +35,17 @@ export async function lookForUse(
     if (head.blockNumber - fromBlock > blocksIn(LOOK_BACK_SECONDS)) return "unknown";
     const use = await readAuthorizationUse(chain, coin.address, authorization, fromBlock);
     if (use.state === "paid") return { txHash: use.txHash, logIndex: use.logIndex };
-    return isNever(use) ? "none" : "unknown";
+    if (isNever(use)) return "none";
   } catch (error) {
     if (error instanceof AppError) return "unknown";
     throw error;
   }
+  // It has moved, and may have paid us: whoever is told to sign another one would pay twice.
+  throw new AppError(
+    "chain_unavailable",
+    "The payment is used up, and no two nodes show by what yet: send the same one again, and don't sign another one.",
+    { retryAfterSeconds: UNCLEAR_RETRY_SECONDS, charged: "unknown" },
+  );
 }
 
 /** The block below which it can't have been used: clients sign for as long as they are asked to. */

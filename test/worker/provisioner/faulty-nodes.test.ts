@@ -86,6 +86,22 @@ test("what a stranger has submitted, and two nodes have no log of yet, is neithe
   await expectDelivered(purchaseId);
 });
 
+test("nor is it to be signed again where it would be refused for its time: it is asked for again, and goes on (hard case 60)", async () => {
+  const { timestamp } = await chain.reader.getBlock();
+  const order = await signPurchaseOf(world, payer, {}, { validBefore: String(Number(timestamp) + 60) });
+  await keepLogsBack(2);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  const send = () => post(world, "/x402/purchase-compute", order.body, order.headers);
+  const unclear = await send();
+  expect(await unclear.json()).toMatchObject({ code: "chain_unavailable", charged: "unknown" });
+  expect([unclear.status, unclear.headers.get("retry-after")]).toEqual([503, "5"]);
+  await chain.mine(2);
+  await clearRpcFaults();
+  const clear = await send();
+  expect(await clear.json()).toMatchObject({ charged: true });
+  expect(clear.status).toBe(202);
+});
+
 test("an order that a stranger pays while two nodes have no log of it yet is not given up (hard case 28)", async () => {
   const { id, signed } = await accepted(world, payer);
   await keepLogsBack(1);
