@@ -28,7 +28,7 @@ import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
-import { inItsOwnWords } from "../src/errors.ts";
+import { inItsOwnWords, isDatabaseRefusal } from "../src/errors.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
@@ -251,7 +251,7 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log("error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
+      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
       return false;
     }
     this.#ledger.markLinked(hash);
