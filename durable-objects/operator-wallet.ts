@@ -28,6 +28,7 @@ import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
+import { inItsOwnWords, isDatabaseRefusal } from "../src/errors.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
@@ -78,7 +79,7 @@ export class OperatorWallet extends DurableObject<object> {
   async order(order: WalletOrder): Promise<OrderState> {
     const known = this.#ledger.row(order.id);
     if (known !== undefined) return this.#stateOf(known, order);
-    const prepared = await this.#prepare(order);
+    const prepared = await inItsOwnWords(this.#prepare(order));
     if ("why" in prepared) return { state: "waiting", why: prepared.why };
     const signed = await this.#inTurn(() => this.#signAll(order, prepared));
     if ("why" in signed) return { state: "waiting", why: signed.why };
@@ -250,7 +251,11 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log("error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
+      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", {
+        order: id,
+        txHash: hash,
+        ...errorFields(error),
+      });
       return false;
     }
     this.#ledger.markLinked(hash);

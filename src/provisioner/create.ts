@@ -6,6 +6,7 @@ import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { labelFamily, machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
+import { hasRoom } from "../db/client.ts";
 import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
@@ -41,11 +42,11 @@ const SNAPSHOT_AGE_MS = 15_000;
 export async function create(context: Context, vm: store.Vm): Promise<Next> {
   const began = context.now();
   const lease = crypto.randomUUID();
-  if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
   try {
+    if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
     return await takeTurn(context, vm, lease, began);
   } catch (error) {
-    // The message comes back within seconds: it must find the row free.
+    // The message comes back within seconds: it must find the row free, were it only the lease's answer that was lost.
     await store.releaseLease(context.db, vm, lease);
     throw error;
   }
@@ -85,7 +86,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     if (candidates.length === 0) return waitForTurn(context, vm, Math.max(1, waitSeconds));
     const next = nextCandidate(candidates, tried, now(), Math.random());
     if ("waitMs" in next) return waitForTurn(context, vm, Math.min(waitSeconds, next.waitMs / 1_000));
-    if (now() - began > TURN_MS) return waitForTurn(context, vm, 0);
+    if (now() - began > TURN_MS || !hasRoom()) return waitForTurn(context, vm, 0);
     const { candidate } = next;
     try {
       const { supplies, taken, settle } = await prepare(context, vm, candidate);

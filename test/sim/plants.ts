@@ -336,6 +336,14 @@ async function callOnce(`,
       to: ".set({ blockHash, logIndex })",
     },
   ],
+  /** Hard case 46: whoever asks while D1 does not answer is told that it is our fault, and not to come again. */
+  call_it_internal: [
+    {
+      file: "src/app.ts",
+      from: "if (isDatabaseUnavailable(error)) {",
+      to: "if (isDatabaseUnavailable(error) && error instanceof AppError) {",
+    },
+  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -378,4 +386,5 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   be_late_before_looking: 1,
   end_without_looking: 1,
   reinstate_the_machine_alone: 1,
+  call_it_internal: 1,
 };
