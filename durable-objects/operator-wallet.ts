@@ -251,7 +251,11 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
+      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", {
+        order: id,
+        txHash: hash,
+        ...errorFields(error),
+      });
       return false;
     }
     this.#ledger.markLinked(hash);

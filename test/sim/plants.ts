@@ -353,7 +353,7 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   skip_the_lookup: 51,
   swallow_a_failed_list: 36,
   link_after_the_broadcast: 1,
-  release_at_once: 53,
+  release_at_once: 12,
   wait_for_no_order: 359,
   believe_any_banner: 42,
   leave_ghosts: 186,
