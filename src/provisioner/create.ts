@@ -12,10 +12,12 @@ import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
+import { captureDeadline } from "../vms/payments.ts";
+import { pausedDeadline } from "../vms/states.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
 import { candidatesOf, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
-import { captureDeadline, isOurs, linkOrder, tellOrder } from "./order.ts";
+import { isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { isPast, verifyPurchase } from "./verify.ts";
 
@@ -52,7 +54,9 @@ export async function create(context: Context, vm: store.Vm): Promise<Next> {
 
 async function takeTurn(context: Context, vm: store.Vm, lease: string, began: number): Promise<Next> {
   const { db, chain, now } = context;
-  if (await isPaused(db, "provisioning")) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
+  // After a pause that was too long the purchase is looked at once more, to be paid back.
+  const isHeldUp = (await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));
+  if (isHeldUp) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
   const tried = await store.loadAttempts(db, vm.incarnation);
   // An attempt without an end may have a machine that we don't know of, or one that is not gone.
   const unresolved = tried.find((attempt) => attempt.endedAt === null);
@@ -290,9 +294,12 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
   return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
 }
 
-/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26), and neither does a pause. */
-export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
-  (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
+/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). A pause gives it some time more. */
+export async function isTooLate({ db }: Context, vm: store.Vm): Promise<boolean> {
+  const time = await store.chainTime(db);
+  if (time <= vm.deadline) return false;
+  return time > pausedDeadline(vm) || !(await isPaused(db, "provisioning"));
+}
 
 /**
  * The whole price back; after a machine ran, what is left of its time by the chain's clock. Null where it was served. Of a

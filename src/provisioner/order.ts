@@ -15,7 +15,14 @@ import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { authorizationOf, CAPTURE_SECONDS, heldTokenEnds, MAX_RISE, signedPaymentOf } from "../vms/payments.ts";
+import {
+  authorizationOf,
+  CAPTURE_SECONDS,
+  captureDeadline,
+  heldTokenEnds,
+  MAX_RISE,
+  signedPaymentOf,
+} from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import { type Context, operatorOf } from "./context.ts";
 import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
@@ -46,9 +53,6 @@ export async function tellOrder(context: Context, vm: Vm): Promise<void> {
     await context.config.JOBS.send({ kind: "payment", payment: row.id, generation: row.generation });
   }
 }
-
-/** By which time of the chain the machine has to run, so that the payment can still be taken. */
-export const captureDeadline = (row: Pick<store.Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
 
 /** Before anything is bought. */
 export async function check(context: Context, row: store.Payment): Promise<Turn> {

@@ -8,6 +8,7 @@ import { type Market, saveQuote } from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { recentStock, stockOf } from "../../provisioner/candidates.ts";
+import { SCAN_STALE_MS, shopState } from "../../vms/shop.ts";
 
 const OFFER_CACHE_MS = 3_000;
 export const RETRY_SECONDS = 30;
@@ -66,7 +67,15 @@ export function requireSaleable(
 ): void {
   const { active, baseFee, pricePerDay, usdc6, wei } = offer;
   const stock = recentStock(market.stock, now);
-  if (market.paused) {
+  const { standing } = market;
+  // A chain that stands still has nothing that is not read.
+  const isBehind = (offer.blockTimestamp - standing.blockTimestamp) * 1_000 >= SCAN_STALE_MS;
+  if (shopState(standing, now) === "stalled" && isBehind) {
+    throw new AppError("delivery_stalled", "No orders are accepted while the chain is not read; try again later.", {
+      retryAfterSeconds: RETRY_SECONDS,
+    });
+  }
+  if (standing.pausedSince !== null) {
     throw new AppError("provisioning_paused", "No orders are accepted while provisioning is paused; try again later.", {
       retryAfterSeconds: RETRY_SECONDS,
     });
