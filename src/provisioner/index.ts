@@ -1,6 +1,6 @@
 // The provisioner Worker: queues in, vendors out. It has no route to the world.
 import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
-import { errorFields, log, sendLogs, setLogLevel } from "../log.ts";
+import { allClear, errorFields, log, sendLogs, setLogLevel } from "../log.ts";
 import { consume, consumeDead } from "./consume.ts";
 import { createContext, requireDataKey } from "./context.ts";
 
@@ -16,7 +16,10 @@ export default {
       setLogLevel(config.LOG_LEVEL);
       const context = createContext(config);
       // A dead letter only wakes its row: that must work whatever is wrong.
-      if (batch.queue !== DEAD_LETTER_QUEUE) await requireDataKey(context);
+      if (batch.queue !== DEAD_LETTER_QUEUE) {
+        await requireDataKey(context);
+        allClear("batch_refused");
+      }
       const handle = batch.queue === DEAD_LETTER_QUEUE ? consumeDead : consume;
       await Promise.all(batch.messages.map((message) => handle(context, message)));
     } catch (error) {

@@ -14,7 +14,7 @@ import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import {
   authorizationOf,
   CAPTURE_SECONDS,
@@ -25,7 +25,7 @@ import {
 } from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import { type Context, operatorOf } from "./context.ts";
-import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
+import { isNotOurs, levelOfWait, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
 
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
@@ -162,8 +162,9 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
     paid: signedPaymentOf(row),
   } as const;
   const bought = await walletOf(context).order(order);
-  if (bought.state === "waiting") {
-    log("page", "purchase_waits", { payment: row.id, why: bought.why });
+  if (bought.state !== "waiting") allClear("purchase_waits");
+  else {
+    log(levelOfWait(bought.why), "purchase_waits", { payment: row.id, why: bought.why });
     const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
     return isHopeless || isLate
       ? abandon(context, row, `purchase_${bought.why}`)
@@ -265,6 +266,7 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   }
   const taken = await wallet.order(captureOf(row));
   if (taken.state !== "waiting") {
+    allClear("capture_waits");
     const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
     if (isUndone) return refuseCapture(context, row);
     if (row.state === "authorized") {
@@ -273,7 +275,7 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     return { waitSeconds: BLOCK_SECONDS / 2 };
   }
   if (taken.why !== "would_fail") {
-    log("page", "capture_waits", { payment: row.id, why: taken.why });
+    log(levelOfWait(taken.why), "capture_waits", { payment: row.id, why: taken.why });
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
   // Has the payer moved its money? Two nodes have to say so before that is held against it.
@@ -329,6 +331,7 @@ export async function deliver(context: Context, row: store.Payment, vm: Vm | nul
   if (moved.state === "waiting") return { waitSeconds: WALLET_WAIT_SECONDS };
   if (row.transferTx === null) return store.movePayment(db, row, { transferTx: moved.hash, wakeAt: now() + WATCH_MS });
   if (moved.state === "sent" && moved.mined?.status !== "success") return { waitSeconds: BLOCK_SECONDS / 2 };
+  allClear("token_not_delivered");
   log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, txHash: moved.hash });
   const delivered = { transferTx: moved.hash, servedAt: row.servedAt ?? now() };
   return store.movePayment(db, row, { ...delivered, step: "close", wakeAt: now() + WATCH_MS });
