@@ -29,7 +29,7 @@ import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
 import { inItsOwnWords, isDatabaseRefusal } from "../src/errors.ts";
-import { errorFields, log, sendLogs } from "../src/log.ts";
+import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 import { limitOf, type Refusal } from "./wallet-limits.ts";
@@ -131,7 +131,7 @@ export class OperatorWallet extends DurableObject<object> {
       this.#count(),
     ]);
     const available = this.#available(funds);
-    await this.#warnOfFunds(available, funds.wei, fees);
+    this.#warnOfFunds(available, funds.wei, fees);
     if (available < BigInt(rows.at(-1)?.amount ?? 0)) return { why: "no_funds" };
     if (gas === null) return { why: "would_fail" };
     if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
@@ -352,6 +352,8 @@ export class OperatorWallet extends DurableObject<object> {
     // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
     const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
     log(level, `payment_${state}`, { order: row.id, kind: row.kind, txHash: mined.hash });
+    // What still is so is told again with the next look, seconds from now.
+    for (const event of ["payment_stuck", "operator_nonce_unclear", "operator_nonce_missing"]) allClear(event);
   }
 
   /** The receipt of whichever of a row's transactions was mined. */
@@ -377,14 +379,12 @@ export class OperatorWallet extends DurableObject<object> {
     return askTwo(chain, ({ client }) => client.getTransactionCount({ address: account.address }));
   }
 
-  /** A person has to send more before orders have to wait; said once an hour. */
-  async #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): Promise<void> {
-    const { storage } = this.ctx;
+  /** A person has to send more before orders have to wait. */
+  #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): void {
     const { config } = this.#services();
     const isLow = available < config.LOW_FUNDS_USDC || wei < LOW_TRANSACTIONS * GAS_PER_TRANSACTION * maxFee;
-    if (!isLow || ((await storage.get<number>("warnedAt")) ?? 0) > Date.now() - HOUR_MS) return;
-    await storage.put("warnedAt", Date.now());
-    log("page", "operator_funds_low", { usdc6: String(available), wei: String(wei) });
+    if (isLow) log("page", "operator_funds_low", { usdc6: String(available), wei: String(wei) });
+    else allClear("operator_funds_low");
   }
 
   #fees = (): Promise<Fees> => readFees(this.#services().chain);

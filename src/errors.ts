@@ -71,6 +71,7 @@ export const STATUS_OF = {
   gas_too_dear: 503,
   orders_full: 503,
   provisioning_paused: 503,
+  delivery_stalled: 503,
 } as const;
 
 type ErrorCode = keyof typeof STATUS_OF;

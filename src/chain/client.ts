@@ -20,7 +20,7 @@ import {
 } from "viem";
 import type { ChainConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
 
 export type Node = {
@@ -93,7 +93,8 @@ const ofChain =
       const told = chainIds.get(name);
       if (told !== undefined && (told.id === expected || Date.now() - told.at < ASK_AGAIN_MS)) return told.id;
       const id = hexToNumber((await inner.request({ method: "eth_chainId" })) as Hex);
-      if (id !== expected) log("page", "rpc_of_another_chain", { node: name, chainId: id, expected });
+      if (id === expected) allClear("rpc_of_another_chain", name);
+      else log("page", "rpc_of_another_chain", { about: name, chainId: id, expected });
       chainIds.set(name, { id, at: Date.now() });
       return id;
     };

@@ -158,6 +158,15 @@ export const readAgreedToken = async (
 export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
   readAgreedToken(chain, tokenId, "finalized");
 
+/** Several tokens at one final block, in one call. */
+export async function readFinalTokens(chain: Chain, tokenIds: readonly number[]): Promise<TokenView[]> {
+  const calls = tokenIds.map((tokenId) => tokenCalls(chain, BigInt(tokenId)));
+  const view = await readAgreedView(chain, calls.flat(), "finalized");
+  return calls.map(({ length }, i) =>
+    toTokenView({ ...view, results: view.results.slice(i * length, (i + 1) * length) }),
+  );
+}
+
 /** A receipt, as far as anything is concluded from it; logs in the order of the chain. */
 export type Receipt = {
   status: "success" | "reverted";

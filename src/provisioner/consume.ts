@@ -79,7 +79,9 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
   } catch (error) {
     if (!(error instanceof GiveUp)) throw error;
     if (error.code === "token_not_valid" && vm.runningAt !== null) return endServed(context, vm);
-    log("page", "purchase_held", { incarnation: vm.incarnation, ...errorFields(error) });
+    // A token that its buyer gave up is no trouble of ours.
+    const level = error.code === "token_not_valid" ? "warn" : "page";
+    log(level, "purchase_held", { about: error.code, incarnation: vm.incarnation, ...errorFields(error) });
     await failVm(context.db, vm, {
       cause: error.code,
       detail: error.message,
@@ -146,10 +148,9 @@ export async function putOff({ config }: Pick<Context, "config">, message: Messa
 /** One message that failed too often: the row is woken later by the sweep, so nothing is lost. */
 export async function consumeDead(context: Context, message: Message<unknown>): Promise<void> {
   const { body } = message;
+  const job = isJob(body) ? body : null;
   try {
-    if (isJob(body) && body.kind === "advance") {
-      await wakeAt(context.db, body.incarnation, context.now() + DEAD_LETTER_WAIT_MS);
-    }
+    if (job?.kind === "advance") await wakeAt(context.db, job.incarnation, context.now() + DEAD_LETTER_WAIT_MS);
   } catch (error) {
     if (!isTransient(error)) throw error;
     // Should its last try fail as well, the sweep finds the row by the time that it has.
@@ -157,6 +158,6 @@ export async function consumeDead(context: Context, message: Message<unknown>): 
     message.retry({ delaySeconds: MAX_RETRY_SECONDS });
     return;
   }
-  log("page", "job_dead", { id: message.id, job: isJob(body) ? body : "unknown" });
+  log("page", "job_dead", { about: job?.kind ?? "unknown", id: message.id, job });
   message.ack();
 }

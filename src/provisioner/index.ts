@@ -2,7 +2,7 @@
 import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
 import { inBackground } from "../db/client.ts";
 import { isTransient } from "../errors.ts";
-import { errorFields, log, sendLogs, setLogLevel } from "../log.ts";
+import { allClear, errorFields, log, sendLogs, setLogLevel } from "../log.ts";
 import { consume, consumeDead, putOff } from "./consume.ts";
 import { type Context, createContext, requireDataKey } from "./context.ts";
 
@@ -35,6 +35,7 @@ async function takeBatch(context: Context, { queue, messages }: MessageBatch<unk
   }
   try {
     await requireDataKey(context);
+    allClear("batch_refused");
   } catch (error) {
     if (!isTransient(error)) throw error;
     log("warn", "batch_put_off", errorFields(error));

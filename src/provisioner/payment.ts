@@ -11,7 +11,7 @@ import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { authorizationOf, signedPaymentOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { refundOf } from "./create.ts";
@@ -23,7 +23,11 @@ const UNSERVED_MS = 600_000;
 const WATCH_MS = 60_000;
 const MAX_STEPS_PER_MESSAGE = 12;
 /** Other failures are for a person to judge. */
-const REFUNDED_FAILURES: ReadonlySet<string> = new Set(["no_machine_in_time", "token_not_valid"]);
+const REFUNDED_FAILURES: ReadonlySet<string> = new Set([
+  "no_machine_in_time",
+  "token_not_valid",
+  "replacements_used_up",
+]);
 
 /** How a step ended: the row as it is now, to go on with; seconds to wait; or null, nothing to do until the sweep. */
 export type Turn = store.Payment | { waitSeconds: number } | null;
@@ -142,9 +146,10 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
   const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount, owed });
   if (paid.state === "waiting") {
     if (isNotOurs(paid.why)) return hold(context, row, paid.why);
-    log("page", "refund_waits", { payment: row.id, why: paid.why });
+    log(levelOfWait(paid.why), "refund_waits", { payment: row.id, why: paid.why });
     return lookAgain(context, row, WATCH_MS);
   }
+  allClear("refund_waits");
   if (paid.state === "reverted") return hold(context, row, "refund_reverted");
   if (paid.state === "sent") {
     await store.movePayment(db, row, { refundTx: paid.hash, wakeAt: now() + WATCH_MS });
@@ -164,8 +169,16 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
 /** What waiting does not change: a person has to see why the row says so. */
 export const isNotOurs = (why: Refusal): boolean => why === "not_owed" || why === "served" || why === "other_order";
 
+/**
+ * A person can help where the wallet is short or at a limit of ours. A pause was an operator's, a share is the recipient's
+ * own, and what an order would do or can't show yet is its payer's.
+ */
+export const levelOfWait = (why: Refusal): "page" | "warn" =>
+  ["no_funds", "no_gas", "gas_too_dear", "daily_limit"].includes(why) ? "page" : "warn";
+
 async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
-  log("page", "payment_held", { payment: row.id, reason });
+  // The sweep pages for what is held, until nothing is.
+  log("error", "payment_held", { payment: row.id, reason });
   return store.movePayment(db, row, { state: "held", step: "idle", reason, wakeAt: null, endedAt: now() });
 }
 

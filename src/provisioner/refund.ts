@@ -9,10 +9,10 @@ import { paymentOfPurchase } from "../db/payments.ts";
 import * as store from "../db/refunds.ts";
 import { loadVm, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { signedPaymentOf } from "../vms/payments.ts";
 import { type Context, operatorOf } from "./context.ts";
-import { isNotOurs, walletOf } from "./payment.ts";
+import { isNotOurs, levelOfWait, walletOf } from "./payment.ts";
 import { readPurchase } from "./verify.ts";
 
 type Payee = { to: Address; amount: bigint };
@@ -35,7 +35,8 @@ async function begin(context: Context, row: store.Refund): Promise<store.Refund 
   const payee = config.OPERATOR_PRIVATE_KEY === undefined ? "no_wallet" : await findPayee(context, vm, row);
   if (payee === "wait") return null;
   if (typeof payee === "string") {
-    log("page", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
+    // The sweep pages for what is held, until nothing is.
+    log("warn", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
     await store.moveRefund(db, row, ["due"], { state: "held", reason: payee, wakeAt: null });
     return null;
   }
@@ -85,11 +86,12 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
   const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount, owed } as const;
   const payment: OrderState = await walletOf(context).order(order);
   if (payment.state === "waiting") {
-    log("page", "refund_waits", { tokenId: row.tokenId, why: payment.why });
+    log(levelOfWait(payment.why), "refund_waits", { tokenId: row.tokenId, why: payment.why });
     const held = isNotOurs(payment.why) ? ({ state: "held", wakeAt: null } as const) : {};
     await store.moveRefund(db, row, ["paying"], { ...held, reason: payment.why });
     return;
   }
+  allClear("refund_waits");
   const { hash } = payment;
   if (payment.state === "sent") await note(db, row, hash);
   else if (payment.state === "final") {

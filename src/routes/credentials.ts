@@ -6,17 +6,29 @@ import { admitOwner, type Door, ownerIfBanned, requireSecondWitness } from "../a
 import type { App, Router } from "../app.ts";
 import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
 import { acknowledge, orderRotation } from "../db/delivery.ts";
+import { statementsOf } from "../db/reads.ts";
 import { claimRefund, refundOf } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { deliverKey, deliveryDecision } from "../vms/delivery.ts";
 import { wireRefund } from "../vms/refunds.ts";
+import { deliveryOf } from "../vms/shop.ts";
 import { STEP_SENTENCES } from "../vms/states.ts";
 import { enqueue } from "../vms/sweep.ts";
 import { wireType } from "../vms/tiers.ts";
 import { pollAgainAfter } from "../vms/waits.ts";
-import { errorsOf, isoOf, isoOfChain, isoTime, refundSchema, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
+import {
+  deliverySchema,
+  errorsOf,
+  isoOf,
+  isoOfChain,
+  isoTime,
+  refundSchema,
+  tokenIdSchema,
+  wireDelivery,
+  wireTypeSchema,
+} from "./schemas.ts";
 
 const USERNAME = "root";
 
@@ -79,6 +91,7 @@ export const provisioningSchema = z
     message: z.string(),
     attempts: z.number(),
     statusUrl: z.string(),
+    delivery: deliverySchema.optional(),
   })
   .openapi("Provisioning");
 
@@ -171,7 +184,7 @@ export function mountCredentials(app: Router): void {
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
       const age = vm === null ? null : view.blockTimestamp - beganAt(vm, c.var.config);
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
-      return c.json(provisioningBody(c.var.config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
+      return c.json(await waitingBody(c.var, tokenId, vm, now), 202);
     }
     const delivery = {
       db: c.var.db,
@@ -243,7 +256,7 @@ export function mountCredentials(app: Router): void {
 export const beganAt = (vm: Vm, { PROVISION_DEADLINE_SECONDS }: App["Variables"]["config"]): number =>
   vm.runningAt === null ? vm.createdAt : vm.deadline - PROVISION_DEADLINE_SECONDS;
 
-export const provisioningBody = (
+const provisioningBody = (
   { PUBLIC_URLS }: App["Variables"]["config"],
   tokenId: string,
   step: keyof typeof STEP_SENTENCES,
@@ -300,3 +313,10 @@ const isKnownToOthers = ({ vm, broughtBy, isHeldElsewhere }: Door, owner: string
   vm.knownToFormer ||
   isHeldElsewhere === 1 ||
   [vm.deliveredTo, broughtBy].some((address) => address !== null && address !== owner);
+
+/** The same with what the owner may count on meanwhile. */
+export async function waitingBody({ config, db }: App["Variables"], tokenId: string, vm: Vm | null, now: number) {
+  const [standing] = await statementsOf(db).cursor.all();
+  const delivery = wireDelivery(deliveryOf(vm, standing, now));
+  return { ...provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), delivery };
+}

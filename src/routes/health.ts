@@ -4,12 +4,11 @@ import { type Chain, type Head, readHead } from "../chain/client.ts";
 import { VERSION } from "../config.ts";
 import { readTogether, statementsOf } from "../db/reads.ts";
 import { errorFields, log } from "../log.ts";
+import { SCAN_STALE_MS } from "../vms/shop.ts";
 
 const CHECK_TIMEOUT_MS = 2_000;
 const HEAD_CACHE_MS = 5_000;
 const RETRY_SECONDS = 10;
-/** A scan that stands still for this long serves no purchase any more. */
-const SCAN_STALE_MS = 120_000;
 const LAG_DEGRADED_SECONDS = 30;
 const PENDING_DEGRADED_SECONDS = 900;
 
@@ -27,7 +26,11 @@ const healthSchema = z
         scanned: z.number().nullable(),
         lagSeconds: z.number().nullable(),
       }),
-      provisioning: z.object({ pending: z.number().nullable(), oldestSeconds: z.number().nullable() }),
+      provisioning: z.object({
+        pending: z.number().nullable(),
+        oldestSeconds: z.number().nullable(),
+        paused: z.boolean().openapi({ description: "Operators have paused it: no machine is made meanwhile" }),
+      }),
     }),
   })
   .openapi("Health");
@@ -39,7 +42,7 @@ const route = createRoute({
   summary: "Status of the service and what it depends on",
   description: "Never rate limited. 503, with the same body, when a purchase could not be served now.",
   responses: {
-    200: { description: "Serving; `degraded` when slow", content },
+    200: { description: "Serving; `degraded` when slow or paused", content },
     503: { description: "A purchase could not be served now", content },
   },
 });
@@ -69,7 +72,8 @@ export function mountHealth(app: Router): void {
       oldest === undefined ? 0 : Math.max(0, (cursor?.blockTimestamp ?? oldest.createdAt) - oldest.createdAt);
     const scanning = cursor !== undefined && now - cursor.scannedAt < SCAN_STALE_MS;
     const serving = rows !== null && head !== null && scanning;
-    const slow = (lagSeconds ?? 0) > LAG_DEGRADED_SECONDS || oldestSeconds > PENDING_DEGRADED_SECONDS;
+    const paused = cursor !== undefined && cursor.pausedSince !== null;
+    const slow = paused || (lagSeconds ?? 0) > LAG_DEGRADED_SECONDS || oldestSeconds > PENDING_DEGRADED_SECONDS;
     c.header("Cache-Control", "no-store");
     if (!serving) c.header("Retry-After", String(RETRY_SECONDS));
     return c.json(
@@ -86,7 +90,11 @@ export function mountHealth(app: Router): void {
             scanned: cursor?.blockNumber ?? null,
             lagSeconds,
           },
-          provisioning: { pending: pending?.value ?? null, oldestSeconds: rows === null ? null : oldestSeconds },
+          provisioning: {
+            pending: pending?.value ?? null,
+            oldestSeconds: rows === null ? null : oldestSeconds,
+            paused,
+          },
         },
       },
       serving ? 200 : 503,

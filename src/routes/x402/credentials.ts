@@ -55,9 +55,9 @@ import {
   credentialsBody,
   credentialsSchema,
   type GivenKey,
-  provisioningBody,
   provisioningSchema,
   refuseHead,
+  waitingBody,
 } from "../credentials.ts";
 import { paidErrorsOf, tokenIdSchema } from "../schemas.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, settlingSchema } from "./shared.ts";
@@ -126,7 +126,7 @@ export function mountPaidCredentials(app: Router): void {
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
       const age = vm === null ? null : view.blockTimestamp - beganAt(vm, config);
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
-      return c.json(provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
+      return c.json(await waitingBody(c.var, tokenId, vm, now), 202);
     }
     const request = requestHash(`credentials/${tokenId}`);
     const known = await findClaim(c.var, checked);

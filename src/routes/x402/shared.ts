@@ -3,7 +3,7 @@ import { z } from "@hono/zod-openapi";
 import { capped, limited } from "../../access/admission.ts";
 import type { Discovery } from "../../access/payment-wire.ts";
 import { WIRE_PAYMENT_STATES } from "../../vms/payments.ts";
-import { isoTime } from "../schemas.ts";
+import { deliverySchema, isoTime } from "../schemas.ts";
 
 export const paidRoute = [limited("x402"), capped("x402")] as const;
 
@@ -40,6 +40,7 @@ export const purchaseSchema = z
     reason: z.string().nullable(),
     payer: z.string(),
     amount: z.string().openapi({ description: "USDC", example: "0.50" }),
+    delivery: deliverySchema.optional().openapi({ description: "While the order waits for its machine" }),
     tier: z.number().nullable(),
     durationDays: z.number().nullable(),
     tokenId: z.string().nullable(),

@@ -92,7 +92,7 @@ test("every job but a step ends with one wide event, and so does the sweep", asy
     { level: "info", event: "job", kind: "catalog", outcome: "done", ms },
     { level: "info", event: "job", kind: "reap", outcome: "done", ms },
     { level: "info", event: "job", kind: "refund", of: "failed", outcome: "done", ms },
-    { level: "info", event: "sweep", outcome: "failed", failed: ["refunds"], ms },
+    { level: "info", event: "sweep", outcome: "failed", failed: ["refunds", "catalog"], ms },
   ]);
 });
 

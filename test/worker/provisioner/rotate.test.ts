@@ -400,7 +400,7 @@ test("a rotation makes no purchase late, and none look as if it had waited since
   await world.sql.prepare("UPDATE cursors SET block_timestamp = block_timestamp + 3000").run();
   await ask(world, 0, tokenId, "/rotate");
   const health = (await (await world.request("/health")).json()) as { checks: { provisioning: object } };
-  expect(health.checks.provisioning).toEqual({ pending: 1, oldestSeconds: 0 });
+  expect(health.checks.provisioning).toEqual({ pending: 1, oldestSeconds: 0, paused: false });
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ running_at: before?.["running_at"], late_seconds: null });
   expect(await world.rows("SELECT * FROM refunds")).toEqual([]);

@@ -20,6 +20,7 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
+import { takePages } from "../paged.ts";
 import { claw, coin, mined, paidUs, setTier, signedTo, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
 
 /** Each for a payment of its own that agent 2 has signed; the same for the same id. */
@@ -177,28 +178,26 @@ test("what is mined counts once, asked after or not: the next purchase was refus
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds - 1_000_000n] }));
 });
 
-test("a wallet that is about to run out calls for more, once an hour", async () => {
+test("a wallet that is about to run out calls for more, until it has more", async () => {
   const poor = await usdcOf(operator.address);
   const send = { ...coin, functionName: "transfer" } as const;
+  await takePages();
   await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, poor - 50_000_000n] }));
-  const warnedAt = () =>
-    runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get<number>("warnedAt"));
-  expect(await warnedAt()).toBeUndefined();
   await world.wallet.order(await purchase("low"));
-  const first = await warnedAt();
-  expect(first).toBeTypeOf("number");
   await world.wallet.order(await purchase("lower"));
-  expect(await warnedAt()).toBe(first);
+  expect((await takePages()).pages).toEqual(["operator_funds_low"]);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
+  await world.wallet.order(await purchase("enough"));
+  expect(await takePages()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["operator_funds_low"]) });
 });
 
 test("a wallet that has run out calls for more: it refused the order before anybody heard why", async () => {
   const funds = await usdcOf(operator.address);
   const send = { ...coin, functionName: "transfer" } as const;
+  await takePages();
   await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, funds] }));
   expect(await world.wallet.order(await purchase("out of funds"))).toEqual({ state: "waiting", why: "no_funds" });
-  const warnedAt = await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get("warnedAt"));
-  expect(warnedAt).toBeTypeOf("number");
+  expect((await takePages()).pages).toEqual(["operator_funds_low"]);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds] }));
 });
 
