@@ -9,7 +9,7 @@ import { shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
-import { loadCatalog } from "../db/sweep.ts";
+import { loadCatalog, saveSoldOut } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
@@ -276,6 +276,7 @@ async function refused(
   attempt.endedAt = now();
   if (error.action === "next_candidate") {
     await gate(error.vendor).remember(now(), placeOf(attempt), "no_stock");
+    await saveSoldOut(db, error.vendor, attempt);
     return { kind: "refused", waitSeconds: 0 };
   }
   if (error.action === "wait") return { kind: "refused", waitSeconds: Math.max(1, error.retryAfterSeconds) };

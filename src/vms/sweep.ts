@@ -1,15 +1,15 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
-import { type Chain, readOwners, readTier } from "../chain/client.ts";
+import { type Chain, readOwners, readTier, SECONDS_PER_BLOCK } from "../chain/client.ts";
 import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
-import { askFirst, readFinalToken } from "../chain/witness.ts";
+import { askFirst, readFinalNumber, readFinalToken } from "../chain/witness.ts";
 import type { EdgeConfig } from "../config.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
 import { forgetPayments, wakePayments } from "../db/payments.ts";
 import { wakeRefunds } from "../db/refunds.ts";
-import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
+import { claimTurn, loadCursor, pruneTransfers, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
 import { errorFields, log } from "../log.ts";
 import type { Job } from "../provisioner/jobs.ts";
@@ -21,6 +21,9 @@ const ROWS_PER_SWEEP = 500;
 const FORGET_AFTER_MS = 24 * 3_600_000;
 const VANISHED_AFTER_BLOCKS = 10;
 const MESSAGES_PER_BATCH = 100;
+const PRUNE_EVERY_MS = 3_600_000;
+const TRANSFERS_KEPT_BLOCKS = (7 * 86_400) / SECONDS_PER_BLOCK;
+const ROWS_PER_PRUNING = 5_000;
 const DISPUTES_PER_SWEEP = 20;
 const OWNERS_PER_SWEEP = 50;
 /** An ordinary transfer is scanned long before. */
@@ -68,6 +71,7 @@ export async function sweep(context: ScanContext): Promise<void> {
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),
     bans: () => deleteOldBans(db, now),
+    transfers: async () => cursor !== null && pruneOldTransfers(context, cursor.prunedAt),
     compare: () => compareOwners(context),
     owners: () => settleDisputes(context),
     newest: () => probeNewest(context),
@@ -104,6 +108,13 @@ async function expire(db: Database, config: EdgeConfig, chainTime: number, now: 
     return [];
   }
   return store.expireDue(db, chainTime, now, limit);
+}
+
+/** Of transfers older than final history and a week, the last of each token is enough. */
+async function pruneOldTransfers({ db, chain, now }: ScanContext, prunedAt: number): Promise<void> {
+  if (now - prunedAt < PRUNE_EVERY_MS || !(await claimTurn(db, "prunedAt", now, PRUNE_EVERY_MS))) return;
+  const below = (await readFinalNumber(chain)) - TRANSFERS_KEPT_BLOCKS;
+  while ((await pruneTransfers(db, below, ROWS_PER_PRUNING)) === ROWS_PER_PRUNING);
 }
 
 /** A few tokens in each sweep, in turn: a transfer that no log showed is found here, whether its owner asks or not. */
