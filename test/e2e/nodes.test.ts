@@ -97,18 +97,21 @@ test("24,000 transfers of a token, in a few blocks, hold up nobody's purchase (h
   expect(Date.now() / 1_000 - (await scanned()).at).toBeLessThan(600);
 });
 
-test("a chain that is set back by 36 blocks sells again with its next ones (hard case 32)", async () => {
+test("a chain that is set back by 36 blocks and more sells again with its next ones (hard case 32)", async () => {
   const { chain } = world;
+  const before = Number(await chain.reader.getBlockNumber());
   const lost = await buyAndWait(3);
-  await chain.node.mine({ blocks: 30 });
+  await chain.node.mine({ blocks: 36 });
   const head = Number(await chain.reader.getBlockNumber());
-  await expect
-    .poll(async () => (await first<{ n: number }>("SELECT block_number AS n FROM cursors")).n)
-    .toBeGreaterThanOrEqual(head - 1);
-  await chain.node.request({ method: "anvil_rollback", params: [36] } as never);
-  const { tokenId, ms } = await buyAndWait(4);
+  const scanned = async () => (await first<{ n: number }>("SELECT block_number AS n FROM cursors")).n;
+  await expect.poll(scanned, { timeout: 30_000 }).toBeGreaterThanOrEqual(head - 1);
+  const depth = Number(await chain.reader.getBlockNumber()) - before;
+  await chain.node.request({ method: "anvil_rollback", params: [depth] } as never);
+  const { tokenId } = await buy(chain, agent(4), 0, 1);
   expect(tokenId).toBe(lost.tokenId);
-  expect(ms).toBeLessThan(30_000);
-  const answer = await fetch(`${world.url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent(4), tokenId) });
-  expect(answer.status).toBe(200);
+  // Not only when the chain has outgrown what it was: that takes a second a block.
+  const credentials = async () =>
+    (await fetch(`${world.url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent(4), tokenId) })).status;
+  await expect.poll(credentials, { timeout: 30_000, interval: 500 }).toBe(200);
+  expect(Number(await chain.reader.getBlockNumber())).toBeLessThan(before + depth);
 });
