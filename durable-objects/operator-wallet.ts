@@ -22,7 +22,7 @@ import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { type Fees, type Funds, readFees, readFunds, refusesContent } from "../src/chain/account.ts";
 import { type Chain, connectChain } from "../src/chain/client.ts";
-import { estimateGas, identityOf, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
+import { estimateGas, identityOf, isRefundOfPayment, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
@@ -144,15 +144,15 @@ export class OperatorWallet extends DurableObject<object> {
    * Else the earlier orders for it that have done nothing as the chain stands now.
    */
   async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | null> {
-    const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined && !order.owed.approved;
+    const isRefund = isRefundOfPayment(order);
     const undone = new Set<string>();
-    if (order.kind === "capture" || (order.kind === "pay" && !isRefundOfPayment)) return undone;
+    if (order.kind === "capture" || (order.kind === "pay" && !isRefund)) return undone;
     for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {
       if (row.id === order.id) continue;
       const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
       // A purchase counts until it has reverted; of a transfer a reorg may have left nothing that it could move.
       const isOpen = order.kind === "purchase" ? mined?.status !== "reverted" : mined?.status === "success";
-      if (row.state === "final" || isOpen || isRefundOfPayment) return null;
+      if (row.state === "final" || isOpen || isRefund) return null;
       undone.add(row.id);
     }
     return undone;

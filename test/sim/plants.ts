@@ -276,8 +276,13 @@ async function callOnce(`,
     },
     {
       file: "durable-objects/wallet-limits.ts",
-      from: 'return ledger.paidFor(account) > 0n ? "served" : null;',
+      from: 'return hasLeft("transfer") || ledger.paidFor(account) > 0n ? "served" : null;',
       to: "return null;",
+    },
+    {
+      file: "durable-objects/wallet-limits.ts",
+      from: 'if (isRefundOfPayment(order) && hasLeft("transfer")) return "served";',
+      to: 'if (isRefundOfPayment === undefined) return "served";',
     },
   ],
   /** Hard case 35: gas is whatever a payer's contract takes, and what no node takes is sent for ever. */

@@ -60,6 +60,7 @@ type Limit = Extract<RpcFault, { kind: "max_range" | "max_logs" }>;
 export type LogRequest = { blocks: number; refused: boolean };
 
 type Call = { jsonrpc: "2.0"; id: unknown; method: string; params: unknown[] };
+type Given = Omit<Call, "params"> & Partial<Call>;
 type Answer = { jsonrpc: "2.0"; id: unknown; result?: unknown; error?: { code: number; message: string } };
 /** What is no answer by JSON-RPC's rules. */
 type Page = { status: number; text: string };
@@ -69,7 +70,7 @@ const HANG_MS = 30_000;
 const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
 
 const isMeant = ({ method, includes = "" }: { method: string; includes?: string | undefined }, call: Call): boolean =>
-  method === call.method && JSON.stringify(call.params ?? []).includes(includes);
+  method === call.method && JSON.stringify(call.params).includes(includes);
 
 export async function startRpcProxy(target: string) {
   const faults: RpcFault[] = [];
@@ -121,10 +122,10 @@ export async function startRpcProxy(target: string) {
     return (await response.json()) as Answer;
   }
 
-  async function answer(given: Call): Promise<Answer | Page> {
+  async function answer(given: Given): Promise<Answer | Page> {
     const answered = await answerBy(given);
     if (given.method === "eth_getLogs") {
-      const { fromBlock, toBlock } = given.params[0] as { fromBlock: string; toBlock: string };
+      const { fromBlock, toBlock } = given.params?.[0] as { fromBlock: string; toBlock: string };
       const refused = isPage(answered) || answered.error !== undefined;
       logRequests.push({ blocks: Number(toBlock) - Number(fromBlock) + 1, refused });
     }
@@ -149,13 +150,11 @@ export async function startRpcProxy(target: string) {
     return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
   }
 
-  async function answerBy(given: Call): Promise<Answer | Page> {
-    const call = faults.some(({ kind }) => kind === "finalized_is_latest")
-      ? {
-          ...given,
-          params: given.params.map((param) => (param === "finalized" || param === "safe" ? "latest" : param)),
-        }
-      : given;
+  /** `params` may be left out (JSON-RPC 2.0, 4.2). */
+  async function answerBy({ params = [], ...given }: Given): Promise<Answer | Page> {
+    const isLatest = faults.some(({ kind }) => kind === "finalized_is_latest");
+    const meant = (param: unknown) => (isLatest && (param === "finalized" || param === "safe") ? "latest" : param);
+    const call: Call = { ...given, params: params.map(meant) };
     for (const fault of faults) {
       if (fault.kind === "rewrite" && isMeant(fault, call))
         return { jsonrpc: "2.0", id: call.id, result: fault.result };
