@@ -125,7 +125,7 @@ export async function startRpcProxy(target: string) {
   async function answer(given: Given): Promise<Answer | Page> {
     const answered = await answerBy(given);
     if (given.method === "eth_getLogs") {
-      const { fromBlock, toBlock } = given.params?.[0] as { fromBlock: string; toBlock: string };
+      const [{ fromBlock, toBlock }] = given.params as [{ fromBlock: string; toBlock: string }];
       const refused = isPage(answered) || answered.error !== undefined;
       logRequests.push({ blocks: Number(toBlock) - Number(fromBlock) + 1, refused });
     }
