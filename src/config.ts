@@ -65,6 +65,8 @@ const chainFields = {
   /** Comma-separated; of different providers in production, since two of them have to agree. */
   RPC_URLS: list,
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
+  /** Blocks that one request for logs spans at most. */
+  SCAN_MAX_RANGE: integer(1).prefault("2000"),
   /** How far a node's block may be ahead of our clock. */
   CHAIN_MAX_AHEAD_SECONDS: integer(1).prefault("60"),
   /** Blocks on top before a purchase or a payment counts. */
@@ -107,7 +109,6 @@ const edgeFields = z.object({
   START_BLOCK: integer(0),
   SCAN_INTERVAL_MS: integer(100).prefault("1500"),
   SCAN_RUN_SECONDS: integer(1, 600).prefault("60"),
-  SCAN_MAX_RANGE: integer(1).prefault("2000"),
   SWEEP_INTERVAL_SECONDS: integer(1).prefault("30"),
   /** Machines that one sweep may end, or 5 % of those running if that is more; beyond it stops and pages. */
   SWEEP_MAX_ENDS: integer(1).prefault("3"),

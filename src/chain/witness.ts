@@ -50,7 +50,7 @@ const unanswered = (cause: unknown): AppError =>
   cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });
 
 /** How many nodes have to say the same: with a single node configured, its answer stands. */
-const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.length);
+export const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.length);
 
 type Asked<T> = { agreed: T | null; answers: T[]; cause: unknown };
 

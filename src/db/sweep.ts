@@ -109,6 +109,14 @@ export const saveStock = (db: Database, vendor: "vultr" | "runpod", read: object
   db.run(sql`INSERT INTO catalogs (id, stock) VALUES (${CATALOG_ID}, json_object(${vendor}, json(${JSON.stringify(read)})))
     ON CONFLICT (id) DO UPDATE SET stock = json_set(COALESCE(stock, '{}'), ${`$.${vendor}`}, json(${JSON.stringify(read)}))`);
 
+/** What a vendor has just refused to sell, until its catalog says otherwise. */
+export const saveSoldOut = (db: Database, vendor: "vultr" | "runpod", place: { region: string; plan: string }) =>
+  db.run(sql`UPDATE catalogs SET stock = json_set(stock, ${`$.${vendor}.offers`}, (
+      SELECT json_group_array(json(CASE WHEN value->>'region' = ${place.region} AND value->>'plan' = ${place.plan}
+        THEN json_set(value, '$.stock', 'none') ELSE value END))
+      FROM json_each(catalogs.stock, ${`$.${vendor}.offers`})))
+    WHERE id = ${CATALOG_ID} AND json_type(stock, ${`$.${vendor}.offers`}) = 'array'`);
+
 // Running, or between two machines.
 const isDue = (chainTime: number) =>
   and(

@@ -11,7 +11,7 @@ import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
-import { loadCatalog } from "../db/sweep.ts";
+import { loadCatalog, saveSoldOut } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
 import { captureDeadline } from "../vms/payments.ts";
@@ -308,6 +308,7 @@ async function refused(
   attempt.endedAt = now();
   if (error.action === "next_candidate") {
     await gate(error.vendor).remember(now(), placeOf(attempt), "no_stock");
+    await saveSoldOut(db, error.vendor, attempt);
     return { kind: "refused", waitSeconds: 0 };
   }
   if (error.action === "wait") return { kind: "refused", waitSeconds: Math.max(1, error.retryAfterSeconds) };

@@ -1,14 +1,14 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
-import { type Chain, readOwners, readTier, type TokenView } from "../chain/client.ts";
+import { type Chain, readOwners, readTier, SECONDS_PER_BLOCK, type TokenView } from "../chain/client.ts";
 import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
-import { askFirst, readFinalToken, readFinalTokens } from "../chain/witness.ts";
+import { askFirst, readFinalNumber, readFinalToken, readFinalTokens } from "../chain/witness.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
 import { forgetPayments, wakePayments } from "../db/payments.ts";
 import { wakeRefunds } from "../db/refunds.ts";
-import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
+import { claimTurn, loadCursor, pruneTransfers, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
 import { isDatabaseRefusal } from "../errors.ts";
 import { allClear, errorFields, log } from "../log.ts";
@@ -24,6 +24,9 @@ const TOKENS_PER_CALL = 100;
 const FORGET_AFTER_MS = 24 * 3_600_000;
 const VANISHED_AFTER_BLOCKS = 10;
 const MESSAGES_PER_BATCH = 100;
+const PRUNE_EVERY_MS = 3_600_000;
+const TRANSFERS_KEPT_BLOCKS = (7 * 86_400) / SECONDS_PER_BLOCK;
+const ROWS_PER_PRUNING = 5_000;
 const DISPUTES_PER_SWEEP = 20;
 const OWNERS_PER_SWEEP = 50;
 /** An ordinary transfer is scanned long before. */
@@ -71,15 +74,17 @@ export async function sweep(context: ScanContext): Promise<void> {
     erase: () => store.eraseDeliveredKeys(db, now - config.KEY_GRACE_SECONDS * 1_000),
     nonces: () => store.deleteOldNonces(db, now),
     bans: () => deleteOldBans(db, now),
+    transfers: async () => cursor !== null && pruneOldTransfers(context, cursor.prunedAt),
     compare: () => compareOwners(context),
     owners: () => settleDisputes(context),
     newest: () => probeNewest(context),
-    gaps: async () => enqueue(jobs, await fillGaps(context)),
     catalog: async () => {
       if (!(await claimTurn(db, "catalogAskedAt", now, config.CATALOG_SECONDS * 1_000))) return;
       await jobs.send({ kind: "catalog" });
       await checkStanding(context, await refreshTiers(db, chain, now));
     },
+    // Last: many gaps use up what an invocation may ask of D1.
+    gaps: async () => enqueue(jobs, await fillGaps(context)),
   };
   const began = Date.now();
   const failed: string[] = [];
@@ -133,6 +138,13 @@ function wordOn(
   if (view.valid) return isPast ? "valid" : "not_yet";
   // Its owner may have given it up before its time; after it the grace runs.
   return isPast || view.owner === null || view.blockTimestamp < expiresAt ? "over" : "not_yet";
+}
+
+/** Of transfers older than final history and a week, the last of each token is enough. */
+async function pruneOldTransfers({ db, chain, now }: ScanContext, prunedAt: number): Promise<void> {
+  if (now - prunedAt < PRUNE_EVERY_MS || !(await claimTurn(db, "prunedAt", now, PRUNE_EVERY_MS))) return;
+  const below = (await readFinalNumber(chain)) - TRANSFERS_KEPT_BLOCKS;
+  while ((await pruneTransfers(db, below, ROWS_PER_PRUNING)) === ROWS_PER_PRUNING);
 }
 
 /** A few tokens in each sweep, in turn: a transfer that no log showed is found here, whether its owner asks or not. */

@@ -37,12 +37,12 @@ async function callOnce(`,
   ignore_a_reorg: [
     {
       file: "src/chain/scan.ts",
-      from: "if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);\n    return",
+      from: "if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);\n    return",
       to: "return",
     },
     {
       file: "src/chain/scan.ts",
-      from: "if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);\n  if",
+      from: "if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);\n  if",
       to: "if",
     },
   ],

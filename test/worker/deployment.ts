@@ -39,7 +39,7 @@ import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
 import { Weather, weatheredDatabase } from "../world/bad-day.ts";
 import type { FacilitatorFault } from "../world/facilitator.ts";
-import type { RpcFault } from "../world/rpc-proxy.ts";
+import type { LogRequest, RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
 import type { PartsInfo } from "./parts.ts";
 
@@ -336,6 +336,17 @@ const rpcControlUrls = { first: parts.proxyControlUrl, third: parts.secondProxyC
 /** Makes one of the three RPC URLs lag, lie or fail, the first unless told; the second is always honest. */
 export const addRpcFault = (fault: RpcFault, node: keyof typeof rpcControlUrls = "first") =>
   post(`${rpcControlUrls[node]}/faults`, fault);
+/** RPC_URLS without the honest one. */
+export const CONTROLLED_NODES = [parts.rpcUrls[0], parts.rpcUrls[2]].join(",");
+/** The requests for logs that the controlled nodes got since the last call of this. */
+export async function takeLogRequests(): Promise<LogRequest[]> {
+  const taken: LogRequest[] = [];
+  for (const url of Object.values(rpcControlUrls)) {
+    taken.push(...((await (await fetch(`${url}/logs`)).json()) as LogRequest[]));
+    await fetch(`${url}/logs`, { method: "DELETE" });
+  }
+  return taken;
+}
 export const clearRpcFaults = () =>
   Promise.all(Object.values(rpcControlUrls).map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
 /** Makes the facilitator of payments fail, lie or lose its answers. */

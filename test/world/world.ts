@@ -20,6 +20,8 @@ export type PartsOptions = {
   vultr?: Partial<VultrOptions>;
   runpod?: Partial<RunpodOptions>;
   facilitator?: FacilitatorOptions;
+  /** Leaves the honest node out: faults may strike every one. */
+  noHonestNode?: boolean;
 };
 export type WorldOptions = PartsOptions & {
   /** Over the Workers' variables. */
@@ -62,7 +64,7 @@ export async function startParts(options: PartsOptions = {}) {
     sshPort,
     keys,
     /** The first and the third pass a proxy, honest until it is given a fault; the second is the chain's own. */
-    rpcUrls: [`${proxy.url}/v2/${keys.rpc}`, chain.url, second.url],
+    rpcUrls: [`${proxy.url}/v2/${keys.rpc}`, ...(options.noHonestNode ? [] : [chain.url]), second.url],
     stop: async () => {
       await Promise.all([vultr, runpod, pager, proxy, second, facilitator].map((part) => part.stop()));
       await chain.stop();

@@ -52,6 +52,34 @@ test("/tiers without any catalog says unknown stock, and with dead nodes gives t
   expect([none.status, none.headers.get("retry-after")]).toEqual([503, "5"]);
 });
 
+test("/tiers learns of what a vendor refuses to sell at once, not from its next catalog (hard case 31)", async () => {
+  const world = await deploy({ provisioner: { VULTR_REGIONS: "ewr,lax" } });
+  await refreshCatalog(world.context);
+  const stockNow = async () => {
+    // Each isolate keeps its own list for half a minute.
+    const answer = await world.appOf({ ...world.edge }).request("https://api.example/tiers", {
+      headers: { "cf-connecting-ip": "203.0.113.7" },
+    });
+    return (await json<{ tiers: Tier[] }>(answer)).tiers.map(({ stock }) => stock);
+  };
+  const before = await stockNow();
+  expect(before[0]).toBe("high");
+  await addFault("vultr", { call: "create", kind: "sold_out", region: "ewr" });
+  await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await world.drain();
+  // It is to be had elsewhere.
+  expect(await stockNow()).toEqual(before);
+  await addFault("vultr", { call: "create", kind: "sold_out" });
+  const { tokenId } = await buy(chain, agent(1), 0, 1);
+  await world.scan();
+  await world.drain(async () => (await world.rows("SELECT * FROM attempts WHERE outcome = 'sold_out'")).length >= 3);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning" });
+  expect(await stockNow()).toEqual(["none", ...before.slice(1)]);
+  await refreshCatalog(world.context);
+  expect((await stockNow())[0]).toBe("high");
+});
+
 test("/vms lists newest first, in pages, with the total beside them", async () => {
   const world = await deploy();
   const ids: number[] = [];
