@@ -85,6 +85,20 @@ export const capped =
     await next();
   };
 
+/**
+ * A token's own limit, whoever asks. What replaces a key that others know counts apart, so that nobody can sell a token whose
+ * buyer must wait for a key of his own.
+ */
+export async function countRotation(c: Context<App>, tokenId: string, isKnownToOthers: boolean): Promise<void> {
+  const until = await count(c, "rotations", `${isKnownToOthers ? "resold" : "token"}:${tokenId}`);
+  if (until === null) return;
+  const now = Date.now();
+  const retryAfterSeconds = secondsTo(until, now);
+  stateLimit(c.header, "rotations", limitOf(c.get("config"), "rotations"), 0, until, now);
+  const sentence = `Token ${tokenId} had too many new keys lately; try again in ${retryAfterSeconds} seconds.`;
+  throw new AppError("rate_limited", sentence, { retryAfterSeconds });
+}
+
 /** Counts by another name than the client's. Until when nothing more passes, or null. */
 async function count(c: Context<App>, route: LimitedRoute, name: string): Promise<number | null> {
   const config = c.get("config");

@@ -5,6 +5,7 @@ import { secondsTo } from "./bans.ts";
 
 const MINUTE = 60;
 const HOUR = 3_600;
+const DAY = 86_400;
 
 export type Rule = Limit & {
   /** Every request is written before it is answered; the others are written within five seconds. */
@@ -18,7 +19,8 @@ export type Rule = Limit & {
 };
 
 /**
- * Requests per span and client; reference, "Rate limits". `/health` has none. The last four are caps over many clients.
+ * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last five, four are caps over many
+ * clients, and `rotations` is a token's.
  */
 export const LIMITS = {
   tiers: { requests: 100, windowSeconds: MINUTE },
@@ -34,6 +36,7 @@ export const LIMITS = {
   x402_block: { requests: 300, windowSeconds: MINUTE, closed: true, shared: true },
   x402_all: { requests: 6_000, windowSeconds: MINUTE, closed: true, shared: true },
   wallets_all: { requests: 600, windowSeconds: MINUTE, kept: true, closed: true, shared: true },
+  rotations: { requests: 6, windowSeconds: DAY, kept: true, closed: true, shared: true },
 } as const satisfies Record<string, Rule>;
 
 export type LimitedRoute = keyof typeof LIMITS;
