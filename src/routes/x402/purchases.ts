@@ -284,6 +284,6 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
       ? await recoverAddress({ hash: hashed, signature }).catch(() => null)
       : null;
   if (signer === payer) return;
-  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true })) return;
+  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature })) return;
   throw new AppError("body_signature_invalid", await whyNotSigned(c.var.chain, payer, signature, sentence));
 }
