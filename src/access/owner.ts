@@ -205,6 +205,7 @@ const readSigned = (c: Context<App>, tokenId: number, action: Action, now = Date
   readSignature({
     authorization: c.req.header("authorization"),
     accessMessage: c.req.header("x-access-message"),
+    host: new URL(c.req.url).host,
     tokenId,
     action,
     config: c.var.config,

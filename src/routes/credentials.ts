@@ -35,7 +35,7 @@ const SIGNED = {
       name: "X-Access-Message",
       schema: { type: "string" },
       description:
-        "The fresh message in base64: the same first line, then the lines `Domain: `, `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` as in EIP-4361. Good for 5 minutes, once.",
+        "The fresh message in base64: the same first line, then the lines `Domain: ` (the host that is asked), `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` and, where they are wanted, `Expiration Time: ` and `Not Before: ` as in EIP-4361; no other. Good for 5 minutes at most, once.",
     },
   ],
 } satisfies Partial<Parameters<typeof createRoute>[0]>;
@@ -161,7 +161,7 @@ export function mountCredentials(app: Router): void {
     scheme: "bearer",
     bearerFormat: "0x…, EIP-191",
     description:
-      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account, or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
+      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account (64 by EIP-2098), or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
   });
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
