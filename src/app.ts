@@ -12,6 +12,7 @@ import { logRefusals, refuseKnown } from "./access/known-clients.ts";
 import { keyedOnly } from "./access/operators.ts";
 import { placeOf } from "./access/place.ts";
 import { screenRefused } from "./access/screening.ts";
+import { countAnew } from "./audit.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
@@ -92,6 +93,7 @@ export type Router = OpenAPIHono<App>;
 /** Builds the application over one parsed environment. */
 export function createApp(config: EdgeConfig): Router {
   setLogLevel(config.LOG_LEVEL);
+  countAnew();
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
   const app: Router = new OpenAPIHono<App>({
