@@ -22,12 +22,13 @@ import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { type Fees, type Funds, readFees, readFunds, refusesContent } from "../src/chain/account.ts";
 import { type Chain, connectChain } from "../src/chain/client.ts";
-import { estimateGas, identityOf, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
+import { estimateGas, identityOf, isRefundOfPayment, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
+import { inItsOwnWords, isDatabaseRefusal } from "../src/errors.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
@@ -78,7 +79,7 @@ export class OperatorWallet extends DurableObject<object> {
   async order(order: WalletOrder): Promise<OrderState> {
     const known = this.#ledger.row(order.id);
     if (known !== undefined) return this.#stateOf(known, order);
-    const prepared = await this.#prepare(order);
+    const prepared = await inItsOwnWords(this.#prepare(order));
     if ("why" in prepared) return { state: "waiting", why: prepared.why };
     const signed = await this.#inTurn(() => this.#signAll(order, prepared));
     if ("why" in signed) return { state: "waiting", why: signed.why };
@@ -144,15 +145,15 @@ export class OperatorWallet extends DurableObject<object> {
    * Else the earlier orders for it that have done nothing as the chain stands now.
    */
   async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | null> {
-    const isRefundOfPayment = order.kind === "pay" && order.owed.purchase === undefined && !order.owed.approved;
+    const isRefund = isRefundOfPayment(order);
     const undone = new Set<string>();
-    if (order.kind === "capture" || (order.kind === "pay" && !isRefundOfPayment)) return undone;
+    if (order.kind === "capture" || (order.kind === "pay" && !isRefund)) return undone;
     for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {
       if (row.id === order.id) continue;
       const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
       // A purchase counts until it has reverted; of a transfer a reorg may have left nothing that it could move.
       const isOpen = order.kind === "purchase" ? mined?.status !== "reverted" : mined?.status === "success";
-      if (row.state === "final" || isOpen || isRefundOfPayment) return null;
+      if (row.state === "final" || isOpen || isRefund) return null;
       undone.add(row.id);
     }
     return undone;
@@ -250,7 +251,11 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log("error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
+      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", {
+        order: id,
+        txHash: hash,
+        ...errorFields(error),
+      });
       return false;
     }
     this.#ledger.markLinked(hash);

@@ -1,7 +1,8 @@
 // One object per vendor, named "vultr" or "runpod", in the provisioner: everything that all its consumers share about a
 // vendor. Calls take a permit here, so that together they stay inside the vendor's rate and leave it alone while it is
 // down (circuit breaker); machines that are waited for are watched through one list that all consumers read; where
-// machines could not be had is known to all. The rate's and the circuit's state is in storage (an idle object is evicted
+// machines could not be had is known to all; and no purchase gets more machines than it may have, whatever rows say (hard
+// case 34). The rate's and the circuit's state is in storage (an idle object is evicted
 // after about ten seconds and a minute's window must outlive it), and so are the ids that orders need; the list is in
 // memory, since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
@@ -29,6 +30,14 @@ export type Snapshot = { machines: Machine[]; readAt: number };
 type Refusal = { ok: false; message: string; retryAfterSeconds: number };
 export type SnapshotAnswer = { ok: true; snapshot: Snapshot } | Refusal;
 export type SuppliesAnswer = { ok: true; supplies: Supplies } | Refusal;
+
+/** A machine that was ordered for a purchase, until the vendor knows none. `instanceId`: null until the order has an answer. */
+type Ordered = { mark: string; at: number; instanceId: string | null };
+/**
+ * Machines that a purchase may have at a time, at all vendors together: the one that serves it, and one more where that is
+ * not known to us any more (a database restored to an earlier state), or came of an order that was taken for lost.
+ */
+const MAX_MACHINES = 2;
 
 /** Vultr refuses the 31st request within a second: a full bucket and a second's refill are at most 30. */
 const VULTR_RATE = { perSecond: 15, burst: 15 };
@@ -91,6 +100,73 @@ export class VendorGate extends DurableObject<object> {
   /** The places of `remember` that still count. */
   troubled(now: number): string[] {
     return Object.keys(this.#troubles(now));
+  }
+
+  /**
+   * Notes that a machine is about to be ordered for a purchase (`family`: see `machinesOf`); false where it may have no
+   * more. `elsewhere`: how many it has at other vendors.
+   */
+  async mayOrder(now: number, family: string, mark: string, elsewhere: number): Promise<boolean> {
+    if (this.#ordered(family).length + elsewhere >= MAX_MACHINES) await this.#forgetGone(now, family);
+    const ordered = this.#ordered(family);
+    if (ordered.length + elsewhere >= MAX_MACHINES) return false;
+    this.#keepOrdered(family, [...ordered, { mark, at: now, instanceId: null }]);
+    return true;
+  }
+
+  /** The order has made a machine. */
+  placed(family: string, mark: string, instanceId: string): void {
+    const ordered = this.#ordered(family);
+    this.#keepOrdered(
+      family,
+      ordered.map((one) => (one.mark === mark ? { ...one, instanceId } : one)),
+    );
+  }
+
+  /** The order that bears a mark has made none, or the vendor has said that it knows the machine of an id no more. */
+  released(family: string, what: string): void {
+    const ordered = this.#ordered(family);
+    this.#keepOrdered(
+      family,
+      ordered.filter(({ mark, instanceId }) => mark !== what && instanceId !== what),
+    );
+  }
+
+  /** How many machines of a purchase there are, or may be. */
+  async countOrdered(now: number, family: string): Promise<number> {
+    await this.#forgetGone(now, family);
+    return this.#ordered(family).length;
+  }
+
+  /** Asks the vendor, since no row is believed. What it may not show yet counts as there, and so does what it does not tell. */
+  async #forgetGone(now: number, family: string): Promise<void> {
+    const { VENDOR_TIMEOUT_MS, LISTING_LAG_MS } = provisionerConfig(this.env);
+    const old = this.#ordered(family).filter(({ at }) => at <= now - VENDOR_TIMEOUT_MS - LISTING_LAG_MS);
+    if (old.length === 0) return;
+    const answer = await this.machines(now, now);
+    if (!answer.ok) return;
+    const { machines } = answer.snapshot;
+    for (const { mark, instanceId } of old) {
+      if (machines.some((machine) => machine.mark === mark || machine.instanceId === instanceId)) continue;
+      if (instanceId === null || (await this.#isUnknown(now, instanceId))) this.released(family, mark);
+    }
+  }
+
+  async #isUnknown(now: number, instanceId: string): Promise<boolean> {
+    if (this.take(now).waitSeconds > 0) return false;
+    try {
+      return (await this.#reported(now, this.#vendor().get(instanceId))) === null;
+    } catch (error) {
+      this.#tell("vendor_get_failed", errorFields(error));
+      return false;
+    }
+  }
+
+  #ordered = (family: string): Ordered[] => this.ctx.storage.kv.get<Ordered[]>(`ordered/${family}`) ?? [];
+
+  #keepOrdered(family: string, ordered: Ordered[]): void {
+    if (ordered.length > 0) this.ctx.storage.kv.put(`ordered/${family}`, ordered);
+    else this.ctx.storage.kv.delete(`ordered/${family}`);
   }
 
   #troubles(now: number): Record<string, Trouble> {

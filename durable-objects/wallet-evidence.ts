@@ -19,8 +19,11 @@ import { MAX_RISE, paymentId } from "../src/vms/payments.ts";
 
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };
 
-/** `account`: the payment or the purchase that money came in by. `most`: what may leave for it in all, 10^-6 USDC. */
-export type Evidence = { account: string; most: bigint };
+/**
+ * `account`: the payment or the purchase that money came in by. `most`: what may leave for it in all, 10^-6 USDC. `sold`: the
+ * token of ours that a refund is for, which has to have been handed over for that payment.
+ */
+export type Evidence = { account: string; most: bigint; sold?: number };
 /** `unproven`: final history, or two nodes, may still show it. `not_owed`: the chain says no. */
 export type NoEvidence = "unproven" | "not_owed";
 
@@ -30,7 +33,7 @@ export async function readEvidence(services: Services, order: WalletOrder): Prom
   try {
     return await evidenceOf(services, order);
   } catch (error) {
-    // A purchase of another contract.
+    // A purchase of another contract, or a key that is none's.
     if (error instanceof GiveUp) return "not_owed";
     throw error;
   }
@@ -74,8 +77,10 @@ async function evidenceOfRefund(
   if (purchase.blockNumber > blockNumber) return "unproven";
   if (owner === null || !isAddressEqual(owner, to)) return "not_owed";
   // Bought by us, for somebody who has paid us: what came in is that.
-  if (isAddressEqual(purchase.buyer, operator))
-    return payment === undefined ? "not_owed" : paidFor(services, payment, "finalized");
+  if (isAddressEqual(purchase.buyer, operator)) {
+    const arrived = payment === undefined ? "not_owed" : await paidFor(services, payment, "finalized");
+    return typeof arrived === "string" ? arrived : { ...arrived, sold: purchase.tokenId };
+  }
   // A purchase is one, whichever deployment's row names it.
   return { account: incarnation.slice(incarnation.indexOf("/") + 1), most: purchase.totalCost };
 }

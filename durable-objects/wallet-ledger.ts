@@ -188,6 +188,22 @@ export class WalletLedger {
       .toArray();
   }
 
+  /** Whether a token of ours was handed over for a payment; or, where none was for that one, to its payer for another. */
+  wasHandedOver(tokenId: number, { account, payer }: { account: string; payer: string }): boolean {
+    const own = this.ordersFor(account, "transfer");
+    const tokenOf = ({ body }: OrderRow) => (JSON.parse(body) as { tokenId: number }).tokenId;
+    if (own.length > 0) return own.some((row) => tokenOf(row) === tokenId);
+    return this.#isAny(
+      "kind = 'transfer' AND json_extract(body, '$.tokenId') = ? AND lower(json_extract(body, '$.to')) = ?",
+      ...[tokenId, payer.toLowerCase()],
+    );
+  }
+
+  #isAny = (where: string, ...values: (string | number)[]): boolean =>
+    this.#storage.sql
+      .exec(`SELECT 1 FROM wallet_orders WHERE state <> 'reverted' AND ${where} LIMIT 1`, ...values)
+      .toArray().length > 0;
+
   /** A refund for which there is no room today; it is forgotten where nobody asks for it again. */
   keepWaiting(id: string, recipient: string, amount: bigint, now: number): void {
     this.#storage.sql.exec(

@@ -1,5 +1,5 @@
 // What may leave the operator wallet, by what has left: for each payment and purchase, and within a day.
-import type { WalletOrder } from "../src/chain/orders.ts";
+import { isRefundOfPayment, type OrderKind, type WalletOrder } from "../src/chain/orders.ts";
 import type { ProvisionerConfig } from "../src/config.ts";
 import type { Evidence, NoEvidence } from "./wallet-evidence.ts";
 import type { WalletLedger } from "./wallet-ledger.ts";
@@ -35,15 +35,21 @@ export function limitOf(
   order: WalletOrder,
   { amount, evidence, undone }: { amount: bigint; evidence: Evidence; undone: ReadonlySet<string> },
 ): Refusal | null {
-  const { account, most } = evidence;
+  const { account, most, sold } = evidence;
   const now = Date.now();
+  // All of it again in the turn: what was looked at before it may have been signed for by another order since.
+  const hasLeft = (kind: OrderKind) => ledger.ordersFor(account, kind).some(({ id }) => !undone.has(id));
   if (order.kind === "purchase") {
-    if (ledger.ordersFor(account, "purchase").some(({ id }) => !undone.has(id))) return "served";
+    if (hasLeft("purchase") || ledger.paidFor(account) > 0n) return "served";
     const spent = ledger.spentSince("purchase", now - DAY_MS);
     return spent + amount > limits.PURCHASE_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
   }
-  if (order.kind === "transfer") return ledger.paidFor(account) > 0n ? "served" : null;
+  if (order.kind === "transfer") return hasLeft("transfer") || ledger.paidFor(account) > 0n ? "served" : null;
   if (order.kind !== "pay") return null;
+  if (isRefundOfPayment(order) && hasLeft("transfer")) return "served";
+  // The row says which payment a token was sold for; whoever writes it must not be paid back what another has paid.
+  const { payment } = order.owed;
+  if (sold !== undefined && !ledger.wasHandedOver(sold, { account, payer: payment?.from ?? "" })) return "not_owed";
   if (ledger.paidFor(account) + amount > most) return "served";
   if (order.owed.approved) {
     const approved = ledger.approvedSince(now - DAY_MS);

@@ -16,7 +16,7 @@ import { countAnew } from "./audit.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
-import { AppError, STATUS_OF } from "./errors.ts";
+import { AppError, isDatabaseUnavailable, STATUS_OF } from "./errors.ts";
 import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "./log.ts";
 import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
@@ -38,6 +38,9 @@ import { mountPurchases } from "./routes/x402/purchases.ts";
 import type { Budget } from "./vms/waits.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
+
+/** Its failures last for seconds. */
+const DATABASE_RETRY_SECONDS = 5;
 
 /** Of CORS, an answer needs these two; the preflight has the rest. */
 const CORS_HEADERS = {
@@ -238,7 +241,7 @@ export function createRefusal(error: AppError): Hono {
 
 /** What was refused as malformed or unproven is looked over for attacks before it is answered. */
 async function answerScreened(error: Error, c: Context<App>): Promise<Response> {
-  const code = (error instanceof AppError ? error : fromHono(error))?.code;
+  const code = asAppError(error)?.code;
   if (code !== undefined && DENIALS.has(code)) {
     log("security", "access_denied", { address: c.var.client, code, method: c.req.method, path: c.req.path });
   }
@@ -258,7 +261,7 @@ const fieldsOf = (error: Error): string[] =>
   error instanceof AppError ? (error.details ?? []).map((detail) => (detail as { field?: string }).field ?? "") : [];
 
 function answerError(error: Error, c: Context, requestId: string): Response {
-  const known = error instanceof AppError ? error : fromHono(error);
+  const known = asAppError(error);
   const status = known === null ? 500 : STATUS_OF[known.code];
   // What a client reads of an unknown failure is one fixed sentence; of a known one, its own.
   const isPublic = known !== null && (known.code !== "internal_error" || error instanceof HTTPException);
@@ -280,7 +283,15 @@ function answerError(error: Error, c: Context, requestId: string): Response {
   );
 }
 
-function fromHono(error: Error): AppError | null {
+/** Null for what no client can do anything about. */
+function asAppError(error: Error): AppError | null {
+  if (error instanceof AppError) return error;
+  if (isDatabaseUnavailable(error)) {
+    return new AppError("database_unavailable", "The database does not answer right now; try again in a few seconds.", {
+      cause: error,
+      retryAfterSeconds: DATABASE_RETRY_SECONDS,
+    });
+  }
   if (!(error instanceof HTTPException)) return null;
   if (error.status === 400) return new AppError("invalid_request", "The request body is not valid JSON.");
   if (error.status === 415) return new AppError("unsupported_media_type", "Send the body as application/json.");

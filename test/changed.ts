@@ -18,6 +18,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/(access/(known-clients|overruns)|routes/health)", tests: e2e("flood") },
   { path: "src/admin/", tests: e2e("(import|deploy|operators)") },
   { path: "src/chain/", tests: worker("chain/") },
+  { path: "src/chain/poll", tests: worker("provisioner/database-down") },
   { path: "src/chain/client", tests: worker("routes/credentials", "access/smart-wallet") },
   { path: "src/chain/(authorization|coin|offers|orders)", tests: orders },
   { path: "src/chain/(client|witness)", tests: worker("provisioner/faulty-nodes") },
@@ -28,6 +29,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/chain/(contract-signature|orders)", tests: worker("provisioner/(hostile-wallets|purchases-at-once)") },
   { path: "src/credentials/", tests: worker("credentials/") },
   { path: "src/db/", tests: worker("db/", "chain/") },
+  { path: "src/db/client", tests: worker("(routes|provisioner)/database-down") },
   { path: "src/db/(payments|orders)", tests: orders },
   { path: "src/db/(vms|ends|reap|refunds|sweep)", tests: worker("provisioner/(create|end|reap|refund)") },
   { path: "src/db/(delivery|wallets|reads)", tests: worker("routes/(credentials|agents|public)") },
@@ -38,7 +40,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/provisioner/(candidates|catalog|create|watch|banner|cloud-init)", tests: machines },
   {
     path: "src/provisioner/(consume|context|index|jobs|wrangler)",
-    tests: worker("provisioner/(queue|create|restore)"),
+    tests: worker("provisioner/(queue|create|restore|database-down)"),
   },
   { path: "src/provisioner/(end|reap|verify)", tests: worker("provisioner/(end|reap|restore)") },
   { path: "src/provisioner/refund", tests: worker("provisioner/refund", "routes/admin/refunds") },
@@ -55,6 +57,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/vms/sweep", tests: worker("provisioner/(queue|end|payment)") },
   { path: "src/vms/(waits|tiers)", tests: worker("vms/", "routes/public") },
   { path: "src/[^/]+$", tests: worker("[^/]+.test.ts", "routes/(public|bad-input)") },
+  { path: "src/(app|errors)", tests: worker("db/client", "routes/database-down") },
   { path: "durable-objects/ip-guard", tests: [...worker("access/"), ...e2e("(restart|flood)")] },
   { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },
   { path: "durable-objects/vendor-gate", tests: worker("provisioner/(failover|reap|create)") },
@@ -72,6 +75,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   {
     path: "test/world/(vultr|runpod|vendor-server|ssh-)",
     tests: [...worker("provisioner/vendors/"), ...e2e("main-job")],
+  },
+  {
+    path: "test/world/bad-day",
+    tests: [...worker("db/client", "(routes|provisioner)/database-down"), ...e2e("bad-day")],
   },
   { path: "test/world/pager", tests: worker("log.test.ts") },
   { path: "test/world/(chain|contracts|rpc-proxy|addresses|ports)", tests: e2e("world-chain", "repository") },

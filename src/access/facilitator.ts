@@ -139,13 +139,13 @@ const unverified = (cause: unknown): AppError =>
   cause instanceof FacilitatorResponseError && !(cause instanceof FacilitatorTimeoutError)
     ? new AppError(
         "facilitator_answered_nonsense",
-        "The payment could not be checked: the facilitator's answer can't be read. Nothing was charged; send the same payment again.",
-        { cause, retryAfterSeconds: RETRY_SECONDS, charged: "none" },
+        "The payment could not be checked: the facilitator's answer can't be read. Send the same payment again.",
+        { cause, retryAfterSeconds: RETRY_SECONDS },
       )
     : new AppError(
         "facilitator_unavailable",
-        "The payment could not be checked: the facilitator does not answer. Nothing was charged; send the same payment again.",
-        { cause, retryAfterSeconds: RETRY_SECONDS, charged: "none" },
+        "The payment could not be checked: the facilitator does not answer. Send the same payment again.",
+        { cause, retryAfterSeconds: RETRY_SECONDS },
       );
 
 /**

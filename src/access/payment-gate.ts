@@ -252,7 +252,8 @@ type Verified =
   | { verdict: "unclear" };
 
 /**
- * Asks the facilitator. A refusal is held against the chain: an authorization that is used up is no refusal if it paid us.
+ * Asks the facilitator. A refusal, or no answer, is held against the chain: an authorization that is used up is no refusal
+ * if it paid us.
  * Throws 402 with the demand on a refusal, 503 or 502 without an answer; the claim is given up in both.
  */
 export async function verify(services: Services, till: Till, row: store.Payment, shown: Checked): Promise<Verified> {
@@ -267,7 +268,11 @@ export async function verify(services: Services, till: Till, row: store.Payment,
     throw await refusedBy(services, till, checked, answer.refusal);
   } catch (error) {
     if (error instanceof AppError && error.code === "payment_required") throw error;
+    const use = await useOf(services, till, row, checked).catch(() => null);
+    if (use?.state === "paid") return { verdict: "paid", txHash: use.txHash, logIndex: use.logIndex };
+    if (use?.state === "unclear") return { verdict: "unclear" };
     await giveUp(services, row, "facilitator");
+    if (error instanceof AppError) error.charged = use === null ? "unknown" : "none";
     throw error;
   }
 }

@@ -10,6 +10,8 @@ export type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
 export type Funds = { balance: bigint; count: number; wei: bigint };
 
 const FALLBACK_PRIORITY_FEE = 1_000_000n;
+/** A hundred times what Base is used to; what waits for more is replaced. One node must not burn our gas money. */
+const MAX_PRIORITY_FEE = 1_000_000_000n;
 
 /** By the first node that answers. */
 export const readFunds = (chain: Chain, coin: Address, account: Address): Promise<Funds> =>
@@ -27,16 +29,19 @@ export const readFunds = (chain: Chain, coin: Address, account: Address): Promis
 export const readFees = (chain: Chain): Promise<Fees> =>
   askFirst(chain, async ({ client }) => {
     const { baseFeePerGas } = await client.getBlock();
-    const priorityFee = await client.estimateMaxPriorityFeePerGas().catch(() => FALLBACK_PRIORITY_FEE);
+    const suggested = await client.estimateMaxPriorityFeePerGas().catch(() => FALLBACK_PRIORITY_FEE);
+    const priorityFee = suggested < MAX_PRIORITY_FEE ? suggested : MAX_PRIORITY_FEE;
     const baseFee = baseFeePerGas ?? 0n;
     return { maxFee: 2n * baseFee + priorityFee, priorityFee, baseFee };
   });
 
 // A node that has it already, or one like it at a higher fee, or a later one, has answered as well: it was not the content.
-const HAVE_IT = /already|nonce too low|underpriced|known transaction/i;
+// Nor is it where our gas money has run out, or the fee is below the moment's: what would take its place needs both as well.
+const NOT_FOR_CONTENT =
+  /already|nonce too low|underpriced|known transaction|insufficient ?funds|enough funds|base ?fee|fee ?too ?low/i;
 
 /** Whether a node's answer to a transaction says that it takes none like it. */
 export const refusesContent = (error: unknown): boolean =>
   error instanceof BaseError &&
   error.walk((e) => e instanceof RpcRequestError) !== null &&
-  !HAVE_IT.test(error.details);
+  !NOT_FOR_CONTENT.test(error.details);

@@ -133,6 +133,10 @@ export async function readAuthorizationUse(
   return { state: "paid", txHash: found.txHash, logIndex: outcome.logIndex, blockNumber: receipt.blockNumber };
 }
 
+/** Whether it is used up, as two nodes tell it now. */
+export const isUsedUp = async (chain: Chain, coin: Address, authorization: Sought): Promise<boolean> =>
+  (await readState(chain, coin, authorization, "latest")).used;
+
 async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, block: BlockChoice) {
   const args = [from, nonce] as const;
   const callData = encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args });

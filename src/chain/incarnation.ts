@@ -1,4 +1,5 @@
 import type { Address, Hex } from "viem";
+import { GiveUp } from "../errors.ts";
 
 /** What tells one purchase from any other, across reorgs and deployments (hard case 5). */
 export type Incarnation = {
@@ -13,18 +14,19 @@ export type Incarnation = {
 export const incarnationKey = (of: Incarnation): string =>
   [of.deploymentId, of.contract, of.tokenId, of.txHash, of.ordinal].join("/").toLowerCase();
 
-/** Reads a key back. Throws on anything that `incarnationKey` did not make. */
+/** Reads a key back. Throws `GiveUp` on anything that `incarnationKey` did not make: a purchase has one key, not `07` beside `7`. */
 export function parseIncarnation(key: string): Incarnation {
   const match = /^([a-z0-9-]{1,16})\/(0x[0-9a-f]{40})\/(\d+)\/(0x[0-9a-f]{64})\/(\d+)$/.exec(key);
-  if (match === null) throw new Error(`"${key}" names no incarnation`);
-  const [, deploymentId = "", contract, tokenId, txHash, ordinal] = match;
-  return {
+  const [, deploymentId = "", contract, tokenId, txHash, ordinal] = match ?? [];
+  const of = {
     deploymentId,
     contract: contract as Address,
     tokenId: Number(tokenId),
     txHash: txHash as Hex,
     ordinal: Number(ordinal),
   };
+  if (incarnationKey(of) !== key) throw new GiveUp("purchase_mismatch", `"${key}" names no incarnation`);
+  return of;
 }
 
 /** What the names of an incarnation's machines begin with. */

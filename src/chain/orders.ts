@@ -17,7 +17,7 @@ import type { Authorization } from "./authorization.ts";
 import type { Chain, Node } from "./client.ts";
 import { coinAbi, contractAbi, eventAbi } from "./contract.ts";
 import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
-import { askFirst } from "./witness.ts";
+import { askFirst, unlessTwoRefuse } from "./witness.ts";
 
 /** What a payer signed, and the block from which its use is looked for. `value`: 10^-6 USDC, decimal. */
 export type SignedPayment = Omit<Authorization, "value"> & { value: string; fromBlock: number };
@@ -63,6 +63,10 @@ export type WalletOrder =
   /** The token to its payer: not the safe form, which a contract could refuse (hard case 19). */
   | { kind: "transfer"; id: string; to: Address; tokenId: number; purchase: string; paid: SignedPayment };
 export type OrderKind = WalletOrder["kind"] | "approve";
+
+/** A whole payment goes back, for which nothing was delivered; not a share of what was, nor what an operator allows. */
+export const isRefundOfPayment = (order: WalletOrder): boolean =>
+  order.kind === "pay" && order.owed.purchase === undefined && order.owed.approved !== true;
 
 export type Call = { to: Address; data: Hex };
 type WithoutProof<T> = T extends WalletOrder ? Omit<T, "paid" | "owed" | "purchase"> : never;
@@ -137,14 +141,15 @@ function captureData(order: CallOrder & { kind: "capture" }): Hex {
 
 type KindOfCall = Call & { kind: OrderKind };
 
-/** Gas for calls that build on each other, with room; null where one would revert, or needs more than its kind may. */
-export async function estimateGas(chain: Chain, from: Address, calls: readonly KindOfCall[]): Promise<bigint[] | null> {
-  const [only] = calls;
-  const needed = calls.length === 1 && only !== undefined ? await estimateOne(chain, from, only) : null;
-  const all = needed ?? (await askFirst(chain, (node) => simulate(node, from, calls))).map(gasOf);
-  const limits = all.map((gas) => (gas === null ? null : (gas * GAS_MARGIN_PERCENT) / 100n + GAS_ROOM));
-  return limits.every((limit, i) => limit !== null && limit <= capOf(calls[i])) ? (limits as bigint[]) : null;
-}
+/** Gas for calls that build on each other, with room; null where two nodes say that one would revert, or needs more than its kind may. */
+export const estimateGas = (chain: Chain, from: Address, calls: readonly KindOfCall[]): Promise<bigint[] | null> =>
+  unlessTwoRefuse(chain, async (node) => {
+    const [only] = calls;
+    const isOne = calls.length === 1 && only !== undefined;
+    const all = isOne ? [await estimateOne(node, from, only)] : (await simulate(node, from, calls)).map(gasOf);
+    const limits = all.map((gas) => (gas === null ? null : (gas * GAS_MARGIN_PERCENT) / 100n + GAS_ROOM));
+    return limits.every((limit, i) => limit !== null && limit <= capOf(calls[i])) ? (limits as bigint[]) : null;
+  });
 
 const capOf = (call: KindOfCall | undefined): bigint => (call === undefined ? 0n : GAS_CAPS[call.kind]);
 
@@ -152,15 +157,14 @@ const gasOf = ({ status, gasUsed }: Simulated): bigint | null =>
   hexToBigInt(status) === 1n ? hexToBigInt(gasUsed) : null;
 
 /** The node is told the cap as well, so that it computes no longer than that. */
-const estimateOne = (chain: Chain, account: Address, { kind, ...call }: KindOfCall): Promise<[bigint | null]> =>
-  askFirst(chain, async ({ client }) => {
-    try {
-      return [await client.estimateGas({ account, ...call, gas: GAS_CAPS[kind] })];
-    } catch (error) {
-      if (wouldFail(error)) return [null];
-      throw error;
-    }
-  });
+async function estimateOne({ client }: Node, account: Address, { kind, ...call }: KindOfCall): Promise<bigint | null> {
+  try {
+    return await client.estimateGas({ account, ...call, gas: GAS_CAPS[kind] });
+  } catch (error) {
+    if (wouldFail(error)) return null;
+    throw error;
+  }
+}
 
 // A node that gives up at the cap says so in words alone.
 const OUT_OF_GAS = /gas required exceeds|out of gas|gas limit/i;
@@ -191,12 +195,14 @@ async function simulate(
  * Whether a token bought now could be handed over: the purchase is played, then the transfer of what it minted (hard case 19).
  * Both on one block: a sale in between would give the second another token than the first.
  */
-export const canDeliver = (
+export const canDeliver = async (
   chain: Chain,
   purchase: CallOrder & { kind: "purchase" },
   payer: Address,
   addresses: Addresses,
-): Promise<boolean> => askFirst(chain, (node) => canDeliverOn(node, purchase, payer, addresses));
+): Promise<boolean> =>
+  (await unlessTwoRefuse(chain, async (node) => (await canDeliverOn(node, purchase, payer, addresses)) || null)) ===
+  true;
 
 async function canDeliverOn(
   node: Node,

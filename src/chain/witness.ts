@@ -36,6 +36,15 @@ export async function askFirst<T>(
   throw unanswered(cause);
 }
 
+/**
+ * The first answer that is not null. Null is a no, and counts only where two nodes give it: one that is wrong must not stop
+ * what others would do.
+ */
+export function unlessTwoRefuse<T>(chain: Chain, ask: (node: Node) => Promise<T | null>): Promise<T | null> {
+  let refusals = 0;
+  return askFirst(chain, ask, (answer) => answer !== null || ++refusals >= witnessesOf(chain));
+}
+
 /** 502 where the last node answered nonsense, 503 where none answered. */
 const unanswered = (cause: unknown): AppError =>
   cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });

@@ -166,7 +166,10 @@ export const refundOfToken = async (db: Database, tokenId: number, kind: Refund[
       .get()
   )?.refund ?? null;
 
-/** Those that were paid by one of these transactions, and what had been paid for each: on the contract, or over x402. */
+/**
+ * Those that were paid by one of these transactions; what was paid back for the purchase in all, of several kinds, and what had
+ * been paid for it: on the contract, or over x402.
+ */
 export const refundsOfTransactions = async (db: Database, hashes: readonly string[]) =>
   hashes.length === 0
     ? []
@@ -174,6 +177,8 @@ export const refundsOfTransactions = async (db: Database, hashes: readonly strin
         .select({
           txHash: refunds.txHash,
           amount: refunds.amount,
+          total: sql<string>`(SELECT SUM(CAST(other.amount AS INTEGER)) FROM refunds AS other
+            WHERE other.incarnation = ${refunds.incarnation} AND other.tx_hash IS NOT NULL)`,
           paidFor: sql<string>`COALESCE(
             (SELECT amount FROM payments WHERE payments.incarnation = ${refunds.incarnation} ORDER BY created_at DESC LIMIT 1),
             (SELECT total_cost FROM purchases WHERE purchases.incarnation = ${refunds.incarnation}), '0')`,

@@ -2,10 +2,12 @@
 // one consumer at a time holds the row's lease.
 
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
+import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { labelFamily, machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
-import { shortenDeadline } from "../db/orders.ts";
+import { hasRoom } from "../db/client.ts";
+import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
@@ -15,7 +17,7 @@ import { errorFields, log } from "../log.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
 import { candidatesOf, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
-import { captureDeadline, isOurs, linkOrder, tellOrder } from "./order.ts";
+import { captureDeadline, HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { isPast, verifyPurchase } from "./verify.ts";
 
@@ -40,11 +42,11 @@ const SNAPSHOT_AGE_MS = 15_000;
 export async function create(context: Context, vm: store.Vm): Promise<Next> {
   const began = context.now();
   const lease = crypto.randomUUID();
-  if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
   try {
+    if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
     return await takeTurn(context, vm, lease, began);
   } catch (error) {
-    // The message comes back within seconds: it must find the row free.
+    // The message comes back within seconds: it must find the row free, were it only the lease's answer that was lost.
     await store.releaseLease(context.db, vm, lease);
     throw error;
   }
@@ -84,7 +86,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     if (candidates.length === 0) return waitForTurn(context, vm, Math.max(1, waitSeconds));
     const next = nextCandidate(candidates, tried, now(), Math.random());
     if ("waitMs" in next) return waitForTurn(context, vm, Math.min(waitSeconds, next.waitMs / 1_000));
-    if (now() - began > TURN_MS) return waitForTurn(context, vm, 0);
+    if (now() - began > TURN_MS || !hasRoom()) return waitForTurn(context, vm, 0);
     const { candidate } = next;
     try {
       const { supplies, taken, settle } = await prepare(context, vm, candidate);
@@ -201,6 +203,10 @@ async function tryCandidate(
   const { db, config, now } = context;
   const label = machineLabel(vm.incarnation, number);
   const mark = bytesToHex(randomBytes(12));
+  if (!(await mayOrder(context, vm, candidate, mark))) {
+    log("page", "too_many_machines", { label, vendor: candidate.vendor });
+    return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
+  }
   const hostKey = generateHostKey();
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: number } as const;
   const attempt: store.Attempt = {
@@ -242,6 +248,21 @@ async function tryCandidate(
   }
 }
 
+/** Whoever writes rows must not have machines made without end: the vendors' gates know of what was ordered (hard case 34). */
+async function mayOrder(
+  { config, gate, now }: Context,
+  { incarnation, tier }: store.Vm,
+  { vendor }: Candidate,
+  mark: string,
+): Promise<boolean> {
+  const family = labelFamily(incarnation);
+  let elsewhere = 0;
+  for (const other of vendorsOf(tier, config)) {
+    if (other !== vendor) elsewhere += await gate(other).countOrdered(now(), family);
+  }
+  return gate(vendor).mayOrder(now(), family, mark, elsewhere);
+}
+
 /** Stores the machine of an attempt; the row waits for its boot. */
 export async function keepMachine(
   context: Context,
@@ -250,6 +271,7 @@ export async function keepMachine(
   machine: Pick<Machine, "instanceId">,
 ): Promise<number | null> {
   const at = context.now();
+  await context.gate(attempt.provider).placed(labelFamily(vm.incarnation), attempt.mark, machine.instanceId);
   return store.recordMachine(context.db, vm, attempt, machine.instanceId, {
     bootDeadlineAt: at + context.config.BOOT_TIMEOUT_SECONDS * 1_000,
     wakeAt: at + STALL_MS,
@@ -272,6 +294,7 @@ async function refused(
   }
   const outcome = error.action === "next_candidate" ? "sold_out" : error.action === "wait" ? "wait" : "refused";
   await store.closeRefused(db, vm, lease, attempt.number, outcome, error.message, now());
+  await gate(error.vendor).released(labelFamily(vm.incarnation), attempt.mark);
   attempt.outcome = outcome;
   attempt.endedAt = now();
   if (error.action === "next_candidate") {
@@ -303,14 +326,21 @@ export async function refundOf(context: Context, vm: store.Vm, now: number): Pro
   const { db, config } = context;
   if (isOurs(context, vm)) return {};
   const byHand = config.REFUNDS === "manual";
-  const owedSeconds = vm.runningAt === null ? null : vm.expiresAt - (await store.chainTime(db));
-  if (owedSeconds !== null && owedSeconds <= 0) return null;
+  const chainTime = await store.chainTime(db);
+  if (vm.runningAt !== null && vm.expiresAt <= chainTime) return null;
   const order = await paymentOfPurchase(db, vm.incarnation);
+  // A held token may last longer than what was ordered: it is of the order's own time that the rest goes back (hard case 33).
+  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(vm.expiresAt, orderedUntil(order)) : vm.expiresAt;
+  const owedSeconds = vm.runningAt === null ? null : Math.max(0, paidUntil - chainTime);
   const state = byHand ? "waiting" : "due";
   const owed = { kind: "failed", state, reason: byHand ? "manual" : null, owedSeconds, now } as const;
   const refund = await oweRefund(db, vm, owed, order);
   return { refund: order === null ? refund : { ...refund, payTo: order.payer } };
 }
+
+/** By when what a held token was sold for is over at the latest (see `buy`): unix seconds of the chain. */
+const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
+  validBefore + HELD_DEADLINE_SECONDS + (durationDays ?? 0) * SECONDS_PER_DAY;
 
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {

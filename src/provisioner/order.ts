@@ -15,7 +15,15 @@ import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
 import { log } from "../log.ts";
-import { authorizationOf, CAPTURE_SECONDS, heldTokenEnds, MAX_RISE, signedPaymentOf } from "../vms/payments.ts";
+import {
+  authorizationOf,
+  CAPTURE_SECONDS,
+  heldTokenEnds,
+  MAX_RISE,
+  orderSeconds,
+  SIGNING_SECONDS,
+  signedPaymentOf,
+} from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import { type Context, operatorOf } from "./context.ts";
 import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
@@ -23,13 +31,15 @@ import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** A token that is not seen so long after its purchase, or can't move so long after the capture (hard case 19), is given up. */
+/** A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't move (hard case 19), is given up. */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;
 /** A capture that would fail for so long is refused: its machine runs for nothing meanwhile (hard case 36). */
 const REFUSED_MS = 60_000;
 const MAX_REVERTS = 3;
+/** How long a held token's machine may take, of a payment that was taken first. */
+export const HELD_DEADLINE_SECONDS = CAPTURE_SECONDS * 10;
 const ANY = 10n ** 18n;
 
 const addressInRows = (context: Pick<Context, "config">): string => operatorOf(context)?.toLowerCase() ?? "";
@@ -128,11 +138,17 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (tier === null || durationDays === null) return abandon(context, row, "unknown_tier");
   const head = await chainTime(db);
   const isLate = row.state !== "settled" && head > captureDeadline(row);
+  // What was charged first goes back where no token can be had for it: its payer waits for no funds of ours, and no pause.
+  const isOwed = row.state === "settled" && now() > (row.settledAt ?? now()) + DELIVER_MS;
   if (row.cost === null) {
-    if (isLate) return abandon(context, row, "too_late");
+    if (isLate || isOwed) return abandon(context, row, "too_late");
     if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
-    const held = await heldToken(db, tier, addressInRows(context), heldTokenEnds(head, durationDays));
-    const deadline = row.state === "settled" ? head + CAPTURE_SECONDS * 10 : captureDeadline(row);
+    // What was used of a longer one is reckoned by the payment's time: an order whose payment is of another gets a new one.
+    const inTime = row.validBefore - head;
+    const isOfNow = inTime >= 0 && inTime <= orderSeconds(tier) + SIGNING_SECONDS;
+    const ends = heldTokenEnds(head, durationDays);
+    const held = isOfNow ? await heldToken(db, tier, addressInRows(context), ends) : null;
+    const deadline = row.state === "settled" ? head + HELD_DEADLINE_SECONDS : captureDeadline(row);
     const served =
       held === null
         ? null
@@ -161,7 +177,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (bought.state === "waiting") {
     log("page", "purchase_waits", { payment: row.id, why: bought.why });
     const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
-    return isHopeless || isLate
+    return isHopeless || isLate || isOwed
       ? abandon(context, row, `purchase_${bought.why}`)
       : { waitSeconds: WALLET_WAIT_SECONDS };
   }
@@ -272,6 +288,10 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     log("page", "capture_waits", { payment: row.id, why: taken.why });
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
+  if (await isCoinShut(context)) {
+    log("page", "capture_waits", { payment: row.id, why: "coin_shut" });
+    return { waitSeconds: WALLET_WAIT_SECONDS };
+  }
   // Has the payer moved its money? Two nodes have to say so before that is held against it.
   const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
   if (balance < BigInt(row.amount)) return refuseCapture(context, row);
@@ -287,8 +307,15 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
  */
 async function refuseCapture(context: Context, row: store.Payment): Promise<Turn> {
   const { state } = await useOf(context, row);
-  const mayHavePaid = state === "paid" || state === "unclear";
-  return mayHavePaid ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, "capture_refused");
+  if (state === "paid" || state === "unclear") return { waitSeconds: BLOCK_SECONDS };
+  return abandon(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+}
+
+/** The coin is paused, or has blocked us: it takes nothing for us from anybody, and that is no payer's doing. */
+async function isCoinShut(context: Context): Promise<boolean> {
+  const to = operatorOf(context);
+  if (to === null) return false;
+  return (await walletOf(context).simulate({ kind: "pay", id: "", to, amount: "0", owed: {} })) === "would_fail";
 }
 
 const captureOf = (row: store.Payment): WalletOrder => {

@@ -6,6 +6,7 @@ import { APPROVED } from "../../durable-objects/wallet-ledger.ts";
 import type { Refusal } from "../../durable-objects/wallet-limits.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { readFinalToken } from "../chain/witness.ts";
+import { hasRoom } from "../db/client.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
@@ -44,7 +45,7 @@ const STEPS: Record<store.Payment["step"], (context: Context, row: store.Payment
 export async function followPayment(context: Context, job: { payment: string; generation: number }): Promise<void> {
   let row = await store.loadPayment(context.db, job.payment);
   if (row === null || row.generation !== job.generation) return;
-  for (let count = 0; count < MAX_STEPS_PER_MESSAGE; count++) {
+  for (let count = 0; count < MAX_STEPS_PER_MESSAGE && hasRoom(); count++) {
     const began = context.now();
     const turn: Turn = await STEPS[row.step](context, row);
     const waits = turn === null || "waitSeconds" in turn;

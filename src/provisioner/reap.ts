@@ -2,6 +2,7 @@
 // followed, and a purchase whose machine is gone goes back to work. Each turn does a bounded part of it.
 import { labelFamily, tokenOfLabel } from "../chain/incarnation.ts";
 import { readFinalToken } from "../chain/witness.ts";
+import { hasRoom } from "../db/client.ts";
 import * as store from "../db/reap.ts";
 import { currentVm } from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -140,15 +141,17 @@ async function followRows(
   const rows = await store.runningPage(db, vendor, after, ROWS_PER_TURN);
   const byId = new Map(machines.map((machine) => [machine.instanceId, machine]));
   const missing: store.RunningRow[] = [];
+  let last: store.RunningRow | undefined;
   for (const row of rows) {
+    if (!hasRoom()) break;
     const machine = byId.get(row.instanceId);
     if (machine === undefined) missing.push(row);
     else await followMachine(context, vendor, row, machine);
+    last = row;
   }
   await replaceMissing(context, vendor, missing, rows.length);
-  const last = rows.at(-1);
-  if (rows.length < ROWS_PER_TURN || last === undefined) return;
-  await config.JOBS.send({ kind: "reap", vendor, after: last.instanceId }, { delaySeconds: 1 });
+  if (rows.length < ROWS_PER_TURN && last === rows.at(-1)) return;
+  await config.JOBS.send({ kind: "reap", vendor, after: last?.instanceId ?? after }, { delaySeconds: 1 });
 }
 
 /** RunPod's host and port move with a restart; a machine that stopped under a customer is a person's case. */

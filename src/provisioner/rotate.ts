@@ -27,8 +27,8 @@ const REINSTALL_CALLS = 2;
 export async function rotate(context: Context, vm: store.Vm): Promise<Next> {
   const { db, now } = context;
   const lease = crypto.randomUUID();
-  if (!(await store.takeLease(db, vm, lease, now() + LEASE_MS, now()))) return DONE;
   try {
+    if (!(await store.takeLease(db, vm, lease, now() + LEASE_MS, now()))) return DONE;
     return await takeTurn(context, vm, lease);
   } catch (error) {
     if (error instanceof VendorError) {

@@ -1,7 +1,7 @@
 // From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
 // message; it takes no lease and writes nothing (hard case 11).
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
-import { familyOfLabel } from "../chain/incarnation.ts";
+import { familyOfLabel, labelFamily } from "../chain/incarnation.ts";
 import { HELD_TOKEN_COST } from "../db/orders.ts";
 import { paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
@@ -172,8 +172,10 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
     try {
       await ask(context, attempt.provider, (vendor) => vendor.delete(instanceId));
       const left = await ask(context, attempt.provider, (vendor) => vendor.get(instanceId));
-      if (left === null) await store.markGone(context.db, attempt, context.now());
-      else allGone = false;
+      if (left === null) {
+        await store.markGone(context.db, attempt, context.now());
+        await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId);
+      } else allGone = false;
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
       log("warn", "delete_put_off", { label: attempt.label, ...errorFields(error) });

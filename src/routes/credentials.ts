@@ -95,7 +95,7 @@ const readRoute = createRoute({
       description: "Provisioning; ask again after Retry-After",
       content: { "application/json": { schema: provisioningSchema } },
     },
-    ...errorsOf(400, 401, 404, 502, 503),
+    ...errorsOf(400, 401, 404, 502),
   },
 });
 
@@ -121,7 +121,7 @@ const ackRoute = createRoute({
         },
       },
     },
-    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502),
   },
 });
 
@@ -136,7 +136,7 @@ const rotateRoute = createRoute({
       description: "Ordered; ask `/credentials` for the new key after Retry-After",
       content: { "application/json": { schema: provisioningSchema } },
     },
-    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502),
   },
 });
 
@@ -151,7 +151,7 @@ const claimRoute = createRoute({
       description: "How the refund stands; it is paid once the ownership is final",
       content: { "application/json": { schema: z.object({ tokenId: z.string(), refund: refundSchema }) } },
     },
-    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502),
   },
 });
 

@@ -36,7 +36,7 @@ const DESCRIPTIONS = {
 
 export type ErrorStatus = keyof typeof DESCRIPTIONS;
 type Responses<Status extends ErrorStatus, Schema extends z.ZodType> = {
-  [S in Status | 400 | 403 | 429 | 500]: ReturnType<typeof json<Schema>>;
+  [S in Status | 400 | 403 | 429 | 500 | 503]: ReturnType<typeof json<Schema>>;
 };
 
 const responsesOf = <Status extends ErrorStatus, Schema extends z.ZodType>(
@@ -44,10 +44,10 @@ const responsesOf = <Status extends ErrorStatus, Schema extends z.ZodType>(
   schema: Schema,
 ) =>
   Object.fromEntries(
-    [...statuses, 400, 403, 429, 500].map((status) => [status, json(DESCRIPTIONS[status as Status], schema)]),
+    [...statuses, 400, 403, 429, 500, 503].map((status) => [status, json(DESCRIPTIONS[status as Status], schema)]),
   ) as Responses<Status, Schema>;
 
-/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault. */
+/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault, D1's. */
 export const errorsOf = <Status extends ErrorStatus = never>(...statuses: Status[]) =>
   responsesOf(statuses, errorSchema);
 

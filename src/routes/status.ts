@@ -55,7 +55,7 @@ const route = createRoute({
   request: { params: z.object({ tokenId: tokenIdSchema }) },
   responses: {
     200: { description: "The VM's status", content: { "application/json": { schema: statusBody } } },
-    ...errorsOf(400, 404, 502, 503),
+    ...errorsOf(400, 404, 502),
   },
 });
 

@@ -43,7 +43,7 @@ const route = createRoute({
       description: "All tiers",
       content: { "application/json": { schema: z.object({ tiers: z.array(tierSchema) }) } },
     },
-    ...errorsOf(503),
+    ...errorsOf(),
   },
 });
 
@@ -111,6 +111,7 @@ async function firstRead(read: () => Promise<StoredTiers>): Promise<StoredTiers>
   try {
     return await read();
   } catch (cause) {
+    if (!(cause instanceof AppError)) throw cause;
     throw new AppError("tiers_unavailable", "Prices can't be read from the chain yet; try again in a few seconds.", {
       cause,
       retryAfterSeconds: 5,

@@ -7,6 +7,7 @@ import type { Chain } from "../chain/client.ts";
 import { type CoinTransfer, readCoinTransfers } from "../chain/coin-transfers.ts";
 import { type Receipt, readReceipt } from "../chain/witness.ts";
 import type { Database } from "../db/client.ts";
+import { HELD_TOKEN_COST } from "../db/orders.ts";
 import { movedSince, type Payment, paymentsOfTransactions } from "../db/payments.ts";
 import { refundsOfTransactions } from "../db/refunds.ts";
 import { authorizationOf } from "./payments.ts";
@@ -38,14 +39,16 @@ export async function reconcile(
   const isIn = ({ to }: CoinTransfer) => to === operator;
   const explainsIn = (transfer: CoinTransfer) => paidAt.has(placeOf(transfer));
   const refunds = await refundsOfTransactions(db, hashes);
-  const bought = new Map(known.map((row) => [row.purchaseTx, row.cost]));
+  // What a held token cost is in the row of the order that it was bought for.
+  const buyers = known.filter(({ cost }) => cost !== HELD_TOKEN_COST);
+  const bought = new Map(buyers.map((row) => [row.purchaseTx, row.cost]));
   const explainsOut = ({ txHash, amount, to }: CoinTransfer) => {
     const payment = known.find((row) => row.refundTx === txHash);
     if (payment !== undefined) {
       return paid.has(payment.id) && payment.payer === to.toLowerCase() && amount <= BigInt(payment.amount);
     }
     const refund = refunds.find((row) => row.txHash === txHash);
-    if (refund !== undefined) return refund.amount === String(amount) && amount <= BigInt(refund.paidFor);
+    if (refund !== undefined) return refund.amount === String(amount) && BigInt(refund.total) <= BigInt(refund.paidFor);
     return bought.get(txHash) === String(amount);
   };
   return {

@@ -11,6 +11,7 @@ import { forgetPayments, wakePayments } from "../db/payments.ts";
 import { wakeRefunds } from "../db/refunds.ts";
 import { claimTurn, loadCursor, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
+import { isDatabaseRefusal } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import type { Job } from "../provisioner/jobs.ts";
 import { TIER_COUNT } from "./tiers.ts";
@@ -85,7 +86,7 @@ export async function sweep(context: ScanContext): Promise<void> {
       await run();
     } catch (error) {
       failed.push(part);
-      log("error", "sweep_part_failed", { part, ...errorFields(error) });
+      log(isDatabaseRefusal(error) ? "page" : "error", "sweep_part_failed", { part, ...errorFields(error) });
     }
   }
   log("info", "sweep", { outcome: failed.length === 0 ? "done" : "failed", failed, ms: Date.now() - began });

@@ -64,7 +64,7 @@ async function run(options: Options): Promise<number> {
     return stopping;
   };
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    process.once(signal, () => void stop().then(() => process.exit(130)));
+    process.once(signal, () => void stop().finally(() => process.exit(130)));
   }
   // Whatever hangs, nothing lasts longer.
   const overdue = () => {
@@ -118,17 +118,23 @@ async function blow(plan: readonly Happening[], { parts, workers, wallets }: Sce
   let kills: Promise<void> = Promise.resolve();
   let reorgs: Promise<void> = Promise.resolve();
   const buys: Promise<void>[] = [];
+  // What fails before all are awaited must not end the process, which has others to end: an interrupt makes them fail.
+  const keep = (promise: Promise<void>) => {
+    promise.catch(() => undefined);
+    return promise;
+  };
   for (const one of plan) {
     await wait(began + one.atMs - Date.now());
-    if (one.kind === "purchase") buys.push(wallets.buy(one.agent, one.tier));
-    else if (one.kind === "reorg") reorgs = reorgs.then(() => wallets.reorg(one.depth, one.kept));
+    if (one.kind === "purchase") buys.push(keep(wallets.buy(one.agent, one.tier)));
+    else if (one.kind === "reorg") reorgs = keep(reorgs.then(() => wallets.reorg(one.depth, one.kept)));
     else if (one.kind === "kill") {
-      kills = kills.then(async () => {
+      const kill = async () => {
         await workers.kill();
         await wait(one.downMs);
         await workers.start();
         restarts += 1;
-      });
+      };
+      kills = keep(kills.then(kill));
     } else if (one.kind === "rpc") parts.proxy.setFaults(...one.faults);
     else {
       const { server } = parts[one.vendor];

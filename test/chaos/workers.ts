@@ -9,7 +9,7 @@ import { freePort } from "../world/ports.ts";
 import { bothWorkers, type Parts, workerVariables } from "../world/world.ts";
 
 const PROGRAM = fileURLToPath(new URL("workers-process.ts", import.meta.url).href);
-const START_TIMEOUT_MS = 60_000;
+const START_TIMEOUT_MS = 180_000;
 /** Where a run's own requests say they come from: their limits are lifted. */
 export const CLIENT = "127.0.0.1";
 

@@ -4,7 +4,8 @@ import { readdirSync, readFileSync } from "node:fs";
 import { expect, type TestContext } from "vitest";
 
 const root = new URL("../../", import.meta.url).pathname;
-const WAIT_MS = 120_000;
+/** Generous: on a machine that others use as well, a world takes minutes to come up. */
+const WAIT_MS = 240_000;
 
 export type Child = ReturnType<typeof startChild>;
 

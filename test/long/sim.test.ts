@@ -1,4 +1,7 @@
 // The seeded simulator at length: some thousand worlds, and every bug that can be planted.
+import { mkdtempSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import { FAILED_SEEDS } from "../sim/failed-seeds.ts";
 import { PLANT_NAMES } from "../sim/plants.ts";
@@ -18,6 +21,14 @@ test("a seed repeats exactly, whatever was played before it", { timeout: 5 * MIN
   const later = await sim("--seed", "61", "--runs", "30", "--jobs", "1", "--history");
   expect(later.output).toContain("seed 61\n");
   expect(historiesIn(whole.output)).toBe(historiesIn(later.output));
+});
+
+test("a search in slices ends with the total of all of them, and no world counts twice", async () => {
+  const tally = join(mkdtempSync(join(tmpdir(), "sim-")), "worlds.jsonl");
+  const slice = (first: number) => sim("--seed", String(first), "--runs", "4", "--tally", tally);
+  await slice(1);
+  expect((await slice(5)).output).toContain("Total of 2 slices: 8 worlds,");
+  expect(await slice(7)).toMatchObject({ code: 1, output: expect.stringContaining("the tally has seeds 5 to 8") });
 });
 
 /** One takes a node that invents a sale and hides another by it. */

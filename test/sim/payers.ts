@@ -37,6 +37,9 @@ async function send(world: World, request: Request): Promise<Answered> {
     const text = await response.text();
     answered = { status: response.status, body: JSON.parse(text), headers: response.headers };
   });
+  const { status, body: said, headers: told } = answered;
+  if (status === 500 || (status === 503 && told.get("retry-after") === null && said["error"] !== undefined))
+    world.violate("what passes by itself is said to pass", `${method} ${path} answers ${status}: ${said["code"]}`);
   return answered;
 }
 

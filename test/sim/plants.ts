@@ -276,8 +276,13 @@ async function callOnce(`,
     },
     {
       file: "durable-objects/wallet-limits.ts",
-      from: 'return ledger.paidFor(account) > 0n ? "served" : null;',
+      from: 'return hasLeft("transfer") || ledger.paidFor(account) > 0n ? "served" : null;',
       to: "return null;",
+    },
+    {
+      file: "durable-objects/wallet-limits.ts",
+      from: 'if (isRefundOfPayment(order) && hasLeft("transfer")) return "served";',
+      to: 'if (isRefundOfPayment === undefined) return "served";',
     },
   ],
   /** Hard case 35: gas is whatever a payer's contract takes, and what no node takes is sent for ever. */
@@ -331,6 +336,14 @@ async function callOnce(`,
       to: ".set({ blockHash, logIndex })",
     },
   ],
+  /** Hard case 46: whoever asks while D1 does not answer is told that it is our fault, and not to come again. */
+  call_it_internal: [
+    {
+      file: "src/app.ts",
+      from: "if (isDatabaseUnavailable(error)) {",
+      to: "if (isDatabaseUnavailable(error) && error instanceof AppError) {",
+    },
+  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -373,4 +386,5 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   be_late_before_looking: 1,
   end_without_looking: 1,
   reinstate_the_machine_alone: 1,
+  call_it_internal: 1,
 };

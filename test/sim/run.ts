@@ -2,6 +2,7 @@
 // shortest history that breaks the same rule; the exit code is 1 then.
 import { type ChildProcess, fork } from "node:child_process";
 import { createHash } from "node:crypto";
+import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { program } from "commander";
 import { PLANT_NAMES } from "./plants.ts";
@@ -19,7 +20,10 @@ type Options = {
   shrink: boolean;
   history?: boolean;
   digest?: boolean;
+  tally?: string;
 };
+/** A line of the file that `--tally` names. */
+type Slice = { first: number; runs: number; written: number; broken: { seed: number; rule: string }[] };
 
 /** So many runs to a process: what a run leaves behind goes with it. */
 const PIECE = 200;
@@ -45,6 +49,7 @@ program
   .option("--go-on", "report each run that breaks a rule in a line, and play the others; a total by rule at the end")
   .option("--no-shrink", "don't look for the shortest history that breaks the rule")
   .option("--history", "print what happens in each run")
+  .option("--tally <file>", "add this search to those of the file, and print the total of all: a long one in slices")
   .option("--digest", "print a digest of all histories: equal where everything repeated exactly")
   .parse();
 const options = program.opts<Options>();
@@ -53,6 +58,14 @@ const total = seeds?.length ?? options.runs;
 const seedAt = (index: number): number => seeds?.[index] ?? first + index;
 const write = process.stdout.write.bind(process.stdout);
 
+if (options.tally !== undefined && process.send === undefined) {
+  if (seeds !== undefined || options.plant !== undefined) program.error("a tally takes neither --seeds nor --plant");
+  const overlap = slicesOf(options.tally).find((one) => one.first < first + total && first < one.first + one.runs);
+  if (overlap !== undefined)
+    program.error(`the tally has seeds ${overlap.first} to ${overlap.first + overlap.runs - 1}`);
+  // A search that stops at its first find has no total.
+  options.goOn = true;
+}
 if (process.send === undefined) await conduct();
 else await play();
 
@@ -112,6 +125,27 @@ async function conduct(): Promise<void> {
   for (const [rule, all] of rules) write(`"${rule}" ${all.length}: ${all.map(({ seed }) => seed).join(" ")}\n`);
   if (broken.length > 0) write(`${((broken.length / runs) * 10_000).toFixed(0)} of 10,000 worlds break a rule.\n`);
   if (options.digest) write(`digest ${tallies.map(({ digest }) => digest).join(" ")}\n`);
+  if (options.tally)
+    writeTotal(options.tally, { first, runs, written, broken: broken.map(({ seed, rule }) => ({ seed, rule })) });
+}
+
+function slicesOf(file: string): Slice[] {
+  if (!existsSync(file)) return [];
+  const lines = readFileSync(file, "utf8").trim().split("\n");
+  return lines.map((line) => JSON.parse(line) as Slice);
+}
+
+/** A slice that was cut short counts as far as it got; a world counts once. */
+function writeTotal(file: string, slice: Slice): void {
+  appendFileSync(file, `${JSON.stringify(slice)}\n`);
+  const slices = slicesOf(file);
+  const sum = (of: (slice: Slice) => number) => slices.reduce((all, one) => all + of(one), 0);
+  const runs = sum((one) => one.runs);
+  const failed = slices.flatMap((one) => one.broken);
+  const rate = ((failed.length / runs) * 10_000).toFixed(1);
+  write(`Total of ${slices.length} slices: ${runs} worlds, ${sum((one) => one.written)} of them with somebody `);
+  write(`who writes the database; ${failed.length} broke a rule, ${rate} of 10,000.\n`);
+  for (const { seed, rule } of failed) write(`  seed ${seed}: "${rule}"\n`);
 }
 
 function playPiece(

@@ -37,7 +37,7 @@ import {
   RPC_HOSTS,
 } from "./product.ts";
 import { createRandom, type Random } from "./random.ts";
-import { never, Runtime } from "./runtime.ts";
+import { MAX_STALL_MS, never, Runtime } from "./runtime.ts";
 import { restartSeals } from "./seals.ts";
 import { checkSent } from "./till.ts";
 import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorName } from "./vendors.ts";
@@ -52,6 +52,7 @@ const PATIENCE_MS = { usual: 4 * 3_600_000, written: 3_600_000 };
 /** The sweep and its jobs once more, when all else is quiet. */
 const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
+const PLATFORM_SEED = 0x0d15ea5e;
 const AGENTS = 3;
 const MOST_ORDERS = 4;
 
@@ -113,7 +114,8 @@ export class World {
   constructor(seed: number, without: ReadonlySet<number>) {
     const random = createRandom(seed);
     this.random = random.fork();
-    this.faults = new Faults(random.fork(), without, () => this.clock.now - START);
+    const platform = createRandom(seed ^ PLATFORM_SEED);
+    this.faults = new Faults(random.fork(), platform, without, () => this.clock.now - START);
     this.runtime = new Runtime(this.clock, this.faults, random.fork(), (text) => this.note(text));
     enter({
       clock: this.clock,
@@ -254,7 +256,10 @@ export class World {
     for (const vendor of Object.values(this.vendors)) vendor.heal();
     this.chain.haltedUntil = 0;
     this.chain.dearUntil = 0;
-    void this.runtime.run("an operator", () => resumeAll(this));
+    const resume = () => void this.runtime.run("an operator", () => resumeAll(this));
+    resume();
+    // A pause that was stalled lands after all, and whoever ordered it sees it then.
+    this.later(MAX_STALL_MS, resume);
     this.note("everything heals");
   }
 

@@ -79,7 +79,8 @@ export async function buildWorkers(sources: readonly WorkerSource[]): Promise<Bu
 
 /** What a Worker is built from, and what says how. */
 const SOURCES = ["src", "durable-objects", "wrangler.toml", "package.json", "package-lock.json", "tsconfig.json"];
-const TEST_SOURCES = ["test/bench", "test/worker/meter.ts"];
+const BAD_DAY = ["bad-day", "bad-day-edge", "bad-day-provisioner"].map((name) => `test/world/${name}.ts`);
+const TEST_SOURCES = ["test/bench", "test/worker/meter.ts", ...BAD_DAY];
 
 async function buildWorker(source: WorkerSource, reading: ReturnType<typeof readOnce>) {
   const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize, port } = source;

@@ -52,7 +52,7 @@ const HANG_MS = 30_000;
 const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
 
 const isMeant = ({ method, includes = "" }: { method: string; includes?: string | undefined }, call: Call): boolean =>
-  method === call.method && JSON.stringify(call.params ?? []).includes(includes);
+  method === call.method && JSON.stringify(call.params).includes(includes);
 
 export async function startRpcProxy(target: string) {
   const faults: RpcFault[] = [];
@@ -95,13 +95,11 @@ export async function startRpcProxy(target: string) {
     return (await response.json()) as Answer;
   }
 
-  async function answer(given: Call): Promise<Answer> {
-    const call = faults.some(({ kind }) => kind === "finalized_is_latest")
-      ? {
-          ...given,
-          params: given.params.map((param) => (param === "finalized" || param === "safe" ? "latest" : param)),
-        }
-      : given;
+  /** `params` may be left out (JSON-RPC 2.0, 4.2). */
+  async function answer({ params = [], ...given }: Omit<Call, "params"> & Partial<Call>): Promise<Answer> {
+    const isLatest = faults.some(({ kind }) => kind === "finalized_is_latest");
+    const meant = (param: unknown) => (isLatest && (param === "finalized" || param === "safe") ? "latest" : param);
+    const call: Call = { ...given, params: params.map(meant) };
     for (const fault of faults) {
       if (fault.kind === "rewrite" && isMeant(fault, call))
         return { jsonrpc: "2.0", id: call.id, result: fault.result };

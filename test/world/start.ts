@@ -35,14 +35,14 @@ let stopping: Promise<void> | undefined;
 let keyFolder: string | undefined;
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
   process.on(signal, () => {
-    void shutDown().then(() => process.exit(0));
+    void shutDown().finally(() => process.exit(0));
   });
 }
 
 // Whoever started us may be killed without a word: an orphan ends as well.
 const parent = process.ppid;
 setInterval(() => {
-  if (process.ppid !== parent) void shutDown().then(() => process.exit(0));
+  if (process.ppid !== parent) void shutDown().finally(() => process.exit(0));
 }, 1_000).unref();
 
 try {

@@ -106,11 +106,24 @@ async function take(services: Services, asked: Asked, found: Found): Promise<sto
   if ("balance" in terms) return takeUnpaid(services, asked, found, terms);
   const use = await lookForUse(services, asked.till, found.checked, asked.offer);
   if (typeof use !== "string") return takePaid(services, asked, found, use);
+  if (use === "used") return takeUsed(services, asked, found);
   // What is open may be this very order, made at the same instant.
   const same = terms instanceof AppError ? await sameOrder() : terms;
   if (same !== null) return same;
-  if (terms instanceof AppError) terms.charged = use;
-  throw terms;
+  throw terms instanceof AppError ? refusal(terms, use) : terms;
+}
+
+/** While nobody can say whether a payment was taken, no demand tells its payer to sign another one. */
+function refusal(why: AppError, charged: "none" | "unknown"): AppError {
+  if (charged === "unknown" && why.code === "payment_required") {
+    return new AppError(
+      "chain_unavailable",
+      "Whether the payment was taken can't be seen right now: send the same request with the same payment again.",
+      { cause: why, retryAfterSeconds: AGAIN_SECONDS, charged },
+    );
+  }
+  why.charged = charged;
+  return why;
 }
 
 type Terms = { captureFirst: boolean; balance: bigint };
@@ -204,10 +217,9 @@ async function takeUnpaid(services: Services, asked: Asked, found: Found, terms:
   if (typeof latest === "string") {
     const use = await lookForUse(services, till, checked, offer);
     if (typeof use !== "string") return settle(services, row, use, now);
+    if (use === "used") return proceed(services, row, { state: "authorized" }, now);
     await giveUp(services, row, latest);
-    const refusal = await limitError(services, till, checked, latest);
-    refusal.charged = use;
-    throw refusal;
+    throw refusal(await limitError(services, till, checked, latest), use);
   }
   const verified = await verify(services, till, row, checked);
   if (verified.verdict === "paid") return settle(services, row, verified, now);
@@ -219,6 +231,13 @@ async function takeUnpaid(services: Services, asked: Asked, found: Found, terms:
 async function takePaid(services: Services, asked: Asked, found: Found, use: Settlement): Promise<store.Payment> {
   const row = await write(services, asked, { ...found, unless: undefined });
   return row === null ? madeMeanwhile(services, found) : settle(services, row, use, asked.now);
+}
+
+/** It is used up, and most likely by us: the order stands, and the provisioner's own look finds out (hard cases 28 and 60). */
+async function takeUsed(services: Services, asked: Asked, found: Found): Promise<store.Payment> {
+  const what = { ...found.what, captureFirst: true };
+  const row = await write(services, asked, { ...found, what, unless: undefined });
+  return row === null ? madeMeanwhile(services, found) : proceed(services, row, { state: "authorized" }, asked.now);
 }
 
 const write = (services: Services, { offer, now }: Asked, { checked, known, what, unless }: Found) =>

@@ -81,7 +81,7 @@ const route = createRoute({
       description: "Provisioning (nothing was charged), or the payment is being settled: send the same request again",
       content: { "application/json": { schema: z.union([provisioningSchema, settlingSchema]) } },
     },
-    ...paidErrorsOf(400, 401, 402, 404, 409, 502, 503),
+    ...paidErrorsOf(400, 401, 402, 404, 409, 502),
   },
 });
 

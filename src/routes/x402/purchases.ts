@@ -97,7 +97,7 @@ const buyRoute = createRoute({
   responses: {
     200: { description: "Delivered: the token is the payer's, and credentialsUrl has the login", content },
     202: { description: "Accepted; poll statusUrl", content },
-    ...paidErrorsOf(400, 401, 402, 409, 413, 415, 502, 503),
+    ...paidErrorsOf(400, 401, 402, 409, 413, 415, 502),
   },
 });
 

@@ -403,3 +403,37 @@ test("a purchase that a reorg moved into another block of the same height, with 
   await world.drain();
   expect(await world.rows("SELECT status FROM vms")).toEqual([{ status: "running" }]);
 });
+
+/** As if somebody who writes rows wanted another machine for a token that has one. */
+async function startAnew(world: Deployment): Promise<void> {
+  await world.sql.prepare("DELETE FROM attempts").run();
+  await world.sql
+    .prepare(
+      `UPDATE vms SET status = 'provisioning', step = 'create', attempt = 0, instance_id = NULL, running_at = NULL,
+        lease = '', lease_until = 0, wake_at = NULL, generation = generation + 1`,
+    )
+    .run();
+  const [row] = await world.rows("SELECT incarnation, generation FROM vms");
+  const { incarnation, generation } = row as { incarnation: string; generation: number };
+  await advance(world.context, { kind: "advance", incarnation, generation });
+}
+
+test("deleting attempts makes no more than two machines for a token, whatever names they bear by then: it made four (hard case 34)", async () => {
+  const world = await deploy();
+  const { tokenId } = await buy(chain, agent(0), 4, 1);
+  const from = (await journal("runpod", 0)).length;
+  await world.scan();
+  await world.drain();
+  for (let time = 0; time < 3; time++) {
+    // A tenant renames its pod.
+    const id = (await world.vm(tokenId))?.["instance_id"];
+    await fetch(`${world.provisioner.RUNPOD_API_URL}/v2/pods/${id}`, {
+      method: "PATCH",
+      headers: { authorization: `Bearer ${world.provisioner.RUNPOD_API_KEY}`, "content-type": "application/json" },
+      body: JSON.stringify({ name: `mine-${id}` }),
+    });
+    await startAnew(world);
+  }
+  expect(await creates("runpod", from)).toHaveLength(2);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning", step: "create" });
+});

@@ -1,6 +1,7 @@
 // Nodes that are wrong while others are right: an honest payer is neither refused, nor told to pay again, nor charged for
 // nothing, whatever one of them says, and whatever two of them do not know yet.
 import { runDurableObjectAlarm } from "cloudflare:test";
+import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
@@ -17,6 +18,7 @@ import {
 } from "../deployment.ts";
 import {
   accepted,
+  give,
   orderMachine,
   ownerOf,
   paymentRow,
@@ -86,6 +88,23 @@ test("what a stranger has submitted, and two nodes have no log of yet, is neithe
   await expectDelivered(purchaseId);
 });
 
+test("nor is it where its payer has nothing left: the order is found, and its payer gets what it paid for (hard cases 28 and 60)", async () => {
+  const poor = privateKeyToAccount(generatePrivateKey());
+  await give(payer, poor.address, PRICE);
+  const order = await signPurchaseOf(world, poor);
+  await keepLogsBack(2);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  const unclear = await post(world, "/x402/purchase-compute", order.body, order.headers);
+  expect(unclear.status, await unclear.clone().text()).toBe(202);
+  const { purchaseId } = (await unclear.json()) as { purchaseId: string };
+  await chain.mine(2);
+  await clearRpcFaults();
+  await playOn(world, closed(purchaseId));
+  const row = await rowOf(purchaseId);
+  expect(row).toMatchObject({ state: "settled", reason: null });
+  expect(await ownerOf(row["token_id"])).toBe(poor.address);
+});
+
 test("an order that a stranger pays while two nodes have no log of it yet is not given up (hard case 28)", async () => {
   const { id, signed } = await accepted(world, payer);
   await keepLogsBack(1);
@@ -139,6 +158,14 @@ test.each([
     expect(await charged()).toBe(0n);
   },
 );
+
+test("one node that says of every transaction that it would fail gives up no order, and bars nobody (hard case 29)", async () => {
+  for (const method of ["eth_estimateGas", "eth_simulateV1"])
+    await addRpcFault({ kind: "refuse", method, message: "execution reverted" });
+  const { id } = await accepted(world, payer);
+  await playOn(world, closed(id));
+  await expectDelivered(id);
+});
 
 test("one node that puts a purchase's receipt into an old block makes it final for nobody (hard case 29)", async () => {
   const { payment: paid } = await signedTo(payer, PRICE);

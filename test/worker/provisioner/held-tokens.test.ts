@@ -165,3 +165,17 @@ test("what goes back for a machine on a token that was left is at most what its 
   expect(after).toBeLessThanOrEqual(before);
   expect(after).toBeGreaterThan(before - PRICE / 20n);
 });
+
+test("a token that lasts longer than was ordered gives back no day that was used: a machine was had for nothing until its last days", async () => {
+  await leave(0, 20);
+  await pass(2 * HOUR);
+  const before = [await usdcOf(next.address), await sold()] as const;
+  const row = await serve(0, 19);
+  expect(await sold()).toBe(before[1]);
+  await pass(20 * HOUR);
+  await loseFor(row, 0);
+  await untilPaidBack();
+  const used = Number(before[0] - (await usdcOf(next.address)));
+  expect(used).toBeGreaterThanOrEqual((19 * HOUR * Number(PRICE)) / 86_400);
+  expect(used).toBeLessThanOrEqual((21 * HOUR * Number(PRICE)) / 86_400);
+});

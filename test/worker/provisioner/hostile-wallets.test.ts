@@ -1,6 +1,6 @@
 // Payers that are contracts with a will of their own: one burns our gas, one takes its yes back when the machine is up, one
 // becomes a contract meanwhile. None of them costs more than the cap, stops another payer, or keeps a machine for nothing.
-import { runInDurableObject } from "cloudflare:test";
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { type Abi, type Address, getAddress, type Hex, parseTransaction } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
@@ -150,6 +150,28 @@ test("a capture that no node takes is replaced at its nonce by a transaction tha
   await playOn(world, async () => (await rowOf(other.id))["step"] === "idle");
   expect(await rowOf(other.id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(payer.address)).toBe(before);
+});
+
+test("a capture that no node takes while our gas money is short waits for more: its payer was barred for it", async () => {
+  await reachOnlyProxies();
+  const payer = agent(1);
+  const before = await usdcOf(payer.address);
+  const message = "insufficient funds for gas * price + value";
+  for (const node of ["first", "third"] as const) {
+    const includes = payer.address.slice(2).toLowerCase();
+    await addRpcFault({ kind: "refuse", method: "eth_sendRawTransaction", includes, message }, node);
+  }
+  const { id } = await accepted(world, payer);
+  await playOn(world, async () => ["settling", "releasing"].includes(String((await rowOf(id))["state"])));
+  for (let minute = 0; minute < 5; minute++) {
+    await aMinuteLater();
+    await runDurableObjectAlarm(world.wallet);
+  }
+  await clearRpcFaults();
+  await runDurableObjectAlarm(world.wallet);
+  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await usdcOf(payer.address)).toBe(before - PRICE);
 });
 
 /** The wallet's own nodes, all of which can be told to refuse. */

@@ -399,3 +399,14 @@ test("a wallet that is a contract pays by its keeper's signature, and the token 
   const row = await playUntil(world, purchaseId, at("close"));
   expect([await usdcOf(wallet), await ownerOf(row["token_id"])]).toEqual([0n, wallet]);
 });
+
+test("what was charged first and can't be bought for a quarter of an hour is paid back: its payer waited for as long as we had no money", async () => {
+  const first = { CAPTURE_FIRST_TIERS: "0" };
+  world = await deploy({ edge: first, provisioner: { ...first, PURCHASE_LIMIT_USDC_PER_DAY: "0" } });
+  const { id } = await accepted();
+  await playUntil(world, id, ({ state, step }) => state === "settled" && step === "buy");
+  expect(await usdcOf(payer.address)).toBe(had.usdc - PRICE);
+  world.passTime(901);
+  await playUntil(world, id, ({ state }) => state === "refunded");
+  expect(await usdcOf(payer.address)).toBe(had.usdc);
+});

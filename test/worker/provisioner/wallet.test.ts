@@ -3,7 +3,10 @@ import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { type Hex, keccak256, stringToHex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
+import { WalletLedger } from "../../../durable-objects/wallet-ledger.ts";
+import { limitOf } from "../../../durable-objects/wallet-limits.ts";
 import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
+import { paymentId } from "../../../src/vms/payments.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
 import {
@@ -318,6 +321,61 @@ test("what a purchase is owed goes to whom its token belongs, once, and is no mo
   expect(await world.wallet.order(refund("late", "100000"))).toMatchObject({ state: "sent" });
 });
 
+test("a purchase whose key is written in another way is no other purchase: each was paid back anew (hard case 34)", async () => {
+  const { tokenId } = await world.buy(4);
+  await world.scan();
+  await chain.mine(4);
+  const [row] = await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId);
+  const purchase = String(row?.["incarnation"]);
+  const refund = (id: string, of: string) =>
+    ({ kind: "pay", id, to: agent(4).address, amount: "500000", owed: { purchase: of } }) as const;
+  expect(await world.wallet.order(refund("first", purchase))).toMatchObject({ state: "sent" });
+  const notOwed = { state: "waiting", why: "not_owed" };
+  const others = [purchase.replace(`/${tokenId}/`, `/0${tokenId}/`), purchase.replace(/0$/, "00")];
+  for (const other of others) expect(await world.wallet.order(refund(other, other))).toEqual(notOwed);
+});
+
+/** A token that was bought for a payment of the agent's and handed over. */
+async function handedOver(index: number, paid: Awaited<ReturnType<typeof paidUs>>) {
+  const tokenId = Number(await sold());
+  const id = `of agent ${index}`;
+  await world.wallet.order({ kind: "purchase", id, payment: id, tier: 0, durationDays: 1, cost: "500000", paid });
+  await world.scan();
+  const [row] = await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId);
+  const purchase = String(row?.["incarnation"]);
+  const to = agent(index).address;
+  const transfer = { kind: "transfer", id: `transfer/${tokenId}`, to, tokenId, purchase, paid } as const;
+  expect(await world.wallet.order(transfer)).toMatchObject({ state: "sent" });
+  await chain.mine(4);
+  return { purchase, tokenId };
+}
+
+test("what goes back for a token that was sold is of the payment that it was handed over for: a forged row paid one buyer another's (hard case 34)", async () => {
+  const victims = await paidUs(agent(1), 5_000_000n);
+  const paid = await paidUs(agent(2), 500_000n);
+  const { purchase } = await handedOver(2, paid);
+  const refund = (id: string, amount: string, payment: typeof paid) =>
+    ({ kind: "pay", id, to: agent(2).address, amount, owed: { purchase, payment } }) as const;
+  const notOwed = { state: "waiting", why: "not_owed" };
+  expect(await world.wallet.order(refund("another's", "5000000", victims))).toEqual(notOwed);
+  expect(await world.wallet.order(refund("its own", "500000", paid))).toMatchObject({ state: "sent" });
+});
+
+test("what was signed while another order was prepared counts: a token and its whole price, or two tokens, left for one payment (hard case 34)", async () => {
+  const paid = await paidUs(agent(2), 500_000n);
+  const { purchase } = await handedOver(2, paid);
+  const to = agent(2).address;
+  const transfer = { kind: "transfer", id: "another token", to, tokenId: 1, purchase, paid } as const;
+  const refund = { kind: "pay", id: "its price", to, amount: "500000", owed: { payment: paid } } as const;
+  const why = await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
+    const evidence = { account: paymentId(world.provisioner.CHAIN_ID, paid.from, paid.nonce), most: 500_000n };
+    const prepared = { amount: 500_000n, evidence, undone: new Set<string>() };
+    const ledger = new WalletLedger(storage);
+    return [transfer, refund].map((order) => limitOf(ledger, world.provisioner, order, prepared));
+  });
+  expect(why).toEqual(["served", "served"]);
+});
+
 test("while payouts are paused nothing new is signed, whatever asks for it (hard case 45)", async () => {
   const before = await purchase("before the pause");
   expect(await world.wallet.order(before)).toMatchObject({ state: "sent" });
@@ -400,4 +458,16 @@ test("a contract's signature of 65 bytes that ends in no recovery bit goes as by
   // transferWithAuthorization(…,uint8,bytes32,bytes32) and (…,bytes).
   expect(["1b", "00"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
   expect(["1f", "20"].map(selectorOf)).toEqual(["0xcf092995", "0xcf092995"]);
+});
+
+test("what one node says of fees does not burn our gas money: a refund would have cost a hundred times what it moves", async () => {
+  const payment = await paidUs(agent(3), 500_000n);
+  await addRpcFault({ kind: "rewrite", method: "eth_maxPriorityFeePerGas", result: "0x48c27395000" });
+  const wei = await chain.reader.getBalance({ address: operator.address });
+  const refund = { kind: "pay", id: "dear", to: agent(3).address, amount: "500000", owed: { payment } } as const;
+  expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
+  await clearRpcFaults();
+  const spent = wei - (await chain.reader.getBalance({ address: operator.address }));
+  expect(spent).toBeGreaterThan(0n);
+  expect(spent).toBeLessThan(10n ** 15n);
 });

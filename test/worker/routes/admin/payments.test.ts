@@ -2,8 +2,8 @@
 import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { submit } from "../../../world/payer.ts";
-import { addFault, agent, chain, clearFaults, type Deployment, deploy } from "../../deployment.ts";
-import { orderMachine, playUntil, signPurchaseOf, usdcOf } from "../x402/till.ts";
+import { addFault, agent, chain, clearFaults, type Deployment, deploy, operator as wallet } from "../../deployment.ts";
+import { give, orderMachine, playUntil, signPurchaseOf, usdcOf } from "../x402/till.ts";
 import { type Operator, operator } from "./operator.ts";
 
 type Row = { id: string; state: string; reason: string | null; amount: string; cost: string | null; payer: string };
@@ -74,6 +74,27 @@ test("a purchase whose token served a later order is explained by the order that
   expect(served).toMatchObject({ token_id: held, cost: "0" });
   const bought = { transfers: 1, sum: "0.50", explained: "0.50", unexplained: [] };
   expect(await books()).toMatchObject({ outgoing: bought, incoming: { unexplained: [] }, missing: [] });
+});
+
+test("two refunds of one purchase that are more than its price together are not explained: each by itself was (hard case 34)", async () => {
+  const { tokenId } = await world.buy(4);
+  await world.scan();
+  const [{ incarnation }] = (await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId)) as [
+    { incarnation: string },
+  ];
+  from = Number(await chain.reader.getBlockNumber()) + 1;
+  const pay = async (kind: "failed" | "late", amount: bigint) => {
+    const { transactionHash } = await give(wallet, agent(4).address, amount);
+    const columns = "incarnation, kind, token_id, state, amount, tx_hash, created_at";
+    await world.sql
+      .prepare(`INSERT INTO refunds (${columns}) VALUES (?, ?, ?, 'paid', ?, ?, 1)`)
+      .bind(incarnation, kind, tokenId, String(amount), transactionHash)
+      .run();
+  };
+  await pay("failed", 500_000n);
+  expect(await books()).toMatchObject({ outgoing: { transfers: 1, explained: "0.50" } });
+  await pay("late", 1n);
+  expect(await books()).toMatchObject({ outgoing: { transfers: 2, explained: "0.00" } });
 });
 
 test("a row that says settled where the chain does not is missing from it", async () => {

@@ -1,9 +1,12 @@
 // Which orders are taken, on which terms, and what is written for those that are not: nothing.
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { beforeEach, expect, test } from "vitest";
+import { lookForUse } from "../../../../src/access/payment-use.ts";
+import { connectChain } from "../../../../src/chain/client.ts";
+import { coinOf } from "../../../../src/chain/coin.ts";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
-import { paymentHeaderV2, readQuote, submit } from "../../../world/payer.ts";
-import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
+import { cancel, paymentHeaderV2, readQuote, submit } from "../../../world/payer.ts";
+import { addFacilitatorFault, agent, chain, type Deployment, deploy } from "../../deployment.ts";
 import {
   computeBody,
   give,
@@ -294,6 +297,31 @@ test("hard case 60: nor is it refused for a pause, an order like it or its time:
   expect(await ask({ durationDays: 2 }, headers)).toMatchObject({ status: 402, body: { charged: "none" } });
   await submit(chain, agent(3), signed, USDC_ADDRESS);
   expect(await ask({ durationDays: 2 }, headers)).toMatchObject({ status: 202, body: { charged: true } });
+});
+
+test("hard case 60: while the facilitator is down, a payment that a stranger has submitted is an order; of any other nothing is charged", async () => {
+  await addFacilitatorFault({ call: "verify", kind: "down" });
+  const { send, hash } = await submitted();
+  expect(await send()).toMatchObject({
+    status: 202,
+    body: { status: "settled", charged: true, transactions: { settlement: hash } },
+  });
+  expect(await order(agent(2))).toMatchObject({ status: 503, body: { charged: "none" } });
+});
+
+test("hard case 60: what was used up long ago is not to be signed again", async () => {
+  const requirement = await quoteOf(post(world, PATH, computeBody()));
+  const signed = await signFor(payer, requirement, { validBefore: "1000" });
+  const { value, validAfter, validBefore, ...rest } = signed.authorization;
+  const times = { validAfter: Number(validAfter), validBefore: Number(validBefore) };
+  const authorization = { ...rest, ...times, value: BigInt(value), signature: signed.signature };
+  const services = { chain: connectChain(world.edge) };
+  const payment = { payment: { authorization }, demand: { seconds: 60 } };
+  const head = { blockNumber: 1_000_000, blockTimestamp: 2_000_000 };
+  const look = () => lookForUse(services, { coin: coinOf(world.edge) }, payment, head);
+  expect(await look()).toBe("none");
+  await cancel(chain, payer, signed, USDC_ADDRESS);
+  await expect(look()).rejects.toMatchObject({ code: "payment_used", charged: "unknown" });
 });
 
 test("hard case 45: while provisioning is paused nothing is quoted or taken, and an order that stands is answered", async () => {

@@ -2,7 +2,7 @@
 import { beforeEach, expect, test } from "vitest";
 import { paymentHeaderV2 } from "../../../world/payer.ts";
 import { addFacilitatorFault, agent, chain, type Deployment, deploy, parts } from "../../deployment.ts";
-import { computeBody, orderMachine, post, quoteOf, signFor, signPurchaseOf } from "./till.ts";
+import { computeBody, give, orderMachine, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
 let world: Deployment;
@@ -121,8 +121,17 @@ test("while no two nodes can be asked, a refusal does not say that nothing was c
     });
   const [, node = ""] = parts.rpcUrls;
   expect(await told(ask(parts.rpcUrls))).toMatchObject({ status: 503, charged: "none" });
-  expect(await told(ask([node, "http://127.0.0.1:9", "http://127.0.0.1:9"]))).toMatchObject({
+  const alone = [node, "http://127.0.0.1:9", "http://127.0.0.1:9"];
+  expect(await told(ask(alone))).toMatchObject({ status: 503, charged: "unknown" });
+  // Nor that another payment is to be signed.
+  await world.sql.prepare("DELETE FROM pauses").run();
+  const funds = await usdcOf(agent(1).address);
+  await give(agent(1), agent(2).address, funds);
+  expect(await told(ask(alone))).toMatchObject({
     status: 503,
+    error: expect.stringContaining("the same payment again"),
     charged: "unknown",
   });
+  expect(await told(ask(parts.rpcUrls))).toMatchObject({ status: 402, charged: "none" });
+  await give(agent(2), agent(1).address, funds);
 });

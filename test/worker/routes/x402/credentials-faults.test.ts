@@ -156,7 +156,7 @@ test.each([
     expect(failed.headers.get("payment-required")).toBeNull();
     expect(failed.body).toEqual({
       code,
-      error: expect.stringContaining("Nothing was charged; send the same payment again."),
+      error: expect.stringContaining("Send the same payment again."),
       requestId: expect.any(String),
       charged: "none",
     });
