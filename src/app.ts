@@ -5,13 +5,14 @@ import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
-import { limited } from "./access/admission.ts";
-import { refuseKnownBan, takeRefusals } from "./access/bans.ts";
+import { limited, unlimited } from "./access/admission.ts";
 import { chargedField } from "./access/charged.ts";
 import { clientName } from "./access/client-name.ts";
+import { logRefusals, refuseKnown } from "./access/known-clients.ts";
 import { keyedOnly } from "./access/operators.ts";
 import { placeOf } from "./access/place.ts";
 import { screenRefused } from "./access/screening.ts";
+import { countAnew } from "./audit.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
@@ -95,6 +96,7 @@ export type Router = OpenAPIHono<App>;
 /** Builds the application over one parsed environment. */
 export function createApp(config: EdgeConfig): Router {
   setLogLevel(config.LOG_LEVEL);
+  countAnew();
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
   const app: Router = new OpenAPIHono<App>({
@@ -137,27 +139,24 @@ export function createApp(config: EdgeConfig): Router {
     }),
   );
   // Only routes with tighter limits of their own need a preflight: this one is in no honest page's way.
-  const limitedPreflight = limited("unknown");
-  app.options(
-    "*",
-    (c, next) => (c.req.path === "/health" ? next() : limitedPreflight(c, next)),
-    cors({
-      origin: "*",
-      allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
-      // The last one x402's clients send as a header of the request.
-      allowHeaders: [
-        "Authorization",
-        "Content-Type",
-        "X-Access-Message",
-        "X-Body-Signature",
-        "PAYMENT-SIGNATURE",
-        "X-PAYMENT",
-        "Prefer",
-        "Access-Control-Expose-Headers",
-      ],
-      maxAge: 86_400,
-    }),
-  );
+  const preflight = cors({
+    origin: "*",
+    allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
+    // The last one x402's clients send as a header of the request.
+    allowHeaders: [
+      "Authorization",
+      "Content-Type",
+      "X-Access-Message",
+      "X-Body-Signature",
+      "PAYMENT-SIGNATURE",
+      "X-PAYMENT",
+      "Prefer",
+      "Access-Control-Expose-Headers",
+    ],
+    maxAge: 86_400,
+  });
+  app.options("/health", unlimited, preflight);
+  app.options("*", limited("unknown"), preflight);
 
   mountHealth(app);
   mountTiers(app);
@@ -184,23 +183,20 @@ export function createApp(config: EdgeConfig): Router {
   app.all("/admin/*", ...keyedOnly, nothingHere);
   app.all("*", limited("unknown"), nothingHere);
   app.onError((error, c) => answerScreened(error, c));
-  return serveUnbanned(app, config);
+  return serveUnknown(app, config);
 }
 
-/** What this isolate knows as banned never reaches the routes; lines go to the book behind the answer. */
-function serveUnbanned(app: Router, config: EdgeConfig): Router {
+/** Whom this isolate knows as banned or over a limit never reaches the routes; lines go to the book behind the answer. */
+function serveUnknown(app: Router, config: EdgeConfig): Router {
   const serve = app.fetch;
+  const front = { app, config, headers: CORS_HEADERS };
   app.fetch = (request, env, ctx) => {
-    const answer = refuseKnownBan(request, config, CORS_HEADERS) ?? serve(request, env, ctx);
-    if (ctx !== undefined) shipLogs(config.LOG_BOOK, (work) => ctx.waitUntil(work), logRefusals);
+    const waitUntil = (work: Promise<unknown>) => ctx?.waitUntil(work);
+    const answer = refuseKnown(front, request, waitUntil) ?? serve(request, env, ctx);
+    if (ctx !== undefined) shipLogs(config.LOG_BOOK, waitUntil, () => logRefusals(Date.now()));
     return answer;
   };
   return app;
-}
-
-/** A banned client must cost next to nothing, in the log too. */
-function logRefusals(): void {
-  for (const refusals of takeRefusals(Date.now())) log("security", "banned_requests", refusals);
 }
 
 /** The one wide event of a request. */

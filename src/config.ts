@@ -10,6 +10,7 @@ import type { VendorGate } from "../durable-objects/vendor-gate.ts";
 import { isWellFormedKey } from "./access/admin-key.ts";
 import { clientAddress } from "./access/client-name.ts";
 import { LIMITS } from "./access/limits.ts";
+import { KNOWN_FACTORIES } from "./chain/wallet-factories.ts";
 import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
 import { ConfigError } from "./errors.ts";
 import { LOG_LEVELS } from "./log.ts";
@@ -118,6 +119,10 @@ const edgeFields = z.object({
   RETIRED_DATA_KEYS: items.pipe(z.array(privateKey)),
   /** Makes the first operator's key, and nothing else. */
   ADMIN_API_KEY: z.string().refine(isWellFormedKey, 'must be a key that "npm run keys" made').optional(),
+  /** Through these a smart wallet that is not deployed yet may sign for its token. */
+  WALLET_FACTORIES: items
+    .pipe(z.array(address))
+    .transform((factories) => (factories.length === 0 ? KNOWN_FACTORIES : factories)),
   REQUIRE_FRESH_SIGNATURES: z.stringbool("must be true or false").prefault("false"),
   /** Gets a signed POST for each line of level `page`. */
   ALERT_WEBHOOK_URL: z.url({ protocol: /^https?$/, error: "must be an http(s) URL" }).optional(),

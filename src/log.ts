@@ -3,6 +3,7 @@
 // logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
+import { isWritten, takeCounted } from "./audit.ts";
 import { AppError, GiveUp } from "./errors.ts";
 import { redactFields } from "./redact.ts";
 
@@ -41,6 +42,11 @@ export function setLogLevel(level: (typeof LOG_LEVELS)[number]): void {
 /** Writes one event. */
 export function log(level: Level, event: string, fields: Record<string, unknown> = {}): void {
   if (RANK[level] < threshold) return;
+  if (level === "security" && !isWritten(event, fields["address"], Date.now())) return;
+  write(level, event, fields);
+}
+
+function write(level: Level, event: string, fields: Record<string, unknown>): void {
   const shared = scopes.getStore()?.shared;
   const safe = redactFields(shared === undefined ? fields : { ...shared, ...fields });
   const line = JSON.stringify({ time: new Date().toISOString(), level, event, ...safe });
@@ -106,6 +112,7 @@ export function shipLogs(
 
 /** Sends what is waiting now. Never rejects: a book that can't be reached must not fail what it tells of. */
 export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<void> {
+  for (const counted of takeCounted(Date.now())) write("security", "lines_counted", counted);
   print();
   shippingSince = 0;
   if (pending.combined === "") return;

@@ -70,7 +70,7 @@ export async function authorizationSigner(
     const publicKey = await recover(hash, signature);
     if (publicKey !== null && publicKeyToAddress(publicKey) === getAddress(from)) return { publicKey };
   }
-  const isContracts = await isContractSignature(chain, getAddress(from), { hash, signature, plain: true });
+  const isContracts = await isContractSignature(chain, getAddress(from), { hash, signature });
   return isContracts ? { publicKey: null } : null;
 }
 

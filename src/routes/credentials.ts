@@ -1,6 +1,6 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { MiddlewareHandler } from "hono";
-import { limitedEvenIfBanned } from "../access/admission.ts";
+import { countRotation, limitedEvenIfBanned } from "../access/admission.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
 import { admitOwner, type Door, ownerIfBanned, requireSecondWitness } from "../access/owner.ts";
 import type { App, Router } from "../app.ts";
@@ -47,7 +47,7 @@ const SIGNED = {
       name: "X-Access-Message",
       schema: { type: "string" },
       description:
-        "The fresh message in base64: the same first line, then the lines `Domain: `, `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` as in EIP-4361. Good for 5 minutes, once.",
+        "The fresh message in base64: the same first line, then the lines `Domain: ` (the host that is asked), `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` and, where they are wanted, `Expiration Time: ` and `Not Before: ` as in EIP-4361; no other. Good for 5 minutes at most, once.",
     },
   ],
 } satisfies Partial<Parameters<typeof createRoute>[0]>;
@@ -143,7 +143,7 @@ const rotateRoute = createRoute({
   path: "/credentials/{tokenId}/rotate",
   summary: "Give the machine another key",
   description:
-    "Fresh form of signature only, its URI naming this path. Login key and host key are new and everything on the machine is lost: a VM is reinstalled, a GPU given back and another one ordered. Meanwhile `/credentials` answers 202; a machine that can't be had in time ends in a refund of the time that is left.",
+    "Fresh form of signature only, its URI naming this path. Login key and host key are new and everything on the machine is lost: a VM is reinstalled, a GPU given back and another one ordered. Meanwhile `/credentials` answers 202; a machine that can't be had in time ends in a refund of the time that is left. Six times within 24 hours per token; those that replace a key which others know are counted apart.",
   responses: {
     202: {
       description: "Ordered; ask `/credentials` for the new key after Retry-After",
@@ -174,7 +174,7 @@ export function mountCredentials(app: Router): void {
     scheme: "bearer",
     bearerFormat: "0x…, EIP-191",
     description:
-      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account, or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
+      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account (64 by EIP-2098), or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
   });
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
@@ -220,9 +220,11 @@ export function mountCredentials(app: Router): void {
     const { tokenId } = c.req.valid("param");
     const { db, config } = c.var;
     const now = Date.now();
-    const { vm, view, owner, scanned } = await admitOwner(c, tokenId, "rotate", now);
+    const { vm, door, view, owner, scanned } = await admitOwner(c, tokenId, "rotate", now);
     // It can't be undone, so it takes two witnesses.
     await requireSecondWitness(c.var, Number(tokenId), view, owner, scanned, now);
+    if (vm?.status === "running")
+      await countRotation(c, tokenId, door !== null && isKnownToOthers(door, owner.toLowerCase()));
     const queued = vm === null ? null : await orderRotation(db, vm, now, config.PROVISION_DEADLINE_SECONDS);
     if (vm === null || queued === null) {
       throw new AppError(

@@ -289,6 +289,31 @@ test("events are found by whatever names a client; nothing else is taken for one
   }
 });
 
+test("one client can't wash the audit away: ten lines of an event a minute, the rest is counted (hard case 44)", async () => {
+  const key = await world.operatorKey();
+  const ask = operator(world, key);
+  const loud = { headers: { "cf-connecting-ip": "198.51.100.60" } };
+  const quiet = { headers: { "cf-connecting-ip": "198.51.100.61" } };
+  const begun = Math.floor(Date.now() / 60_000);
+  for (let count = 0; count < 30; count++) expect((await world.request("/credentials/1", loud)).status).toBe(401);
+  expect((await world.request("/credentials/1", quiet)).status).toBe(401);
+  for (let count = 0; count < 12; count++) expect((await ask("GET", "/admin/bans")).status).toBe(200);
+  await sendLogs(world.edge.LOG_BOOK);
+  const found = async (query: string) =>
+    (await ask<{ events: Record<string, unknown>[] }>("GET", `/admin/security-events?limit=100&${query}`)).body.events;
+  // A minute that turned meanwhile brings ten more.
+  const minutes = Math.floor(Date.now() / 60_000) - begun + 1;
+  const written = (await found("event=access_denied&address=198.51.100.60")).length;
+  expect(written).toBeGreaterThanOrEqual(10);
+  expect(written).toBeLessThanOrEqual(10 * minutes);
+  expect(await found("event=lines_counted&address=198.51.100.60")).toMatchObject([
+    { of: "access_denied", count: 30 - written },
+  ]);
+  expect(await found("event=access_denied&address=198.51.100.61")).toHaveLength(1);
+  // What operators do is written, however much it is.
+  expect((await found("event=admin_call")).length).toBeGreaterThanOrEqual(12);
+});
+
 test("a book that can't be read is 503 with a sentence, not our fault", async () => {
   const ask = operator(world, await world.operatorKey());
   const broken = { idFromName: () => ({}), get: () => ({ read: () => Promise.reject(new Error("overloaded")) }) };

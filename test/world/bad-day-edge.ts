@@ -4,7 +4,7 @@ import edge, { IpGuard, LogBook } from "../../src/edge.ts";
 import { setWeather, underWeather, WEATHER_PATH } from "./bad-day.ts";
 
 class WeatheredIpGuard extends IpGuard {
-  constructor(ctx: DurableObjectState, env: Pick<EdgeBindings, "DB" | "LOG_BOOK">) {
+  constructor(ctx: DurableObjectState, env: Pick<EdgeBindings, "DB" | "LOG_BOOK" | "IP_GUARD">) {
     super(ctx, underWeather(env));
   }
 }

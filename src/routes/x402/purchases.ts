@@ -11,7 +11,7 @@ import { type Demand, paymentRequired, readPayment, receiptHeaders, tillOf } fro
 import { preferredWait } from "../../access/prefer.ts";
 import type { App, Router } from "../../app.ts";
 import { isContractSignature, whyNotSigned } from "../../chain/contract-signature.ts";
-import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
+import { plainSignatureOf } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
 import { statementsOf } from "../../db/reads.ts";
@@ -286,14 +286,12 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
     );
   }
   const sentence = `X-Body-Signature has to be the payer's EIP-191 signature of "${message}".`;
-  if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw new AppError("body_signature_invalid", sentence);
+  if (!/^0x(?:[0-9a-fA-F]{2}){64,2048}$/.test(header)) throw new AppError("body_signature_invalid", sentence);
   const hashed = hashMessage(message);
   const signature = header as Hex;
-  const signer =
-    signature.length === PLAIN_SIGNATURE_CHARS
-      ? await recoverAddress({ hash: hashed, signature }).catch(() => null)
-      : null;
+  const plain = plainSignatureOf(signature);
+  const signer = plain === null ? null : await recoverAddress({ hash: hashed, signature: plain }).catch(() => null);
   if (signer === payer) return;
-  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true })) return;
+  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature })) return;
   throw new AppError("body_signature_invalid", await whyNotSigned(c.var.chain, payer, signature, sentence));
 }
