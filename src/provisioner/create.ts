@@ -211,7 +211,7 @@ async function tryCandidate(
   const label = machineLabel(vm.incarnation, number);
   const mark = bytesToHex(randomBytes(12));
   if (!(await mayOrder(context, vm, candidate, mark))) {
-    log("page", "too_many_machines", { label, vendor: candidate.vendor });
+    log("page", "too_many_machines", { about: candidate.vendor, label });
     return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
   }
   const hostKey = generateHostKey();
