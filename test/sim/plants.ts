@@ -336,14 +336,6 @@ async function callOnce(`,
       to: "if (isPaused === undefined || db === undefined) return;",
     },
   ],
-  /** Hard case 61: a purchase that stands after all stays gone in its own row. */
-  reinstate_the_machine_alone: [
-    {
-      file: "src/db/ends.ts",
-      from: ".set({ orphaned: false, blockNumber, blockHash, logIndex, purchaseDate })",
-      to: ".set({ blockHash, logIndex })",
-    },
-  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -356,7 +348,7 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   ack_before_commit: 34,
   ignore_a_reorg: 5,
   skip_the_lookup: 24,
-  swallow_a_failed_list: 1_947,
+  swallow_a_failed_list: 297,
   link_after_the_broadcast: 1,
   release_at_once: 46,
   wait_for_no_order: 359,
@@ -376,7 +368,7 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   pay_by_any_transfer: 785,
   call_it_cancelled: 11_327,
   agree_on_a_part: 13_056,
-  serve_any_held_token: 1,
+  serve_any_held_token: 11,
   believe_every_order: 103,
   keep_no_accounts: 1_350,
   believe_any_spelling: 259,
@@ -386,5 +378,4 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   look_before_the_turn: 282_949,
   pay_any_gas: 1_080,
   sign_while_paused: 1_959,
-  reinstate_the_machine_alone: 1,
 };
