@@ -308,7 +308,9 @@ export class OperatorWallet extends DurableObject<object> {
   async #giveAnotherNonce(row: OrderRow): Promise<void> {
     log("page", "operator_nonce_taken", { order: row.id, kind: row.kind, nonce: row.nonce });
     const [newest] = this.#ledger.signed(row.id);
-    if (newest === undefined) return;
+    // Nothing that was signed can leave any more: what would is new (hard case 45).
+    const isHalted = await isPaused(openDatabase(this.#services().config.DB), "payouts");
+    if (newest === undefined || isHalted) return;
     const [fees, count] = await Promise.all([this.#fees(), this.#count()]);
     await this.#inTurn(() => {
       const nonce = Math.max(count, this.#ledger.lastNonce + 1);

@@ -47,8 +47,11 @@ const LOOK_MS = 5_000;
 const CRON_MS = { trouble: 30_000, quiet: 120_000 };
 const TROUBLE_MS = { least: 60_000, most: 270_000 };
 const QUIET_STEP_MS = 120_000;
+const DAY_MS = 86_400_000;
 /** What is not settled this long after everything healed never will be. */
 const PATIENCE_MS = { usual: 4 * 3_600_000, written: 3_600_000 };
+/** Refunds that wait for room in a day's limits get so many days: none that a run owes needs more. */
+const DAYS_TO_PAY = 4;
 /** The sweep and its jobs once more, when all else is quiet. */
 const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
@@ -224,6 +227,19 @@ export class World {
     this.faults.active = true;
     await this.#until(this.clock.now + this.random.int(TROUBLE_MS.least, TROUBLE_MS.most));
     this.#heal();
+    await this.#settle();
+    for (let days = 0; days < DAYS_TO_PAY && this.#violation === null && this.#waitsForTomorrow(); days++) {
+      this.clock.skip(this.clock.now + DAY_MS);
+      this.chain.leap();
+      this.note("a day passes");
+      await this.#settle();
+    }
+    if (this.#violation !== null) return;
+    this.note("everything has settled");
+    checkAll(this);
+  }
+
+  async #settle(): Promise<void> {
     const end = this.clock.now + (this.written ? PATIENCE_MS.written : PATIENCE_MS.usual);
     for (let quietSince: number | null = null; this.clock.now < end; ) {
       await this.#until(this.clock.now + QUIET_STEP_MS);
@@ -231,8 +247,16 @@ export class World {
       quietSince = this.#isQuiet() ? (quietSince ?? this.clock.now) : null;
       if (quietSince !== null && this.clock.now >= quietSince + LAST_SWEEPS_MS) break;
     }
-    this.note("everything has settled");
-    checkAll(this);
+  }
+
+  /** Whatever a refund waits for after hours in which all was well, it can only be room in today's limits. */
+  #waitsForTomorrow(): boolean {
+    if (this.written) return false;
+    const [row] = this.rows<{
+      open: number;
+    }>(`SELECT (SELECT count(*) FROM payments WHERE state = 'refunding' AND step = 'refund')
+      + (SELECT count(*) FROM refunds WHERE state = 'paying') AS open`);
+    return row !== undefined && row.open > 0;
   }
 
   /** The paid time ends, and things go wrong once more. */

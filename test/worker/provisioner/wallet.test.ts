@@ -385,6 +385,25 @@ test("while payouts are paused nothing new is signed, whatever asks for it (hard
   expect(await world.wallet.order(await purchase("in the pause"))).toMatchObject({ state: "sent" });
 });
 
+test("what was signed before payouts paused gets no other nonce in the pause: with a key that is used elsewhere money left all the same (seed 72099, hard case 45)", async () => {
+  const payment = await paidUs(agent(3), 5n);
+  const before = await usdcOf(agent(3).address);
+  const refund = { kind: "pay", id: "nonce taken", to: agent(3).address, amount: "5", owed: { payment } } as const;
+  expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
+  await chain.node.request({ method: "anvil_rollback" as never, params: [1] as never });
+  await chain.node.request({ method: "anvil_dropAllTransactions" as never, params: [] as never });
+  await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
+  await chain.mine(4);
+  await world.sql.prepare("INSERT INTO pauses (what, since, reason, by) VALUES ('payouts', 1, 'drill', 'test')").run();
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await usdcOf(agent(3).address)).toBe(before);
+  await world.sql.prepare("DELETE FROM pauses").run();
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await usdcOf(agent(3).address)).toBe(before + 5n);
+});
+
 test("the day's refunds go to the smallest and oldest first, and a recipient gets a quarter of them: a buyer of what is sold out made all others wait", async () => {
   await configure({ REFUND_LIMIT_USDC_PER_DAY: "1" });
   const pay = async (id: string, index: number, amount: string) => {
