@@ -137,23 +137,24 @@ export class OperatorWallet extends DurableObject<object> {
     if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
     if (funds.wei < gas.reduce((sum, one) => sum + one, 0n) * fees.maxFee + l1Fee) return { why: "no_gas" };
     const undone = await this.#undone(evidence.account, order);
-    return undone === null ? { why: "served" } : { rows, gas, fees, funds, evidence, nextCount, undone };
+    return typeof undone === "string" ? { why: undone } : { rows, gas, fees, funds, evidence, nextCount, undone };
   }
 
   /**
-   * Null where a payment's token is bought, on its way or with its payer: it gets no second one, and is not paid back whole.
-   * Else the earlier orders for it that have done nothing as the chain stands now.
+   * "served" where a payment's token is bought, on its way or with its payer: it gets no second one, and is not paid back whole.
+   * "unproven" while an earlier transfer may still move one. Else the earlier orders for it that have done nothing.
    */
-  async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | null> {
+  async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | "served" | "unproven"> {
     const isRefund = isRefundOfPayment(order);
     const undone = new Set<string>();
     if (order.kind === "capture" || (order.kind === "pay" && !isRefund)) return undone;
     for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {
       if (row.id === order.id) continue;
-      const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
-      // A purchase counts until it has reverted; of a transfer a reorg may have left nothing that it could move.
-      const isOpen = order.kind === "purchase" ? mined?.status !== "reverted" : mined?.status === "success";
-      if (row.state === "final" || isOpen || isRefund) return null;
+      if (row.state === "final" || isRefund) return "served";
+      const mined = await this.#receiptOf(row);
+      if (mined === null && order.kind === "transfer") return "unproven";
+      // What has reverted moves nothing, as the chain stands.
+      if (mined?.status !== "reverted") return "served";
       undone.add(row.id);
     }
     return undone;

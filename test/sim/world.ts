@@ -249,9 +249,10 @@ export class World {
     }
   }
 
-  /** Whatever a refund waits for after hours in which all was well, it can only be room in today's limits. */
+  /** What a refund waits for after hours in which all was well, and the wallet went on, is room in today's limits. */
   #waitsForTomorrow(): boolean {
-    if (this.written) return false;
+    const { highestNonce, head } = this.chain;
+    if (this.written || head.state.nonce <= highestNonce) return false;
     const [row] = this.rows<{
       open: number;
     }>(`SELECT (SELECT count(*) FROM payments WHERE state = 'refunding' AND step = 'refund')

@@ -98,6 +98,18 @@ test("two tokens don't leave for one payment, asked for at the same moment", asy
   expect(states).toContainEqual(served);
 });
 
+test("two tokens don't leave for one payment, the second while the first is on its way (seed 282949)", async () => {
+  const [paid, other] = [await paidUs(thief, 500_000n), await paidUs(honest, 500_000n)];
+  const [token, another] = [await buyFor(paid), await buyFor(other)];
+  await chain.node.setAutomine(false);
+  expect(await world.wallet.order(transferOf(paid, token))).toMatchObject({ state: "sent" });
+  expect(await world.wallet.order(transferOf(paid, another))).toEqual({ state: "waiting", why: "unproven" });
+  await chain.node.setAutomine(true);
+  await chain.mine(1);
+  expect(await ownerOf(token.tokenId)).toBe(thief.address);
+  expect(await world.wallet.order(transferOf(paid, another))).toEqual(served);
+});
+
 test("nothing is bought for a payment that was paid back", async () => {
   const paid = await paidUs(thief, 500_000n);
   expect(await world.wallet.order(refundOf("back", paid, 500_000n))).toMatchObject({ state: "sent" });
