@@ -344,6 +344,43 @@ async function callOnce(`,
       to: "if (isDatabaseUnavailable(error) && error instanceof AppError) {",
     },
   ],
+  /** Hard case 31: what is refused is asked for once more, transfers and all. */
+  wait_out_the_storm: [
+    {
+      file: "src/chain/events.ts",
+      from: "if (isAtItsEnd(node.spans.transfers, Date.now())) {",
+      to: "if (isAtItsEnd(node.spans.transfers, Number.POSITIVE_INFINITY)) {",
+    },
+    {
+      file: "src/chain/events.ts",
+      from: "if (!(error instanceof LogsRefused) || error.byRange) throw error;",
+      to: "if (!(error instanceof LogsRefused) || error.blocks >= 1) throw error;",
+    },
+  ],
+  /** Hard case 39: where many machines are due none ends. */
+  end_none_of_many: [
+    {
+      file: "src/vms/sweep.ts",
+      from: "if (due.length === 0) return [];",
+      to: "if (due.length === 0 || due.length > limit) return [];",
+    },
+  ],
+  /** Hard case 39: whoever ends its own machine gets another one, as often as it likes. */
+  replace_without_end: [
+    {
+      file: "src/provisioner/create.ts",
+      from: "const MAX_REPLACEMENTS = 3;",
+      to: "const MAX_REPLACEMENTS = 3_000;",
+    },
+  ],
+  /** Whoever bought while provisioning paused waits until it goes on. */
+  wait_out_the_pause: [
+    {
+      file: "src/provisioner/create.ts",
+      from: '(await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));',
+      to: 'await isPaused(db, "provisioning");',
+    },
+  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -387,4 +424,8 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   end_without_looking: 1,
   reinstate_the_machine_alone: 1,
   call_it_internal: 12,
+  wait_out_the_storm: 134,
+  end_none_of_many: 221,
+  replace_without_end: 1_151,
+  wait_out_the_pause: 796,
 };

@@ -2,6 +2,16 @@
 // must hold is checked.
 import type { Hex } from "viem";
 import { incarnationKey } from "../../src/chain/incarnation.ts";
+import {
+  checkPace,
+  checkSeen,
+  deleteAgain,
+  isCrowdServed,
+  openShop,
+  TRIALS,
+  type Trial,
+  tryInCalm,
+} from "./bad-days.ts";
 import { type Block, ModelChain } from "./chain.ts";
 import { Clock } from "./clock.ts";
 import { dialWith } from "./cloudflare-sockets.ts";
@@ -53,6 +63,7 @@ const PATIENCE_MS = { usual: 4 * 3_600_000, written: 3_600_000 };
 const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
 const PLATFORM_SEED = 0x0d15ea5e;
+const SHOP_SEED = 0x9e01;
 const AGENTS = 3;
 const MOST_ORDERS = 4;
 
@@ -102,6 +113,15 @@ export class World {
   restored = false;
   /** Somebody has written rows that aim at our money: from here on coins alone are counted. */
   written = false;
+  /** Tenants that end their own machines again and again: how often, by incarnation. */
+  readonly deletions = new Map<string, number>();
+  /** Since when which rows have been late (see `checkPace`): unix milliseconds. */
+  readonly lateSince = new Map<string, number>();
+  healedAt = 0;
+  /** Until when an operator's long pause of provisioning lasts, whatever heals: unix milliseconds. */
+  pausedUntil = 0;
+  /** Many tokens end in the same minute: the world goes on until then. */
+  crowded = false;
   snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]> | null = null;
   #violation: Violation | null = null;
   #purchasesLeft: number;
@@ -114,8 +134,8 @@ export class World {
   constructor(seed: number, without: ReadonlySet<number>) {
     const random = createRandom(seed);
     this.random = random.fork();
-    const platform = createRandom(seed ^ PLATFORM_SEED);
-    this.faults = new Faults(random.fork(), platform, without, () => this.clock.now - START);
+    const own = { platform: createRandom(seed ^ PLATFORM_SEED), shop: createRandom(seed ^ SHOP_SEED) };
+    this.faults = new Faults(random.fork(), own, without, () => this.clock.now - START);
     this.runtime = new Runtime(this.clock, this.faults, random.fork(), (text) => this.note(text));
     enter({
       clock: this.clock,
@@ -140,6 +160,7 @@ export class World {
     this.bound = bind(this.runtime);
     this.#ordersLeft = Math.max(0, this.random.int(-1, 3));
     this.#purchasesLeft = this.random.int(this.#ordersLeft === 0 ? 1 : 0, this.#ordersLeft > 1 ? 1 : 3);
+    openShop(this);
   }
 
   note(text: string): void {
@@ -159,7 +180,7 @@ export class World {
       this.#cron();
       this.#look();
       await this.#trouble();
-      if (this.#violation === null && this.random.unit() < 0.15) await this.#leapToTheEnd();
+      if (this.#violation === null && (this.random.unit() < 0.15 || this.crowded)) await this.#leapToTheEnd();
       return this.#violation;
     } finally {
       database.exec("ROLLBACK TO run; RELEASE run");
@@ -220,10 +241,18 @@ export class World {
     this.note(`a reorg takes ${taken} blocks back`);
   }
 
+  setBack(depth: number): void {
+    for (const [i, node] of this.nodes.entries()) node.beforeReorg(`node ${i}`);
+    const taken = this.chain.setBack(depth);
+    this.note(`the chain is set back by ${taken} blocks`);
+  }
+
   async #trouble(): Promise<void> {
     this.faults.active = true;
     await this.#until(this.clock.now + this.random.int(TROUBLE_MS.least, TROUBLE_MS.most));
+    const trial = this.faults.strikes("calm_trial") ? this.random.pick(TRIALS) : undefined;
     this.#heal();
+    if (trial !== undefined) await this.#tryInCalm(trial);
     const end = this.clock.now + (this.written ? PATIENCE_MS.written : PATIENCE_MS.usual);
     for (let quietSince: number | null = null; this.clock.now < end; ) {
       await this.#until(this.clock.now + QUIET_STEP_MS);
@@ -233,6 +262,13 @@ export class World {
     }
     this.note("everything has settled");
     checkAll(this);
+  }
+
+  async #tryInCalm(trial: Trial): Promise<void> {
+    await tryInCalm(this, trial, {
+      pass: (ms) => this.#until(this.clock.now + ms),
+      scan: () => void this.runtime.run("the cron", cron),
+    });
   }
 
   /** The paid time ends, and things go wrong once more. */
@@ -252,6 +288,7 @@ export class World {
 
   #heal(): void {
     this.faults.active = false;
+    this.healedAt = this.clock.now;
     for (const node of this.nodes) node.heal();
     for (const vendor of Object.values(this.vendors)) vendor.heal();
     this.chain.haltedUntil = 0;
@@ -276,6 +313,8 @@ export class World {
     return (
       this.#ahead === 0 &&
       row?.open === 0 &&
+      this.deletions.size === 0 &&
+      isCrowdServed(this) &&
       head.state.nonce > highestNonce &&
       this.sales.every((sale) => known.has(this.incarnationOf(sale)))
     );
@@ -293,6 +332,11 @@ export class World {
     noteBegun(this);
     checkPaidRows(this);
     checkPayers(this);
+    deleteAgain(this);
+    if (!this.faults.active) {
+      checkPace(this);
+      checkSeen(this);
+    }
     if (this.chain.operatorMoves !== this.#moves) checkOutflow(this);
     this.#moves = this.chain.operatorMoves;
     if (!this.faults.active) return;
