@@ -52,6 +52,8 @@ export class ModelChain {
   operatorMoves = 0;
   /** Unix milliseconds until which no block comes. */
   haltedUntil = 0;
+  /** The contract answers the zero address for a token that it does not know, where others revert. */
+  zeroForUnknown = false;
   /** Until when gas costs a hundred times as much. */
   dearUntil = 0;
   readonly #clock: Clock;
@@ -149,22 +151,36 @@ export class ModelChain {
 
   /** Takes the newest blocks back. Their transactions come again in another order, later, or never. */
   reorg(depth: number): number {
-    const taken = Math.min(depth, this.head.number - this.final.number);
-    if (taken <= 0) return 0;
-    const kept = this.blocks.slice(0, this.blocks.length - taken);
-    const undone = this.blocks.slice(kept.length).flatMap((block) => block.txs.map(({ tx }) => tx));
     const { length } = this.blocks;
-    this.blocks = kept;
-    this.operatorMoves += 1;
-    for (const tx of this.#shuffled(undone)) {
-      // A payment is never lost by itself: its signer sends it again, or nobody does.
-      if (tx.intent.kind === "operator" || this.#random.unit() < 0.65) this.mempool.push(tx);
-    }
+    const taken = this.#takeBack(depth);
+    if (taken === 0) return 0;
     // The new branch is the longer one.
     const end = this.#clock.now / 1_000;
     while (this.blocks.length <= length) {
       const next = this.head.timestamp + BLOCK_SECONDS;
       this.#mine(next > end ? this.head.timestamp + 1 : next);
+    }
+    return taken;
+  }
+
+  /** The same after an outage: the chain goes on from there at its pace, and is the shorter one for long. */
+  setBack(depth: number): number {
+    const taken = this.#takeBack(depth);
+    if (taken === 0) return 0;
+    this.#mine(Math.max(this.head.timestamp + 1, Math.floor(this.#clock.now / 1_000)));
+    return taken;
+  }
+
+  #takeBack(depth: number): number {
+    const taken = Math.min(depth, this.head.number - this.final.number);
+    if (taken <= 0) return 0;
+    const kept = this.blocks.slice(0, this.blocks.length - taken);
+    const undone = this.blocks.slice(kept.length).flatMap((block) => block.txs.map(({ tx }) => tx));
+    this.blocks = kept;
+    this.operatorMoves += 1;
+    for (const tx of this.#shuffled(undone)) {
+      // A payment is never lost by itself: its signer sends it again, or nobody does.
+      if (tx.intent.kind === "operator" || this.#random.unit() < 0.65) this.mempool.push(tx);
     }
     return taken;
   }

@@ -8,6 +8,7 @@ import { loadVm } from "../../src/db/vms.ts";
 import { deliverKey } from "../../src/vms/delivery.ts";
 import { enqueue } from "../../src/vms/sweep.ts";
 import { batchNonces, batchPayments, delegate, payLate, storm, submitOwn } from "./adversary.ts";
+import { crowdBuys, deleteOwn, denseStorm, pauseLong, setBack } from "./bad-days.ts";
 import type { Kind } from "./faults.ts";
 import { writeDatabase } from "./forger.ts";
 import { cancel, earn, repeat, spend, submit } from "./payers.ts";
@@ -45,7 +46,7 @@ export const purchase: Event = (world) => {
 };
 
 export const resumeAll = async (world: World): Promise<void> => {
-  await resume(db, "provisioning", world.clock.now);
+  if (world.clock.now >= world.pausedUntil) await resume(db, "provisioning", world.clock.now);
   await resume(db, "payouts", world.clock.now);
 };
 
@@ -169,6 +170,11 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   payer_submits: submitOwn,
   payer_delegates: delegate,
   transfer_storm: storm,
+  dense_storm: denseStorm,
+  chain_set_back: setBack,
+  crowd_buys: crowdBuys,
+  tenant_deletes: deleteOwn,
+  long_pause: pauseLong,
   database_written: (world) => {
     if (!world.written) writeDatabase(world);
   },
@@ -238,6 +244,9 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   key_rotated: (world) => {
     const row = anyRow(world, "status = 'running'");
     if (row === undefined || ownerOf(world, row.token_id) !== row.owner || row.owner === OPERATOR) return;
+    // A machine that a rotation costs is none that the tenant has ended: rotations have a limit of their own.
+    const ended = world.deletions.get(row.incarnation);
+    if (ended !== undefined) world.deletions.set(row.incarnation, ended - 1);
     world.note(`token ${row.token_id}'s owner wants another key`);
     act(world, "the owner", async () => {
       const queued = await orderRotation(db, row, world.clock.now, ROTATION_DEADLINE_SECONDS);
@@ -268,6 +277,7 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
   operator_retries: (world) => {
     const row = anyRow(world, "status = 'failed'");
     if (row === undefined) return;
+    world.deletions.delete(row.incarnation);
     world.note(`an operator sends token ${row.token_id} back to work`);
     act(world, "an operator", async () => {
       const queued = await retryFailed(db, row.incarnation, world.clock.now, {

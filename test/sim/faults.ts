@@ -106,6 +106,19 @@ export const KINDS = {
   object_stalls: 0.01,
   // With each look at the world.
   d1_down: 0.1,
+  // The shop's bad days. Once, as the world begins.
+  nodes_capped: 0.9,
+  zero_for_unknown: 0.9,
+  // At every look of a node.
+  logs_fail: 0.05,
+  // With each look at the world.
+  dense_storm: 0.05,
+  chain_set_back: 0.05,
+  crowd_buys: 0.04,
+  tenant_deletes: 0.1,
+  long_pause: 0.04,
+  // Once, after all has healed.
+  calm_trial: 0.9,
 } as const;
 export type Kind = keyof typeof KINDS;
 
@@ -113,11 +126,23 @@ export type Kind = keyof typeof KINDS;
 export type Strike = { number: number; kind: Kind; at: number };
 
 const SHARE_OF_KINDS = 0.35;
-/** From a stream of their own, and in a part of the worlds: all others are as they were without them. */
+/** From streams of their own, and each in a part of the worlds: all others are as they were without them. */
 const PLATFORM: ReadonlySet<Kind> = new Set(
   (Object.keys(KINDS) as Kind[]).filter((kind) => kind.startsWith("d1_") || kind.startsWith("object_")),
 );
 const SHARE_OF_PLATFORMS = 0.4;
+const SHOP: ReadonlySet<Kind> = new Set([
+  "nodes_capped",
+  "zero_for_unknown",
+  "logs_fail",
+  "dense_storm",
+  "chain_set_back",
+  "crowd_buys",
+  "tenant_deletes",
+  "long_pause",
+  "calm_trial",
+]);
+const SHARE_OF_SHOPS = 0.25;
 
 export class Faults {
   /** All that were drawn, masked ones too. */
@@ -127,22 +152,31 @@ export class Faults {
   readonly #rates = new Map<Kind, number>();
   readonly #random: Random;
   readonly #platform: Random;
+  readonly #shop: Random;
   readonly #without: ReadonlySet<number>;
   readonly #now: () => number;
 
-  constructor(random: Random, platform: Random, without: ReadonlySet<number>, now: () => number) {
+  constructor(
+    random: Random,
+    own: { platform: Random; shop: Random },
+    without: ReadonlySet<number>,
+    now: () => number,
+  ) {
+    const { platform, shop } = own;
     this.#random = random;
     this.#platform = platform;
+    this.#shop = shop;
     this.#without = without;
     this.#now = now;
     const isGood = platform.unit() >= SHARE_OF_PLATFORMS;
+    const isQuiet = shop.unit() >= SHARE_OF_SHOPS;
+    const isOut = (kind: Kind) => (isGood && PLATFORM.has(kind)) || (isQuiet && SHOP.has(kind));
     for (const [kind, most] of Object.entries(KINDS) as [Kind, number][]) {
       const { unit } = this.#streamOf(kind);
       const share = unit();
       const often = unit();
       // Many runs know few kinds, so that each gets its turn without the others' noise.
-      if (share < SHARE_OF_KINDS && !(isGood && PLATFORM.has(kind)))
-        this.#rates.set(kind, most * (0.1 + 0.9 * often * often));
+      if (share < SHARE_OF_KINDS && !isOut(kind)) this.#rates.set(kind, most * (0.1 + 0.9 * often * often));
     }
   }
 
@@ -155,5 +189,6 @@ export class Faults {
     return !this.#without.has(number);
   }
 
-  #streamOf = (kind: Kind): Random => (PLATFORM.has(kind) ? this.#platform : this.#random);
+  #streamOf = (kind: Kind): Random =>
+    PLATFORM.has(kind) ? this.#platform : SHOP.has(kind) ? this.#shop : this.#random;
 }

@@ -12,10 +12,12 @@ import {
   CHAIN_ID,
   DAY_AHEAD,
   elsewhere,
+  logsPage,
   nonsense,
   ODDITIES,
   type Oddity,
   OTHER_CHAIN_ID,
+  type Plan,
   rangeRefusal,
 } from "./oddities.ts";
 import type { Runtime } from "./runtime.ts";
@@ -66,6 +68,9 @@ export class ModelNode {
   #twist = 0;
   /** The widest range of blocks that it takes. */
   #cap = Number.POSITIVE_INFINITY;
+  #logsFailUntil = 0;
+  /** Stays: it is no illness. */
+  plan: Plan = { blocks: Number.POSITIVE_INFINITY, results: Number.POSITIVE_INFINITY };
 
   constructor(chain: ModelChain, runtime: Runtime, mayLie: boolean) {
     this.#chain = chain;
@@ -99,6 +104,10 @@ export class ModelNode {
       forAWhile();
       note(`${name} gives logs of ${this.#cap} blocks at most`);
     }
+    if (faults.strikes("logs_fail")) {
+      this.#logsFailUntil = clock.now + random.int(10_000, 120_000);
+      note(`${name} gives no logs`);
+    }
     for (const oddity of this.#mayLie ? ODDITIES : []) {
       // A node of another chain is a slip of whoever set it up: it is there from the start.
       if ((oddity === "other_chain" && !isFirst) || !faults.strikes(oddity)) continue;
@@ -126,6 +135,7 @@ export class ModelNode {
     this.#lie = null;
     this.#downUntil = 0;
     this.#cap = Number.POSITIVE_INFINITY;
+    this.#logsFailUntil = 0;
   }
 
   /** Whether it shows a block and what is in it, as a node does that is well. */
@@ -142,8 +152,10 @@ export class ModelNode {
     if (faults.strikes("rpc_hangs")) return "hangs";
     const call = JSON.parse(body) as Call;
     if (this.#lie === "nonsense" && random.unit() < 0.5) return nonsense(call.id, call.method, random);
-    if (call.method === "eth_getLogs" && span(call.params[0] as Filter) > this.#cap) {
-      return rangeRefusal(call.id, this.#cap, random);
+    if (call.method === "eth_getLogs") {
+      if (clock.now < this.#logsFailUntil) return logsPage(random);
+      const cap = Math.min(this.#cap, this.plan.blocks);
+      if (span(call.params[0] as Filter) > cap) return rangeRefusal(call.id, cap, random);
     }
     try {
       return answer(200, { jsonrpc: "2.0", id: call.id, result: this.#result(call) });
@@ -171,7 +183,7 @@ export class ModelNode {
         return block === null ? null : blockBody(block);
       }
       case "eth_getLogs":
-        return this.#logs(view, params[0] as Filter);
+        return this.#within(this.#logs(view, params[0] as Filter));
       case "eth_call":
         return this.#call(view, params[0] as Sent, params[1]);
       case "eth_simulateV1":
@@ -259,6 +271,12 @@ export class ModelNode {
     return this.#lie === "double_logs" ? [...logs, ...logs] : logs;
   }
 
+  #within(logs: unknown[]): unknown[] {
+    const { results } = this.plan;
+    if (logs.length > results) throw new Error(`query returned more than ${results} results`);
+    return logs;
+  }
+
   #receipt(view: View, hash: Hex): object | null {
     if (this.#lie === "no_receipts" || this.#isElsewhere) return null;
     const receipt = receiptOf(this.#chain, view, hash);
@@ -338,7 +356,10 @@ export class ModelNode {
       return target.toLowerCase() === MULTICALL3.toLowerCase() ? word(timestamp) : null;
     }
     const token = state.tokens.get(Number(`0x${callData.slice(10)}`));
-    if (selector === OWNER_OF) return token === undefined ? null : word(token.owner);
+    if (selector === OWNER_OF) {
+      if (token !== undefined) return word(token.owner);
+      return this.#chain.zeroForUnknown ? word(ZERO) : null;
+    }
     return word(token !== undefined && isValid(token, timestamp) && !isLying("invalid_tokens") ? 1 : 0);
   }
 }

@@ -21,6 +21,11 @@ export const OTHER_CHAIN_ID = 84_532;
 /** Blocks that one eth_getLogs may span by some plan. */
 export const CAPS = [1, 2, 5, 10, 50, 100, 500, 1_000, 2_000];
 
+/** What a node gives in one eth_getLogs by its plan, however well it is. */
+export type Plan = { blocks: number; results: number };
+/** Logs that one answer may hold: below a storm, above the sales of a block. */
+export const RESULTS = [50, 200, 1_000];
+
 const REFUSALS: readonly ((cap: number) => string)[] = [
   (cap) => `eth_getLogs is limited to a ${cap} range`,
   (cap) => `query exceeds max block range ${cap}`,
@@ -36,6 +41,12 @@ export function rangeRefusal(id: unknown, cap: number, random: Random): Answer {
   const body = { jsonrpc: "2.0", id, error: { code: -32_600, message } };
   return answer(random.pick([200, 200, 400, 413]) ?? 200, body);
 }
+
+/** What stands before a node's logs answers in its place; the head is had all the same. */
+export const logsPage = (random: Random): Answer =>
+  random.unit() < 0.2
+    ? "hangs"
+    : failure(random.pick([400, 403, 413, 500, 502, 504]) ?? 502, "<html><body>Bad Gateway</body></html>");
 
 /** A whole answer, and nothing in it. */
 export function nonsense(id: unknown, method: string, random: Random): Answer {

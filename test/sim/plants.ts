@@ -344,6 +344,64 @@ async function callOnce(`,
       to: "if (isDatabaseUnavailable(error) && error instanceof AppError) {",
     },
   ],
+  /** Hard case 30: no request is smaller than the overlap and a block. */
+  never_ask_for_less_than_the_overlap: [
+    {
+      file: "src/chain/logs.ts",
+      from: "const blocks = Math.min(to - from + 1, rangeOf(node, kind));",
+      to: "const blocks = Math.min(to - from + 1, Math.max(11, rangeOf(node, kind)));",
+    },
+    {
+      file: "src/chain/logs.ts",
+      from: "throw new LogsRefused(end, blocks, named !== null,",
+      to: "throw new LogsRefused(end, blocks > 11 ? blocks : 1, named !== null,",
+    },
+  ],
+  /** Hard case 31: what is refused is asked for once more, transfers and all. */
+  wait_out_the_storm: [
+    {
+      file: "src/chain/events.ts",
+      from: "if (isAtItsEnd(node.spans.transfers, Date.now())) {",
+      to: "if (isAtItsEnd(node.spans.transfers, Number.POSITIVE_INFINITY)) {",
+    },
+    {
+      file: "src/chain/events.ts",
+      from: "if (!(error instanceof LogsRefused) || error.byRange) throw error;",
+      to: "if (!(error instanceof LogsRefused) || error.blocks >= 1) throw error;",
+    },
+  ],
+  /** Hard case 32: a chain that is below the cursor lags, whatever is on it. */
+  wait_until_it_has_outgrown_us: [
+    {
+      file: "src/chain/scan.ts",
+      from: "seen = heads.length === witnessesOf(chain) ?",
+      to: "seen = heads.length < 0 && witnessesOf(chain) > 0 ?",
+    },
+  ],
+  /** Hard case 39: where many machines are due none ends. */
+  end_none_of_many: [
+    {
+      file: "src/vms/sweep.ts",
+      from: "if (due.length === 0) return [];",
+      to: "if (due.length === 0 || due.length > limit) return [];",
+    },
+  ],
+  /** Hard case 39: whoever ends its own machine gets another one, as often as it likes. */
+  replace_without_end: [
+    {
+      file: "src/provisioner/create.ts",
+      from: "const MAX_REPLACEMENTS = 3;",
+      to: "const MAX_REPLACEMENTS = 3_000;",
+    },
+  ],
+  /** Whoever bought while provisioning paused waits until it goes on. */
+  wait_out_the_pause: [
+    {
+      file: "src/provisioner/create.ts",
+      from: '(await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));',
+      to: 'await isPaused(db, "provisioning");',
+    },
+  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -387,4 +445,10 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   pay_any_gas: 1_080,
   sign_while_paused: 1_959,
   call_it_internal: 12,
+  never_ask_for_less_than_the_overlap: 134,
+  wait_out_the_storm: 134,
+  wait_until_it_has_outgrown_us: 907,
+  end_none_of_many: 221,
+  replace_without_end: 1_151,
+  wait_out_the_pause: 796,
 };

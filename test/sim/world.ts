@@ -2,6 +2,16 @@
 // must hold is checked.
 import type { Hex } from "viem";
 import { incarnationKey } from "../../src/chain/incarnation.ts";
+import {
+  checkPace,
+  checkSeen,
+  deleteAgain,
+  isCrowdServed,
+  openShop,
+  TRIALS,
+  type Trial,
+  tryInCalm,
+} from "./bad-days.ts";
 import { type Block, ModelChain } from "./chain.ts";
 import { Clock } from "./clock.ts";
 import { dialWith } from "./cloudflare-sockets.ts";
@@ -56,6 +66,7 @@ const DAYS_TO_PAY = 4;
 const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
 const PLATFORM_SEED = 0x0d15ea5e;
+const SHOP_SEED = 0x9e01;
 const AGENTS = 3;
 const MOST_ORDERS = 4;
 
@@ -105,6 +116,15 @@ export class World {
   restored = false;
   /** Somebody has written rows that aim at our money: from here on coins alone are counted. */
   written = false;
+  /** Tenants that end their own machines again and again: how often, by incarnation. */
+  readonly deletions = new Map<string, number>();
+  /** Since when which rows have been late (see `checkPace`): unix milliseconds. */
+  readonly lateSince = new Map<string, number>();
+  healedAt = 0;
+  /** Until when an operator's long pause of provisioning lasts, whatever heals: unix milliseconds. */
+  pausedUntil = 0;
+  /** Many tokens end in the same minute: the world goes on until then. */
+  crowded = false;
   snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]> | null = null;
   #violation: Violation | null = null;
   #purchasesLeft: number;
@@ -117,8 +137,8 @@ export class World {
   constructor(seed: number, without: ReadonlySet<number>) {
     const random = createRandom(seed);
     this.random = random.fork();
-    const platform = createRandom(seed ^ PLATFORM_SEED);
-    this.faults = new Faults(random.fork(), platform, without, () => this.clock.now - START);
+    const own = { platform: createRandom(seed ^ PLATFORM_SEED), shop: createRandom(seed ^ SHOP_SEED) };
+    this.faults = new Faults(random.fork(), own, without, () => this.clock.now - START);
     this.runtime = new Runtime(this.clock, this.faults, random.fork(), (text) => this.note(text));
     enter({
       clock: this.clock,
@@ -143,6 +163,7 @@ export class World {
     this.bound = bind(this.runtime);
     this.#ordersLeft = Math.max(0, this.random.int(-1, 3));
     this.#purchasesLeft = this.random.int(this.#ordersLeft === 0 ? 1 : 0, this.#ordersLeft > 1 ? 1 : 3);
+    openShop(this);
   }
 
   note(text: string): void {
@@ -162,7 +183,7 @@ export class World {
       this.#cron();
       this.#look();
       await this.#trouble();
-      if (this.#violation === null && this.random.unit() < 0.15) await this.#leapToTheEnd();
+      if (this.#violation === null && (this.random.unit() < 0.15 || this.crowded)) await this.#leapToTheEnd();
       return this.#violation;
     } finally {
       database.exec("ROLLBACK TO run; RELEASE run");
@@ -223,10 +244,18 @@ export class World {
     this.note(`a reorg takes ${taken} blocks back`);
   }
 
+  setBack(depth: number): void {
+    for (const [i, node] of this.nodes.entries()) node.beforeReorg(`node ${i}`);
+    const taken = this.chain.setBack(depth);
+    this.note(`the chain is set back by ${taken} blocks`);
+  }
+
   async #trouble(): Promise<void> {
     this.faults.active = true;
     await this.#until(this.clock.now + this.random.int(TROUBLE_MS.least, TROUBLE_MS.most));
+    const trial = this.faults.strikes("calm_trial") ? this.random.pick(TRIALS) : undefined;
     this.#heal();
+    if (trial !== undefined) await this.#tryInCalm(trial);
     await this.#settle();
     for (let days = 0; days < DAYS_TO_PAY && this.#violation === null && this.#waitsForTomorrow(); days++) {
       this.clock.skip(this.clock.now + DAY_MS);
@@ -260,6 +289,13 @@ export class World {
     return row !== undefined && row.open > 0;
   }
 
+  async #tryInCalm(trial: Trial): Promise<void> {
+    await tryInCalm(this, trial, {
+      pass: (ms) => this.#until(this.clock.now + ms),
+      scan: () => void this.runtime.run("the cron", cron),
+    });
+  }
+
   /** The paid time ends, and things go wrong once more. */
   async #leapToTheEnd(): Promise<void> {
     const ends = [...this.chain.head.state.tokens.values()].map(({ expiresAt }) => expiresAt * 1_000);
@@ -277,6 +313,7 @@ export class World {
 
   #heal(): void {
     this.faults.active = false;
+    this.healedAt = this.clock.now;
     for (const node of this.nodes) node.heal();
     for (const vendor of Object.values(this.vendors)) vendor.heal();
     this.chain.haltedUntil = 0;
@@ -301,6 +338,8 @@ export class World {
     return (
       this.#ahead === 0 &&
       row?.open === 0 &&
+      this.deletions.size === 0 &&
+      isCrowdServed(this) &&
       head.state.nonce > highestNonce &&
       this.sales.every((sale) => known.has(this.incarnationOf(sale)))
     );
@@ -318,6 +357,11 @@ export class World {
     noteBegun(this);
     checkPaidRows(this);
     checkPayers(this);
+    deleteAgain(this);
+    if (!this.faults.active) {
+      checkPace(this);
+      checkSeen(this);
+    }
     if (this.chain.operatorMoves !== this.#moves) checkOutflow(this);
     this.#moves = this.chain.operatorMoves;
     if (!this.faults.active) return;
