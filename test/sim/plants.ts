@@ -411,10 +411,10 @@ export const PLANT_NAMES = Object.keys(PLANTS) as PlantName[];
 /** A seed that finds each. What a seed plays changes with the simulator: a search from seed 1 then finds another. */
 export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   retry_a_create_blindly: 32,
-  ack_before_commit: 34,
+  ack_before_commit: 54,
   ignore_a_reorg: 5,
-  skip_the_lookup: 24,
-  swallow_a_failed_list: 297,
+  skip_the_lookup: 6,
+  swallow_a_failed_list: 177,
   link_after_the_broadcast: 1,
   release_at_once: 46,
   wait_for_no_order: 359,
