@@ -301,14 +301,6 @@ async function callOnce(`,
       to: "most: purchase.totalCost < 0n ? 0n : NO_LIMIT };",
     },
   ],
-  /** Hard case 34: what has left is looked at before the turn alone, so that two orders of one moment don't see each other. */
-  look_before_the_turn: [
-    {
-      file: "durable-objects/wallet-limits.ts",
-      from: "const hasLeft = (kind: OrderKind) => ledger.ordersFor(account, kind).some(({ id }) => !undone.has(id));",
-      to: "const hasLeft = (kind: OrderKind) => ledger.ordersFor(account, kind).length > 10 ** 6 && undone.size > 0;",
-    },
-  ],
   /** Hard case 35: gas is whatever a payer's contract takes, and what no node takes is sent for ever. */
   pay_any_gas: [
     {
@@ -441,7 +433,6 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   pay_back_anybodys: 768,
   pay_whoever_is_named: 886,
   pay_what_is_named: 373,
-  look_before_the_turn: 282_949,
   pay_any_gas: 1_080,
   sign_while_paused: 1_959,
   call_it_internal: 12,
