@@ -462,7 +462,9 @@ export const cursors = sqliteTable("cursors", {
   /** [number, hash] of earlier cursors, ever sparser with age: where a reorg looks for the common ancestor. */
   checkpoints: text({ mode: "json" }).$type<[number, string][]>().notNull(),
   /** Read by the edge before this one alone, which runs until the deployment behind its migration, or after a rollback. */
-  range: integer().notNull().$default(() => 500),
+  range: integer()
+    .notNull()
+    .$default(() => 500),
   /** How many blocks each node gives the logs of, by node and kind of logs. */
   spans: text({ mode: "json" }).$type<SpansByNode>().notNull().default({}),
   /** NOT NULL on purpose, as in vms. */
