@@ -208,7 +208,9 @@ async function replaceMissing(
   const gone: store.RunningRow[] = [];
   for (const row of turnOf(missing, LOOKUPS_PER_TURN, now())) {
     try {
-      if ((await ask(context, vendor, (at) => at.get(row.instanceId))) === null) gone.push(row);
+      if ((await ask(context, vendor, (at) => at.get(row.instanceId))) !== null) continue;
+      await context.gate(vendor).released(labelFamily(row.incarnation), row.instanceId);
+      gone.push(row);
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
       log("warn", "machine_not_looked_up", { vendor, instanceId: row.instanceId, ...errorFields(error) });

@@ -92,7 +92,7 @@ async function lostRows(world: Deployment, tokenId: number, count: number, owner
     await world.sql
       .prepare(
         `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, instance_id)
-         SELECT incarnation || ?1, 1000000 + ?1, CASE WHEN ?3 = 'many' THEN ?1 ELSE owner END, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, 'gone-' || ?1 FROM vms WHERE token_id = ?2`,
+         SELECT rtrim(incarnation, '0') || CAST(?1 + 1 AS INTEGER), 1000000 + ?1, CASE WHEN ?3 = 'many' THEN ?1 ELSE owner END, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, 'gone-' || ?1 FROM vms WHERE token_id = ?2`,
       )
       .bind(copy, tokenId, owners)
       .run();
