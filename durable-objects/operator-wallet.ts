@@ -28,8 +28,8 @@ import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
-import { inItsOwnWords, isDatabaseRefusal } from "../src/errors.ts";
-import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
+import { inItsOwnWords } from "../src/errors.ts";
+import { allClear, errorFields, levelOfFault, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 import { limitOf, type Refusal } from "./wallet-limits.ts";
@@ -252,11 +252,7 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", {
-        order: id,
-        txHash: hash,
-        ...errorFields(error),
-      });
+      log(levelOfFault(error), "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
       return false;
     }
     this.#ledger.markLinked(hash);

@@ -193,16 +193,14 @@ export class WalletLedger {
     const own = this.ordersFor(account, "transfer");
     const tokenOf = ({ body }: OrderRow) => (JSON.parse(body) as { tokenId: number }).tokenId;
     if (own.length > 0) return own.some((row) => tokenOf(row) === tokenId);
-    return this.#isAny(
-      "kind = 'transfer' AND json_extract(body, '$.tokenId') = ? AND lower(json_extract(body, '$.to')) = ?",
-      ...[tokenId, payer.toLowerCase()],
+    const others = this.#storage.sql.exec(
+      `SELECT 1 FROM wallet_orders WHERE state <> 'reverted' AND kind = 'transfer'
+        AND json_extract(body, '$.tokenId') = ? AND lower(json_extract(body, '$.to')) = ? LIMIT 1`,
+      tokenId,
+      payer.toLowerCase(),
     );
+    return others.toArray().length > 0;
   }
-
-  #isAny = (where: string, ...values: (string | number)[]): boolean =>
-    this.#storage.sql
-      .exec(`SELECT 1 FROM wallet_orders WHERE state <> 'reverted' AND ${where} LIMIT 1`, ...values)
-      .toArray().length > 0;
 
   /** A refund for which there is no room today; it is forgotten where nobody asks for it again. */
   keepWaiting(id: string, recipient: string, amount: bigint, now: number): void {

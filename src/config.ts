@@ -111,7 +111,7 @@ const edgeFields = z.object({
   SCAN_INTERVAL_MS: integer(100).prefault("1500"),
   SCAN_RUN_SECONDS: integer(1, 600).prefault("60"),
   SWEEP_INTERVAL_SECONDS: integer(1).prefault("30"),
-  /** Machines that one sweep may end, or 5 % of those running if that is more; beyond it stops and pages. */
+  /** Machines that one sweep passes on without final history's word, or 5 % of those running if that is more. */
   SWEEP_MAX_ENDS: integer(1).prefault("3"),
   CATALOG_SECONDS: integer(1).prefault("120"),
   DATA_PRIVATE_KEY: privateKey,

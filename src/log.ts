@@ -4,7 +4,7 @@
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
 import { isWritten, takeCounted } from "./audit.ts";
-import { AppError, GiveUp } from "./errors.ts";
+import { AppError, GiveUp, isDatabaseRefusal } from "./errors.ts";
 import { redactFields } from "./redact.ts";
 
 /**
@@ -65,6 +65,9 @@ function write(level: Level, event: string, fields: Record<string, unknown>): vo
   if (level === "error" || level === "page") pending.error += `${line}\n`;
   if (level === "security") pending.security += `${line}\n`;
 }
+
+/** Of a fault in background work: it is tried again, and a person is called where that mends nothing. */
+export const levelOfFault = (error: unknown): "page" | "error" => (isDatabaseRefusal(error) ? "page" : "error");
 
 /** What a page of that cause tells of is over; where there was none, nothing follows. */
 export const allClear = (event: string, about?: Cause): void => void pending.cleared.add(causeOf(event, about));

@@ -6,7 +6,7 @@ import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { banRefusal, secondsTo } from "./bans.ts";
 import { blockOf } from "./client-name.ts";
-import { guardOf, guardUnavailable, inTime, learnBan } from "./guard.ts";
+import { guardOf, guardUnavailable, inGuardTime, learnBan } from "./guard.ts";
 import { LIMITS, type LimitedRoute, limitOf, limitSentence, type Rule, stateLimit } from "./limits.ts";
 import { knownOverrun, rememberOverrun } from "./overruns.ts";
 import { screenUrl } from "./screening.ts";
@@ -151,7 +151,7 @@ async function ask(c: Context<App>, route: LimitedRoute, name: string, evenIfBan
     now: Date.now(),
   };
   try {
-    return await inTime(guardOf(config, name).hit(hit));
+    return await inGuardTime(guardOf(config, name).hit(hit));
   } catch (error) {
     log("error", "guard_unavailable", { route, served: closed !== true, ...errorFields(error) });
     if (closed !== true) return null;

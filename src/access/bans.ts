@@ -1,6 +1,7 @@
 // Bans as an isolate knows them. It learns of a ban from the client's guard and forgets it after BAN_CACHE_SECONDS, so that a
 // lifted one ends everywhere.
 import { AppError } from "../errors.ts";
+import { makeRoom } from "./bounded.ts";
 import { boundBy } from "./client-name.ts";
 
 type Known = { until: number; forgetAt: number };
@@ -12,10 +13,7 @@ const known = new Map<string, Known>();
 /** `now`, `until`: unix milliseconds. */
 export function rememberBan(client: string, until: number, now: number, seconds: number): void {
   for (const name of boundBy(client)) {
-    if (known.size >= MAX_KNOWN) {
-      const [oldest] = known.keys();
-      if (oldest !== undefined) known.delete(oldest);
-    }
+    makeRoom(known, MAX_KNOWN);
     known.set(name, { until, forgetAt: Math.min(until, now + seconds * 1_000) });
   }
 }

@@ -3,6 +3,7 @@ import type { Context } from "hono";
 import type { App } from "../app.ts";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
+import { inTime } from "../in-time.ts";
 import { errorFields, log } from "../log.ts";
 import { rememberBan } from "./bans.ts";
 
@@ -21,7 +22,7 @@ export const guardUnavailable = (sentence: string, cause: unknown): AppError =>
 /** An operator's order to a guard. */
 export async function orderGuard(work: Promise<void>): Promise<void> {
   try {
-    await inTime(work);
+    await inGuardTime(work);
   } catch (error) {
     log("error", "guard_unavailable", { route: "admin", served: false, ...errorFields(error) });
     throw guardUnavailable("A guard did not answer in time: look at the list of bans, and try again.", error);
@@ -44,7 +45,7 @@ export async function tellGuard(config: EdgeConfig, client: string, route: strin
 
 async function countViolations(config: EdgeConfig, client: string, what: string, violations: number): Promise<void> {
   try {
-    const { bannedUntil, bansNow } = await inTime(guardOf(config, client).violate(what, Date.now(), violations));
+    const { bannedUntil, bansNow } = await inGuardTime(guardOf(config, client).violate(what, Date.now(), violations));
     if (bannedUntil !== null) learnBan(config, client, what, bannedUntil, bansNow);
   } catch (error) {
     log("error", "guard_unavailable", { route: what, ...errorFields(error) });
@@ -58,17 +59,8 @@ export function learnBan(config: EdgeConfig, client: string, route: string, unti
 }
 
 /** A guard that hangs is one that can't be asked. */
-export async function inTime<T>(work: Promise<T>): Promise<T> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => reject(new GuardTimeout()), GUARD_TIMEOUT_MS);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
+export const inGuardTime = <T>(work: Promise<T>): Promise<T> =>
+  inTime(work, GUARD_TIMEOUT_MS, () => new GuardTimeout());
 
 class GuardTimeout extends Error {
   override readonly name = "GuardTimeout";

@@ -1,6 +1,7 @@
 // Clients over a limit, as an isolate knows them. A guard's refusal holds until the time that it named: until then no request
 // passes, so nobody is asked again. What the guard does not see of a client it is told in batches.
 import type { EdgeConfig } from "../config.ts";
+import { makeRoom } from "./bounded.ts";
 import { LIMITS, type LimitedRoute, type Rule } from "./limits.ts";
 
 type Overrun = {
@@ -48,10 +49,7 @@ export function rememberOverrun(
   routes.set(route, { until, untold: untold + (polled ? 1 : 0), since });
   // Behind all others.
   known.delete(name);
-  if (known.size >= MAX_CLIENTS) {
-    const [oldest] = known.keys();
-    if (oldest !== undefined) known.delete(oldest);
-  }
+  makeRoom(known, MAX_CLIENTS);
   known.set(name, routes);
 }
 

@@ -21,10 +21,12 @@ const holds = ({ refusedAt }: Span, now: number): boolean => now - refusedAt < R
 /** How many blocks to ask for next; `max` at most, and 1 at least. */
 export function nextRange(span: Span | undefined, max: number, now: number): number {
   if (span === undefined) return max;
-  const ceiling = holds(span, now) ? Math.min(max, span.refused - 1) : max;
-  if (span.given === 0) return Math.max(1, holds(span, now) ? Math.min(max, Math.floor(span.refused / 2)) : max);
-  const room = holds(span, now) ? ceiling - span.given : span.given;
-  return Math.max(1, Math.min(ceiling, span.given + Math.ceil(room / STEP_SHARE)));
+  const { given, refused } = span;
+  const upTo = (most: number, blocks: number) => Math.max(1, Math.min(most, blocks));
+  if (!holds(span, now)) return given === 0 ? max : upTo(max, given + Math.ceil(given / STEP_SHARE));
+  if (given === 0) return upTo(max, Math.floor(refused / 2));
+  const ceiling = Math.min(max, refused - 1);
+  return upTo(ceiling, given + Math.ceil((ceiling - given) / STEP_SHARE));
 }
 
 /** What is known of a node after it answered that many blocks; undefined where nothing limits it any more. */

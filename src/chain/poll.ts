@@ -5,8 +5,8 @@ import { keyRing } from "../credentials/key-ring.ts";
 import { type Database, inBackground, MAX_STATEMENTS, openDatabase, statementsLeft } from "../db/client.ts";
 import { publishDataKeys } from "../db/data-keys.ts";
 import { claimTurn, releaseScanLease, takeScanLease } from "../db/scan.ts";
-import { isDatabaseRefusal, isTransient } from "../errors.ts";
-import { errorFields, log } from "../log.ts";
+import { isTransient } from "../errors.ts";
+import { errorFields, levelOfFault, log } from "../log.ts";
 import { enqueue, sweep } from "../vms/sweep.ts";
 import { connectChain } from "./client.ts";
 import { scanPass, startCursor } from "./scan.ts";
@@ -68,7 +68,7 @@ async function poll(config: EdgeConfig, afterPass: () => void): Promise<void> {
     } catch (error) {
       // The lease may be another's by now: take it again before the next write.
       heldUntil = 0;
-      log(isDatabaseRefusal(error) ? "page" : "error", "scan_pass_failed", errorFields(error));
+      log(levelOfFault(error), "scan_pass_failed", errorFields(error));
       if (isTransient(error)) pause = Math.max(pause, DATABASE_RETRY_MS);
     }
     afterPass();

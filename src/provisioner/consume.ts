@@ -2,8 +2,8 @@
 // message (hard case 11), and so is a failure that passes by itself: it must not use up the tries of a message (hard case 46).
 import { hasRoom } from "../db/client.ts";
 import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
-import { GiveUp, isDatabaseRefusal, isTransient } from "../errors.ts";
-import { errorFields, log, withLogScope } from "../log.ts";
+import { GiveUp, isTransient } from "../errors.ts";
+import { errorFields, levelOfFault, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
 import { type Context, DONE, type Next } from "./context.ts";
@@ -124,8 +124,8 @@ export async function consume(context: Context, message: Message<unknown>): Prom
       await putOff(context, message);
       return;
     }
-    const level = isDatabaseRefusal(error) ? "page" : "error";
-    log(level, "job_failed", { ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) });
+    const fields = { ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) };
+    log(levelOfFault(error), "job_failed", fields);
     const delay = Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) * (0.5 + Math.random() / 2);
     message.retry({ delaySeconds: Math.ceil(delay) });
   }

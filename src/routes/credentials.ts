@@ -272,6 +272,13 @@ const provisioningBody = (
   statusUrl: `${PUBLIC_URLS[0]}/status/${tokenId}`,
 });
 
+/** The same with what the owner may count on meanwhile. */
+export async function waitingBody({ config, db }: App["Variables"], tokenId: string, vm: Vm | null, now: number) {
+  const [standing] = await statementsOf(db).cursor.all();
+  const delivery = wireDelivery(deliveryOf(vm, standing, now));
+  return { ...provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), delivery };
+}
+
 /** The login key as one answer has it. */
 export type GivenKey = { privateKey: string | null; deliveredAt: number | null; sealedPrivateKey: string | null };
 
@@ -315,10 +322,3 @@ const isKnownToOthers = ({ vm, broughtBy, isHeldElsewhere }: Door, owner: string
   vm.knownToFormer ||
   isHeldElsewhere === 1 ||
   [vm.deliveredTo, broughtBy].some((address) => address !== null && address !== owner);
-
-/** The same with what the owner may count on meanwhile. */
-export async function waitingBody({ config, db }: App["Variables"], tokenId: string, vm: Vm | null, now: number) {
-  const [standing] = await statementsOf(db).cursor.all();
-  const delivery = wireDelivery(deliveryOf(vm, standing, now));
-  return { ...provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), delivery };
-}

@@ -6,6 +6,7 @@ import { type Chain, readHead } from "../chain/client.ts";
 import { VERSION } from "../config.ts";
 import type { Database } from "../db/client.ts";
 import { readTogether, statementsOf } from "../db/reads.ts";
+import { inTime } from "../in-time.ts";
 import { errorFields, log } from "../log.ts";
 import { SCAN_STALE_MS } from "../vms/shop.ts";
 
@@ -143,17 +144,12 @@ function goOn(c: Context<App>, work: Promise<unknown>): void {
 /** The answer, or null when it failed or took longer than a check may; and how long that took. */
 async function within<T>(work: Promise<T>): Promise<Checked<T>> {
   const began = Date.now();
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<null>((resolve) => {
-    timer = setTimeout(() => resolve(null), CHECK_TIMEOUT_MS);
-  });
+  const late = new Error("late");
+  let value: T | null = null;
   try {
-    const value = await Promise.race([work, late]);
-    return { value, tookMs: Date.now() - began };
+    value = await inTime(work, CHECK_TIMEOUT_MS, () => late);
   } catch (error) {
-    log("warn", "health_check_failed", errorFields(error));
-    return { value: null, tookMs: Date.now() - began };
-  } finally {
-    clearTimeout(timer);
+    if (error !== late) log("warn", "health_check_failed", errorFields(error));
   }
+  return { value, tookMs: Date.now() - began };
 }

@@ -10,8 +10,7 @@ import { forgetPayments, wakePayments } from "../db/payments.ts";
 import { wakeRefunds } from "../db/refunds.ts";
 import { claimTurn, loadCursor, pruneTransfers, type QueuedVm, wakeStalled } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
-import { isDatabaseRefusal } from "../errors.ts";
-import { allClear, errorFields, log } from "../log.ts";
+import { allClear, errorFields, levelOfFault, log } from "../log.ts";
 import type { Job } from "../provisioner/jobs.ts";
 import { checkStanding } from "./standing.ts";
 import { TIER_COUNT } from "./tiers.ts";
@@ -93,7 +92,7 @@ export async function sweep(context: ScanContext): Promise<void> {
       await run();
     } catch (error) {
       failed.push(part);
-      log(isDatabaseRefusal(error) ? "page" : "error", "sweep_part_failed", { part, ...errorFields(error) });
+      log(levelOfFault(error), "sweep_part_failed", { part, ...errorFields(error) });
     }
   }
   log("info", "sweep", { outcome: failed.length === 0 ? "done" : "failed", failed, ms: Date.now() - began });

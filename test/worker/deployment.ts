@@ -87,6 +87,8 @@ export const chain = {
     .extend(publicActions)
     .extend(walletActions),
   mine: (blocks = 1) => chain.node.mine({ blocks }),
+  /** What waits to be mined: whatever a test left there has the nonces of the next one. */
+  dropAll: () => chain.node.request({ method: "anvil_dropAllTransactions" as never }),
 };
 
 /** For tests of a vendor's call that gets no answer. */

@@ -234,11 +234,13 @@ async function wire(c: Context<App>, payment: store.Payment) {
   const { config, db } = c.var;
   const [api] = config.PUBLIC_URLS;
   const waits = payment.kind === "compute" && isUnderWay(payment) && WAITING_STEPS.has(payment.step);
-  const [standing] = waits ? await statementsOf(db).cursor.all() : [];
-  const delivery = deliveryOfOrder(captureDeadline(payment), isCharged(payment), standing, Date.now());
+  const deliver = async () => {
+    const [standing] = await statementsOf(db).cursor.all();
+    return deliveryOfOrder(captureDeadline(payment), isCharged(payment), standing, Date.now());
+  };
   return {
     ...wirePayment(payment),
-    ...(waits ? { delivery: wireDelivery(delivery) } : {}),
+    ...(waits ? { delivery: wireDelivery(await deliver()) } : {}),
     payer: getAddress(payment.payer),
     statusUrl: `${api}/x402/purchases/${payment.id}`,
     credentialsUrl: isDelivered(payment) ? `${api}/credentials/${payment.tokenId}` : null,

@@ -61,7 +61,6 @@ const set = (id: string, columns: string) =>
   world.sql.prepare(`UPDATE payments SET ${columns}, generation = generation + 1 WHERE id = ?`).bind(id).run();
 const at = (step: string) => (row: Row) => row["step"] === step;
 const delivered = ({ step }: Row) => step === "close" || step === "idle";
-const dropAll = () => chain.node.request({ method: "anvil_dropAllTransactions" as never });
 
 async function accepted() {
   const sent = await orderMachine(world, payer);
@@ -196,7 +195,7 @@ test("a stranger's transaction that overtakes our capture has paid us; it was he
   await untilMachineRuns(id);
   await chain.node.setAutomine(false);
   await world.drain(async () => (await rowOf(id))["state"] === "settling");
-  await dropAll();
+  await chain.dropAll();
   // Between the look at the chain and the one at our own transaction, the stranger's is mined, and ours behind it.
   const order = async (given: WalletOrder) => {
     await chain.node.setAutomine(true);
@@ -221,7 +220,7 @@ test("a capture that a reorg took back and its payer then cancelled is for a per
   const { id, signed } = await accepted();
   await playUntil(world, id, at("close"));
   await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
-  await dropAll();
+  await chain.dropAll();
   expect(await charged()).toBe(0n);
   await cancel(chain, payer, signed, USDC_ADDRESS);
   await runDurableObjectAlarm(world.wallet);
@@ -276,7 +275,7 @@ test("an order given up while a reorg has its purchase leaves no machine behind:
   const { id, signed } = await accepted();
   await untilMachineRuns(id);
   await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
-  await dropAll();
+  await chain.dropAll();
   await cancel(chain, payer, signed, USDC_ADDRESS);
   await chain.mine(2);
   await world.scan();

@@ -373,7 +373,7 @@ test("a reorg undoes what a stranger submitted, and nobody does so again: releas
   await world.drain(async () => (await rowOf(id))["state"] === "refund_due");
   const depth = Number((await chain.reader.getBlockNumber()) - head);
   await chain.node.request({ method: "anvil_rollback" as never, params: [depth] as never });
-  await chain.node.request({ method: "anvil_dropAllTransactions" as never });
+  await chain.dropAll();
   await chain.mine(depth);
   expect(await usdcOf(agent(1).address)).toBe(before);
   await world.sql.prepare("DELETE FROM pauses").run();

@@ -13,7 +13,7 @@ let had: { sold: bigint };
 beforeEach(async () => {
   await chain.node.setAutomine(true);
   // What a test that failed has left there has the nonces of this one.
-  await chain.node.request({ method: "anvil_dropAllTransactions" as never });
+  await chain.dropAll();
   world = await deploy();
   had = { sold: await sold() };
 });

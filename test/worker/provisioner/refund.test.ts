@@ -44,7 +44,6 @@ async function payOut(world: Deployment, now = Date.now()): Promise<void> {
   await world.drain();
   await runDurableObjectAlarm(world.wallet);
 }
-const dropAll = () => chain.node.request({ method: "anvil_dropAllTransactions" as never });
 const payments = async (to: string) =>
   (
     await chain.reader.getContractEvents({
@@ -193,7 +192,7 @@ test("payments of one moment get nonces of their own, and none is lost while eve
   const states = await Promise.all(orders.map((order) => world.wallet.order(order)));
   expect(states.every((one) => one.state === "sent")).toBe(true);
   // What the nodes had in their pools is gone; the alarm sends all of it again.
-  await dropAll();
+  await chain.dropAll();
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);
   expect(await payments(agent(3).address)).toBe(before + 5);
@@ -227,7 +226,7 @@ test("a nonce that somebody else used up with the key is given up for another on
   const payment = await payBack("test/taken", "2");
   await chain.node.setAutomine(false);
   await world.wallet.order(payment);
-  await dropAll();
+  await chain.dropAll();
   const stranger = createWalletClient({
     account: operator,
     chain: chain.node.chain,
@@ -253,7 +252,7 @@ test("a payment that a reorg takes back is broadcast until it stands (hard case 
   await chain.mine(1);
   expect(await payments(agent(3).address)).toBe(before + 1);
   await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
-  await dropAll();
+  await chain.dropAll();
   expect(await payments(agent(3).address)).toBe(before);
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);

@@ -4,16 +4,16 @@ import { parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
-import { addFault, agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+import { addFault, agent, chain, type Deployment, deploy, operator } from "../deployment.ts";
 import {
   accepted,
   claw,
-  coin,
   mined,
   ownerOf,
   paymentRow,
   playOn,
   post,
+  setBlocked,
   signPurchaseOf,
   sold,
   usdcOf,
@@ -23,22 +23,13 @@ const PRICE = 500_000n;
 let world: Deployment;
 beforeEach(async () => {
   await chain.node.setAutomine(true);
-  await chain.node.request({ method: "anvil_dropAllTransactions" as never });
+  await chain.dropAll();
   world = await deploy({ provisioner: { CAPTURE_FIRST_TIERS: "0" }, edge: { CAPTURE_FIRST_TIERS: "0" } });
 });
 afterEach(async () => {
   await setBlocked(agent(1).address, false);
 });
 const rowOf = (id: string) => paymentRow(world, id);
-const setBlocked = (account: `0x${string}`, isBlocked: boolean) =>
-  mined(
-    chain.wallet(deployer).writeContract({
-      address: coin.address,
-      abi: parseAbi(["function setBlocked(address account, bool isBlocked)"]),
-      functionName: "setBlocked",
-      args: [account, isBlocked],
-    }),
-  );
 
 test("a payer whom the coin has blocked since waits for the refund, and nobody else does", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });

@@ -225,7 +225,7 @@ test("a nonce that a reorg has left free is filled: what waits behind it would n
   await world.wallet.order({ kind: "pay", id: "behind a gap", to: agent(3).address, amount: "5", owed });
   expect(await usdcOf(agent(3).address)).toBe(before + 5n);
   await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
-  await chain.node.request({ method: "anvil_dropAllTransactions" as never, params: [] as never });
+  await chain.dropAll();
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);
   expect(await usdcOf(agent(3).address)).toBe(before);
@@ -391,7 +391,7 @@ test("what was signed before payouts paused gets no other nonce in the pause: wi
   const refund = { kind: "pay", id: "nonce taken", to: agent(3).address, amount: "5", owed: { payment } } as const;
   expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
   await chain.node.request({ method: "anvil_rollback" as never, params: [1] as never });
-  await chain.node.request({ method: "anvil_dropAllTransactions" as never, params: [] as never });
+  await chain.dropAll();
   await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
   await chain.mine(4);
   await world.sql.prepare("INSERT INTO pauses (what, since, reason, by) VALUES ('payouts', 1, 'drill', 'test')").run();

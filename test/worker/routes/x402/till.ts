@@ -97,6 +97,7 @@ export const coin = {
   address: USDC_ADDRESS,
   abi: parseAbi([
     "function transfer(address to, uint256 amount) returns (bool)",
+    "function setBlocked(address account, bool isBlocked)",
     "function allowance(address owner, address spender) view returns (uint256)",
     "function balanceOf(address account) view returns (uint256)",
   ]),
@@ -111,6 +112,9 @@ export const usdcOf = (account: Hex): Promise<bigint> =>
   chain.reader.readContract({ ...coin, functionName: "balanceOf", args: [account] });
 export const give = (from: LocalAccount, to: Hex, amount: bigint) =>
   mined(chain.wallet(from).writeContract({ ...coin, functionName: "transfer", args: [to, amount] }));
+/** The coin's own list: it takes nothing for such an account, nor from it. */
+export const setBlocked = (account: Hex, isBlocked: boolean) =>
+  mined(chain.wallet(deployer).writeContract({ ...coin, functionName: "setBlocked", args: [account, isBlocked] }));
 /** Price and activity of tier 0. */
 export const setTier = (price: bigint, active = true) =>
   mined(
