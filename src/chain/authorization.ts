@@ -197,17 +197,11 @@ export function outcomeIn(
   return isAddressEqual(args.to, to) && args.value === value ? { logIndex } : "cancelled";
 }
 
-/** USDC of an account as a node has it, at its head or at a block; 10^-6 USDC. */
-export const balanceOf =
-  (coin: Address, account: Address, blockNumber?: bigint) =>
-  ({ client }: Node): Promise<bigint> => {
-    const at = blockNumber === undefined ? {} : { blockNumber };
-    return client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account], ...at });
-  };
-
 /** USDC of an account by the first node that answers, in 10^-6 USDC. */
 export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
-  askFirst(chain, balanceOf(coin, account));
+  askFirst(chain, ({ client }) =>
+    client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),
+  );
 
 /** The same at a block that two nodes have. */
 export async function readAgreedBalance(chain: Chain, coin: Address, account: Address): Promise<bigint> {

@@ -9,7 +9,7 @@ import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credent
 import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
-import { type NewRefund, oweRefund } from "../db/refunds.ts";
+import { boughtUntil, type NewRefund, oweRefund } from "../db/refunds.ts";
 import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
@@ -329,7 +329,9 @@ export async function refundOf(context: Context, vm: store.Vm, now: number): Pro
   if (vm.runningAt !== null && vm.expiresAt <= chainTime) return null;
   const order = await paymentOfPurchase(db, vm.incarnation);
   // A held token may last longer than what was ordered: it is of the order's own time that the rest goes back (hard case 33).
-  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(vm.expiresAt, orderedUntil(order)) : vm.expiresAt;
+  // A renewal was paid for apart from the purchase.
+  const bought = await boughtUntil(db, vm);
+  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(bought, orderedUntil(order)) : bought;
   const owedSeconds = vm.runningAt === null ? null : Math.max(0, paidUntil - chainTime);
   const state = byHand ? "waiting" : "due";
   const owed = { kind: "failed", state, reason: byHand ? "manual" : null, owedSeconds, now } as const;

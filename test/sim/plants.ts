@@ -250,8 +250,8 @@ async function callOnce(`,
     { file: "src/db/orders.ts", from: "AND expires_at BETWEEN ", to: "AND expires_at >= " },
     {
       file: "durable-objects/wallet-evidence.ts",
-      from: 'return (totalCost * left) / seconds > arrived.most * MAX_RISE ? "not_owed" : arrived;',
-      to: 'return left > seconds ? "not_owed" : arrived;',
+      from: 'return (await hadPrice(chain, purchase.tier, paid, isWorth)) ? arrived : "not_owed";',
+      to: 'return isWorth(1n) || hadPrice !== undefined ? arrived : "not_owed";',
     },
   ],
   /** Hard case 34: the wallet believes whoever gives an order. */
@@ -271,8 +271,8 @@ async function callOnce(`,
     },
     {
       file: "durable-objects/operator-wallet.ts",
-      from: 'return undone === null ? { why: "served" } : { rows, gas, fees, funds, evidence, nextCount, undone };',
-      to: "return { rows, gas, fees, funds, evidence, nextCount, undone: undone ?? new Set() };",
+      from: 'return typeof undone === "string" ? { why: undone } : { rows, gas, fees, funds, evidence, nextCount, undone };',
+      to: 'return { rows, gas, fees, funds, evidence, nextCount, undone: typeof undone === "string" ? new Set() : undone };',
     },
     {
       file: "durable-objects/wallet-limits.ts",

@@ -1,20 +1,10 @@
 // Captures that fail through no fault of the payer's: one node is wrong, the coin takes nothing from anybody, our own gas
 // money has run out. No honest payer is barred for that, and none loses money (hard cases 28 and 36).
 import { runInDurableObject } from "cloudflare:test";
-import { parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
-import {
-  addRpcFault,
-  agent,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-} from "../deployment.ts";
-import { accepted, coin, mined, orderMachine, paymentRow, playOn, usdcOf } from "../routes/x402/till.ts";
+import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy, operator } from "../deployment.ts";
+import { accepted, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../routes/x402/till.ts";
 
 const PRICE = 500_000n;
 const TRANSFER_WITH_AUTHORIZATION = "e3ee160e";
@@ -29,19 +19,10 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   await clearRpcFaults();
-  await setBlocked(false);
+  await setBlocked(operator.address, false);
 });
 
 const rowOf = (id: string) => paymentRow(world, id);
-const setBlocked = (isBlocked: boolean) =>
-  mined(
-    chain.wallet(deployer).writeContract({
-      address: coin.address,
-      abi: parseAbi(["function setBlocked(address account, bool isBlocked)"]),
-      functionName: "setBlocked",
-      args: [operator.address, isBlocked],
-    }),
-  );
 const machineRuns = () =>
   playOn(world, async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length > 0);
 const isOver = async (id: string) => (await rowOf(id))["reason"] !== null || (await rowOf(id))["step"] === "idle";
@@ -87,10 +68,10 @@ test("one node by which nothing can be bought or handed over stops no order", as
 test("while the coin takes nothing for us from anybody, a capture that fails is not held against its payer", async () => {
   const { id } = await accepted(world, payer);
   await machineRuns();
-  await setBlocked(true);
+  await setBlocked(operator.address, true);
   await twoMinutes(id);
   expect((await rowOf(id))["reason"]).not.toBe("capture_refused");
-  await setBlocked(false);
+  await setBlocked(operator.address, false);
   await playOn(world, async () => isOver(id));
   expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
   await expectWelcome();

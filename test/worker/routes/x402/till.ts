@@ -111,6 +111,16 @@ export const usdcOf = (account: Hex): Promise<bigint> =>
   chain.reader.readContract({ ...coin, functionName: "balanceOf", args: [account] });
 export const give = (from: LocalAccount, to: Hex, amount: bigint) =>
   mined(chain.wallet(from).writeContract({ ...coin, functionName: "transfer", args: [to, amount] }));
+/** Whether the coin refuses every transfer from and to an account. */
+export const setBlocked = (account: Hex, isBlocked: boolean) =>
+  mined(
+    chain.wallet(deployer).writeContract({
+      address: USDC_ADDRESS,
+      abi: parseAbi(["function setBlocked(address account, bool isBlocked)"]),
+      functionName: "setBlocked",
+      args: [account, isBlocked],
+    }),
+  );
 /** Price and activity of tier 0. */
 export const setTier = (price: bigint, active = true) =>
   mined(
