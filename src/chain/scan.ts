@@ -133,6 +133,10 @@ async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, he
   const [endAfter, standing] = await Promise.all([readHead(node, target), readHead(node, cursor.blockNumber)]);
   if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);
   if (endAfter.hash !== end.hash) return { queued: [], caughtUp: false, outcome: "unsettled" };
+  // Expiry and deadlines go by it: a block is never older than the one that it comes after (hard case 29).
+  if (end.timestamp < cursor.blockTimestamp) {
+    throw new AppError("chain_answered_nonsense", "An RPC node shows a block whose time is behind an earlier one's.");
+  }
 
   const move = {
     head: end,
