@@ -76,6 +76,18 @@ export async function authorizationSigner(
   return isContracts ? { publicKey: null } : null;
 }
 
+/**
+ * The signature as the coin takes it: of a plain account it ends in 27 or 28, whatever the account's software writes there. A
+ * contract reads its own, byte by byte.
+ */
+export async function signatureForCoin(coin: Coin, authorization: Authorization): Promise<Hex> {
+  const { signature, from } = authorization;
+  if (signature.length !== PLAIN_SIGNATURE_CHARS || !/0[01]$/.test(signature)) return signature;
+  const publicKey = await recover(authorizationHash(coin, authorization), signature);
+  if (publicKey === null || publicKeyToAddress(publicKey) !== getAddress(from)) return signature;
+  return `${signature.slice(0, -2)}${signature.endsWith("0") ? "1b" : "1c"}` as Hex;
+}
+
 /** Null for what is no signature, and for the twin of one, which the coin refuses. */
 async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
   if (isOtherTwin(signature)) return null;

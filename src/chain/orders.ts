@@ -128,13 +128,11 @@ export function callsOf(order: CallOrder, { contract, coin, operator }: Addresse
 const encode = (functionName: "transfer" | "approve", args: readonly [Address, bigint]): Hex =>
   encodeFunctionData({ abi: coinAbi, functionName, args });
 
-/** A plain account's signature goes in three parts, as every version of the coin takes it; a contract's as bytes. */
+/** What ends in 27 or 28 goes in three parts, as every version of the coin takes it; the rest is a contract's, and goes byte by byte. */
 function captureData(order: CallOrder & { kind: "capture" }): Hex {
   const { from, to, validAfter, validBefore, nonce, signature } = order;
   const head = [from, to, BigInt(order.value), BigInt(validAfter), BigInt(validBefore), nonce] as const;
-  // A contract's signature may be as long as a plain one, and end in what is no recovery bit.
-  const isPlain =
-    signature.length === PLAIN_SIGNATURE_CHARS && [0, 1, 27, 28].includes(Number(`0x${signature.slice(-2)}`));
+  const isPlain = signature.length === PLAIN_SIGNATURE_CHARS && /1[bc]$/i.test(signature);
   if (!isPlain) {
     return encodeFunctionData({ abi: coinAbi, functionName: "transferWithAuthorization", args: [...head, signature] });
   }

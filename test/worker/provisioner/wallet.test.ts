@@ -5,6 +5,8 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { WalletLedger } from "../../../durable-objects/wallet-ledger.ts";
 import { limitOf } from "../../../durable-objects/wallet-limits.ts";
+import { signatureForCoin } from "../../../src/chain/authorization.ts";
+import { coinOf } from "../../../src/chain/coin.ts";
 import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
 import { paymentId } from "../../../src/vms/payments.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
@@ -527,7 +529,7 @@ test("a contract's signature is taken in its own length, a keeper's of 65 bytes 
   }
 });
 
-test("a contract's signature of 65 bytes that ends in no recovery bit goes as bytes: it could not be read in three parts", () => {
+test("a contract's signature of 65 bytes that ends in no 27 or 28 goes byte by byte: a Safe's zero became another signature", () => {
   const place = { contract: CONTRACT_ADDRESS, coin: USDC_ADDRESS, operator: operator.address } as const;
   const selectorOf = (end: string) => {
     const [{ data }] = callsOf(
@@ -547,8 +549,18 @@ test("a contract's signature of 65 bytes that ends in no recovery bit goes as by
     return data.slice(0, 10);
   };
   // transferWithAuthorization(…,uint8,bytes32,bytes32) and (…,bytes).
-  expect(["1b", "00"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
-  expect(["1f", "20"].map(selectorOf)).toEqual(["0xcf092995", "0xcf092995"]);
+  expect(["1b", "1c"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
+  for (const end of ["00", "01", "1f", "20"]) expect(selectorOf(end), end).toBe("0xcf092995");
+});
+
+test("a plain account's signature that ends in 0 or 1 goes as the coin takes it, a contract's as it is", async () => {
+  const { payment } = await signedTo(agent(2), 500_000n);
+  const place = coinOf(world.provisioner);
+  const bit = payment.signature.endsWith("1b") ? "00" : "01";
+  const signature: Hex = `0x${payment.signature.slice(2, -2)}${bit}`;
+  const authorization = { ...payment, value: 500_000n, signature };
+  expect(await signatureForCoin(place, authorization)).toBe(payment.signature);
+  expect(await signatureForCoin(place, { ...authorization, from: agent(3).address })).toBe(signature);
 });
 
 test("what one node says of fees does not burn our gas money: a refund would have cost a hundred times what it moves", async () => {
