@@ -14,7 +14,7 @@ import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
-import { candidatesOf, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
+import { candidatesOf, isWithinShare, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import { captureDeadline, HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -136,8 +136,8 @@ async function rankCandidates(
   const isTroubled = (candidate: Candidate) => troubled.get(candidate.vendor)?.includes(placeOf(candidate)) === true;
   const ranked = candidatesOf(tier, { places: placesOf(config, order), stock, isTroubled });
   if (order === null || order.durationDays === null) return ranked;
-  const most = (Number(order.amount) / 1e6 / order.durationDays / 24) * config.MAX_COST_SHARE;
-  return ranked.filter((candidate) => (offerOf(stock, candidate)?.usdPerHour ?? 0) <= most);
+  const pricePerDay = Number(order.amount) / order.durationDays;
+  return ranked.filter((candidate) => isWithinShare(offerOf(stock, candidate), pricePerDay, config.MAX_COST_SHARE));
 }
 
 function placesOf(config: Context["config"], order: Payment | null) {
