@@ -1,5 +1,5 @@
 // One object per client (an address, IPv6 per /64; another Worker; cross-site requests apart), named by it: what it asked
-// for lately, its violations, its ban.
+// for lately, its violations, its ban. An automatic ban binds the object of the client's cross-site requests as well.
 //
 // Windows slide and are exact: the times of the requests that were let through are kept, so of N + k at once N pass. An
 // object that idles for about ten seconds loses its memory. So windows that are `kept` (wallets, admin, an hour) and
@@ -10,6 +10,7 @@
 // Keys of the storage: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`, and
 // `lifted` while the row of a lifted ban may still be in the operators' list. The first write of all sets the alarm.
 import { DurableObject } from "cloudflare:workers";
+import { boundBy } from "../src/access/client-name.ts";
 import { deleteBan, saveBan } from "../src/db/bans.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
@@ -49,7 +50,7 @@ export type Verdict = {
 export type Ban = { until: number; since: number; reason: string; by: string };
 type StoredBan = Ban & { mirrored: boolean };
 type Violation = { at: number; bucket: string };
-type Env = { DB: D1Database; LOG_BOOK: DurableObjectNamespace<LogBook> };
+type Env = { DB: D1Database; LOG_BOOK: DurableObjectNamespace<LogBook>; IP_GUARD: DurableObjectNamespace<IpGuard> };
 
 /** Reference: 10+ within 1 hour, 1 hour. */
 const VIOLATIONS_TO_BAN = 10;
@@ -119,9 +120,15 @@ export class IpGuard extends DurableObject<Env> {
     };
   }
 
-  /** A violation that is no limit's: an injection attempt, a wrong admin key. Says until when the client is banned now. */
-  violate(what: string, now: number): { bannedUntil: number | null; bansNow: boolean } {
-    const bansNow = this.#bannedUntil(now) === null && this.#violate(what, now);
+  /**
+   * Violations that `hit` did not see: an injection attempt, a wrong admin key, refusals that an isolate made by itself. Says
+   * until when the client is banned now.
+   */
+  violate(what: string, now: number, violations = 1): { bannedUntil: number | null; bansNow: boolean } {
+    let bansNow = false;
+    for (let count = 0; count < violations && this.#bannedUntil(now) === null; count++) {
+      bansNow = this.#violate(what, now);
+    }
     return { bannedUntil: this.#bannedUntil(now), bansNow };
   }
 
@@ -129,6 +136,11 @@ export class IpGuard extends DurableObject<Env> {
   async ban(ban: Ban): Promise<void> {
     this.#setBan(ban);
     await this.#mirror();
+  }
+
+  /** A ban of the client whose cross-site requests are counted here: the list has it under the client's own name. */
+  bind(ban: Ban): void {
+    if ((this.#bannedUntil(ban.since) ?? 0) < ban.until) this.#setBan(ban, true);
   }
 
   /** Ends a ban, automatic or manual, and forgets what led to it. */
@@ -191,20 +203,28 @@ export class IpGuard extends DurableObject<Env> {
     return true;
   }
 
-  #setBan(ban: Ban): void {
+  #setBan(ban: Ban, mirrored = false): void {
     // Isolates' clocks differ, and writes of rows overtake each other: by its `since` the later ban has the row.
     const since = Math.max(ban.since, 1 + Math.max(this.#ban?.since ?? 0, this.#lifted ?? 0));
-    this.#ban = { ...ban, since, mirrored: false };
+    this.#ban = { ...ban, since, mirrored };
     this.#put("ban", this.#ban);
   }
 
-  /** Operators list bans from the database, since nothing can list objects. What fails is tried again by the alarm. */
+  /**
+   * Binds the client's other guard to an automatic ban, and writes the row: operators list bans from the database, since
+   * nothing can list objects. What fails is tried again by the alarm.
+   */
   async #mirror(): Promise<void> {
     const ban = this.#ban;
     if (ban === null) return;
     const { until, since, reason, by } = ban;
+    // Operators ban both by themselves.
+    const others = by === "auto" ? this.#bound() : [];
     try {
-      await saveBan(openDatabase(this.env.DB), { client: this.#name(), until, since, reason, by });
+      await Promise.all([
+        saveBan(openDatabase(this.env.DB), { client: this.#name(), until, since, reason, by }),
+        ...others.map((other) => other.bind({ until, since, reason, by })),
+      ]);
       if (this.#ban === ban) {
         this.#ban = { ...ban, mirrored: true };
         this.#put("ban", this.#ban);
@@ -213,7 +233,16 @@ export class IpGuard extends DurableObject<Env> {
       await this.#tryLater("ban_not_mirrored", error);
     }
     // Lifted while the row was on its way.
-    if (this.#ban === null) await this.#unlist(since);
+    if (this.#ban !== null) return;
+    await this.#unlist(since);
+    for (const other of others) await other.lift();
+  }
+
+  /** The guards that a ban of this one binds. */
+  #bound(): DurableObjectStub<IpGuard>[] {
+    const { IP_GUARD } = this.env;
+    const names = boundBy(this.#name()).filter((name) => name !== this.#name());
+    return names.map((name) => IP_GUARD.get(IP_GUARD.idFromName(name)));
   }
 
   /** Takes the row of a lifted ban out of the list; a mark stays until that is done, for the alarm. */

@@ -2,18 +2,24 @@
 // go to a webhook. Workers send lines in batches, a second after the first of them; whatever is lost on the way is still
 // in `wrangler tail`.
 //
-// `chunks` holds a batch's lines of one stream as one row of text; a file is the chunks that bear its number. `alerts` holds
-// pages until the webhook has taken them.
+// `chunks` holds a batch's lines of one stream as one row of text; a file is the chunks that bear its number. `causes` holds
+// what was paged, so that each cause calls once, and its end as well; `alerts` what the webhook has not taken yet.
 import { DurableObject } from "cloudflare:workers";
 import { Webhook } from "standardwebhooks";
 
 export const STREAMS = ["combined", "error", "security"] as const;
 export type Stream = (typeof STREAMS)[number];
 /** Lines of JSON, each with its line feed; what is in the others is in `combined` too. One text costs less to send than many. */
-export type LogBatch = Record<Stream, string> & { pages: string[] };
+export type LogBatch = Record<Stream, string> & {
+  /** By cause, the first line of each. */
+  pages: Record<string, string>;
+  /** Causes that are over unless a page of this batch or a later one says otherwise. */
+  cleared: Set<string>;
+};
 /** `index` 0 is being written, 1 the one before. */
 export type LogFile = { stream: Stream; index: number; bytes: number; from: number; to: number };
 export type EventFilter = { event?: string; address?: string; since?: number; until?: number; limit: number };
+type Alert = { id: string; what: "page" | "all_clear"; line: string; tries: number };
 type Env = { ALERT_WEBHOOK_URL?: string; ALERT_WEBHOOK_SECRET?: string };
 
 /** Reference: 5MB max, 5 files. */
@@ -24,8 +30,12 @@ const MAX_CHUNK_BYTES = 500_000;
 const LINE_FEED = 0x0a;
 /** What is kept of a line that no row can hold. */
 const EXCERPT_BYTES = 1_000;
-/** The same page again within this time is one page. */
-const REPEAT_MS = 600_000;
+/** A cause that is told of again and again pages once in this time. */
+const REMIND_MS = 3_600_000;
+/** A cause is over when nobody has told of it for so long since it was called over: one that comes and goes is one. */
+const SETTLE_MS = 300_000;
+/** A cause that nobody has told of for so long, and nobody has called over, is nothing that ends. */
+const FORGET_MS = 7 * 86_400_000;
 const WEBHOOK_TIMEOUT_MS = 10_000;
 const FIRST_RETRY_MS = 15_000;
 const MAX_RETRY_MS = 3_600_000;
@@ -42,15 +52,17 @@ export class LogBook extends DurableObject<Env> {
     this.#sql.exec(`
       CREATE TABLE IF NOT EXISTS chunks (id INTEGER PRIMARY KEY, stream TEXT NOT NULL, file INTEGER NOT NULL, bytes INTEGER NOT NULL, at INTEGER NOT NULL, lines TEXT NOT NULL);
       CREATE INDEX IF NOT EXISTS chunks_by_file ON chunks (stream, file);
+      CREATE TABLE IF NOT EXISTS causes (cause TEXT PRIMARY KEY, line TEXT NOT NULL, since INTEGER NOT NULL, said_at INTEGER NOT NULL, paged_at INTEGER NOT NULL, cleared_at INTEGER);
       CREATE TABLE IF NOT EXISTS alerts (id TEXT PRIMARY KEY, what TEXT NOT NULL, line TEXT NOT NULL, at INTEGER NOT NULL, tries INTEGER NOT NULL, next_try_at INTEGER);`);
   }
 
   /** Takes a batch. `now` is unix milliseconds. */
   async append(batch: LogBatch, now = Date.now()): Promise<void> {
     for (const stream of STREAMS) this.#write(stream, batch[stream], now);
-    if (this.env.ALERT_WEBHOOK_URL === undefined || batch.pages.length === 0) return;
-    for (const line of batch.pages) this.#page(line, now);
-    await this.#deliverLater(now);
+    if (this.env.ALERT_WEBHOOK_URL === undefined) return;
+    const pages = Object.entries(batch.pages);
+    for (const [cause, line] of pages) this.#page(cause, line, now);
+    if (this.#clear(batch.cleared, now) || pages.length > 0) await this.#deliverLater(now);
   }
 
   /** Every file there is. */
@@ -106,17 +118,18 @@ export class LogBook extends DurableObject<Env> {
 
   override async alarm(): Promise<void> {
     const now = Date.now();
-    this.#sql.exec("DELETE FROM alerts WHERE next_try_at IS NULL AND at <= ?", now - REPEAT_MS);
+    this.#endCauses(now);
     const due = this.#sql
-      .exec<{ id: string; line: string; tries: number }>(
-        "SELECT id, line, tries FROM alerts WHERE next_try_at <= ? ORDER BY at LIMIT 20",
-        now,
-      )
+      .exec<Alert>("SELECT id, what, line, tries FROM alerts WHERE next_try_at <= ? ORDER BY at LIMIT 20", now)
       .toArray();
-    for (const { id, line, tries } of due) {
-      const taken = await this.#send(id, line, now);
-      const next = taken || tries + 1 >= MAX_TRIES ? null : now + Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** tries);
-      this.#sql.exec("UPDATE alerts SET tries = ?, next_try_at = ? WHERE id = ?", tries + 1, next, id);
+    for (const alert of due) {
+      const tries = alert.tries + 1;
+      if ((await this.#send(alert, now)) || tries >= MAX_TRIES) {
+        this.#sql.exec("DELETE FROM alerts WHERE id = ?", alert.id);
+        continue;
+      }
+      const next = now + Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** alert.tries);
+      this.#sql.exec("UPDATE alerts SET tries = ?, next_try_at = ? WHERE id = ?", tries, next, alert.id);
     }
     await this.#deliverLater(now);
   }
@@ -168,27 +181,66 @@ export class LogBook extends DurableObject<Env> {
     this.#sql.exec("DELETE FROM chunks WHERE stream = ? AND file <= ?", stream, current.file - FILES_KEPT);
   }
 
-  /** Keeps a page for the webhook, unless the same one was kept a short while ago. */
-  #page(line: string, now: number): void {
-    const { time: _time, requestId: _request, ...what } = JSON.parse(line) as Record<string, unknown>;
-    const same = JSON.stringify(what);
-    const known = this.#sql.exec("SELECT id FROM alerts WHERE what = ? AND at > ?", same, now - REPEAT_MS).toArray();
-    if (known.length > 0) return;
-    this.#sql.exec("INSERT INTO alerts VALUES (?, ?, ?, ?, 0, ?)", `msg_${crypto.randomUUID()}`, same, line, now, now);
+  /** A cause that is new, or that lasts, goes to the webhook. */
+  #page(cause: string, line: string, now: number): void {
+    this.#sql.exec(
+      `INSERT INTO causes VALUES (?1, ?2, ?3, ?3, 0, NULL)
+        ON CONFLICT (cause) DO UPDATE SET said_at = excluded.said_at, cleared_at = NULL`,
+      cause,
+      line,
+      now,
+    );
+    const due = "cause = ? AND paged_at <= ? RETURNING cause";
+    const told = this.#sql.exec(`UPDATE causes SET paged_at = ? WHERE ${due}`, now, cause, now - REMIND_MS).toArray();
+    if (told.length > 0) this.#alert("page", line, now);
+  }
+
+  /** True where one of these was told of. */
+  #clear(causes: ReadonlySet<string>, now: number): boolean {
+    if (causes.size === 0) return false;
+    const named = JSON.stringify([...causes]);
+    const where = "cleared_at IS NULL AND cause IN (SELECT value FROM json_each(?))";
+    return (
+      this.#sql.exec(`UPDATE causes SET cleared_at = ? WHERE ${where} RETURNING cause`, now, named).toArray().length > 0
+    );
+  }
+
+  #endCauses(now: number): void {
+    const over = this.#sql
+      .exec<{ line: string; since: number }>(
+        "DELETE FROM causes WHERE cleared_at <= ? RETURNING line, since",
+        now - SETTLE_MS,
+      )
+      .toArray();
+    for (const { line, since } of over) {
+      const { event, about } = JSON.parse(line) as Record<string, unknown>;
+      const lasted = { since: new Date(since).toISOString(), seconds: Math.round((now - since) / 1_000) };
+      this.#alert("all_clear", JSON.stringify({ time: new Date(now).toISOString(), event, about, ...lasted }), now);
+    }
+    this.#sql.exec("DELETE FROM causes WHERE cleared_at IS NULL AND said_at <= ?", now - FORGET_MS);
+  }
+
+  #alert(what: Alert["what"], line: string, now: number): void {
+    this.#sql.exec("INSERT INTO alerts VALUES (?, ?, ?, ?, 0, ?)", `msg_${crypto.randomUUID()}`, what, line, now, now);
   }
 
   async #deliverLater(now: number): Promise<void> {
     const next = this.#sql
-      .exec<{ at: number | null }>("SELECT MIN(COALESCE(next_try_at, at + ?)) AS at FROM alerts", REPEAT_MS + 1)
+      .exec<{ at: number | null }>(
+        `SELECT MIN(at) AS at FROM (SELECT next_try_at AS at FROM alerts
+          UNION ALL SELECT COALESCE(cleared_at + ?, said_at + ?) FROM causes)`,
+        SETTLE_MS,
+        FORGET_MS,
+      )
       .one().at;
     if (next !== null) await this.ctx.storage.setAlarm(Math.max(next, now));
   }
 
   /** Signed as standardwebhooks.com has it: headers webhook-id, webhook-timestamp, webhook-signature. */
-  async #send(id: string, line: string, now: number): Promise<boolean> {
+  async #send({ id, what, line }: Alert, now: number): Promise<boolean> {
     const { ALERT_WEBHOOK_URL: url, ALERT_WEBHOOK_SECRET: secret } = this.env;
     if (url === undefined || secret === undefined) return false;
-    const body = JSON.stringify({ type: "page", data: JSON.parse(line) as unknown });
+    const body = JSON.stringify({ type: what, data: JSON.parse(line) as unknown });
     const at = new Date(now);
     try {
       const headers = {

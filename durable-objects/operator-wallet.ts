@@ -28,7 +28,8 @@ import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
-import { errorFields, log, sendLogs } from "../src/log.ts";
+import { inItsOwnWords, isDatabaseRefusal } from "../src/errors.ts";
+import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 import { limitOf, type Refusal } from "./wallet-limits.ts";
@@ -80,7 +81,7 @@ export class OperatorWallet extends DurableObject<object> {
   async order(order: WalletOrder): Promise<OrderState> {
     const known = this.#ledger.row(order.id);
     if (known !== undefined && !isTriedAgain(known, order)) return this.#stateOf(known, order);
-    const prepared = await this.#prepare(order);
+    const prepared = await inItsOwnWords(this.#prepare(order));
     if ("why" in prepared) return { state: "waiting", why: prepared.why };
     const signed = await this.#inTurn(() => this.#signAll(order, prepared));
     if ("why" in signed) return { state: "waiting", why: signed.why };
@@ -134,7 +135,7 @@ export class OperatorWallet extends DurableObject<object> {
       this.#count(),
     ]);
     const available = this.#available(funds);
-    await this.#warnOfFunds(available, funds.wei, fees);
+    this.#warnOfFunds(available, funds.wei, fees);
     if (available < BigInt(rows.at(-1)?.amount ?? 0)) return { why: "no_funds" };
     if (gas === null) return { why: "would_fail" };
     if (order.kind === "purchase" && fees.baseFee > config.MAX_BASE_FEE_GWEI) return { why: "gas_too_dear" };
@@ -144,8 +145,8 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /**
-   * `served` where a payment's token is bought, or with its payer: it gets no second one, and is not paid back whole.
-   * `unproven` while that is open. Else the earlier orders for it that have done nothing as the chain stands now.
+   * "served" where a payment's token is bought, or with its payer: it gets no second one, and is not paid back whole.
+   * "unproven" while that is open. Else the earlier orders for it that have done nothing as the chain stands now.
    */
   async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | "served" | "unproven"> {
     const isRefund = isRefundOfPayment(order);
@@ -256,7 +257,11 @@ export class OperatorWallet extends DurableObject<object> {
     try {
       await linkTransaction(openDatabase(this.#services().config.DB), hash, payment, Date.now());
     } catch (error) {
-      log("error", "purchase_not_linked", { order: id, txHash: hash, ...errorFields(error) });
+      log(isDatabaseRefusal(error) ? "page" : "error", "purchase_not_linked", {
+        order: id,
+        txHash: hash,
+        ...errorFields(error),
+      });
       return false;
     }
     this.#ledger.markLinked(hash);
@@ -309,7 +314,9 @@ export class OperatorWallet extends DurableObject<object> {
   async #giveAnotherNonce(row: OrderRow): Promise<void> {
     log("page", "operator_nonce_taken", { order: row.id, kind: row.kind, nonce: row.nonce });
     const [newest] = this.#ledger.signed(row.id);
-    if (newest === undefined) return;
+    // Nothing that was signed can leave any more: what would is new (hard case 45).
+    const isHalted = await isPaused(openDatabase(this.#services().config.DB), "payouts");
+    if (newest === undefined || isHalted) return;
     const [fees, count] = await Promise.all([this.#fees(), this.#count()]);
     await this.#inTurn(() => {
       const nonce = Math.max(count, this.#ledger.lastNonce + 1);
@@ -353,6 +360,8 @@ export class OperatorWallet extends DurableObject<object> {
     // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
     const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
     log(level, `payment_${state}`, { order: row.id, kind: row.kind, txHash: mined.hash });
+    // What still is so is told again with the next look, seconds from now.
+    for (const event of ["payment_stuck", "operator_nonce_unclear", "operator_nonce_missing"]) allClear(event);
   }
 
   /** The receipt of whichever of a row's transactions was mined. */
@@ -378,14 +387,12 @@ export class OperatorWallet extends DurableObject<object> {
     return askTwo(chain, ({ client }) => client.getTransactionCount({ address: account.address }));
   }
 
-  /** A person has to send more before orders have to wait; said once an hour. */
-  async #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): Promise<void> {
-    const { storage } = this.ctx;
+  /** A person has to send more before orders have to wait. */
+  #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): void {
     const { config } = this.#services();
     const isLow = available < config.LOW_FUNDS_USDC || wei < LOW_TRANSACTIONS * GAS_PER_TRANSACTION * maxFee;
-    if (!isLow || ((await storage.get<number>("warnedAt")) ?? 0) > Date.now() - HOUR_MS) return;
-    await storage.put("warnedAt", Date.now());
-    log("page", "operator_funds_low", { usdc6: String(available), wei: String(wei) });
+    if (isLow) log("page", "operator_funds_low", { usdc6: String(available), wei: String(wei) });
+    else allClear("operator_funds_low");
   }
 
   #fees = (): Promise<Fees> => readFees(this.#services().chain);

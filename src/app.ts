@@ -5,17 +5,18 @@ import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
 import { secureHeaders } from "hono/secure-headers";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
-import { limited } from "./access/admission.ts";
-import { refuseKnownBan, takeRefusals } from "./access/bans.ts";
+import { limited, unlimited } from "./access/admission.ts";
 import { chargedField } from "./access/charged.ts";
 import { clientName } from "./access/client-name.ts";
+import { logRefusals, refuseKnown } from "./access/known-clients.ts";
 import { keyedOnly } from "./access/operators.ts";
 import { placeOf } from "./access/place.ts";
 import { screenRefused } from "./access/screening.ts";
+import { countAnew } from "./audit.ts";
 import { type Chain, connectChain } from "./chain/client.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
-import { AppError, STATUS_OF } from "./errors.ts";
+import { AppError, isDatabaseUnavailable, STATUS_OF } from "./errors.ts";
 import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "./log.ts";
 import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
@@ -37,6 +38,9 @@ import { mountPurchases } from "./routes/x402/purchases.ts";
 import type { Budget } from "./vms/waits.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
+
+/** Its failures last for seconds. */
+const DATABASE_RETRY_SECONDS = 5;
 
 /** Of CORS, an answer needs these two; the preflight has the rest. */
 const CORS_HEADERS = {
@@ -92,6 +96,7 @@ export type Router = OpenAPIHono<App>;
 /** Builds the application over one parsed environment. */
 export function createApp(config: EdgeConfig): Router {
   setLogLevel(config.LOG_LEVEL);
+  countAnew();
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
   const app: Router = new OpenAPIHono<App>({
@@ -134,27 +139,24 @@ export function createApp(config: EdgeConfig): Router {
     }),
   );
   // Only routes with tighter limits of their own need a preflight: this one is in no honest page's way.
-  const limitedPreflight = limited("unknown");
-  app.options(
-    "*",
-    (c, next) => (c.req.path === "/health" ? next() : limitedPreflight(c, next)),
-    cors({
-      origin: "*",
-      allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
-      // The last one x402's clients send as a header of the request.
-      allowHeaders: [
-        "Authorization",
-        "Content-Type",
-        "X-Access-Message",
-        "X-Body-Signature",
-        "PAYMENT-SIGNATURE",
-        "X-PAYMENT",
-        "Prefer",
-        "Access-Control-Expose-Headers",
-      ],
-      maxAge: 86_400,
-    }),
-  );
+  const preflight = cors({
+    origin: "*",
+    allowMethods: ["GET", "HEAD", "POST", "OPTIONS"],
+    // The last one x402's clients send as a header of the request.
+    allowHeaders: [
+      "Authorization",
+      "Content-Type",
+      "X-Access-Message",
+      "X-Body-Signature",
+      "PAYMENT-SIGNATURE",
+      "X-PAYMENT",
+      "Prefer",
+      "Access-Control-Expose-Headers",
+    ],
+    maxAge: 86_400,
+  });
+  app.options("/health", unlimited, preflight);
+  app.options("*", limited("unknown"), preflight);
 
   mountHealth(app);
   mountTiers(app);
@@ -181,23 +183,20 @@ export function createApp(config: EdgeConfig): Router {
   app.all("/admin/*", ...keyedOnly, nothingHere);
   app.all("*", limited("unknown"), nothingHere);
   app.onError((error, c) => answerScreened(error, c));
-  return serveUnbanned(app, config);
+  return serveUnknown(app, config);
 }
 
-/** What this isolate knows as banned never reaches the routes; lines go to the book behind the answer. */
-function serveUnbanned(app: Router, config: EdgeConfig): Router {
+/** Whom this isolate knows as banned or over a limit never reaches the routes; lines go to the book behind the answer. */
+function serveUnknown(app: Router, config: EdgeConfig): Router {
   const serve = app.fetch;
+  const front = { app, config, headers: CORS_HEADERS };
   app.fetch = (request, env, ctx) => {
-    const answer = refuseKnownBan(request, config, CORS_HEADERS) ?? serve(request, env, ctx);
-    if (ctx !== undefined) shipLogs(config.LOG_BOOK, (work) => ctx.waitUntil(work), logRefusals);
+    const waitUntil = (work: Promise<unknown>) => ctx?.waitUntil(work);
+    const answer = refuseKnown(front, request, waitUntil) ?? serve(request, env, ctx);
+    if (ctx !== undefined) shipLogs(config.LOG_BOOK, waitUntil, () => logRefusals(Date.now()));
     return answer;
   };
   return app;
-}
-
-/** A banned client must cost next to nothing, in the log too. */
-function logRefusals(): void {
-  for (const refusals of takeRefusals(Date.now())) log("security", "banned_requests", refusals);
 }
 
 /** The one wide event of a request. */
@@ -242,7 +241,7 @@ export function createRefusal(error: AppError): Hono {
 
 /** What was refused as malformed or unproven is looked over for attacks before it is answered. */
 async function answerScreened(error: Error, c: Context<App>): Promise<Response> {
-  const code = (error instanceof AppError ? error : fromHono(error))?.code;
+  const code = asAppError(error)?.code;
   if (code !== undefined && DENIALS.has(code)) {
     log("security", "access_denied", { address: c.var.client, code, method: c.req.method, path: c.req.path });
   }
@@ -262,7 +261,7 @@ const fieldsOf = (error: Error): string[] =>
   error instanceof AppError ? (error.details ?? []).map((detail) => (detail as { field?: string }).field ?? "") : [];
 
 function answerError(error: Error, c: Context, requestId: string): Response {
-  const known = error instanceof AppError ? error : fromHono(error);
+  const known = asAppError(error);
   const status = known === null ? 500 : STATUS_OF[known.code];
   // What a client reads of an unknown failure is one fixed sentence; of a known one, its own.
   const isPublic = known !== null && (known.code !== "internal_error" || error instanceof HTTPException);
@@ -284,7 +283,15 @@ function answerError(error: Error, c: Context, requestId: string): Response {
   );
 }
 
-function fromHono(error: Error): AppError | null {
+/** Null for what no client can do anything about. */
+function asAppError(error: Error): AppError | null {
+  if (error instanceof AppError) return error;
+  if (isDatabaseUnavailable(error)) {
+    return new AppError("database_unavailable", "The database does not answer right now; try again in a few seconds.", {
+      cause: error,
+      retryAfterSeconds: DATABASE_RETRY_SECONDS,
+    });
+  }
   if (!(error instanceof HTTPException)) return null;
   if (error.status === 400) return new AppError("invalid_request", "The request body is not valid JSON.");
   if (error.status === 415) return new AppError("unsupported_media_type", "Send the body as application/json.");

@@ -10,6 +10,7 @@ import type { VendorGate } from "../durable-objects/vendor-gate.ts";
 import { isWellFormedKey } from "./access/admin-key.ts";
 import { clientAddress } from "./access/client-name.ts";
 import { LIMITS } from "./access/limits.ts";
+import { KNOWN_FACTORIES } from "./chain/wallet-factories.ts";
 import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
 import { ConfigError } from "./errors.ts";
 import { LOG_LEVELS } from "./log.ts";
@@ -65,6 +66,8 @@ const chainFields = {
   /** Comma-separated; of different providers in production, since two of them have to agree. */
   RPC_URLS: list,
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
+  /** Blocks that one request for logs spans at most. */
+  SCAN_MAX_RANGE: integer(1).prefault("2000"),
   /** How far a node's block may be ahead of our clock. */
   CHAIN_MAX_AHEAD_SECONDS: integer(1).prefault("60"),
   /** Blocks on top before a purchase or a payment counts. */
@@ -107,7 +110,6 @@ const edgeFields = z.object({
   START_BLOCK: integer(0),
   SCAN_INTERVAL_MS: integer(100).prefault("1500"),
   SCAN_RUN_SECONDS: integer(1, 600).prefault("60"),
-  SCAN_MAX_RANGE: integer(1).prefault("2000"),
   SWEEP_INTERVAL_SECONDS: integer(1).prefault("30"),
   /** Machines that one sweep may end, or 5 % of those running if that is more; beyond it stops and pages. */
   SWEEP_MAX_ENDS: integer(1).prefault("3"),
@@ -117,6 +119,10 @@ const edgeFields = z.object({
   RETIRED_DATA_KEYS: items.pipe(z.array(privateKey)),
   /** Makes the first operator's key, and nothing else. */
   ADMIN_API_KEY: z.string().refine(isWellFormedKey, 'must be a key that "npm run keys" made').optional(),
+  /** Through these a smart wallet that is not deployed yet may sign for its token. */
+  WALLET_FACTORIES: items
+    .pipe(z.array(address))
+    .transform((factories) => (factories.length === 0 ? KNOWN_FACTORIES : factories)),
   REQUIRE_FRESH_SIGNATURES: z.stringbool("must be true or false").prefault("false"),
   /** Gets a signed POST for each line of level `page`. */
   ALERT_WEBHOOK_URL: z.url({ protocol: /^https?$/, error: "must be an http(s) URL" }).optional(),

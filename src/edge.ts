@@ -4,7 +4,7 @@ import { createApp, createRefusal, type Router } from "./app.ts";
 import { pollChain } from "./chain/poll.ts";
 import { type EdgeBindings, edgeConfig } from "./config.ts";
 import { AppError } from "./errors.ts";
-import { errorFields, log, sendLogs, setLogLevel, shipLogs } from "./log.ts";
+import { allClear, errorFields, log, sendLogs, setLogLevel, shipLogs } from "./log.ts";
 
 export { IpGuard } from "../durable-objects/ip-guard.ts";
 export { LogBook } from "../durable-objects/log-book.ts";
@@ -21,6 +21,7 @@ export default {
       const config = edgeConfig(env);
       setLogLevel(config.LOG_LEVEL);
       await pollChain(config, () => shipLogs(config.LOG_BOOK, (work) => ctx.waitUntil(work)));
+      allClear("cron_failed");
     } catch (error) {
       log("page", "cron_failed", errorFields(error));
       throw error;
@@ -35,6 +36,7 @@ function build(env: EdgeBindings): Router | Hono {
   try {
     const app = createApp(edgeConfig(env));
     apps.set(env, app);
+    allClear("misconfigured");
     return app;
   } catch (error) {
     if (!(error instanceof AppError)) throw error;

@@ -1,5 +1,6 @@
 // `AppError` is what a client reads: a code, its HTTP status, one sentence. Background work throws `GiveUp` when a person
-// has to look (not retryable); everything else that it throws is a fault, and the queue tries again.
+// has to look (not retryable); everything else that it throws is a fault, and the queue tries again. Of the faults, those
+// that pass by themselves are `isTransient`.
 
 export const STATUS_OF = {
   invalid_request: 400,
@@ -59,6 +60,7 @@ export const STATUS_OF = {
   chain_unavailable: 503,
   ownership_settling: 503,
   tiers_unavailable: 503,
+  database_unavailable: 503,
   guard_unavailable: 503,
   log_unavailable: 503,
   facilitator_unavailable: 503,
@@ -69,6 +71,7 @@ export const STATUS_OF = {
   gas_too_dear: 503,
   orders_full: 503,
   provisioning_paused: 503,
+  delivery_stalled: 503,
 } as const;
 
 type ErrorCode = keyof typeof STATUS_OF;
@@ -120,6 +123,54 @@ export class GiveUp extends Error {
     super(message, options);
     this.code = code;
   }
+}
+
+/** D1 gave no answer, or none in time. A write may have happened all the same, or may happen yet. */
+export class DatabaseUnavailable extends Error {
+  override readonly name = "DatabaseUnavailable";
+  readonly safeToLog = true;
+}
+
+/**
+ * What D1 (developers.cloudflare.com/d1/observability/debug-d1) and the runtime say of failures that pass by themselves. Not
+ * of a query that took too much memory or CPU time: it would do so again.
+ */
+const TRANSIENT =
+  /^(?:D1_\w*ERROR: |\w+: )?(?:network connection lost|internal error|cannot resolve D1|D1 DB (?:is overloaded|reset because|storage operation exceeded)|failed to parse body as json|too many api requests|D1 did not answer)/i;
+
+/** Whether it is worth trying again for as long as it lasts. An object's errors say so themselves, and lose their class. */
+export const isTransient = (error: unknown): boolean =>
+  someCause(
+    error,
+    (one) =>
+      one instanceof DatabaseUnavailable ||
+      (one as { retryable?: unknown }).retryable === true ||
+      (one as { overloaded?: unknown }).overloaded === true ||
+      TRANSIENT.test(one.message),
+  );
+
+/** D1 itself did not answer. */
+export const isDatabaseUnavailable = (error: unknown): boolean =>
+  someCause(error, (one) => one instanceof DatabaseUnavailable);
+
+/** For work whose error leaves an object, which takes its class and its cause from it: what passes by itself says so in words. */
+export async function inItsOwnWords<T>(work: Promise<T>): Promise<T> {
+  try {
+    return await work;
+  } catch (error) {
+    throw isDatabaseUnavailable(error) ? new DatabaseUnavailable("D1 did not answer an object.") : error;
+  }
+}
+
+/** D1 answered that it can't: no repetition mends that. A constraint that failed is no such refusal, since rows change. */
+export const isDatabaseRefusal = (error: unknown): boolean =>
+  !isTransient(error) &&
+  someCause(error, ({ message }) => /^D1_\w*ERROR/.test(message) && !message.includes("constraint failed"));
+
+function someCause(error: unknown, test: (error: Error) => boolean): boolean {
+  // What has a code is classified by that, whatever its cause is.
+  for (let one = error; one instanceof Error && !(one instanceof AppError); one = one.cause) if (test(one)) return true;
+  return false;
 }
 
 /** A variable or binding that is missing or wrong. The text names it and never shows its value. */

@@ -3,10 +3,15 @@
 // logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
+import { isWritten, takeCounted } from "./audit.ts";
 import { AppError, GiveUp } from "./errors.ts";
 import { redactFields } from "./redact.ts";
 
-/** `security`: for the audit. `page`: a person should look now. */
+/**
+ * `security`: for the audit. `page`: a person should look now. A page is about our own state, never about what a request
+ * asks for (hard case 40). Its cause is the event and the field `about`, one of few (a vendor, a tier, a node): it is
+ * told once, and again each hour while it is said again. Where what it tells of can end, `allClear` is said on each good look.
+ */
 export type Level = "debug" | "info" | "warn" | "error" | "security" | "page";
 export const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
 
@@ -16,8 +21,6 @@ const SHIP_AFTER_MS = 1_000;
 const SHIP_LOST_MS = 15_000;
 /** While the book can't be reached. What is dropped is still in the console. */
 const MAX_PENDING_CHARS = 2_000_000;
-/** So many different ones say enough. */
-const MAX_PENDING_PAGES = 100;
 /** The console cuts what is longer than 256 KB. */
 const MAX_UNPRINTED_CHARS = 50_000;
 
@@ -39,6 +42,11 @@ export function setLogLevel(level: (typeof LOG_LEVELS)[number]): void {
 /** Writes one event. */
 export function log(level: Level, event: string, fields: Record<string, unknown> = {}): void {
   if (RANK[level] < threshold) return;
+  if (level === "security" && !isWritten(event, fields["address"], Date.now())) return;
+  write(level, event, fields);
+}
+
+function write(level: Level, event: string, fields: Record<string, unknown>): void {
   const shared = scopes.getStore()?.shared;
   const safe = redactFields(shared === undefined ? fields : { ...shared, ...fields });
   const line = JSON.stringify({ time: new Date().toISOString(), level, event, ...safe });
@@ -46,13 +54,23 @@ export function log(level: Level, event: string, fields: Record<string, unknown>
   else if (level === "warn" || level === "security") console.warn(line);
   else unprinted += unprinted === "" ? line : `\n${line}`;
   if (unprinted.length >= MAX_UNPRINTED_CHARS) print();
-  // A page is never dropped for other lines that came before it.
-  if (level === "page") pending.pages = joinPages(pending.pages, [line]);
+  // A page is never dropped: there are as many as causes.
+  if (level === "page") {
+    const cause = causeOf(event, fields["about"]);
+    pending.pages[cause] ??= line;
+    pending.cleared.delete(cause);
+  }
   if (pending.combined.length >= MAX_PENDING_CHARS) return;
   pending.combined += `${line}\n`;
   if (level === "error" || level === "page") pending.error += `${line}\n`;
   if (level === "security") pending.security += `${line}\n`;
 }
+
+/** What a page of that cause tells of is over; where there was none, nothing follows. */
+export const allClear = (event: string, about?: Cause): void => void pending.cleared.add(causeOf(event, about));
+
+type Cause = string | number;
+const causeOf = (event: string, about: unknown): string => (about === undefined ? event : `${event} ${about as Cause}`);
 
 function print(): void {
   if (unprinted !== "") console.log(unprinted);
@@ -94,11 +112,12 @@ export function shipLogs(
 
 /** Sends what is waiting now. Never rejects: a book that can't be reached must not fail what it tells of. */
 export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<void> {
+  for (const counted of takeCounted(Date.now())) write("security", "lines_counted", counted);
   print();
+  shippingSince = 0;
+  if (pending.combined === "") return;
   const batch = pending;
   pending = emptyBatch();
-  shippingSince = 0;
-  if (batch.combined === "") return;
   try {
     await book.get(book.idFromName("book")).append(batch);
   } catch (error) {
@@ -112,23 +131,14 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
 
 /** For the next batch: all of it while there is room, pages before anything else. */
 function keep(batch: LogBatch): void {
-  pending.pages = joinPages(batch.pages, pending.pages);
+  for (const cause of batch.cleared) if (!(cause in pending.pages)) pending.cleared.add(cause);
+  pending.pages = { ...pending.pages, ...batch.pages };
   if (pending.combined.length + batch.combined.length > MAX_PENDING_CHARS) return;
   for (const stream of ["combined", "error", "security"] as const) pending[stream] = batch[stream] + pending[stream];
 }
 
-/** The first of those that say the same, a hundred of them: while the book can't be reached, pages must not pile up. */
-function joinPages(first: readonly string[], then: readonly string[]): string[] {
-  const bySense = new Map<string, string>();
-  for (const line of [...first, ...then]) {
-    const sense = line.replace(/,?"(?:time|requestId)":"[^"]*"/g, "");
-    if (!bySense.has(sense)) bySense.set(sense, line);
-  }
-  return [...bySense.values()].slice(0, MAX_PENDING_PAGES);
-}
-
 function emptyBatch(): LogBatch {
-  return { combined: "", error: "", security: "", pages: [] };
+  return { combined: "", error: "", security: "", pages: {}, cleared: new Set() };
 }
 
 /** What may be told of an error: everything of our own; name, numbers and place of any other; causes included. */

@@ -1,67 +1,115 @@
 // Middleware that asks the client's guard before a route is served.
-import type { Context, MiddlewareHandler } from "hono";
+import type { Context, Hono, MiddlewareHandler } from "hono";
 import type { Hit, Verdict } from "../../durable-objects/ip-guard.ts";
 import type { App } from "../app.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
-import { banRefusal } from "./bans.ts";
+import { banRefusal, secondsTo } from "./bans.ts";
 import { blockOf } from "./client-name.ts";
 import { guardOf, guardUnavailable, inTime, learnBan } from "./guard.ts";
-import { LIMITS, type LimitedRoute, limitOf, type Rule, stateLimit } from "./limits.ts";
+import { LIMITS, type LimitedRoute, limitOf, limitSentence, type Rule, stateLimit } from "./limits.ts";
+import { knownOverrun, rememberOverrun } from "./overruns.ts";
 import { screenUrl } from "./screening.ts";
 
 const HOUR_SECONDS = 3_600;
 
+/** The route that each limiter counts; null: the path has no limit. */
+const routesOf = new WeakMap<MiddlewareHandler<App>, LimitedRoute | null>();
+const limiter = (route: LimitedRoute | null, handler: MiddlewareHandler<App>): MiddlewareHandler<App> => {
+  routesOf.set(handler, route);
+  return handler;
+};
+
+/** What a request counts as: the first limiter that it would meet. Null where it has no limit. */
+export function limitedRouteOf(router: Hono<App>["router"], method: string, path: string): LimitedRoute | null {
+  // Hono serves a HEAD as a GET.
+  const [handlers] = router.match(method === "HEAD" ? "GET" : method, path);
+  for (const [[handler]] of handlers) {
+    const route = routesOf.get(handler as MiddlewareHandler<App>);
+    if (route !== undefined) return route;
+  }
+  return null;
+}
+
+/** In the place of a limiter, on a path that has none. */
+export const unlimited = limiter(null, (_c, next) => next());
+
 /** Counts the request, states the limit in the answer, refuses above it (429) and while banned (403). */
-export const limited =
-  (route: LimitedRoute): MiddlewareHandler<App> =>
-  async (c, next) => {
+export const limited = (route: LimitedRoute): MiddlewareHandler<App> =>
+  limiter(route, async (c, next) => {
     await admit(c, route);
     await screenUrl(c);
     await next();
-  };
+  });
 
 /**
  * The same while the route already reads: the handler awaits `admitted` before it does more than read a row or two of our
  * own tables, and no answer leaves before the limiter's.
  */
-export const limitedBeside =
-  (route: LimitedRoute): MiddlewareHandler<App> =>
-  async (c, next) => {
+export const limitedBeside = (route: LimitedRoute): MiddlewareHandler<App> =>
+  limiter(route, async (c, next) => {
     const admitted = admit(c, route).then(() => screenUrl(c));
     // Awaited below, whatever the handler does.
     admitted.catch(() => undefined);
     c.set("admitted", admitted);
     await next();
     await admitted;
-  };
+  });
 
 /** The same for a caller who can show that the ban is not meant for it: until when it is banned is in `bannedUntil`. */
-export const limitedEvenIfBanned =
-  (route: LimitedRoute): MiddlewareHandler<App> =>
-  async (c, next) => {
+export const limitedEvenIfBanned = (route: LimitedRoute): MiddlewareHandler<App> =>
+  limiter(route, async (c, next) => {
     c.set("bannedUntil", await admit(c, route, true));
     await screenUrl(c);
     await next();
-  };
+  });
 
-/** Caps over a /48 and over everybody, for routes that write: an IPv6 client has as many addresses as it likes. */
+/**
+ * Caps over a /48 and over everybody, for requests that write: an IPv6 client has as many addresses as it likes. What does
+ * not write uses up nobody else's allowance (hard case 44).
+ */
 export const capped =
-  (what: "wallets" | "x402"): MiddlewareHandler<App> =>
+  (what: "wallets" | "x402", writes: (c: Context<App>) => boolean = () => true): MiddlewareHandler<App> =>
   async (c, next) => {
-    if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return next();
+    if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client")) || !writes(c)) return next();
     const block = blockOf(c.get("client"));
     // One after the other: what its own block refuses must not use up what everybody shares.
-    if (block !== null) await count(c, `${what}_block`, block);
-    await count(c, `${what}_all`, "everybody");
+    const caps = [
+      ...(block === null ? [] : [[`${what}_block`, block] as const]),
+      [`${what}_all`, "everybody"] as const,
+    ];
+    for (const [route, name] of caps) {
+      const until = await count(c, route, name);
+      if (until !== null) throw tooMany(until, Date.now());
+    }
     await next();
   };
 
-async function count(c: Context<App>, route: LimitedRoute, name: string): Promise<void> {
+/**
+ * A token's own limit, whoever asks. What replaces a key that others know counts apart, so that nobody can sell a token whose
+ * buyer must wait for a key of his own.
+ */
+export async function countRotation(c: Context<App>, tokenId: string, isKnownToOthers: boolean): Promise<void> {
+  const until = await count(c, "rotations", `${isKnownToOthers ? "resold" : "token"}:${tokenId}`);
+  if (until === null) return;
+  const now = Date.now();
+  const retryAfterSeconds = secondsTo(until, now);
+  stateLimit(c.header, "rotations", limitOf(c.get("config"), "rotations"), 0, until, now);
+  const sentence = `Token ${tokenId} had too many new keys lately; try again in ${retryAfterSeconds} seconds.`;
+  throw new AppError("rate_limited", sentence, { retryAfterSeconds });
+}
+
+/** Counts by another name than the client's. Until when nothing more passes, or null. */
+async function count(c: Context<App>, route: LimitedRoute, name: string): Promise<number | null> {
+  const config = c.get("config");
+  const now = Date.now();
+  const known = knownOverrun(config, name, route, now);
+  if (known !== null) return known;
   const verdict = await ask(c, route, name, false);
-  if (verdict === null || verdict.allowed) return;
+  if (verdict === null || verdict.allowed) return null;
+  rememberOverrun(config, name, route, verdict.resetAt, now);
   log("warn", "cap_reached", { route, client: name });
-  throw tooMany(verdict.resetAt, Date.now());
+  return verdict.resetAt;
 }
 
 async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false): Promise<number | null> {
@@ -74,7 +122,7 @@ async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false)
   const { bannedUntil } = verdict;
   const limit = limitOf(config, route);
   if (bannedUntil !== null) {
-    learnBan(c, route, bannedUntil, verdict.bansNow);
+    learnBan(config, client, route, bannedUntil, verdict.bansNow);
     if (!evenIfBanned) {
       stateLimit(c.header, route, limit, 0, bannedUntil, now);
       throw banRefusal(bannedUntil, now);
@@ -83,6 +131,7 @@ async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false)
   stateLimit(c.header, route, limit, verdict.remaining, verdict.resetAt, now);
   c.set("budget", { remaining: verdict.remaining, windowSeconds: limit.windowSeconds });
   if (verdict.allowed) return bannedUntil;
+  rememberOverrun(config, client, route, verdict.resetAt, now);
   // One line for each violation: whoever floods us must not flood the audit.
   if (verdict.violates) log("security", "rate_limited", { address: client, route });
   throw tooMany(verdict.resetAt, now);
@@ -110,9 +159,5 @@ async function ask(c: Context<App>, route: LimitedRoute, name: string, evenIfBan
   }
 }
 
-function tooMany(resetAt: number, now: number): AppError {
-  const retryAfterSeconds = Math.max(1, Math.ceil((resetAt - now) / 1_000));
-  return new AppError("rate_limited", `Too many requests; try again in ${retryAfterSeconds} seconds.`, {
-    retryAfterSeconds,
-  });
-}
+const tooMany = (resetAt: number, now: number): AppError =>
+  new AppError("rate_limited", limitSentence(resetAt, now), { retryAfterSeconds: secondsTo(resetAt, now) });

@@ -34,6 +34,12 @@ export function blockOf(client: string): string | null {
 /** Both guards of a client, for a ban that is to hold however its requests come about. */
 export const guardsOf = (client: string): string[] => [client, client + CROSS_SITE];
 
+/**
+ * The guards that a ban of this one binds (hard case 44): a client's own ban holds for its cross-site requests as well, since
+ * whoever is banned can send that header. What web pages made its browsers send bans such requests alone (22).
+ */
+export const boundBy = (name: string): string[] => (name.endsWith(CROSS_SITE) ? [name] : guardsOf(name));
+
 function groupsOf(address: string): string[] {
   const [head = "", tail] = address.toLowerCase().split("::");
   const left = head === "" ? [] : head.split(":");

@@ -33,17 +33,26 @@ export async function violate(c: Context<App>, what: string): Promise<void> {
   const { config, client, violated } = c.var;
   if (violated || config.UNLIMITED_CLIENTS.has(client)) return;
   c.set("violated", true);
+  await countViolations(config, client, what, 1);
+}
+
+/** Tells the client's guard of refusals that it did not see. */
+export async function tellGuard(config: EdgeConfig, client: string, route: string, violations: number): Promise<void> {
+  log("security", "rate_limited", { address: client, route });
+  await countViolations(config, client, route, violations);
+}
+
+async function countViolations(config: EdgeConfig, client: string, what: string, violations: number): Promise<void> {
   try {
-    const { bannedUntil, bansNow } = await inTime(guardOf(config, client).violate(what, Date.now()));
-    if (bannedUntil !== null) learnBan(c, what, bannedUntil, bansNow);
+    const { bannedUntil, bansNow } = await inTime(guardOf(config, client).violate(what, Date.now(), violations));
+    if (bannedUntil !== null) learnBan(config, client, what, bannedUntil, bansNow);
   } catch (error) {
     log("error", "guard_unavailable", { route: what, ...errorFields(error) });
   }
 }
 
 /** The isolate knows the ban from here on; the audit, once. */
-export function learnBan(c: Context<App>, route: string, until: number, isNew: boolean): void {
-  const { client, config } = c.var;
+export function learnBan(config: EdgeConfig, client: string, route: string, until: number, isNew: boolean): void {
   rememberBan(client, until, Date.now(), config.BAN_CACHE_SECONDS);
   if (isNew) log("security", "ip_banned", { address: client, route, until: new Date(until).toISOString() });
 }

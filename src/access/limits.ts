@@ -1,9 +1,11 @@
 // The one table of limits, and how an answer states them.
 import type { Limit } from "../../durable-objects/ip-guard.ts";
 import type { EdgeConfig } from "../config.ts";
+import { secondsTo } from "./bans.ts";
 
 const MINUTE = 60;
 const HOUR = 3_600;
+const DAY = 86_400;
 
 export type Rule = Limit & {
   /** Every request is written before it is answered; the others are written within five seconds. */
@@ -12,11 +14,14 @@ export type Rule = Limit & {
   polled?: true;
   /** Refused while the guard can't be asked. The others are public reads and served. */
   closed?: true;
-  /** A cap over many clients: going over it is nobody's violation. */
+  /** Counted by another name than a client's, as a /48 or a token: going over it is nobody's violation. */
   shared?: true;
 };
 
-/** Requests per span and client; reference, "Rate limits". `/health` has none. The last four are caps over many clients. */
+/**
+ * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last five, four are caps over many
+ * clients, and `rotations` is a token's.
+ */
 export const LIMITS = {
   tiers: { requests: 100, windowSeconds: MINUTE },
   credentials: { requests: 30, windowSeconds: HOUR, kept: true, polled: true, closed: true },
@@ -31,12 +36,16 @@ export const LIMITS = {
   x402_block: { requests: 300, windowSeconds: MINUTE, closed: true, shared: true },
   x402_all: { requests: 6_000, windowSeconds: MINUTE, closed: true, shared: true },
   wallets_all: { requests: 600, windowSeconds: MINUTE, kept: true, closed: true, shared: true },
+  rotations: { requests: 6, windowSeconds: DAY, kept: true, closed: true, shared: true },
 } as const satisfies Record<string, Rule>;
 
 export type LimitedRoute = keyof typeof LIMITS;
 
 export const limitOf = (config: Pick<EdgeConfig, "RATE_LIMITS">, route: LimitedRoute): Limit =>
   config.RATE_LIMITS[route] ?? LIMITS[route];
+
+export const limitSentence = (resetAt: number, now: number): string =>
+  `Too many requests; try again in ${secondsTo(resetAt, now)} seconds.`;
 
 /**
  * `X-RateLimit-*` (reset in unix seconds) and the fields of draft-ietf-httpapi-ratelimit-headers (in seconds from now).

@@ -2,8 +2,8 @@
 import type { Context, MiddlewareHandler } from "hono";
 import type { Address } from "viem";
 import type { App } from "../app.ts";
-import { type Chain, ChainUnavailable, readToken, type TokenView } from "../chain/client.ts";
-import { isContractSignature, whyNotSigned } from "../chain/contract-signature.ts";
+import { ChainUnavailable, readToken, type TokenView } from "../chain/client.ts";
+import { factoryOf, isContractSignature, whyNotSigned } from "../chain/contract-signature.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
 import { askFirst, readAgreedToken } from "../chain/witness.ts";
 import { markFreshOwner } from "../db/delivery.ts";
@@ -91,12 +91,15 @@ export async function checkOwner(
     throw new AppError("fresh_signature_required", "This takes the fresh form of signature (X-Access-Message).");
   }
   const sight = await seeToken(c.var, tokenId, now);
-  const isOwner = await ownerSigned(c.var.chain, sight.view.owner, signed);
+  const isOwner = await ownerSigned(c.var, sight.view.owner, signed);
   if (!isOwner && signed.problem !== null) throw signed.problem;
   const who = isOwner ? sight.view.owner : (signed.signer ?? null);
-  const owner = await requireHolder(c.var, sight, tokenId, who, action, now).catch(async (error: unknown) => {
+  const hint = factoryHint(c.var, signed);
+  const owner = await requireHolder(c.var, sight, tokenId, who, action, now, hint).catch(async (error: unknown) => {
     const { owner: account } = sight.view;
     if (!(error instanceof AppError) || error.code !== "not_owner" || account === null) throw error;
+    // Through a factory a wallet was asked, or the hint says why not.
+    if (factoryOf(signed.signature) !== null) throw error;
     // A smart wallet that is not deployed can't be asked.
     const why = await whyNotSigned(c.var.chain, account, signed.signature, error.message);
     throw new AppError("not_owner", why, { cause: error });
@@ -134,7 +137,7 @@ async function isOnItsWay({ db, config }: Services, vm: Vm, owner: Address, who:
   return payment?.state === "settled" && payment.step !== "idle" && payment.payer === who.toLowerCase();
 }
 
-/** `who`: the account that asks, null where its signature is of none. Resolves with the owner. */
+/** `who`: the account that asks, null where its signature is of none; `hint`: what it may try. Resolves with the owner. */
 async function requireHolder(
   services: Services,
   { vm, view }: Sight,
@@ -142,6 +145,7 @@ async function requireHolder(
   who: Address | null,
   action: Action,
   now: number,
+  hint = "",
 ): Promise<Address> {
   const { db } = services;
   if (view.owner === null) {
@@ -163,7 +167,7 @@ async function requireHolder(
         retryAfterSeconds: SETTLING_SECONDS,
       });
     }
-    throw new AppError("not_owner", `${who ?? "Whoever signed"} does not own token ${tokenId}.`);
+    throw new AppError("not_owner", `${who ?? "Whoever signed"} does not own token ${tokenId}.${hint}`);
   }
   if (!view.valid && action !== "refund")
     throw new AppError("token_expired", `The paid time of token ${tokenId} is over.`);
@@ -194,16 +198,23 @@ export async function spendNonce({ db }: Services, { signed, vm, owner: account 
 }
 
 /** By a plain account's signature, or by what a contract that owns the token says of it. */
-async function ownerSigned(chain: Chain, owner: Address | null, signed: Signed): Promise<boolean> {
+async function ownerSigned({ chain, config }: Services, owner: Address | null, signed: Signed): Promise<boolean> {
   if (owner === null || signed.signer === owner) return owner !== null;
-  const plain = signed.signer !== null || signed.problem !== null;
-  return isContractSignature(chain, owner, { ...signed, plain });
+  return isContractSignature(chain, owner, { ...signed, factories: config.WALLET_FACTORIES });
+}
+
+/** For a smart wallet that is not deployed yet, and whose factory we do not run. */
+function factoryHint({ config }: Services, { signature }: Signed): string {
+  const factory = factoryOf(signature);
+  if (factory === null || config.WALLET_FACTORIES.includes(factory)) return "";
+  return ` The signature names a factory that is not known here, ${factory}: deploy the smart wallet first.`;
 }
 
 const readSigned = (c: Context<App>, tokenId: number, action: Action, now = Date.now()): Promise<Signed> =>
   readSignature({
     authorization: c.req.header("authorization"),
     accessMessage: c.req.header("x-access-message"),
+    host: new URL(c.req.url).host,
     tokenId,
     action,
     config: c.var.config,

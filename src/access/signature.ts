@@ -2,7 +2,7 @@
 // signs the same first line and then EIP-4361's fields, so that it names site, chain, contract and moment, and works once.
 // A plain account's signature is recovered here; what a contract says of one (ERC-1271, ERC-6492) is the chain's answer.
 import { type Address, type Hex, hashMessage, isHex, recoverAddress } from "viem";
-import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "../chain/plain-signature.ts";
+import { COMPACT_SIGNATURE_CHARS, isOtherTwin, plainSignatureOf } from "../chain/plain-signature.ts";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { requireShort } from "./headers.ts";
@@ -15,6 +15,19 @@ const MAX_MESSAGE_HEADER = 4_096;
 const MAX_AUTHORIZATION = 16_384;
 const MAX_SIGNATURE_HEX = 2 + 8_000 * 2;
 const NONCE = /^[A-Za-z0-9_-]{8,64}$/;
+/** RFC 3339, as EIP-4361 has it. */
+const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$/i;
+/** All but the last two have to be there. What a signer did not mean to be obeyed must not be there (hard case 42). */
+const FIELDS: ReadonlySet<string> = new Set([
+  "Domain",
+  "URI",
+  "Chain ID",
+  "Contract",
+  "Nonce",
+  "Issued At",
+  "Expiration Time",
+  "Not Before",
+]);
 
 /** What a signature is for; all but the first take the fresh form alone, and have their own path behind the token id. */
 export const ACTIONS = ["credentials", "ack", "rotate", "refund"] as const;
@@ -36,6 +49,8 @@ export type Signed = {
 type SignatureInput = {
   authorization: string | undefined;
   accessMessage: string | undefined;
+  /** The host that was asked, as the request's URL names it. */
+  host: string;
   tokenId: number;
   action: Action;
   config: Pick<EdgeConfig, "CHAIN_ID" | "CONTRACT_ADDRESS" | "PUBLIC_URLS" | "REQUIRE_FRESH_SIGNATURES">;
@@ -62,8 +77,8 @@ export async function readSignature(input: SignatureInput): Promise<Signed> {
   }
   const fresh = message === null ? null : checkFresh(message, input);
   const hash = hashMessage(message ?? accessRequest(input.tokenId));
-  const plain =
-    signature.length === PLAIN_SIGNATURE_CHARS ? await recover(hash, signature) : { signer: null, problem: null };
+  const short = plainSignatureOf(signature);
+  const plain = short === null ? { signer: null, problem: null } : await recover(hash, short);
   return { ...plain, hash, signature, fresh };
 }
 
@@ -77,12 +92,12 @@ function readBearer(header: string | undefined): Hex {
     token !== undefined &&
     isHex(token, { strict: true }) &&
     token.length % 2 === 0 &&
-    token.length >= PLAIN_SIGNATURE_CHARS &&
+    token.length >= COMPACT_SIGNATURE_CHARS &&
     token.length <= MAX_SIGNATURE_HEX;
   if (!isSignature) {
     throw new AppError(
       "signature_invalid",
-      "The bearer token must be a signature in hex: 65 bytes (EIP-191) of a plain account, more of a smart wallet.",
+      "The bearer token must be a signature in hex: 65 bytes (EIP-191) of a plain account, or 64 (EIP-2098); more of a smart wallet.",
     );
   }
   return token;
@@ -113,7 +128,8 @@ function decodeMessage(header: string): string {
   }
 }
 
-function checkFresh(message: string, { tokenId, action, config, now }: SignatureInput): NonNullable<Signed["fresh"]> {
+function checkFresh(message: string, input: SignatureInput): NonNullable<Signed["fresh"]> {
+  const { tokenId, action, config, now } = input;
   const [first = "", ...rest] = message.split("\n").map((line) => line.trim());
   const refuse = (sentence: string) => new AppError("signature_invalid", sentence);
   if (first !== accessRequest(tokenId)) throw refuse(`The signed message must begin with "${accessRequest(tokenId)}".`);
@@ -121,7 +137,8 @@ function checkFresh(message: string, { tokenId, action, config, now }: Signature
   for (const line of rest.filter((one) => one !== "")) {
     const [, name, value] = /^([A-Za-z ]+): (.+)$/.exec(line) ?? [];
     if (name === undefined || value === undefined || fields.has(name))
-      throw refuse(`The signed message has a line that is no field.`);
+      throw refuse("The signed message has a line that is no field, or a field twice.");
+    if (!FIELDS.has(name)) throw refuse(`The signed message may have no fields but ${[...FIELDS].join(", ")}.`);
     fields.set(name, value);
   }
   const field = (name: string): string => {
@@ -129,8 +146,10 @@ function checkFresh(message: string, { tokenId, action, config, now }: Signature
     if (value === undefined) throw refuse(`The signed message lacks "${name}".`);
     return value;
   };
-  const origin = config.PUBLIC_URLS.map((url) => new URL(url)).find((url) => url.host === field("Domain"));
-  if (origin === undefined) throw refuse("The signed message's Domain is not this service.");
+  const origin = originOf(input);
+  if (origin === null || hostOf(field("Domain"), origin) !== origin.host) {
+    throw refuse("The signed message's Domain must be the host that is asked, and one of this service.");
+  }
   if (!isUri(field("URI"), origin, actionPath(tokenId, action))) {
     throw refuse(`The signed message's URI must be ${origin.origin}${actionPath(tokenId, action)}.`);
   }
@@ -140,8 +159,20 @@ function checkFresh(message: string, { tokenId, action, config, now }: Signature
     throw refuse(`The signed message's Contract must be ${config.CONTRACT_ADDRESS}.`);
   }
   if (!NONCE.test(field("Nonce"))) throw refuse("The signed message's Nonce must be 8 to 64 letters, digits, - or _.");
-  const issuedAt = Date.parse(field("Issued At"));
-  if (!Number.isFinite(issuedAt)) throw refuse("The signed message's Issued At must be an ISO 8601 time.");
+  const timeOf = (name: string): number => {
+    const time = TIME.test(field(name)) ? Date.parse(field(name)) : Number.NaN;
+    if (Number.isNaN(time)) {
+      throw refuse(`The signed message's ${name} must be an ISO 8601 time with its zone, like 2026-02-03T12:00:00Z.`);
+    }
+    return time;
+  };
+  const issuedAt = timeOf("Issued At");
+  if (fields.has("Not Before") && now < timeOf("Not Before")) {
+    throw refuse("The signed message is not good before its Not Before: send it then, or sign a new one.");
+  }
+  if (fields.has("Expiration Time") && now >= timeOf("Expiration Time")) {
+    throw new AppError("signature_expired", "The signed message's Expiration Time is over: sign a new one.");
+  }
   const age = (now - issuedAt) / 1_000;
   if (age > FRESH_SECONDS || age < -CLOCK_SKEW_SECONDS) {
     throw new AppError("signature_expired", `A fresh signature is good for ${FRESH_SECONDS} seconds: sign a new one.`);
@@ -150,13 +181,27 @@ function checkFresh(message: string, { tokenId, action, config, now }: Signature
   return { nonce: field("Nonce"), expiresAt: issuedAt + (FRESH_SECONDS + CLOCK_SKEW_SECONDS) * 1_000 };
 }
 
+/** The one of our base URLs that was asked; null where another host was. */
+const originOf = ({ host, config }: SignatureInput): URL | null =>
+  config.PUBLIC_URLS.map((url) => new URL(url)).find((url) => hostOf(host, url) === url.host) ?? null;
+
+/** A host as the scheme of `origin` has it: in lower case, without the default port. Null where it is more than a host. */
+function hostOf(authority: string, { protocol }: URL): string | null {
+  if (!/^[^\s/?#@\\]+$/.test(authority)) return null;
+  try {
+    return new URL(`${protocol}//${authority}`).host;
+  } catch {
+    return null;
+  }
+}
+
 function isUri(value: string, origin: URL, path: string): boolean {
   try {
     const uri = new URL(value);
     return (
       uri.origin === origin.origin &&
       uri.pathname === `${origin.pathname.replace(/\/$/, "")}${path}` &&
-      uri.search === ""
+      `${uri.search}${uri.hash}${uri.username}${uri.password}` === ""
     );
   } catch {
     return false;

@@ -13,9 +13,8 @@ import { privateKeyToAddress } from "viem/accounts";
 import { z } from "zod";
 import { connectChain, readHead } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
-import { fetchEvents, type Purchase } from "../chain/events.ts";
+import { fetchSales, type Purchase } from "../chain/events.ts";
 import { incarnationKey } from "../chain/incarnation.ts";
-import { growRange, shrinkRange } from "../chain/log-ranges.ts";
 import { askFirst } from "../chain/witness.ts";
 import type { EdgeConfig } from "../config.ts";
 import { dataKeyId, decrypt, isEncrypted, sealSecret } from "../credentials/ecies.ts";
@@ -183,19 +182,11 @@ async function readHistory(config: EdgeConfig, tokens: ReadonlySet<number>): Pro
   const chain = connectChain(config);
   const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
   const { number: head } = await askFirst(chain, (node) => readHead(node));
-  let range = config.SCAN_MAX_RANGE;
   for (let from = config.START_BLOCK; from <= head; ) {
-    const to = Math.min(head, from + range - 1);
-    try {
-      const events = await askFirst(chain, (node) => fetchEvents(node, source, from, to));
-      for (const purchase of events.purchases) history.purchases.set(purchase.tokenId, purchase);
-      for (const { tokenId, newExpiry } of events.renewals) history.expiries.set(tokenId, newExpiry);
-      from = to + 1;
-      range = growRange(range, config.SCAN_MAX_RANGE);
-    } catch (error) {
-      if (range === 1) throw error;
-      range = shrinkRange(range, (error as Error).cause);
-    }
+    const found = await askFirst(chain, (node) => fetchSales(node, source, from, head));
+    for (const purchase of found.purchases) history.purchases.set(purchase.tokenId, purchase);
+    for (const { tokenId, newExpiry } of found.renewals) history.expiries.set(tokenId, newExpiry);
+    from = found.to + 1;
   }
   return history;
 }

@@ -8,10 +8,8 @@ import {
   type Hex,
   hashTypedData,
   isAddressEqual,
-  numberToHex,
   pad,
   parseEventLogs,
-  type RpcLog,
   recoverPublicKey,
   toEventSelector,
 } from "viem";
@@ -19,7 +17,7 @@ import { publicKeyToAddress } from "viem/accounts";
 import type { BlockChoice, Chain, Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
 import { isContractSignature } from "./contract-signature.ts";
-import { rangesOf } from "./log-ranges.ts";
+import { readLogs } from "./logs.ts";
 import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 import { askFirst, type Receipt, readAgreedView, readReceipt, shownByTwo } from "./witness.ts";
 
@@ -72,7 +70,7 @@ export async function authorizationSigner(
     const publicKey = await recover(hash, signature);
     if (publicKey !== null && publicKeyToAddress(publicKey) === getAddress(from)) return { publicKey };
   }
-  const isContracts = await isContractSignature(chain, getAddress(from), { hash, signature, plain: true });
+  const isContracts = await isContractSignature(chain, getAddress(from), { hash, signature });
   return isContracts ? { publicKey: null } : null;
 }
 
@@ -170,17 +168,14 @@ const aboutOf = ({ from, nonce }: Pick<Sought, "from" | "nonce">) =>
 
 /** The transaction that used it up or took it back, by one node's logs; null where they show none. */
 async function findUse(
-  { client }: Node,
+  node: Node,
   coin: Address,
   { from, nonce }: Sought,
   fromBlock: number,
   toBlock: number,
 ): Promise<{ txHash: Hex } | null> {
-  const topics = [[USED, CANCELLED], ...aboutOf({ from, nonce })];
-  for (const range of rangesOf(fromBlock, toBlock)) {
-    const [fromHex, toHex] = [numberToHex(range.fromBlock), numberToHex(range.toBlock)];
-    const filter = { address: coin, topics, fromBlock: fromHex, toBlock: toHex };
-    const [entry] = (await client.request({ method: "eth_getLogs", params: [filter] })) as RpcLog[];
+  const filter = { address: coin, topics: [[USED, CANCELLED], ...aboutOf({ from, nonce })] };
+  for await (const [entry] of readLogs(node, "uses", filter, fromBlock, toBlock)) {
     if (entry?.transactionHash != null) return { txHash: entry.transactionHash };
   }
   return null;

@@ -1,35 +1,39 @@
 // The nodes, and what one of them says: a block, a token, a tier. What two of them say alike is in witness.ts.
 import {
   type Address,
-  BaseError,
   type Block,
   createPublicClient,
   decodeFunctionResult,
   defineChain,
   encodeFunctionData,
   type Hex,
-  HttpRequestError,
   hexToNumber,
   http,
   multicall3Abi,
   numberToHex,
   type PublicClient,
-  RpcRequestError,
-  TimeoutError,
   type Transport,
+  zeroAddress,
 } from "viem";
 import type { ChainConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
+import type { Spans } from "./logs.ts";
 
 export type Node = {
   name: string;
   client: PublicClient;
   /** How far a block's time may be ahead of our clock: seconds. */
   maxAheadSeconds: number;
+  /** Blocks that one eth_getLogs may span, and what the node has shown of that. */
+  maxRange: number;
+  spans: Spans;
 };
 export type Chain = { nodes: readonly Node[]; contract: Address; timeoutMs: number };
+
+/** Base's. */
+export const SECONDS_PER_BLOCK = 2;
 
 /** A token as one node saw it at one block: ownership, validity, block number and time come from a single call. */
 export type TokenView = {
@@ -59,19 +63,23 @@ export function connectChain(config: ChainConfig): Chain {
     nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
     rpcUrls: { default: { http: config.RPC_URLS } },
   });
-  const chainIds: ChainIds = chainIdsOf.get(config) ?? new Map();
-  chainIdsOf.set(config, chainIds);
+  const known: Memory = memoryOf.get(config) ?? { chainIds: new Map(), spans: new Map() };
+  memoryOf.set(config, known);
   const nodes = config.RPC_URLS.map((url, index) => {
     const name = `rpc-${index}`;
     const transport = http(url, { retryCount: 0, timeout: config.RPC_TIMEOUT_MS });
+    const spans = known.spans.get(name) ?? {};
+    known.spans.set(name, spans);
     return {
       name,
       client: createPublicClient({
         chain,
         cacheTime: 0,
-        transport: ofChain(transport, name, chainIds),
+        transport: ofChain(transport, name, known.chainIds),
       }) as PublicClient,
       maxAheadSeconds: config.CHAIN_MAX_AHEAD_SECONDS,
+      maxRange: config.SCAN_MAX_RANGE,
+      spans,
     };
   });
   return { nodes, contract: config.CONTRACT_ADDRESS, timeoutMs: config.RPC_TIMEOUT_MS };
@@ -80,8 +88,9 @@ export function connectChain(config: ChainConfig): Chain {
 const ASK_AGAIN_MS = 60_000;
 /** What each node answered to eth_chainId, and when (unix milliseconds). */
 type ChainIds = Map<string, { id: number; at: number }>;
-/** Of the nodes of a configuration, which an isolate keeps. */
-const chainIdsOf = new WeakMap<ChainConfig, ChainIds>();
+/** What an isolate keeps of the nodes of a configuration. */
+type Memory = { chainIds: ChainIds; spans: Map<string, Spans> };
+const memoryOf = new WeakMap<ChainConfig, Memory>();
 
 /** A transport that takes answers only from a node of the configured chain, which is asked beside the first call. */
 const ofChain =
@@ -93,7 +102,8 @@ const ofChain =
       const told = chainIds.get(name);
       if (told !== undefined && (told.id === expected || Date.now() - told.at < ASK_AGAIN_MS)) return told.id;
       const id = hexToNumber((await inner.request({ method: "eth_chainId" })) as Hex);
-      if (id !== expected) log("page", "rpc_of_another_chain", { node: name, chainId: id, expected });
+      if (id === expected) allClear("rpc_of_another_chain", name);
+      else log("page", "rpc_of_another_chain", { about: name, chainId: id, expected });
       chainIds.set(name, { id, at: Date.now() });
       return id;
     };
@@ -151,8 +161,12 @@ async function aggregate(node: Node, calls: readonly InnerCall[], block: BlockCh
   return decodeFunctionResult({ ...call, data: answer });
 }
 
-const toOwner = ({ success, returnData }: InnerResult): Address | null =>
-  success ? decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: returnData }) : null;
+/** A contract reverts for a token that it does not know, or answers the zero address. */
+function toOwner({ success, returnData }: InnerResult): Address | null {
+  if (!success) return null;
+  const owner = decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: returnData });
+  return owner === zeroAddress ? null : owner;
+}
 
 /** Owner, validity, block number and block time of a token in one call (hard case 7). */
 export const readToken = async (chain: Chain, node: Node, tokenId: bigint): Promise<TokenView> =>
@@ -178,14 +192,19 @@ export function toTokenView({ results, ...block }: BlockView): TokenView {
   };
 }
 
-/** Owners of tokens as one node sees them now, in one call; null for a token that the contract does not know. */
-export async function readOwners(chain: Chain, node: Node, tokenIds: readonly number[]): Promise<(Address | null)[]> {
+/** Owners of tokens as one node sees them, in one call; null for a token that the contract does not know. */
+export async function readOwners(
+  chain: Chain,
+  node: Node,
+  tokenIds: readonly number[],
+  block: BlockChoice = "latest",
+): Promise<(Address | null)[]> {
   const calls = tokenIds.map((tokenId) => ({
     target: chain.contract,
     allowFailure: true,
     callData: encodeFunctionData({ abi: contractAbi, functionName: "ownerOf", args: [BigInt(tokenId)] }),
   }));
-  return (await aggregate(node, calls, "latest")).map(toOwner);
+  return (await aggregate(node, calls, block)).map(toOwner);
 }
 
 /** Price per day in 10^-6 USDC, activity and name of a tier, at a block or now. */
@@ -217,9 +236,3 @@ export const readHead = async (node: Node, block: BlockChoice = "latest"): Promi
     node,
     await node.client.getBlock(typeof block === "number" ? { blockNumber: BigInt(block) } : { blockTag: block }),
   );
-
-/** Whether the node itself did not answer, as against answering that the request is wrong or too large. */
-export const nodeIsDown = (error: unknown): boolean =>
-  error instanceof BaseError &&
-  error.walk((e) => e instanceof HttpRequestError || e instanceof TimeoutError) !== null &&
-  error.walk((e) => e instanceof RpcRequestError) === null;

@@ -1,8 +1,8 @@
 // The coin's transfers to and from an account, for the books.
-import type { Address, Hex } from "viem";
+import { type Address, encodeEventTopics, type Hex, parseEventLogs } from "viem";
 import type { Chain, Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
-import { rangesOf } from "./log-ranges.ts";
+import { readLogs } from "./logs.ts";
 import { askTwo } from "./witness.ts";
 
 /** `amount`: 10^-6 USDC. */
@@ -27,16 +27,16 @@ export async function readCoinTransfers(
   return askTwo(chain, (node) => transfersOn(node, coin, account, fromBlock, toBlock));
 }
 
-async function transfersOn({ client }: Node, coin: Address, account: Address, fromBlock: number, toBlock: number) {
+async function transfersOn(node: Node, coin: Address, account: Address, fromBlock: number, toBlock: number) {
   const found: CoinTransfer[] = [];
-  for (const range of rangesOf(fromBlock, toBlock)) {
-    for (const args of [{ to: account }, { from: account }]) {
-      const event = { address: coin, abi: coinAbi, eventName: "Transfer", args } as const;
-      for (const { args: moved, ...entry } of await client.getContractEvents({ ...event, ...range, strict: true })) {
-        if (moved.from === moved.to && "from" in args) continue;
+  for (const args of [{ to: account }, { from: account }]) {
+    const topics = encodeEventTopics({ abi: coinAbi, eventName: "Transfer", args }) as (Hex | null)[];
+    for await (const logs of readLogs(node, "coin", { address: coin, topics }, fromBlock, toBlock)) {
+      for (const { args: moved, ...entry } of parseEventLogs({ abi: coinAbi, eventName: "Transfer", logs })) {
+        const { transactionHash: txHash, logIndex, blockNumber } = entry;
+        if (txHash === null || logIndex === null || (moved.from === moved.to && "from" in args)) continue;
         const { from, to, value: amount } = moved;
-        const { transactionHash: txHash, logIndex } = entry;
-        found.push({ txHash, from, to, amount, blockNumber: Number(entry.blockNumber), logIndex });
+        found.push({ txHash, from, to, amount, blockNumber: Number(blockNumber), logIndex });
       }
     }
   }

@@ -55,9 +55,10 @@ export function purchaseLayouts(event: AbiEvent): ReadonlyMap<number, AbiEvent> 
   ]);
 }
 
-/** First topics of everything the scan follows. */
-export const followedTopics = (purchaseEvent: AbiEvent): Hex[] =>
-  [purchaseEvent, ...eventAbi].map((event) => toEventSelector(event));
+/** First topics of what the scan follows: purchases, renewals and early ends; and transfers, of which there may be very many. */
+export const salesTopics = (purchaseEvent: AbiEvent): Hex[] =>
+  [purchaseEvent, ...eventAbi.filter(({ name }) => name !== "Transfer")].map((event) => toEventSelector(event));
+export const transferTopic: Hex = toEventSelector("event Transfer(address indexed, address indexed, uint256 indexed)");
 
 /** 10^-6 USDC as a decimal string with two digits or more: "0.50", "1.234567". */
 export function formatUsdc(usdc6: bigint): string {

@@ -1,17 +1,10 @@
 // Logs of the contract, fetched and decoded.
-import {
-  type AbiEvent,
-  type Address,
-  decodeEventLog,
-  formatLog,
-  type Hex,
-  type Log,
-  numberToHex,
-  type RpcLog,
-} from "viem";
-import { log } from "../log.ts";
+import { type AbiEvent, type Address, decodeEventLog, type Hex, type Log } from "viem";
+import { errorFields, log } from "../log.ts";
 import type { Node } from "./client.ts";
-import { eventAbi, followedTopics, purchaseLayouts } from "./contract.ts";
+import { eventAbi, purchaseLayouts, salesTopics, transferTopic } from "./contract.ts";
+import { isAtItsEnd } from "./log-ranges.ts";
+import { type LogFilter, LogsRefused, type Piece, readPiece, readSome } from "./logs.ts";
 
 type At = { blockNumber: number; blockHash: Hex; logIndex: number };
 
@@ -39,31 +32,115 @@ export type ChainEvents = {
   terminations: Termination[];
 };
 
-type Source = { contract: Address; purchaseEvent: AbiEvent };
+export type Source = { contract: Address; purchaseEvent: AbiEvent };
 
-/** Everything the contract logged from one block to another, both included. */
-export async function fetchEvents(node: Node, source: Source, from: number, to: number): Promise<ChainEvents> {
-  const logs = (await node.client.request({
-    method: "eth_getLogs",
-    params: [
-      {
-        address: source.contract,
-        topics: [followedTopics(source.purchaseEvent)],
-        fromBlock: numberToHex(from),
-        toBlock: numberToHex(to),
-      },
-    ],
-  })) as RpcLog[];
-  return decodeEvents(
-    logs.map((entry) => formatLog(entry)),
-    source,
-  );
+/** `to`: the last block that was read. */
+export type FoundEvents = ChainEvents & {
+  to: number;
+  /** Not all transfers could be had: who owns what is to be asked of the contract. */
+  transfersMissing: boolean;
+};
+
+/** What one call of `fetchEvents` asks and keeps at most. */
+export const MAX_REQUESTS = 25;
+const MAX_LOGS = 5_000;
+
+/**
+ * What the contract logged in a range of blocks, from its beginning as far as some requests, logs, and the time until
+ * `until` (unix milliseconds) go. Throws where the node gives nothing of it.
+ *
+ * One request asks for everything. Where it is refused, purchases and renewals come first, and transfers in requests of
+ * their own, by single blocks if need be: a storm of transfers costs a few dollars, and must not hold up a purchase (hard
+ * case 31).
+ */
+export async function fetchEvents(
+  node: Node,
+  source: Source,
+  from: number,
+  to: number,
+  until: number,
+): Promise<FoundEvents> {
+  const found: Log[] = [];
+  let transfersMissing = false;
+  let at = from;
+  for (let requests = 0; at <= to && requests < MAX_REQUESTS && found.length < MAX_LOGS; requests++) {
+    try {
+      const piece = await readAll(node, source, at, to, until);
+      found.push(...piece.logs);
+      transfersMissing ||= piece.transfersMissing;
+      at = piece.to + 1;
+    } catch (error) {
+      const mayShrink = error instanceof LogsRefused && error.blocks > 1 && Date.now() < until;
+      if (mayShrink) continue;
+      if (at === from) throw error;
+      break;
+    }
+    if (Date.now() >= until) break;
+  }
+  return { ...decodeEvents(found, source), to: at - 1, transfersMissing };
+}
+
+/** Purchases, renewals and early ends alone, from the beginning of a range on: as much as one request gives. */
+export async function fetchSales(node: Node, source: Source, from: number, to: number) {
+  const piece = await readSome(node, "sales", salesFilter(source), from, to);
+  return { ...decodeEvents(piece.logs, source), to: piece.to };
+}
+
+const salesFilter = ({ contract, purchaseEvent }: Source): LogFilter => ({
+  address: contract,
+  topics: [salesTopics(purchaseEvent)],
+});
+
+async function readAll(
+  node: Node,
+  source: Source,
+  from: number,
+  to: number,
+  until: number,
+): Promise<Piece & { transfersMissing: boolean }> {
+  const { contract: address, purchaseEvent } = source;
+  if (isAtItsEnd(node.spans.transfers, Date.now())) {
+    return { ...(await readPiece(node, "sales", salesFilter(source), from, to)), transfersMissing: true };
+  }
+  const everything = { address, topics: [[...salesTopics(purchaseEvent), transferTopic]] };
+  try {
+    return { ...(await readPiece(node, "transfers", everything, from, to)), transfersMissing: false };
+  } catch (error) {
+    if (!(error instanceof LogsRefused) || error.byRange) throw error;
+    const sales = await readPiece(node, "sales", salesFilter(source), from, error.to);
+    const transfers = error.blocks === 1 ? null : await readTransfers(node, address, from, sales.to, until);
+    return { ...sales, logs: [...sales.logs, ...(transfers ?? [])], transfersMissing: transfers === null };
+  }
+}
+
+/** All of them; null where some can't be had. */
+async function readTransfers(
+  node: Node,
+  address: Address,
+  from: number,
+  to: number,
+  until: number,
+): Promise<Log[] | null> {
+  const found: Log[] = [];
+  for (let at = from; at <= to; ) {
+    if (Date.now() >= until) return null;
+    try {
+      const piece = await readPiece(node, "transfers", { address, topics: [transferTopic] }, at, to);
+      found.push(...piece.logs);
+      at = piece.to + 1;
+    } catch (error) {
+      if (error instanceof LogsRefused && error.blocks > 1) continue;
+      log("warn", "transfers_not_read", { node: node.name, block: at, ...errorFields(error) });
+      return null;
+    }
+  }
+  return found;
 }
 
 /** Decodes logs of blocks or receipts; those of other contracts and pending ones are left out. */
 export function decodeEvents(logs: readonly Log[], source: Source): ChainEvents {
   const layouts = purchaseLayouts(source.purchaseEvent);
-  const [purchaseTopic] = followedTopics(source.purchaseEvent);
+  const [purchaseTopic] = salesTopics(source.purchaseEvent);
   const events: ChainEvents = { purchases: [], transfers: [], renewals: [], terminations: [] };
   const ordinals = new Map<Hex, number>();
   // A node that repeats a log must not make a second purchase of it.

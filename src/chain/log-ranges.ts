@@ -1,9 +1,48 @@
-// How many blocks one eth_getLogs may span. Nodes differ and say so only in prose; whatever they say, the range shrinks,
-// and after answers it grows again.
+// How many blocks one eth_getLogs may span. Nodes differ, by plan and by how much they have to show, and say so only in
+// prose: a range shrinks when it is refused, and grows by steps towards the least that was refused (hard case 30).
 import { BaseError } from "viem";
 
-const GROWTH = 2;
-const SAFE_RANGE = 2_000;
+/** What a node has shown of its ranges, in blocks. A node that never refused one has none. */
+export type Span = {
+  /** The most that it has answered since. */
+  given: number;
+  /** The least that it has refused. */
+  refused: number;
+  /** When it last did: unix milliseconds. */
+  refusedAt: number;
+};
+
+/** So long a refusal counts: plans change, storms pass. */
+const REFUSAL_HOLDS_MS = 60_000;
+const STEP_SHARE = 4;
+
+const holds = ({ refusedAt }: Span, now: number): boolean => now - refusedAt < REFUSAL_HOLDS_MS;
+
+/** How many blocks to ask for next; `max` at most, and 1 at least. */
+export function nextRange(span: Span | undefined, max: number, now: number): number {
+  if (span === undefined) return max;
+  const ceiling = holds(span, now) ? Math.min(max, span.refused - 1) : max;
+  if (span.given === 0) return Math.max(1, holds(span, now) ? Math.min(max, Math.floor(span.refused / 2)) : max);
+  const room = holds(span, now) ? ceiling - span.given : span.given;
+  return Math.max(1, Math.min(ceiling, span.given + Math.ceil(room / STEP_SHARE)));
+}
+
+/** What is known of a node after it answered that many blocks; undefined where nothing limits it any more. */
+export function afterAnswer(span: Span | undefined, blocks: number, max: number): Span | undefined {
+  if (span === undefined || blocks >= max) return undefined;
+  return { ...span, given: Math.max(span.given, blocks), refusedAt: blocks < span.refused ? span.refusedAt : 0 };
+}
+
+/** What is known of a node after it refused that many blocks; `named`: what it said that it would take. */
+export function afterRefusal(span: Span | undefined, blocks: number, named: number | null, now: number): Span {
+  if (named !== null) return { given: named, refused: named + 1, refusedAt: now };
+  const given = span === undefined || span.given >= blocks ? 0 : span.given;
+  return { given, refused: blocks, refusedAt: now };
+}
+
+/** Whether a node lately refused a single block: less can't be asked. */
+export const isAtItsEnd = (span: Span | undefined, now: number): boolean =>
+  span !== undefined && span.refused <= 1 && holds(span, now);
 
 // Where a provider's prose names the span that it would take.
 const SPANS = [
@@ -13,21 +52,12 @@ const SPANS = [
   /up to a ([\d,]+) block/i,
 ];
 
-/** The next range after an error: what the node asked for where it says a smaller number, else half; at least 1. */
-export function shrinkRange(range: number, error: unknown): number {
+/** The range that an error names as the most that the node takes; null where it names none below the one asked for. */
+export function namedRange(error: unknown, blocks: number): number | null {
   const text = error instanceof BaseError ? `${error.details} ${error.shortMessage}` : String(error);
   for (const pattern of SPANS) {
-    const asked = Number(pattern.exec(text)?.[1]?.replaceAll(",", ""));
-    if (Number.isInteger(asked) && asked >= 1 && asked < range) return asked;
+    const named = Number(pattern.exec(text)?.[1]?.replaceAll(",", ""));
+    if (Number.isInteger(named) && named >= 1 && named < blocks) return named;
   }
-  return Math.max(1, Math.floor(range / 2));
+  return null;
 }
-
-/** Ranges that any provider takes, for reads that can't wait to find out how many it would. */
-export function* rangesOf(fromBlock: number, toBlock: number): Generator<{ fromBlock: bigint; toBlock: bigint }> {
-  for (let at = fromBlock; at <= toBlock; at += SAFE_RANGE) {
-    yield { fromBlock: BigInt(at), toBlock: BigInt(Math.min(toBlock, at + SAFE_RANGE - 1)) };
-  }
-}
-
-export const growRange = (range: number, max: number): number => Math.min(max, range * GROWTH);

@@ -20,6 +20,13 @@ export type Offer = {
   blockTimestamp: number;
 };
 
+/** What approving, buying, taking a payment and handing the token over use together, with room to spare. */
+const GAS_PER_ORDER = 900_000n;
+
+/** Whether the operator wallet's ether is enough for an order. */
+export const hasGas = ({ wei, baseFee }: Pick<Offer, "wei" | "baseFee">): boolean =>
+  wei >= GAS_PER_ORDER * 2n * baseFee;
+
 export const readOffer = (chain: Chain, tier: number, coin: Address, operator: Address): Promise<Offer> =>
   askFirst(chain, async (node) => {
     const calls = [

@@ -2,9 +2,10 @@
 // one takes over. Waiting costs no CPU, and a lease in the database keeps two of them apart.
 import type { EdgeConfig } from "../config.ts";
 import { keyRing } from "../credentials/key-ring.ts";
-import { openDatabase } from "../db/client.ts";
+import { type Database, inBackground, MAX_STATEMENTS, openDatabase, statementsLeft } from "../db/client.ts";
 import { publishDataKeys } from "../db/data-keys.ts";
 import { claimTurn, releaseScanLease, takeScanLease } from "../db/scan.ts";
+import { isDatabaseRefusal, isTransient } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { enqueue, sweep } from "../vms/sweep.ts";
 import { connectChain } from "./client.ts";
@@ -13,13 +14,21 @@ import { scanPass, startCursor } from "./scan.ts";
 // Longer than one pass may take with every node timing out.
 const LEASE_MS = 40_000;
 const LEASE_RETRY_MS = 500;
-// Far below what one invocation may ask of D1 (1,000 statements), catch-up included; the next cron goes on.
-const MAX_PASSES = 120;
+/** Of an invocation's statements, what a sweep may need: passes leave them, and the next cron goes on (hard case 54). */
+const SWEEP_STATEMENTS = 300;
+/** Between two passes while the database does not answer. */
+const DATABASE_RETRY_MS = 2_000;
 
 const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
-/** Scans and sweeps for `SCAN_RUN_SECONDS`. A failed pass is logged and the next one tries again. */
-export async function pollChain(config: EdgeConfig, afterPass: () => void = () => {}): Promise<void> {
+/**
+ * Scans and sweeps for `SCAN_RUN_SECONDS`, or until the invocation's statements are used up. A failed pass is logged and the
+ * next one tries again.
+ */
+export const pollChain = (config: EdgeConfig, afterPass: () => void = () => {}): Promise<void> =>
+  inBackground(() => poll(config, afterPass));
+
+async function poll(config: EdgeConfig, afterPass: () => void): Promise<void> {
   const db = openDatabase(config.DB);
   const chain = connectChain(config);
   try {
@@ -30,7 +39,8 @@ export async function pollChain(config: EdgeConfig, afterPass: () => void = () =
   const holder = crypto.randomUUID();
   const until = Date.now() + config.SCAN_RUN_SECONDS * 1_000;
   let heldUntil = 0;
-  for (let passes = 0; passes < MAX_PASSES && Date.now() < until; passes++) {
+  const passStatements = () => statementsLeft() - SWEEP_STATEMENTS;
+  for (let passes = 1; passStatements() > 0 && Date.now() < until; passes++) {
     const now = Date.now();
     const fence = { holder, leaseUntil: now + LEASE_MS };
     let pause = config.SCAN_INTERVAL_MS;
@@ -53,16 +63,31 @@ export async function pollChain(config: EdgeConfig, afterPass: () => void = () =
         ms: Date.now() - now,
       });
       if (result.outcome === "advanced" || result.outcome === "rolled_back") heldUntil = fence.leaseUntil;
-      // Catching up goes without a pause, until what is left of the passes has to last for the rest of the minute.
-      if (!result.caughtUp) pause = passes < MAX_PASSES / 2 ? 0 : (until - now) / (MAX_PASSES - passes);
+      if (!result.caughtUp) pause = 0;
       if (await claimTurn(db, "sweptAt", now, config.SWEEP_INTERVAL_SECONDS * 1_000)) await sweep(context);
     } catch (error) {
       // The lease may be another's by now: take it again before the next write.
       heldUntil = 0;
-      log("error", "scan_pass_failed", errorFields(error));
+      log(isDatabaseRefusal(error) ? "page" : "error", "scan_pass_failed", errorFields(error));
+      if (isTransient(error)) pause = Math.max(pause, DATABASE_RETRY_MS);
     }
     afterPass();
-    await wait(pause);
+    await wait(Math.max(pause, paceOf(passes, passStatements(), until - now)));
   }
-  await releaseScanLease(db, holder);
+  await giveBack(db, holder);
+}
+
+/** Nothing, until what is left of the statements has to last for the rest of the time: then an equal part of it for each pass. */
+function paceOf(passes: number, left: number, restMs: number): number {
+  const used = MAX_STATEMENTS - SWEEP_STATEMENTS - left;
+  return left > used ? 0 : (restMs * used) / (passes * Math.max(1, left));
+}
+
+/** A lease that can't be given back ends by itself. */
+async function giveBack(db: Database, holder: string): Promise<void> {
+  try {
+    await releaseScanLease(db, holder);
+  } catch (error) {
+    log("warn", "scan_lease_kept", errorFields(error));
+  }
 }

@@ -5,28 +5,40 @@
 //   reorg while reading  the range's end or the cursor's block changed hash meanwhile -> nothing is stored, next pass
 //   reorg                the cursor's block has another hash at two nodes -> roll back to the common ancestor, re-read
 //   missing event        a token id was skipped              -> recorded as a gap, read again from every node
-import { BaseError } from "viem";
+//   no logs              its head answers, eth_getLogs won't -> fewer blocks, down to one, then the next node
+//   nonsense             what is no list of logs, or a block whose time is behind the cursor's -> the next node
+//   chain set back       two heads below the cursor, on a chain that does not lead to it -> as a reorg, at once
+import { zeroAddress } from "viem";
 import type { EdgeConfig } from "../config.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/scan.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
-import { addCheckpoint } from "./checkpoints.ts";
+import { addCheckpoint, type Checkpoint } from "./checkpoints.ts";
 import {
   type Chain,
   ChainUnavailable,
   type Head,
   type Node,
-  nodeIsDown,
   readHead,
   readOwners,
   readToken,
+  SECONDS_PER_BLOCK,
 } from "./client.ts";
-import { type ChainEvents, fetchEvents } from "./events.ts";
-import { growRange, shrinkRange } from "./log-ranges.ts";
-import { askFirst, askTwo } from "./witness.ts";
+import { type ChainEvents, type FoundEvents, fetchEvents, MAX_REQUESTS, type Transfer } from "./events.ts";
+import { isAtItsEnd } from "./log-ranges.ts";
+import { LogsRefused, rangeOf, recallSpans, spansOf } from "./logs.ts";
+import { askFirst, askTwo, witnessesOf } from "./witness.ts";
 
+/** Read again on every pass, in requests of their own. */
 const OVERLAP_BLOCKS = 10;
+/** Further from a node's head no replica of it lags. */
+const NEAR_HEAD_BLOCKS = 50;
+/** What one node may take for logs, but for a request that is under way: all of them together stay within the lease. */
+const READ_MS = 8_000;
+/** Tokens whose owners are asked for, by calls of this size, where logs of transfers can't be had. */
+const MAX_OWNERS = 5_000;
+const OWNERS_PER_CALL = 500;
 const GAPS_PER_SWEEP = 200;
 /** Many gaps lie in one range. */
 const RANGES_PER_SWEEP = 20;
@@ -58,129 +70,222 @@ export async function startCursor({ db, chain, config, now }: Omit<ScanContext, 
   if (known !== null) return known;
   const before = Math.max(0, config.START_BLOCK - 1);
   const head = await askTwo(chain, (node) => readHead(node, before));
-  await store.createCursor(db, head, config.SCAN_MAX_RANGE, now);
+  await store.createCursor(db, head, now);
   const created = await store.loadCursor(db);
   if (created === null) throw new Error("the cursor row vanished");
   return created;
 }
 
+/** What a look at one node comes to. */
+type Seen =
+  | { outcome: "idle"; head: Head }
+  | { outcome: "unsettled"; caughtUp: boolean }
+  | { outcome: "behind"; head: Head }
+  | { outcome: "advanced"; head: Head; end: Head; events: FoundEvents; caughtUp: boolean }
+  | { outcome: "rolled_back"; ancestor: Head; checkpoints: Checkpoint[] };
+
 /**
  * One pass: read what is new (and the last blocks again), store it, move the cursor. Nodes are asked in turn; one that is
- * behind, stands still, is on a fork or refuses the range is passed over. Throws `ChainUnavailable` when none is left.
+ * behind, stands still, is on a fork, gives no logs or answers nonsense is passed over. Throws `ChainUnavailable` when none
+ * is left.
  */
 export async function scanPass(context: ScanContext): Promise<PassResult> {
   const { db, chain, config, now } = context;
   const cursor = await startCursor(context);
+  recallSpans(chain, cursor.spans);
   let cause: unknown;
   let fallback: PassResult | undefined;
-  let range = cursor.range;
-  for (const node of chain.nodes) {
-    try {
-      const head = await readHead(node);
-      if (head.number < cursor.blockNumber) {
-        log("warn", "rpc_behind", { node: node.name, head: head.number, scanned: cursor.blockNumber });
-        continue;
-      }
-      const result = await readOn(context, cursor, node, head);
-      // A node that stands still agrees with everything we know and shows nothing new: another may know more.
-      const stale = now / 1_000 - head.timestamp > config.CHAIN_MAX_AGE_SECONDS;
-      if (result.outcome !== "unsettled" && !(stale && result.outcome === "idle")) return result;
-      fallback = result;
-    } catch (error) {
-      // What is not the node's failure (ours, or the database's) is not mended by asking another node.
-      if (!(error instanceof BaseError) && !(error instanceof AppError) && !(error instanceof RangeRefused))
-        throw error;
-      if (error instanceof RangeRefused) range = Math.min(range, shrinkRange(cursor.range, error.cause));
+  let mayGiveFewer = false;
+  const heads: Head[] = [];
+  const attempt = (node: Node, looking: Promise<Seen>): Promise<Seen | null> =>
+    looking.catch((error: unknown) => {
       log("warn", "scan_node_failed", { node: node.name, ...errorFields(error) });
+      mayGiveFewer ||= error instanceof LogsRefused && error.blocks > 1;
       cause = error;
+      return null;
+    });
+  for (const node of widestFirst(chain.nodes, cursor, now)) {
+    let seen = await attempt(node, look(context, cursor, node));
+    if (seen?.outcome === "behind") {
+      log("warn", "rpc_behind", { node: node.name, head: seen.head.number, scanned: cursor.blockNumber });
+      heads.push(seen.head);
+      seen = heads.length === witnessesOf(chain) ? await attempt(node, lookBelow(chain, cursor, heads)) : null;
     }
+    if (seen === null || seen.outcome === "behind") continue;
+    // What is thrown from here on is ours or the database's: another node would not mend it.
+    const result = await conclude(context, cursor, node, seen);
+    // A node that stands still agrees with everything we know and shows nothing new: another may know more.
+    const isStale = seen.outcome === "idle" && now / 1_000 - seen.head.timestamp > config.CHAIN_MAX_AGE_SECONDS;
+    if (seen.outcome !== "unsettled" && !isStale) return result;
+    fallback = result;
   }
-  if (range < cursor.range) {
-    log("info", "scan_range_shrunk", { from: cursor.range, to: range });
-    await store.setScanRange(db, range);
-    return { queued: [], caughtUp: false, outcome: "range_shrunk" };
-  }
+  const spans = spansOf(chain);
+  if (JSON.stringify(spans) !== JSON.stringify(cursor.spans)) await store.saveSpans(db, spans);
+  if (mayGiveFewer) return { queued: [], caughtUp: false, outcome: "range_shrunk" };
   if (fallback !== undefined) return fallback;
   throw new ChainUnavailable({ cause });
 }
 
-/** A node answered eth_getLogs with an error: whatever its prose, a smaller range is worth a try. */
-class RangeRefused extends Error {
-  override readonly name = "RangeRefused";
+/** Far behind, those come first that give the most in one request; between equals the configured order decides. */
+function widestFirst(nodes: readonly Node[], { blockTimestamp }: store.Cursor, now: number): Node[] {
+  const left = Math.max(1, Math.ceil((now / 1_000 - blockTimestamp) / SECONDS_PER_BLOCK));
+  const worth = (node: Node) => (isAtItsEnd(node.spans.sales, now) ? 0 : Math.min(left, rangeOf(node, "transfers")));
+  return [...nodes].sort((a, b) => worth(b) - worth(a));
 }
 
-async function readEvents(node: Node, config: EdgeConfig, from: number, to: number): Promise<ChainEvents> {
-  const source = { contract: config.CONTRACT_ADDRESS, purchaseEvent: config.PURCHASE_EVENT };
-  try {
-    return await fetchEvents(node, source, from, to);
-  } catch (cause) {
-    if (cause instanceof BaseError && !nodeIsDown(cause)) throw new RangeRefused("eth_getLogs was refused", { cause });
-    throw cause;
-  }
-}
-
-async function readOn(context: ScanContext, cursor: store.Cursor, node: Node, head: Head): Promise<PassResult> {
-  const { db, config, fence, now } = context;
-  const target = Math.min(head.number - config.CONFIRMATIONS, cursor.blockNumber + cursor.range);
-  if (target <= cursor.blockNumber) {
+async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: Node): Promise<Seen> {
+  const head = await readHead(node);
+  if (head.number < cursor.blockNumber) return { outcome: "behind", head };
+  const newest = head.number - config.CONFIRMATIONS;
+  if (newest <= cursor.blockNumber) {
     const standing = await readHead(node, cursor.blockNumber);
-    if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);
-    return { queued: [], caughtUp: true, outcome: "idle" };
+    if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);
+    requireLater(cursor, head);
+    return { outcome: "idle", head };
   }
-  const from = Math.max(config.START_BLOCK, cursor.blockNumber - OVERLAP_BLOCKS + 1);
-  const end = target === head.number ? head : await readHead(node, target);
-  const events = await readEvents(node, config, from, target);
-  const [endAfter, standing] = await Promise.all([readHead(node, target), readHead(node, cursor.blockNumber)]);
-  if (standing.hash !== cursor.blockHash) return settleReorg(context, cursor);
-  if (endAfter.hash !== end.hash) return { queued: [], caughtUp: false, outcome: "unsettled" };
-  // Expiry and deadlines go by it: a block is never older than the one that it comes after (hard case 29).
-  if (end.timestamp < cursor.blockTimestamp) {
-    throw new AppError("chain_answered_nonsense", "An RPC node shows a block whose time is behind an earlier one's.");
-  }
+  const target = Math.min(newest, cursor.blockNumber + MAX_REQUESTS * rangeOf(node, "transfers"));
+  const last = target === head.number ? head : await readHead(node, target);
+  const source = sourceOf(config);
+  const from = Math.max(config.START_BLOCK, cursor.blockNumber + 1);
+  const found = await fetchEvents(node, source, from, target, Date.now() + READ_MS);
+  const again = await readAgain(node, config, cursor, head);
+  const reached = Math.min(target, found.to);
+  const [end, lastAfter, standing] = await Promise.all([
+    reached === target ? last : readHead(node, reached),
+    readHead(node, target),
+    readHead(node, cursor.blockNumber),
+  ]);
+  if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);
+  if (lastAfter.hash !== last.hash) return { outcome: "unsettled", caughtUp: false };
+  requireLater(cursor, end);
+  requireLater(cursor, head);
+  const events = again === null ? found : { ...found, ...together(again, found) };
+  return { outcome: "advanced", head, end, events, caughtUp: reached >= newest };
+}
 
-  const move = {
-    head: end,
-    checkpoints: addCheckpoint(cursor.checkpoints, [end.number, end.hash]),
-    range: growRange(cursor.range, config.SCAN_MAX_RANGE),
-    now,
-  };
+/** Expiry and deadlines go by it: a block is never older than the one that it comes after (hard case 29). */
+function requireLater({ blockTimestamp }: store.Cursor, { timestamp }: Head): void {
+  if (timestamp >= blockTimestamp) return;
+  throw new AppError("chain_answered_nonsense", "An RPC node shows a block whose time is behind an earlier one's.");
+}
+
+const sourceOf = (config: EdgeConfig) => ({
+  contract: config.CONTRACT_ADDRESS,
+  purchaseEvent: config.PURCHASE_EVENT,
+});
+
+/** The last blocks before the cursor, while a replica may have had none of their logs yet: what can't be had is left. */
+async function readAgain(
+  node: Node,
+  config: EdgeConfig,
+  cursor: store.Cursor,
+  head: Head,
+): Promise<ChainEvents | null> {
+  const from = Math.max(config.START_BLOCK, cursor.blockNumber - OVERLAP_BLOCKS + 1);
+  if (from > cursor.blockNumber || head.number - cursor.blockNumber > NEAR_HEAD_BLOCKS) return null;
+  try {
+    return await fetchEvents(node, sourceOf(config), from, cursor.blockNumber, Date.now() + READ_MS);
+  } catch (error) {
+    log("warn", "overlap_not_read", { node: node.name, ...errorFields(error) });
+    return null;
+  }
+}
+
+const together = (older: ChainEvents, newer: ChainEvents): ChainEvents => ({
+  purchases: [...older.purchases, ...newer.purchases],
+  transfers: [...older.transfers, ...newer.transfers],
+  renewals: [...older.renewals, ...newer.renewals],
+  terminations: [...older.terminations, ...newer.terminations],
+});
+
+async function conclude(
+  context: ScanContext,
+  cursor: store.Cursor,
+  node: Node,
+  seen: Exclude<Seen, { outcome: "behind" }>,
+): Promise<PassResult> {
+  const { db, chain, config, fence, now } = context;
+  const { outcome } = seen;
+  if (outcome === "idle") return { queued: [], caughtUp: true, outcome };
+  if (outcome === "unsettled") return { queued: [], caughtUp: seen.caughtUp, outcome };
+  const spans = spansOf(chain);
+  if (outcome === "rolled_back") {
+    const { ancestor, checkpoints } = seen;
+    log("warn", "reorg", { from: cursor.blockNumber, ancestor: ancestor.number });
+    await store.rollBack(db, fence, { head: ancestor, checkpoints, spans, now }, config.EXPIRY_GRACE_SECONDS);
+    return { queued: [], caughtUp: false, outcome };
+  }
+  const { head, end, caughtUp } = seen;
+  const moved = seen.events.transfersMissing ? await readMoved(context, node, seen.events, end) : [];
+  const events = { ...seen.events, transfers: [...seen.events.transfers, ...moved] };
+  const move = { head: end, checkpoints: addCheckpoint(cursor.checkpoints, [end.number, end.hash]), spans, now };
   const queued = await store.applyEvents(db, config, events, head.timestamp, now, { fence, move });
-  return { queued, caughtUp: target >= head.number - config.CONFIRMATIONS, outcome: "advanced" };
+  return { queued, caughtUp, outcome };
 }
 
 /**
- * The cursor's block is not where we left it. Cases: two nodes say so (a reorg: roll back to the newest checkpoint that
- * still stands, and the next pass reads the new chain); two nodes still know our block (the one that said otherwise is
- * on a fork: nothing happens); no two agree (nothing happens, the next pass asks again).
+ * Where logs of transfers can't be had, the contract says who owns the tokens with machines. What it does not say either
+ * is left to the sweep, which compares all owners in turn: chain time goes on.
  */
-async function settleReorg(context: ScanContext, cursor: store.Cursor): Promise<PassResult> {
-  const { db, chain, config, fence, now } = context;
-  const hashAt = (number: number) => askTwo(chain, (node) => readHead(node, number));
-  if ((await hashAt(cursor.blockNumber)).hash === cursor.blockHash) {
-    return { queued: [], caughtUp: true, outcome: "unsettled" };
+async function readMoved({ db, chain }: ScanContext, node: Node, { purchases }: ChainEvents, end: Head) {
+  const bought = purchases.map(({ tokenId, buyer }) => ({ tokenId, owner: buyer.toLowerCase() }));
+  const tokens = [...(await store.servedTokens(db, MAX_OWNERS)), ...bought];
+  const moved: Transfer[] = [];
+  try {
+    for (let i = 0; i < tokens.length; i += OWNERS_PER_CALL) {
+      const some = tokens.slice(i, i + OWNERS_PER_CALL);
+      const owners = await readOwners(chain, node, tokensOf(some), end.number);
+      for (const [k, { tokenId, owner }] of some.entries()) {
+        const recipient = owners[k] ?? zeroAddress;
+        if ((recipient === zeroAddress ? "" : recipient.toLowerCase()) === owner) continue;
+        const at = { blockNumber: end.number, blockHash: end.hash, logIndex: store.logIndexOfOwner(tokenId) };
+        moved.push({ ...at, tokenId, sender: zeroAddress, recipient });
+      }
+    }
+  } catch (error) {
+    log("warn", "owners_not_read", { node: node.name, ...errorFields(error) });
   }
-  for (const [index, [number, hash]] of cursor.checkpoints.entries()) {
-    const last = index === cursor.checkpoints.length - 1;
-    const block = await hashAt(number);
-    if (block.hash !== hash && !last) continue;
+  return moved;
+}
+
+/**
+ * The cursor's block is not where we left it. Cases: two nodes say so (a reorg: back to the newest checkpoint that still
+ * stands, and the next pass reads the new chain); two nodes still know our block (the one that said otherwise is on a
+ * fork: nothing happens); no two agree (this throws, and nothing happens: the next pass asks again).
+ */
+async function findAncestor(chain: Chain, cursor: store.Cursor): Promise<Seen> {
+  const standing = await askTwo(chain, (node) => readHead(node, cursor.blockNumber));
+  if (standing.hash === cursor.blockHash) return { outcome: "unsettled", caughtUp: true };
+  return newestStanding(chain, cursor, cursor.checkpoints);
+}
+
+/**
+ * Two nodes are below the cursor. Either they lag, or the chain was set back to before it, and it may take many blocks to
+ * outgrow it: then a checkpoint that both have passed has another hash, or both have a head that is lower than the
+ * cursor's block and later (hard case 32).
+ */
+async function lookBelow(chain: Chain, cursor: store.Cursor, heads: readonly Head[]): Promise<Seen> {
+  const top = Math.min(...heads.map(({ number }) => number));
+  const [lowest] = heads.filter(({ number }) => number === top);
+  const below = cursor.checkpoints.filter(([number]) => number <= top);
+  const [newest] = below;
+  if (newest === undefined || lowest === undefined) return { outcome: "unsettled", caughtUp: true };
+  const isLater = heads.every(({ timestamp }) => timestamp > cursor.blockTimestamp);
+  const [number, hash] = newest;
+  const isOther = isLater || (await askTwo(chain, (node) => readHead(node, number))).hash !== hash;
+  return isOther ? newestStanding(chain, cursor, below) : { outcome: "behind", head: lowest };
+}
+
+/** Back to the newest of these checkpoints that two nodes still have. */
+async function newestStanding(chain: Chain, cursor: store.Cursor, below: readonly Checkpoint[]): Promise<Seen> {
+  for (const [index, [number, hash]] of below.entries()) {
+    const ancestor = await askTwo(chain, (node) => readHead(node, number));
+    if (ancestor.hash !== hash && index < below.length - 1) continue;
     // Deeper than everything we remember: the whole history is read again, which costs time and loses nothing.
-    if (block.hash !== hash) log("page", "reorg_beyond_checkpoints", { from: cursor.blockNumber });
-    log("warn", "reorg", { from: cursor.blockNumber, ancestor: number });
-    const checkpoints = cursor.checkpoints.slice(index + 1);
-    await store.rollBack(
-      db,
-      fence,
-      {
-        head: block,
-        checkpoints: [[block.number, block.hash], ...checkpoints],
-        range: cursor.range,
-        now,
-      },
-      config.EXPIRY_GRACE_SECONDS,
-    );
-    break;
+    if (ancestor.hash !== hash) log("page", "reorg_beyond_checkpoints", { from: cursor.blockNumber });
+    return { outcome: "rolled_back", ancestor, checkpoints: [[number, ancestor.hash], ...below.slice(index + 1)] };
   }
-  return { queued: [], caughtUp: false, outcome: "rolled_back" };
+  throw new Error("the cursor has no checkpoints");
 }
 
 /**
@@ -256,31 +361,27 @@ async function rereadEverywhere(context: Omit<ScanContext, "fence">, from: numbe
   return reads;
 }
 
-/** A range in pieces that the node takes; what it refuses is left to the next node and the next try. */
+/** A range in pieces; what the node refuses is left to the next node and the next try. */
 async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from: number, to: number): Promise<Reread> {
   const { db, config, now } = context;
   const queued: store.QueuedVm[] = [];
-  let range = config.SCAN_MAX_RANGE;
-  for (let at = from; at <= to; ) {
-    try {
-      const events = await readEvents(node, config, at, Math.min(to, at + range - 1));
+  try {
+    for (let at = from; at <= to; ) {
+      const events = await fetchEvents(node, sourceOf(config), at, to, Date.now() + READ_MS);
       const head = await readHead(node);
       queued.push(...(await store.applyEvents(db, config, events, head.timestamp, now)));
       // A node that is behind shows less than there is.
       if (head.number < to) return { queued, complete: false };
-      at += range;
-    } catch (error) {
-      if (!(error instanceof RangeRefused) || range === 1) {
-        log("warn", "gap_not_read", { node: node.name, ...errorFields(error) });
-        return { queued, complete: false };
-      }
-      range = shrinkRange(range, error.cause);
+      at = events.to + 1;
     }
+    return { queued, complete: true };
+  } catch (error) {
+    log("warn", "gap_not_read", { node: node.name, ...errorFields(error) });
+    return { queued, complete: false };
   }
-  return { queued, complete: true };
 }
 
-const tokensOf = (gaps: readonly store.Gap[]): number[] => gaps.map(({ tokenId }) => tokenId);
+const tokensOf = (rows: readonly { tokenId: number }[]): number[] => rows.map(({ tokenId }) => tokenId);
 
 type Range = { fromBlock: number; toBlock: number };
 const rangeKey = ({ fromBlock, toBlock }: Range): string => `${fromBlock}-${toBlock}`;

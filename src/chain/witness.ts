@@ -50,7 +50,7 @@ const unanswered = (cause: unknown): AppError =>
   cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });
 
 /** How many nodes have to say the same: with a single node configured, its answer stands. */
-const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.length);
+export const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.length);
 
 type Asked<T> = { agreed: T | null; answers: T[]; cause: unknown };
 
@@ -185,6 +185,15 @@ export const readAgreedToken = async (
 
 export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
   readAgreedToken(chain, tokenId, "finalized");
+
+/** Several tokens at one final block, in one call. */
+export async function readFinalTokens(chain: Chain, tokenIds: readonly number[]): Promise<TokenView[]> {
+  const calls = tokenIds.map((tokenId) => tokenCalls(chain, BigInt(tokenId)));
+  const view = await readAgreedView(chain, calls.flat(), "finalized");
+  return calls.map(({ length }, i) =>
+    toTokenView({ ...view, results: view.results.slice(i * length, (i + 1) * length) }),
+  );
+}
 
 /** A receipt, as far as anything is concluded from it; logs in the order of the chain. */
 export type Receipt = {

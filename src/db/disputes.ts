@@ -1,7 +1,7 @@
 // Ownership that does not settle by itself: what two nodes call final replaces what the logs told us.
 import { and, asc, eq, lte, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
-import { refreshOwners } from "./scan.ts";
+import { logIndexOfOwner, refreshOwners } from "./scan.ts";
 import { cursors, disputes, vms } from "./schema.ts";
 
 /** Remembers that chain and index disagree about a token's owner. */
@@ -37,7 +37,7 @@ export const settleOwner = (db: Database, tokenId: number, owner: string, at: { 
   runBatch(db, [
     sql`DELETE FROM transfers WHERE token_id = ${tokenId} AND block_number <= ${at.blockNumber}`,
     sql`INSERT INTO transfers (block_number, log_index, block_hash, token_id, sender, recipient)
-      VALUES (${at.blockNumber}, ${-1 - tokenId}, 'final', ${tokenId}, '', ${owner})`,
+      VALUES (${at.blockNumber}, ${logIndexOfOwner(tokenId)}, 'final', ${tokenId}, '', ${owner})`,
     refreshOwners([tokenId]),
     sql`DELETE FROM disputes WHERE token_id = ${tokenId}`,
   ]);

@@ -76,6 +76,9 @@ export async function retryFailed(
     sql`UPDATE refunds SET state = 'cancelled', reason = 'retried', wake_at = NULL
       WHERE incarnation = ${incarnation} AND kind = 'failed' AND state IN ('waiting', 'due')
         AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
+    // Another machine after those that went: they count no longer.
+    sql`UPDATE attempts SET outcome = 'died' WHERE incarnation = ${incarnation} AND outcome = 'vanished'
+      AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
     sql`UPDATE failed_provisionings SET resolved_at = ${now} WHERE incarnation = ${incarnation} AND resolved_at IS NULL
       AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
   ]);

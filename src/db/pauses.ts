@@ -26,12 +26,15 @@ export const pause = (db: Database, { what, since, reason, by }: Pause) =>
     .values({ what, since, reason, by })
     .onConflictDoUpdate({ target: pauses.what, set: { reason, by } });
 
-/** Goes on. What waited for a machine meanwhile, since the pause or since it was seen, has that much longer to get one. */
+/**
+ * Goes on. What waited for a machine meanwhile, since the pause or since it was seen, has that much longer to get one, and
+ * no longer than `pausedDeadline` has said.
+ */
 export async function resume(db: Database, what: Pausable, now: number): Promise<void> {
-  const extend = sql`UPDATE vms SET deadline = deadline + MAX(0, CAST((${now} - MAX(
+  const extend = sql`UPDATE vms SET deadline = deadline + MIN((expires_at - created_at) / 10, MAX(0, CAST((${now} - MAX(
       (SELECT since FROM pauses WHERE what = 'provisioning'),
       COALESCE((SELECT seen_at FROM purchases WHERE purchases.incarnation = vms.incarnation), 0)
-    )) / 1000 AS INTEGER))
+    )) / 1000 AS INTEGER)))
     WHERE current = 1 AND status = 'provisioning' AND EXISTS (SELECT 1 FROM pauses WHERE what = 'provisioning')`;
   await runBatch(db, [...(what === "provisioning" ? [extend] : []), sql`DELETE FROM pauses WHERE what = ${what}`]);
 }

@@ -2,6 +2,7 @@
 import { and, asc, desc, eq, getTableColumns, gt, inArray, type SQL, sql } from "drizzle-orm";
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
+import type { Standing } from "../vms/shop.ts";
 import { type Database, once } from "./client.ts";
 import {
   FORGETTABLE,
@@ -151,7 +152,7 @@ export async function exceededLimit(
 
 /** What decides whether an order can be had, and how; amounts in 10^-6 USDC. */
 export type Market = {
-  paused: boolean;
+  standing: Standing & { blockTimestamp: number };
   /** Delivered, or to be, before it is paid. */
   unpaid: bigint;
   /** What tokens will cost that were ordered and not bought yet. */
@@ -164,20 +165,28 @@ export type Market = {
 
 export async function readMarket(db: Database, now: number): Promise<Market> {
   const [row] = await db.all<{
-    paused: number;
+    pausedSince: number | null;
+    scannedAt: number | null;
+    blockTimestamp: number | null;
     unpaid: number;
     unbought: number;
     spent: number;
     stock: string | null;
     tiers: string | null;
-  }>(sql`SELECT EXISTS (SELECT 1 FROM pauses WHERE what = 'provisioning') AS paused,
+  }>(sql`SELECT (SELECT since FROM pauses WHERE what = 'provisioning') AS pausedSince,
+    (SELECT scanned_at FROM cursors WHERE id = 1) AS scannedAt,
+    (SELECT block_timestamp FROM cursors WHERE id = 1) AS blockTimestamp,
     ${unpaidSum(now)} AS unpaid, ${unboughtSum()} AS unbought,
     (SELECT COALESCE(SUM(CAST(cost AS INTEGER)), 0) FROM ${part("payments_bought", "bought_at IS NOT NULL")}
       AND bought_at > ${now - DAY_MS}) AS spent,
     (SELECT stock FROM catalogs WHERE id = 1) AS stock, (SELECT tiers FROM catalogs WHERE id = 1) AS tiers`);
   if (row === undefined) throw new Error("a query without rows");
   return {
-    paused: row.paused === 1,
+    standing: {
+      pausedSince: row.pausedSince,
+      scannedAt: row.scannedAt ?? 0,
+      blockTimestamp: row.blockTimestamp ?? 0,
+    },
     unpaid: BigInt(row.unpaid),
     unbought: BigInt(row.unbought),
     spent: BigInt(row.spent),

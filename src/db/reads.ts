@@ -1,7 +1,7 @@
 // Queries on the path of a request. Each has its bill and its index; test/worker/db/costs.test.ts holds it to both.
 import { and, asc, desc, eq, fillPlaceholders, lt, sql } from "drizzle-orm";
 import { type Database, once } from "./client.ts";
-import { attempts, catalogs, counters, cursors, keyHolders, nonces, ownerCounts, vms } from "./schema.ts";
+import { attempts, catalogs, counters, cursors, keyHolders, nonces, ownerCounts, pauses, vms } from "./schema.ts";
 
 const given = sql.placeholder;
 
@@ -39,13 +39,16 @@ export const statementsOf = once((db) => ({
     )
     .where(and(eq(vms.tokenId, given("tokenId")), sql`current = 1`))
     .prepare(),
+  /** Where the scan stands, and since when provisioning is paused. */
   cursor: db
     .select({
       blockNumber: cursors.blockNumber,
       blockTimestamp: cursors.blockTimestamp,
       scannedAt: cursors.scannedAt,
+      pausedSince: sql<number | null>`${pauses.since}`.as("paused_since"),
     })
     .from(cursors)
+    .leftJoin(pauses, eq(pauses.what, "provisioning"))
     .where(eq(cursors.id, 1))
     .prepare(),
   /** At most `count`, so that the read stops with the last one and not at the next row behind it. `{ incarnation, count }` */

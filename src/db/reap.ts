@@ -39,6 +39,7 @@ export const attemptsByLabel = (db: Database, provider: Provider, labels: readon
 export type RunningRow = {
   incarnation: string;
   tokenId: number;
+  owner: string;
   instanceId: string;
   sshHost: string | null;
   sshPort: number | null;
@@ -51,9 +52,9 @@ export async function runningPage(
   after: string,
   limit: number,
 ): Promise<RunningRow[]> {
-  const { incarnation, tokenId, instanceId, sshHost, sshPort } = vms;
+  const { incarnation, tokenId, owner, instanceId, sshHost, sshPort } = vms;
   const rows = await db
-    .select({ incarnation, tokenId, instanceId, sshHost, sshPort })
+    .select({ incarnation, tokenId, owner, instanceId, sshHost, sshPort })
     .from(vms)
     .where(and(eq(vms.provider, provider), gt(vms.instanceId, after), isNotNull(vms.instanceId), isServing))
     .orderBy(asc(vms.instanceId))

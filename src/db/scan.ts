@@ -4,8 +4,9 @@ import { and, asc, desc, eq, inArray, lt, lte, or, sql } from "drizzle-orm";
 import type { Checkpoint } from "../chain/checkpoints.ts";
 import type { Head } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
-import type { ChainEvents, Purchase } from "../chain/events.ts";
+import type { ChainEvents, Purchase, Transfer } from "../chain/events.ts";
 import { incarnationKey } from "../chain/incarnation.ts";
+import type { SpansByNode } from "../chain/logs.ts";
 import type { ChainConfig } from "../config.ts";
 import { provisioningDeadline } from "../vms/states.ts";
 import { TIERS } from "../vms/tiers.ts";
@@ -28,7 +29,7 @@ const cursorOf = once((db) => db.select().from(cursors).where(eq(cursors.id, CUR
 
 export const loadCursor = async (db: Database): Promise<Cursor | null> => (await cursorOf(db).get()) ?? null;
 
-export async function createCursor(db: Database, head: Head, range: number, now: number): Promise<void> {
+export async function createCursor(db: Database, head: Head, now: number): Promise<void> {
   await db
     .insert(cursors)
     .values({
@@ -37,7 +38,6 @@ export async function createCursor(db: Database, head: Head, range: number, now:
       blockHash: head.hash,
       blockTimestamp: head.timestamp,
       checkpoints: [[head.number, head.hash]],
-      range,
       scannedAt: now,
     })
     .onConflictDoNothing();
@@ -63,13 +63,13 @@ export const releaseScanLease = (db: Database, holder: string) =>
     .set({ lease: "", leaseUntil: 0 })
     .where(and(eq(cursors.id, CURSOR_ID), eq(cursors.lease, holder)));
 
-export const setScanRange = (db: Database, range: number) =>
-  db.update(cursors).set({ range }).where(eq(cursors.id, CURSOR_ID));
+export const saveSpans = (db: Database, spans: SpansByNode) =>
+  db.update(cursors).set({ spans }).where(eq(cursors.id, CURSOR_ID));
 
-/** Marks a sweep or a catalog request as done, if it is due; one caller in each interval gets true. */
+/** Marks a sweep, a catalog request or a pruning as done, if it is due; one caller in each interval gets true. */
 export async function claimTurn(
   db: Database,
-  turn: "sweptAt" | "catalogAskedAt",
+  turn: "sweptAt" | "catalogAskedAt" | "prunedAt",
   now: number,
   intervalMs: number,
 ): Promise<boolean> {
@@ -82,7 +82,7 @@ export async function claimTurn(
   return result.meta.changes === 1;
 }
 
-type CursorMove = { head: Head; checkpoints: Checkpoint[]; range: number; now: number };
+type CursorMove = { head: Head; checkpoints: Checkpoint[]; spans: SpansByNode; now: number };
 
 const moveCursor = (db: Database, fence: Fence, to: CursorMove) =>
   db
@@ -92,7 +92,7 @@ const moveCursor = (db: Database, fence: Fence, to: CursorMove) =>
       blockHash: to.head.hash,
       blockTimestamp: to.head.timestamp,
       checkpoints: to.checkpoints,
-      range: to.range,
+      spans: to.spans,
       scannedAt: to.now,
       lease: sql`CASE WHEN ${cursors.lease} = ${fence.holder} THEN ${cursors.lease} END`,
       leaseUntil: fence.leaseUntil,
@@ -113,13 +113,14 @@ export async function applyEvents(
   const missing = await missingTokens(db, settings, events.purchases, now);
   const rows = latestPerToken(events.purchases).map((p) => vmRow(settings, p, chainTime));
   const retired = rows.map((row) => ({ tokenId: row.tokenId, incarnation: row.incarnation }));
-  const touched = [...new Set([...events.transfers, ...events.purchases].map((event) => event.tokenId))];
+  const moved = lastOfBlock(events.transfers);
+  const touched = [...new Set([...moved, ...events.purchases].map((event) => event.tokenId))];
   const inserts = chunks(rows).map((part, i) => upsertVms(part, now + i * ROWS_PER_STATEMENT * WAKE_LATER_MS));
   const retirements = chunks(retired).map((part) => retireOthers(part, now));
   const statements: Statement[] = [
     ...(cursor === undefined ? [] : [moveCursor(db, cursor.fence, cursor.move)]),
     ...chunks(events.purchases.map((p) => purchaseRow(settings, p, now))).map((part) => upsertPurchases(part)),
-    ...chunks(events.transfers.map(transferRow)).map((part) => upsertTransfers(part)),
+    ...chunks(moved.map(transferRow)).flatMap((part) => [upsertTransfers(part), deleteEarlierOfBlock(part)]),
     ...retirements,
     ...inserts,
     ...chunks(rows).map((part) => moveToBlock(part, settings.EXPIRY_GRACE_SECONDS)),
@@ -283,6 +284,14 @@ const transferRow = (t: ChainEvents["transfers"][number]) => ({
   recipient: t.recipient === ZERO_ADDRESS ? "" : t.recipient.toLowerCase(),
 });
 
+/** Who has a token when a block ends is all that counts of its transfers in it. */
+const lastOfBlock = (list: readonly Transfer[]): Transfer[] => [
+  ...new Map(list.map((t) => [`${t.blockNumber}/${t.tokenId}`, t])).values(),
+];
+
+/** The log index of a row that no log showed: below every log of its block. */
+export const logIndexOfOwner = (tokenId: number): number => -1 - tokenId;
+
 const keyOf = (settings: Settings, p: Purchase): string =>
   incarnationKey({
     deploymentId: settings.DEPLOYMENT_ID,
@@ -310,6 +319,36 @@ const upsertTransfers = (rows: object[]) =>
     FROM json_each(${JSON.stringify(rows)}) WHERE true
     ON CONFLICT (block_number, log_index) DO UPDATE SET block_hash = excluded.block_hash, token_id = excluded.token_id, sender = excluded.sender, recipient = excluded.recipient
     WHERE block_hash <> excluded.block_hash`;
+
+/** One row per token and block, though a node showed some of a block's transfers earlier than others. */
+const deleteEarlierOfBlock = (rows: object[]) =>
+  sql`DELETE FROM transfers WHERE rowid IN (
+      SELECT earlier.rowid FROM json_each(${JSON.stringify(rows)}) JOIN transfers AS earlier
+        ON earlier.token_id = value->>'tokenId' AND earlier.block_number = value->>'blockNumber'
+      WHERE EXISTS (SELECT 1 FROM transfers AS later WHERE later.token_id = earlier.token_id
+        AND later.block_number = earlier.block_number AND later.log_index > earlier.log_index))`;
+
+/**
+ * Deletes transfers that later ones have replaced, of which no reorg can take the later one back any more. A token's last
+ * transfer stays: it says whose it is. Returns how many went; `limit` at most.
+ */
+export async function pruneTransfers(db: Database, below: number, limit: number): Promise<number> {
+  const { meta } = await db.run(sql`DELETE FROM transfers WHERE rowid IN (
+    SELECT old.rowid FROM transfers AS old WHERE old.block_number < ${below} AND EXISTS (
+      SELECT 1 FROM transfers AS later WHERE later.token_id = old.token_id AND later.block_number < ${below}
+        AND (later.block_number, later.log_index) > (old.block_number, old.log_index))
+    LIMIT ${limit})`);
+  return meta.changes;
+}
+
+/** Tokens that have a machine or wait for one, with the owner that we know. */
+export const servedTokens = (db: Database, limit: number) =>
+  db
+    .select({ tokenId: vms.tokenId, owner: vms.owner })
+    .from(vms)
+    .where(and(sql`current = 1`, inArray(vms.status, ["provisioning", "running"])))
+    .orderBy(desc(vms.tokenId))
+    .limit(limit);
 
 /** Another incarnation has the token now: the one that had it ends its machine and keeps its rows (hard case 5). */
 const retireOthers = (rows: object[], now: number) =>

@@ -2,6 +2,7 @@
 // uint256 amounts are TEXT: SQLite's integers end at 2^63 and D1 rounds above 2^53.
 import { sql } from "drizzle-orm";
 import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
+import type { SpansByNode } from "../chain/logs.ts";
 import { STATUSES, STEPS } from "../vms/states.ts";
 
 /** What the chain said, one row per incarnation of a token: deployment, contract, token id, transaction, ordinal. */
@@ -460,7 +461,12 @@ export const cursors = sqliteTable("cursors", {
   blockTimestamp: integer("block_timestamp").notNull(),
   /** [number, hash] of earlier cursors, ever sparser with age: where a reorg looks for the common ancestor. */
   checkpoints: text({ mode: "json" }).$type<[number, string][]>().notNull(),
-  range: integer().notNull(),
+  /** Read by the edge before this one alone, which runs until the deployment behind its migration, or after a rollback. */
+  range: integer()
+    .notNull()
+    .$default(() => 500),
+  /** How many blocks each node gives the logs of, by node and kind of logs. */
+  spans: text({ mode: "json" }).$type<SpansByNode>().notNull().default({}),
   /** NOT NULL on purpose, as in vms. */
   lease: text().notNull().default(""),
   leaseUntil: integer("lease_until").notNull().default(0),
@@ -469,6 +475,8 @@ export const cursors = sqliteTable("cursors", {
   /** The last token whose owner the sweep held against the chain. */
   comparedTo: integer("compared_to").notNull().default(-1),
   catalogAskedAt: integer("catalog_asked_at").notNull().default(0),
+  /** When old transfers were deleted. */
+  prunedAt: integer("pruned_at").notNull().default(0),
 });
 
 /** Token ids that the chain must have given out and no log has shown. */

@@ -1,22 +1,30 @@
 // What the sweep reads and writes, once per interval.
-import { and, asc, count, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
+import { and, asc, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
 import type { Database } from "./client.ts";
 import { WAKE_AFTER_MS } from "./scan.ts";
 import { catalogs, counters, nonces, purchases, vms } from "./schema.ts";
 
 const CATALOG_ID = 1;
 
-/** How many published machines there are, and how many of them are past their time by the chain's clock. */
-export async function countDue(db: Database, chainTime: number): Promise<{ published: number; due: number }> {
+export type DueVm = Pick<typeof vms.$inferSelect, "incarnation" | "tokenId" | "blockNumber" | "expiresAt">;
+
+/** How many published machines there are, and which are past their time by the chain's clock, those of longest ago first. */
+export async function loadDue(db: Database, chainTime: number, limit: number) {
+  const { incarnation, tokenId, blockNumber, expiresAt } = vms;
   const [published, due] = await db.batch([
     db.select({ value: counters.value }).from(counters).where(eq(counters.name, "published")),
-    db.select({ value: count() }).from(vms).where(isDue(chainTime)),
+    db
+      .select({ incarnation, tokenId, blockNumber, expiresAt })
+      .from(vms)
+      .where(isDue(chainTime))
+      .orderBy(asc(vms.checkAt))
+      .limit(limit),
   ]);
-  return { published: published[0]?.value ?? 0, due: due[0]?.value ?? 0 };
+  return { published: published[0]?.value ?? 0, due };
 }
 
-/** Marks machines past their time as expired; the provisioner proves it on chain before it ends them. */
-export const expireDue = (db: Database, chainTime: number, now: number, limit: number) =>
+/** Marks these machines as expired, where they are still due; the provisioner proves it on chain before it ends them. */
+export const expireDue = (db: Database, due: readonly DueVm[], chainTime: number, now: number) =>
   db
     .update(vms)
     .set({
@@ -28,9 +36,9 @@ export const expireDue = (db: Database, chainTime: number, now: number, limit: n
       wakeAt: now + WAKE_AFTER_MS,
     })
     .where(
-      inArray(
-        vms.incarnation,
-        db.select({ id: vms.incarnation }).from(vms).where(isDue(chainTime)).orderBy(asc(vms.checkAt)).limit(limit),
+      and(
+        sql`${vms.incarnation} IN (SELECT value FROM json_each(${JSON.stringify(due.map((one) => one.incarnation))}))`,
+        isDue(chainTime),
       ),
     )
     .returning({ incarnation: vms.incarnation, generation: vms.generation });
@@ -88,10 +96,26 @@ export const saveTiers = (db: Database, tiers: StoredTiers, now: number) =>
 
 export const loadCatalog = (db: Database) => db.select().from(catalogs).where(eq(catalogs.id, CATALOG_ID)).get();
 
+/** Refunds and payments that wait for a person, by event and reason; without those of which their owners decide. */
+export const countHeld = (db: Database, ownersReasons: readonly string[]) =>
+  db.all<{ event: "refund_held" | "payment_held"; reason: string | null; count: number }>(
+    sql`SELECT 'refund_held' AS event, reason, COUNT(*) AS count FROM refunds
+        WHERE state = 'held' AND reason NOT IN (SELECT value FROM json_each(${JSON.stringify(ownersReasons)})) GROUP BY reason
+      UNION ALL SELECT 'payment_held', reason, COUNT(*) FROM payments WHERE state = 'held' GROUP BY reason`,
+  );
+
 /** Replaces one vendor's offers, leaving the other's as they were last read. */
 export const saveStock = (db: Database, vendor: "vultr" | "runpod", read: object) =>
   db.run(sql`INSERT INTO catalogs (id, stock) VALUES (${CATALOG_ID}, json_object(${vendor}, json(${JSON.stringify(read)})))
     ON CONFLICT (id) DO UPDATE SET stock = json_set(COALESCE(stock, '{}'), ${`$.${vendor}`}, json(${JSON.stringify(read)}))`);
+
+/** What a vendor has just refused to sell, until its catalog says otherwise. */
+export const saveSoldOut = (db: Database, vendor: "vultr" | "runpod", place: { region: string; plan: string }) =>
+  db.run(sql`UPDATE catalogs SET stock = json_set(stock, ${`$.${vendor}.offers`}, (
+      SELECT json_group_array(json(CASE WHEN value->>'region' = ${place.region} AND value->>'plan' = ${place.plan}
+        THEN json_set(value, '$.stock', 'none') ELSE value END))
+      FROM json_each(catalogs.stock, ${`$.${vendor}.offers`})))
+    WHERE id = ${CATALOG_ID} AND json_type(stock, ${`$.${vendor}.offers`}) = 'array'`);
 
 // Running, or between two machines.
 const isDue = (chainTime: number) =>

@@ -1,7 +1,8 @@
 // Takes messages off the queue. Each is acknowledged or retried by itself; `retry` is for faults only, waiting is a new
-// message (hard case 11).
+// message (hard case 11), and so is a failure that passes by itself: it must not use up the tries of a message (hard case 46).
+import { hasRoom } from "../db/client.ts";
 import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
-import { GiveUp } from "../errors.ts";
+import { GiveUp, isDatabaseRefusal, isTransient } from "../errors.ts";
 import { errorFields, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
@@ -18,6 +19,8 @@ import { boot, clear, find, scrub } from "./watch.ts";
 
 const MAX_STEPS_PER_MESSAGE = 8;
 const MAX_RETRY_SECONDS = 60;
+/** Until a message is tried again that met a database or an object that does not answer; as much again at most. */
+const PUT_OFF_SECONDS = 10;
 const DEAD_LETTER_WAIT_MS = 60_000;
 
 const STEPS: Record<Step, (context: Context, vm: Vm) => Promise<Next>> = {
@@ -40,7 +43,7 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
     const vm = await loadVm(context.db, job.incarnation);
     if (vm === null || vm.generation !== generation) return;
     const next =
-      count < MAX_STEPS_PER_MESSAGE
+      count < MAX_STEPS_PER_MESSAGE && hasRoom()
         ? await runStep(context, vm)
         : { kind: "send" as const, generation, afterSeconds: 0 };
     if (next.kind === "done") return;
@@ -76,7 +79,9 @@ async function takeStep(context: Context, vm: Vm): Promise<Next> {
   } catch (error) {
     if (!(error instanceof GiveUp)) throw error;
     if (error.code === "token_not_valid" && vm.runningAt !== null) return endServed(context, vm);
-    log("page", "purchase_held", { incarnation: vm.incarnation, ...errorFields(error) });
+    // A token that its buyer gave up is no trouble of ours.
+    const level = error.code === "token_not_valid" ? "warn" : "page";
+    log(level, "purchase_held", { about: error.code, incarnation: vm.incarnation, ...errorFields(error) });
     await failVm(context.db, vm, {
       cause: error.code,
       detail: error.message,
@@ -114,18 +119,45 @@ export async function consume(context: Context, message: Message<unknown>): Prom
     }
     const job = isJob(body) ? body : {};
     const times = { attempts: message.attempts, ms: context.now() - began };
-    log("error", "job_failed", { ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) });
+    if (isJob(body) && isTransient(error)) {
+      log("warn", "job_put_off", { ...job, id: message.id, outcome: "put_off", ...times, ...errorFields(error) });
+      await putOff(context, message);
+      return;
+    }
+    const level = isDatabaseRefusal(error) ? "page" : "error";
+    log(level, "job_failed", { ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) });
     const delay = Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) * (0.5 + Math.random() / 2);
     message.retry({ delaySeconds: Math.ceil(delay) });
+  }
+}
+
+/** A new message for the same job. What is no job, and what the queue does not take, comes back by itself. */
+export async function putOff({ config }: Pick<Context, "config">, message: Message<unknown>): Promise<void> {
+  const { id, body } = message;
+  const delaySeconds = Math.ceil(PUT_OFF_SECONDS * (1 + Math.random()));
+  try {
+    if (!isJob(body)) return message.retry({ delaySeconds });
+    await config.JOBS.send(body, { delaySeconds });
+    message.ack();
+  } catch (error) {
+    log("error", "job_not_put_off", { id, ...errorFields(error) });
+    message.retry({ delaySeconds });
   }
 }
 
 /** One message that failed too often: the row is woken later by the sweep, so nothing is lost. */
 export async function consumeDead(context: Context, message: Message<unknown>): Promise<void> {
   const { body } = message;
-  log("page", "job_dead", { id: message.id, job: isJob(body) ? body : "unknown" });
-  if (isJob(body) && body.kind === "advance") {
-    await wakeAt(context.db, body.incarnation, context.now() + DEAD_LETTER_WAIT_MS);
+  const job = isJob(body) ? body : null;
+  try {
+    if (job?.kind === "advance") await wakeAt(context.db, job.incarnation, context.now() + DEAD_LETTER_WAIT_MS);
+  } catch (error) {
+    if (!isTransient(error)) throw error;
+    // Should its last try fail as well, the sweep finds the row by the time that it has.
+    log("warn", "dead_job_put_off", { id: message.id, ...errorFields(error) });
+    message.retry({ delaySeconds: MAX_RETRY_SECONDS });
+    return;
   }
+  log("page", "job_dead", { about: job?.kind ?? "unknown", id: message.id, job });
   message.ack();
 }

@@ -6,17 +6,20 @@ import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { labelFamily, machineLabel } from "../chain/incarnation.ts";
 import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../credentials/ssh-keys.ts";
+import { hasRoom } from "../db/client.ts";
 import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
 import { boughtUntil, type NewRefund, oweRefund } from "../db/refunds.ts";
-import { loadCatalog } from "../db/sweep.ts";
+import { loadCatalog, saveSoldOut } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
-import { errorFields, log } from "../log.ts";
+import { allClear, errorFields, log } from "../log.ts";
+import { captureDeadline } from "../vms/payments.ts";
+import { pausedDeadline } from "../vms/states.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
 import { candidatesOf, isWithinShare, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
-import { captureDeadline, HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
+import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { isPast, verifyPurchase } from "./verify.ts";
 
@@ -33,6 +36,8 @@ export const PAUSED_WAIT_SECONDS = 15;
 /** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */
 export const MAX_WAIT_SECONDS = 60;
 const SNAPSHOT_AGE_MS = 15_000;
+/** For machines that ran and went: their tenants can end them as often as they like (hard case 39). */
+const MAX_REPLACEMENTS = 3;
 
 /**
  * Checks the purchase, then tries candidates until one has a machine or all are used up for this turn. The check is part
@@ -41,11 +46,11 @@ const SNAPSHOT_AGE_MS = 15_000;
 export async function create(context: Context, vm: store.Vm): Promise<Next> {
   const began = context.now();
   const lease = crypto.randomUUID();
-  if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
   try {
+    if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
     return await takeTurn(context, vm, lease, began);
   } catch (error) {
-    // The message comes back within seconds: it must find the row free.
+    // The message comes back within seconds: it must find the row free, were it only the lease's answer that was lost.
     await store.releaseLease(context.db, vm, lease);
     throw error;
   }
@@ -53,7 +58,9 @@ export async function create(context: Context, vm: store.Vm): Promise<Next> {
 
 async function takeTurn(context: Context, vm: store.Vm, lease: string, began: number): Promise<Next> {
   const { db, chain, now } = context;
-  if (await isPaused(db, "provisioning")) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
+  // After a pause that was too long the purchase is looked at once more, to be paid back.
+  const isHeldUp = (await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));
+  if (isHeldUp) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
   const tried = await store.loadAttempts(db, vm.incarnation);
   // An attempt without an end may have a machine that we don't know of, or one that is not gone.
   const unresolved = tried.find((attempt) => attempt.endedAt === null);
@@ -67,6 +74,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
   }
   if (await isTooLate(context, vm)) return tooLate(context, vm);
+  if (tried.filter(({ outcome }) => outcome === "vanished").length > MAX_REPLACEMENTS) return usedUp(context, vm);
   if (seen === "moved") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
   const order = isOurs(context, vm) ? await linkOrder(context, vm) : null;
   if (order?.kind === "unlinked") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
@@ -85,7 +93,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string, began: nu
     if (candidates.length === 0) return waitForTurn(context, vm, Math.max(1, waitSeconds));
     const next = nextCandidate(candidates, tried, now(), Math.random());
     if ("waitMs" in next) return waitForTurn(context, vm, Math.min(waitSeconds, next.waitMs / 1_000));
-    if (now() - began > TURN_MS) return waitForTurn(context, vm, 0);
+    if (now() - began > TURN_MS || !hasRoom()) return waitForTurn(context, vm, 0);
     const { candidate } = next;
     try {
       const { supplies, taken, settle } = await prepare(context, vm, candidate);
@@ -203,7 +211,7 @@ async function tryCandidate(
   const label = machineLabel(vm.incarnation, number);
   const mark = bytesToHex(randomBytes(12));
   if (!(await mayOrder(context, vm, candidate, mark))) {
-    log("page", "too_many_machines", { label, vendor: candidate.vendor });
+    log("page", "too_many_machines", { about: candidate.vendor, label });
     return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
   }
   const hostKey = generateHostKey();
@@ -239,6 +247,7 @@ async function tryCandidate(
     const machine = await context.vendors[candidate.vendor].create(spec, supplies);
     await settle();
     log("info", "machine_ordered", { label, vendor: candidate.vendor, region, plan });
+    allClear("create_refused", candidate.vendor);
     return sendAfter(await keepMachine(context, vm, attempt, machine), config.POLL_SECONDS);
   } catch (error) {
     if (!(error instanceof VendorError)) throw error;
@@ -285,7 +294,8 @@ async function refused(
   error: VendorError,
 ): Promise<Next | Refused> {
   const { db, now, gate } = context;
-  log(error.action === "page" ? "page" : "warn", "create_refused", { label: attempt.label, ...errorFields(error) });
+  const refusal = { about: error.vendor, label: attempt.label, ...errorFields(error) };
+  log(error.action === "page" ? "page" : "warn", "create_refused", refusal);
   if (error.action === "unknown") {
     // The row stands at `find` since before the request left; nothing is ordered again until that has an answer.
     const wakeAt = now() + STALL_MS;
@@ -298,6 +308,7 @@ async function refused(
   attempt.endedAt = now();
   if (error.action === "next_candidate") {
     await gate(error.vendor).remember(now(), placeOf(attempt), "no_stock");
+    await saveSoldOut(db, error.vendor, attempt);
     return { kind: "refused", waitSeconds: 0 };
   }
   if (error.action === "wait") return { kind: "refused", waitSeconds: Math.max(1, error.retryAfterSeconds) };
@@ -312,9 +323,12 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
   return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
 }
 
-/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26), and neither does a pause. */
-export const isTooLate = async ({ db }: Context, vm: store.Vm): Promise<boolean> =>
-  (await store.chainTime(db)) > vm.deadline && !(await isPaused(db, "provisioning"));
+/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). A pause gives it some time more. */
+export async function isTooLate({ db }: Context, vm: store.Vm): Promise<boolean> {
+  const time = await store.chainTime(db);
+  if (time <= vm.deadline) return false;
+  return time > pausedDeadline(vm) || !(await isPaused(db, "provisioning"));
+}
 
 /**
  * The whole price back; after a machine ran, what is left of its time by the chain's clock. Null where it was served. Of a
@@ -345,20 +359,36 @@ const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
 
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
+  const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`;
+  if (!(await giveBack(context, vm, { cause: "no_machine_in_time", detail }, step))) return endServed(context, vm);
+  // What was ordered over x402 is not paid for yet, and may have been ordered because it can't be had.
+  const level = isOurs(context, vm) ? "warn" : "page";
+  log(level, "provisioning_failed", { about: vm.tier, incarnation: vm.incarnation, attempts: vm.attempt });
+  return DONE;
+}
+
+/** Its machines went again and again after they ran: no other one is ordered. */
+async function usedUp(context: Context, vm: store.Vm): Promise<Next> {
+  const detail = `its machine was gone at its vendor ${MAX_REPLACEMENTS + 1} times after it ran`;
+  const isOver = !(await giveBack(context, vm, { cause: "replacements_used_up", detail }, "idle"));
+  if (isOver) return endServed(context, vm);
+  log("warn", "replacements_used_up", { tokenId: vm.tokenId });
+  return DONE;
+}
+
+/** The purchase ends, and what was not served of its time is owed. False where all of it was. */
+async function giveBack(
+  context: Context,
+  vm: store.Vm,
+  failure: { cause: string; detail: string },
+  step: "clear" | "idle",
+): Promise<boolean> {
   const now = context.now();
   const owed = await refundOf(context, vm, now);
-  if (owed === null) return endServed(context, vm);
-  await store.failVm(context.db, vm, {
-    cause: "no_machine_in_time",
-    detail: `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`,
-    now,
-    step,
-    wakeAt: step === "idle" ? null : now,
-    ...owed,
-  });
-  log("page", "provisioning_failed", { incarnation: vm.incarnation, attempts: vm.attempt });
+  if (owed === null) return false;
+  await store.failVm(context.db, vm, { ...failure, now, step, wakeAt: step === "idle" ? null : now, ...owed });
   await tellOrder(context, vm);
-  return DONE;
+  return true;
 }
 
 /** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */

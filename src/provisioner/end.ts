@@ -3,7 +3,7 @@
 import { readAgreedToken, readFinalToken } from "../chain/witness.ts";
 import { reinstate, terminate, terminateReplaced } from "../db/ends.ts";
 import * as store from "../db/vms.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
 import { endIfOver } from "./order.ts";
 import { isPast, readPurchase } from "./verify.ts";
@@ -25,6 +25,7 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
     log("page", "finality_is_old", { tokenId: vm.tokenId, ageSeconds: headTime - view.blockTimestamp });
     return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   }
+  allClear("finality_is_old");
   // Before the purchase's own block the token is missing from final history: that proves nothing.
   if (view.blockNumber < vm.blockNumber) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   if (view.valid) {

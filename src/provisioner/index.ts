@@ -1,8 +1,10 @@
 // The provisioner Worker: queues in, vendors out. It has no route to the world.
 import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
-import { errorFields, log, sendLogs, setLogLevel } from "../log.ts";
-import { consume, consumeDead } from "./consume.ts";
-import { createContext, requireDataKey } from "./context.ts";
+import { inBackground } from "../db/client.ts";
+import { isTransient } from "../errors.ts";
+import { allClear, errorFields, log, sendLogs, setLogLevel } from "../log.ts";
+import { consume, consumeDead, putOff } from "./consume.ts";
+import { type Context, createContext, requireDataKey } from "./context.ts";
 
 export { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 export { VendorGate } from "../../durable-objects/vendor-gate.ts";
@@ -14,11 +16,7 @@ export default {
     try {
       const config = provisionerConfig(env);
       setLogLevel(config.LOG_LEVEL);
-      const context = createContext(config);
-      // A dead letter only wakes its row: that must work whatever is wrong.
-      if (batch.queue !== DEAD_LETTER_QUEUE) await requireDataKey(context);
-      const handle = batch.queue === DEAD_LETTER_QUEUE ? consumeDead : consume;
-      await Promise.all(batch.messages.map((message) => handle(context, message)));
+      await inBackground(() => takeBatch(createContext(config), batch));
     } catch (error) {
       log("page", "batch_refused", errorFields(error));
       batch.retryAll({ delaySeconds: 30 });
@@ -28,3 +26,21 @@ export default {
     }
   },
 } satisfies ExportedHandler<ProvisionerBindings>;
+
+async function takeBatch(context: Context, { queue, messages }: MessageBatch<unknown>): Promise<void> {
+  // A dead letter only wakes its row: that must work whatever is wrong.
+  if (queue === DEAD_LETTER_QUEUE) {
+    await Promise.all(messages.map((message) => consumeDead(context, message)));
+    return;
+  }
+  try {
+    await requireDataKey(context);
+    allClear("batch_refused");
+  } catch (error) {
+    if (!isTransient(error)) throw error;
+    log("warn", "batch_put_off", errorFields(error));
+    await Promise.all(messages.map((message) => putOff(context, message)));
+    return;
+  }
+  await Promise.all(messages.map((message) => consume(context, message)));
+}

@@ -19,10 +19,11 @@ import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
 import { chainTime, loadVm, type Vm } from "../db/vms.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import {
   authorizationOf,
   CAPTURE_SECONDS,
+  captureDeadline,
   heldTokenEnds,
   MAX_RISE,
   orderSeconds,
@@ -31,7 +32,7 @@ import {
 } from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import { type Context, operatorOf } from "./context.ts";
-import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
+import { isNotOurs, levelOfWait, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
 
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
@@ -61,9 +62,6 @@ export async function tellOrder(context: Context, vm: Vm): Promise<void> {
     await context.config.JOBS.send({ kind: "payment", payment: row.id, generation: row.generation });
   }
 }
-
-/** By which time of the chain the machine has to run, so that the payment can still be taken. */
-export const captureDeadline = (row: Pick<store.Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
 
 /** Before anything is bought. */
 export async function check(context: Context, row: store.Payment): Promise<Turn> {
@@ -179,8 +177,9 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
     paid: signedPaymentOf(row),
   } as const;
   const bought = await walletOf(context).order(order);
-  if (bought.state === "waiting") {
-    log("page", "purchase_waits", { payment: row.id, why: bought.why });
+  if (bought.state !== "waiting") allClear("purchase_waits");
+  else {
+    log(levelOfWait(bought.why), "purchase_waits", { payment: row.id, why: bought.why });
     const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
     return isHopeless || isLate || isOwed
       ? abandon(context, row, `purchase_${bought.why}`)
@@ -282,6 +281,7 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   }
   const taken = await wallet.order(await captureOf(context, row));
   if (taken.state !== "waiting") {
+    allClear("capture_waits");
     const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
     if (isUndone) return refuseCapture(context, row);
     if (row.state === "authorized") {
@@ -290,7 +290,7 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     return { waitSeconds: BLOCK_SECONDS / 2 };
   }
   if (taken.why !== "would_fail") {
-    log("page", "capture_waits", { payment: row.id, why: taken.why });
+    log(levelOfWait(taken.why), "capture_waits", { payment: row.id, why: taken.why });
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
   if (await isCoinShut(context)) {
@@ -358,6 +358,7 @@ export async function deliver(context: Context, row: store.Payment, vm: Vm | nul
   if (moved.state === "waiting") return { waitSeconds: WALLET_WAIT_SECONDS };
   if (row.transferTx === null) return store.movePayment(db, row, { transferTx: moved.hash, wakeAt: now() + WATCH_MS });
   if (moved.state === "sent" && moved.mined?.status !== "success") return { waitSeconds: BLOCK_SECONDS / 2 };
+  allClear("token_not_delivered");
   log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, txHash: moved.hash });
   const delivered = { transferTx: moved.hash, servedAt: row.servedAt ?? now() };
   return store.movePayment(db, row, { ...delivered, step: "close", wakeAt: now() + WATCH_MS });

@@ -6,11 +6,12 @@ import { APPROVED } from "../../durable-objects/wallet-ledger.ts";
 import type { Refusal } from "../../durable-objects/wallet-limits.ts";
 import { readAuthorizationUse } from "../chain/authorization.ts";
 import { readFinalToken } from "../chain/witness.ts";
+import { hasRoom } from "../db/client.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { bookRefund, loadRefund } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { authorizationOf, signedPaymentOf } from "../vms/payments.ts";
 import type { Context } from "./context.ts";
 import { refundOf } from "./create.ts";
@@ -25,7 +26,11 @@ const MAX_STEPS_PER_MESSAGE = 12;
 export const MAX_REVERTED_REFUNDS = 3;
 export const REVERTED_WAIT_MS = 3_600_000;
 /** Other failures are for a person to judge. */
-const REFUNDED_FAILURES: ReadonlySet<string> = new Set(["no_machine_in_time", "token_not_valid"]);
+const REFUNDED_FAILURES: ReadonlySet<string> = new Set([
+  "no_machine_in_time",
+  "token_not_valid",
+  "replacements_used_up",
+]);
 
 /** How a step ended: the row as it is now, to go on with; seconds to wait; or null, nothing to do until the sweep. */
 export type Turn = store.Payment | { waitSeconds: number } | null;
@@ -47,7 +52,7 @@ const STEPS: Record<store.Payment["step"], (context: Context, row: store.Payment
 export async function followPayment(context: Context, job: { payment: string; generation: number }): Promise<void> {
   let row = await store.loadPayment(context.db, job.payment);
   if (row === null || row.generation !== job.generation) return;
-  for (let count = 0; count < MAX_STEPS_PER_MESSAGE; count++) {
+  for (let count = 0; count < MAX_STEPS_PER_MESSAGE && hasRoom(); count++) {
     const began = context.now();
     const turn: Turn = await STEPS[row.step](context, row);
     const waits = turn === null || "waitSeconds" in turn;
@@ -146,9 +151,10 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
   const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount, owed, again });
   if (paid.state === "waiting") {
     if (isNotOurs(paid.why)) return hold(context, row, paid.why);
-    log(paid.why === "queued" ? "info" : "page", "refund_waits", { payment: row.id, why: paid.why });
+    log(levelOfWait(paid.why), "refund_waits", { payment: row.id, why: paid.why });
     return lookAgain(context, row, WATCH_MS);
   }
+  allClear("refund_waits");
   if (paid.state === "reverted") {
     if (paid.reverts >= MAX_REVERTED_REFUNDS) return hold(context, row, "refund_reverted");
     await store.movePayment(db, row, { state: "refund_due", refundTx: null, wakeAt: now() + REVERTED_WAIT_MS });
@@ -173,8 +179,18 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
 export const isNotOurs = (why: Refusal): boolean =>
   why === "not_owed" || why === "served" || why === "other_order" || why === "above_limit";
 
+/**
+ * A person can help where the wallet is short or at a limit of ours. A pause was an operator's, a share is the recipient's
+ * own, and what an order would do or can't show yet is its payer's. What hears the smaller ones first only waits its turn.
+ */
+export function levelOfWait(why: Refusal): "page" | "warn" | "info" {
+  if (why === "queued") return "info";
+  return ["no_funds", "no_gas", "gas_too_dear", "daily_limit"].includes(why) ? "page" : "warn";
+}
+
 async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
-  log("page", "payment_held", { payment: row.id, reason });
+  // The sweep pages for what is held, until nothing is.
+  log("error", "payment_held", { payment: row.id, reason });
   return store.movePayment(db, row, { state: "held", step: "idle", reason, wakeAt: null, endedAt: now() });
 }
 

@@ -2,9 +2,10 @@
 // followed, and a purchase whose machine is gone goes back to work. Each turn does a bounded part of it.
 import { labelFamily, tokenOfLabel } from "../chain/incarnation.ts";
 import { readFinalToken } from "../chain/witness.ts";
+import { hasRoom } from "../db/client.ts";
 import * as store from "../db/reap.ts";
 import { currentVm } from "../db/vms.ts";
-import { errorFields, log } from "../log.ts";
+import { allClear, errorFields, log } from "../log.ts";
 import { ask, type Context } from "./context.ts";
 import type { Job } from "./jobs.ts";
 import { type Machine, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -15,6 +16,8 @@ const MACHINES_PER_TURN = 1_000;
 const GHOSTS_PER_TURN = 50;
 const ROWS_PER_TURN = 500;
 const TURN_SPAN_MS = 30_000;
+/** Machines that no list shows are asked for by their ids, so many in a turn. */
+const LOOKUPS_PER_TURN = 20;
 /** Beyond this many, or 5 %, something is wrong with us and not with them. */
 const MAX_ENDS = 3;
 const SHARE_THAT_MAY_END = 0.05;
@@ -45,9 +48,7 @@ async function endStrays(context: Context, vendor: VendorName, machines: readonl
   const { db, config, now } = context;
   const ours = machines.filter((one) => tokenOfLabel(config.DEPLOYMENT_ID, one.label) !== null);
   // A part of them in each turn, so that all have theirs whatever happened to the turns before.
-  const turns = Math.max(1, Math.ceil(ours.length / MACHINES_PER_TURN));
-  const first = (Math.floor(now() / TURN_SPAN_MS) % turns) * MACHINES_PER_TURN;
-  const part = ours.slice(first, first + MACHINES_PER_TURN);
+  const part = turnOf(ours, MACHINES_PER_TURN, now());
   const namesOf = (field: "label" | "instanceId") => part.map((machine) => machine[field]);
   const known = await store.attemptsByLabel(db, vendor, namesOf("label"));
   const claimed = await store.claimedInstances(db, vendor, namesOf("instanceId"));
@@ -63,6 +64,12 @@ async function endStrays(context: Context, vendor: VendorName, machines: readonl
   await endOrphans(context, vendor, orphans, part.length);
 }
 
+function turnOf<T>(all: readonly T[], perTurn: number, now: number): T[] {
+  const turns = Math.max(1, Math.ceil(all.length / perTurn));
+  const first = (Math.floor(now / TURN_SPAN_MS) % turns) * perTurn;
+  return all.slice(first, first + perTurn);
+}
+
 async function endOrphans(
   context: Context,
   vendor: VendorName,
@@ -72,19 +79,21 @@ async function endOrphans(
   const youngest = context.now() - context.config.ORPHAN_GRACE_SECONDS * 1_000;
   const old = orphans.filter((one) => one.createdAt < youngest);
   if (old.length > limitOf(count)) {
-    log("page", "reap_stopped", { vendor, orphans: old.length, machines: count });
+    log("page", "reap_stopped", { about: vendor, orphans: old.length, machines: count });
     return;
   }
+  allClear("reap_stopped", vendor);
   let unexplained = 0;
   for (const machine of old) {
     if (await isOverOnChain(context, machine)) await endStray(context, vendor, machine, "orphan");
     else unexplained += 1;
   }
   // A token that is paid for has a machine that no row knows: the database lost something, and the machine may be in use.
-  if (unexplained > 0) log("page", "machines_without_attempt", { vendor, count: unexplained });
+  if (unexplained > 0) log("page", "machines_without_attempt", { about: vendor, count: unexplained });
+  else allClear("machines_without_attempt", vendor);
 }
 
-const limitOf = (count: number): number => Math.max(MAX_ENDS, count * SHARE_THAT_MAY_END);
+const limitOf = (count: number): number => Math.max(MAX_ENDS, Math.floor(count * SHARE_THAT_MAY_END));
 
 /** Whether nobody is owed this machine by final history. A chain that can't be asked proves nothing. */
 async function isOverOnChain(context: Context, machine: Machine): Promise<boolean> {
@@ -140,55 +149,74 @@ async function followRows(
   const rows = await store.runningPage(db, vendor, after, ROWS_PER_TURN);
   const byId = new Map(machines.map((machine) => [machine.instanceId, machine]));
   const missing: store.RunningRow[] = [];
+  const dead: store.RunningRow[] = [];
+  let last: store.RunningRow | undefined;
   for (const row of rows) {
+    if (!hasRoom()) break;
     const machine = byId.get(row.instanceId);
     if (machine === undefined) missing.push(row);
+    else if (machine.state === "dead") dead.push(row);
     else await followMachine(context, vendor, row, machine);
+    last = row;
   }
-  await replaceMissing(context, vendor, missing, rows.length);
-  const last = rows.at(-1);
-  if (rows.length < ROWS_PER_TURN || last === undefined) return;
-  await config.JOBS.send({ kind: "reap", vendor, after: last.instanceId }, { delaySeconds: 1 });
+  const gone = await replaceMissing(context, vendor, missing, rows.length);
+  tellOfLost(vendor, { running_machine_died: dead, running_machine_vanished: gone });
+  if (rows.length < ROWS_PER_TURN && last === rows.at(-1)) return;
+  await config.JOBS.send({ kind: "reap", vendor, after: last?.instanceId ?? after }, { delaySeconds: 1 });
 }
 
-/** RunPod's host and port move with a restart; a machine that stopped under a customer is a person's case. */
+/** RunPod's host and port move with a restart. */
 async function followMachine(
   { db }: Context,
   vendor: VendorName,
   row: store.RunningRow,
   { state, host, port, instanceId }: Machine,
 ): Promise<void> {
-  if (state === "dead") log("page", "running_machine_died", { vendor, instanceId, tokenId: row.tokenId });
   if (state !== "up" || host === null || port === null) return;
   if (row.sshHost !== host || row.sshPort !== port) await store.moveAddress(db, vendor, instanceId, host, port);
 }
 
+/** A tenant may stop and delete its own machine; a person is called where several of them lose theirs at once. */
+function tellOfLost(vendor: VendorName, lost: Record<string, readonly store.RunningRow[]>): void {
+  const owners = new Set<string>();
+  for (const [event, rows] of Object.entries(lost)) {
+    for (const { tokenId, instanceId, owner } of rows) {
+      log("warn", event, { vendor, tokenId, instanceId });
+      owners.add(owner);
+    }
+  }
+  if (owners.size > MAX_ENDS) log("page", "machines_missing", { about: vendor, owners: owners.size });
+  else allClear("machines_missing", vendor);
+}
+
 /**
- * A machine that ran and that its vendor, asked for it by its id, knows no more: the purchase gets another one. Many at
- * once are an account or a key that changed, not machines that went.
+ * A machine that ran and that its vendor, asked for it by its id, knows no more: the purchase gets another one, so many in
+ * a turn (hard case 39). An account that shows none of many is not the one that they were rented in: none is replaced.
  */
 async function replaceMissing(
   context: Context,
   vendor: VendorName,
   missing: readonly store.RunningRow[],
   count: number,
-): Promise<void> {
+): Promise<store.RunningRow[]> {
   const { db, config, now } = context;
-  if (missing.length > limitOf(count)) {
-    log("page", "machines_missing", { vendor, missing: missing.length, running: count });
-    return;
+  if (missing.length === count && count > LOOKUPS_PER_TURN) {
+    log("page", "account_without_machines", { about: vendor, missing: missing.length });
+    return [];
   }
-  for (const row of missing) {
+  allClear("account_without_machines", vendor);
+  const gone: store.RunningRow[] = [];
+  for (const row of turnOf(missing, LOOKUPS_PER_TURN, now())) {
     try {
-      if ((await ask(context, vendor, (at) => at.get(row.instanceId))) !== null) continue;
+      if ((await ask(context, vendor, (at) => at.get(row.instanceId))) === null) gone.push(row);
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
       log("warn", "machine_not_looked_up", { vendor, instanceId: row.instanceId, ...errorFields(error) });
-      continue;
     }
-    const queued = await store.replaceVanished(db, row, now(), config.REPLACE_DEADLINE_SECONDS);
-    if (queued === null) continue;
-    log("page", "running_machine_vanished", { vendor, tokenId: row.tokenId, instanceId: row.instanceId });
-    await config.JOBS.send({ kind: "advance", ...queued });
   }
+  for (const row of gone.slice(0, limitOf(count))) {
+    const queued = await store.replaceVanished(db, row, now(), config.REPLACE_DEADLINE_SECONDS);
+    if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
+  }
+  return gone;
 }

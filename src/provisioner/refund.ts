@@ -10,10 +10,10 @@ import { paymentOfPurchase } from "../db/payments.ts";
 import * as store from "../db/refunds.ts";
 import { loadVm, type Vm } from "../db/vms.ts";
 import { GiveUp } from "../errors.ts";
-import { log } from "../log.ts";
+import { allClear, log } from "../log.ts";
 import { signedPaymentOf } from "../vms/payments.ts";
 import { type Context, operatorOf } from "./context.ts";
-import { isNotOurs, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS, walletOf } from "./payment.ts";
+import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS, walletOf } from "./payment.ts";
 import { readPurchase } from "./verify.ts";
 
 /** `renewed`: somebody has paid for more time of a token that nobody is served with. */
@@ -37,12 +37,14 @@ async function begin(context: Context, row: store.Refund): Promise<store.Refund 
   const payee = config.OPERATOR_PRIVATE_KEY === undefined ? "no_wallet" : await findPayee(context, vm, row);
   if (payee === "wait") return null;
   if (typeof payee === "string") {
-    log("page", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
+    // The sweep pages for what is held, until nothing is.
+    log("warn", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
     await store.moveRefund(db, row, ["due"], { state: "held", reason: payee, wakeAt: null });
     return null;
   }
   if (!(await store.beginPaying(db, row, payee.to, payee.amount))) return null;
-  if (payee.renewed) log("page", "renewal_not_served", { tokenId: row.tokenId, incarnation: row.incarnation });
+  // Any stranger may renew a token: that calls nobody (hard case 40).
+  if (payee.renewed) log("error", "renewal_not_served", { tokenId: row.tokenId, incarnation: row.incarnation });
   return store.loadRefund(db, row);
 }
 
@@ -97,11 +99,12 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
   const payment: OrderState = await walletOf(context).order(order);
   if (payment.state === "waiting") {
     const { why } = payment;
-    log(why === "queued" ? "info" : "page", "refund_waits", { tokenId: row.tokenId, why });
+    log(levelOfWait(why), "refund_waits", { tokenId: row.tokenId, why });
     const held = { state: "held", reason: why, wakeAt: null } as const;
     await store.moveRefund(db, row, ["paying"], isNotOurs(why) ? held : { reason: reasonOf(why) });
     return;
   }
+  allClear("refund_waits");
   const { hash } = payment;
   if (payment.state === "sent") await note(db, row, hash, reasonOf(null));
   else if (payment.state === "final") {

@@ -6,7 +6,7 @@ import { dataKeyId, sealSecret } from "../credentials/ecies.ts";
 import { generateHostKey } from "../credentials/ssh-keys.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/vms.ts";
-import { errorFields, log } from "../log.ts";
+import { allClear, errorFields, log } from "../log.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import {
   isTooLate,
@@ -27,8 +27,8 @@ const REINSTALL_CALLS = 2;
 export async function rotate(context: Context, vm: store.Vm): Promise<Next> {
   const { db, now } = context;
   const lease = crypto.randomUUID();
-  if (!(await store.takeLease(db, vm, lease, now() + LEASE_MS, now()))) return DONE;
   try {
+    if (!(await store.takeLease(db, vm, lease, now() + LEASE_MS, now()))) return DONE;
     return await takeTurn(context, vm, lease);
   } catch (error) {
     if (error instanceof VendorError) {
@@ -71,6 +71,7 @@ async function takeTurn(context: Context, vm: store.Vm, lease: string): Promise<
     return refused(context, vm, attempt, error);
   }
   log("info", "machine_reinstalled", { label });
+  allClear("reinstall_refused", provider);
   return sendAfter(await keepMachine(context, vm, attempt, { instanceId }), context.config.POLL_SECONDS);
 }
 
@@ -111,7 +112,8 @@ async function nextAttempt(
 async function refused(context: Context, vm: store.Vm, attempt: store.Attempt, error: VendorError): Promise<Next> {
   const { db, now } = context;
   const isForGood = error.action === "next_candidate";
-  log(error.action === "page" ? "page" : "warn", "reinstall_refused", { label: attempt.label, ...errorFields(error) });
+  const refusal = { about: error.vendor, label: attempt.label, ...errorFields(error) };
+  log(error.action === "page" ? "page" : "warn", "reinstall_refused", refusal);
   if (!isForGood) {
     return putOff(context, vm, error.action === "page" ? PAGED_WAIT_SECONDS : error.retryAfterSeconds);
   }

@@ -6,7 +6,7 @@ import { HELD_TOKEN_COST } from "../db/orders.ts";
 import { paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
-import { errorFields, log } from "../log.ts";
+import { allClear, errorFields, log } from "../log.ts";
 import { readBanner } from "./banner.ts";
 import { placeOf } from "./candidates.ts";
 import { ask, type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
@@ -82,7 +82,7 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
   const [listed] = answer.snapshot.machines;
   const machine = listed ?? (await lookUp(context, attempt, instanceId));
-  if (machine === "vanished") return abandon(context, vm, attempt, "vanished", "the vendor knows it no more");
+  if (machine === "vanished") return abandon(context, vm, attempt, "died", "the vendor knows it no more");
   if (machine?.state === "dead") return abandon(context, vm, attempt, "died", "the vendor says that it stopped");
   if (machine?.state === "up" && machine.host !== null && machine.port !== null) {
     const banner = await readBanner(machine.host, machine.port, BANNER_TIMEOUT_MS);
@@ -92,6 +92,7 @@ export async function boot(context: Context, vm: store.Vm): Promise<Next> {
       const scrubAt = context.vendors[attempt.provider].scrub === null ? null : now() + STALL_MS;
       const generation = await store.publish(context.db, vm, attempt, { host, port, now: now(), scrubAt, ...late });
       log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
+      allClear("provisioning_failed", vm.tier);
       await tellOrder(context, vm);
       return scrubAt === null ? DONE : goOn(generation);
     }

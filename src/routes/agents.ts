@@ -67,7 +67,7 @@ const route = createRoute({
   },
   responses: {
     201: { description: "The wallet", content: { "application/json": { schema: walletSchema } } },
-    ...errorsOf(400, 409, 413, 415, 503),
+    ...errorsOf(400, 409, 413, 415),
   },
 });
 

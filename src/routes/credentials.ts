@@ -1,22 +1,34 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { MiddlewareHandler } from "hono";
-import { limitedEvenIfBanned } from "../access/admission.ts";
+import { countRotation, limitedEvenIfBanned } from "../access/admission.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
 import { admitOwner, type Door, ownerIfBanned, requireSecondWitness } from "../access/owner.ts";
 import type { App, Router } from "../app.ts";
 import { fingerprint, knownHostsLine } from "../credentials/ssh-keys.ts";
 import { acknowledge, orderRotation } from "../db/delivery.ts";
+import { statementsOf } from "../db/reads.ts";
 import { claimRefund, refundOf } from "../db/refunds.ts";
 import type { Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { deliverKey, deliveryDecision } from "../vms/delivery.ts";
 import { wireRefund } from "../vms/refunds.ts";
+import { deliveryOf } from "../vms/shop.ts";
 import { STEP_SENTENCES } from "../vms/states.ts";
 import { enqueue } from "../vms/sweep.ts";
 import { wireType } from "../vms/tiers.ts";
 import { pollAgainAfter } from "../vms/waits.ts";
-import { errorsOf, isoOf, isoOfChain, isoTime, refundSchema, tokenIdSchema, wireTypeSchema } from "./schemas.ts";
+import {
+  deliverySchema,
+  errorsOf,
+  isoOf,
+  isoOfChain,
+  isoTime,
+  refundSchema,
+  tokenIdSchema,
+  wireDelivery,
+  wireTypeSchema,
+} from "./schemas.ts";
 
 const USERNAME = "root";
 
@@ -35,7 +47,7 @@ const SIGNED = {
       name: "X-Access-Message",
       schema: { type: "string" },
       description:
-        "The fresh message in base64: the same first line, then the lines `Domain: `, `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` as in EIP-4361. Good for 5 minutes, once.",
+        "The fresh message in base64: the same first line, then the lines `Domain: ` (the host that is asked), `URI: `, `Chain ID: `, `Contract: `, `Nonce: `, `Issued At: ` and, where they are wanted, `Expiration Time: ` and `Not Before: ` as in EIP-4361; no other. Good for 5 minutes at most, once.",
     },
   ],
 } satisfies Partial<Parameters<typeof createRoute>[0]>;
@@ -79,6 +91,7 @@ export const provisioningSchema = z
     message: z.string(),
     attempts: z.number(),
     statusUrl: z.string(),
+    delivery: deliverySchema.optional(),
   })
   .openapi("Provisioning");
 
@@ -95,7 +108,7 @@ const readRoute = createRoute({
       description: "Provisioning; ask again after Retry-After",
       content: { "application/json": { schema: provisioningSchema } },
     },
-    ...errorsOf(400, 401, 404, 502, 503),
+    ...errorsOf(400, 401, 404, 502),
   },
 });
 
@@ -121,7 +134,7 @@ const ackRoute = createRoute({
         },
       },
     },
-    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502),
   },
 });
 
@@ -130,13 +143,13 @@ const rotateRoute = createRoute({
   path: "/credentials/{tokenId}/rotate",
   summary: "Give the machine another key",
   description:
-    "Fresh form of signature only, its URI naming this path. Login key and host key are new and everything on the machine is lost: a VM is reinstalled, a GPU given back and another one ordered. Meanwhile `/credentials` answers 202; a machine that can't be had in time ends in a refund of the time that is left.",
+    "Fresh form of signature only, its URI naming this path. Login key and host key are new and everything on the machine is lost: a VM is reinstalled, a GPU given back and another one ordered. Meanwhile `/credentials` answers 202; a machine that can't be had in time ends in a refund of the time that is left. Six times within 24 hours per token; those that replace a key which others know are counted apart.",
   responses: {
     202: {
       description: "Ordered; ask `/credentials` for the new key after Retry-After",
       content: { "application/json": { schema: provisioningSchema } },
     },
-    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502),
   },
 });
 
@@ -151,7 +164,7 @@ const claimRoute = createRoute({
       description: "How the refund stands; it is paid once the ownership is final",
       content: { "application/json": { schema: z.object({ tokenId: z.string(), refund: refundSchema }) } },
     },
-    ...errorsOf(400, 401, 404, 409, 413, 415, 502, 503),
+    ...errorsOf(400, 401, 404, 409, 413, 415, 502),
   },
 });
 
@@ -161,7 +174,7 @@ export function mountCredentials(app: Router): void {
     scheme: "bearer",
     bearerFormat: "0x…, EIP-191",
     description:
-      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account, or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
+      "The owner's EIP-191 signature of `ClawCloud Access Request: {tokenId}` (the fixed form, where the service takes it) or of the fresh message: 65 bytes of a plain account (64 by EIP-2098), or what a smart wallet gives, deployed (ERC-1271) or not yet (ERC-6492).",
   });
   app.openapi(readRoute, async (c) => {
     const { tokenId } = c.req.valid("param");
@@ -171,7 +184,7 @@ export function mountCredentials(app: Router): void {
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
       const age = vm === null ? null : view.blockTimestamp - beganAt(vm, c.var.config);
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
-      return c.json(provisioningBody(c.var.config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
+      return c.json(await waitingBody(c.var, tokenId, vm, now), 202);
     }
     const delivery = {
       db: c.var.db,
@@ -207,9 +220,11 @@ export function mountCredentials(app: Router): void {
     const { tokenId } = c.req.valid("param");
     const { db, config } = c.var;
     const now = Date.now();
-    const { vm, view, owner, scanned } = await admitOwner(c, tokenId, "rotate", now);
+    const { vm, door, view, owner, scanned } = await admitOwner(c, tokenId, "rotate", now);
     // It can't be undone, so it takes two witnesses.
     await requireSecondWitness(c.var, Number(tokenId), view, owner, scanned, now);
+    if (vm?.status === "running")
+      await countRotation(c, tokenId, door !== null && isKnownToOthers(door, owner.toLowerCase()));
     const queued = vm === null ? null : await orderRotation(db, vm, now, config.PROVISION_DEADLINE_SECONDS);
     if (vm === null || queued === null) {
       throw new AppError(
@@ -243,7 +258,7 @@ export function mountCredentials(app: Router): void {
 export const beganAt = (vm: Vm, { PROVISION_DEADLINE_SECONDS }: App["Variables"]["config"]): number =>
   vm.runningAt === null ? vm.createdAt : vm.deadline - PROVISION_DEADLINE_SECONDS;
 
-export const provisioningBody = (
+const provisioningBody = (
   { PUBLIC_URLS }: App["Variables"]["config"],
   tokenId: string,
   step: keyof typeof STEP_SENTENCES,
@@ -300,3 +315,10 @@ const isKnownToOthers = ({ vm, broughtBy, isHeldElsewhere }: Door, owner: string
   vm.knownToFormer ||
   isHeldElsewhere === 1 ||
   [vm.deliveredTo, broughtBy].some((address) => address !== null && address !== owner);
+
+/** The same with what the owner may count on meanwhile. */
+export async function waitingBody({ config, db }: App["Variables"], tokenId: string, vm: Vm | null, now: number) {
+  const [standing] = await statementsOf(db).cursor.all();
+  const delivery = wireDelivery(deliveryOf(vm, standing, now));
+  return { ...provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), delivery };
+}

@@ -3,6 +3,7 @@ import { z } from "@hono/zod-openapi";
 import { getAddress, isAddress } from "viem";
 import { CHARGED } from "../errors.ts";
 import { WIRE_REFUND_STATES } from "../vms/refunds.ts";
+import { type Delivery, SHOP_STATES } from "../vms/shop.ts";
 import { STATUSES } from "../vms/states.ts";
 
 export const errorSchema = z
@@ -36,7 +37,7 @@ const DESCRIPTIONS = {
 
 export type ErrorStatus = keyof typeof DESCRIPTIONS;
 type Responses<Status extends ErrorStatus, Schema extends z.ZodType> = {
-  [S in Status | 400 | 403 | 429 | 500]: ReturnType<typeof json<Schema>>;
+  [S in Status | 400 | 403 | 429 | 500 | 503]: ReturnType<typeof json<Schema>>;
 };
 
 const responsesOf = <Status extends ErrorStatus, Schema extends z.ZodType>(
@@ -44,10 +45,10 @@ const responsesOf = <Status extends ErrorStatus, Schema extends z.ZodType>(
   schema: Schema,
 ) =>
   Object.fromEntries(
-    [...statuses, 400, 403, 429, 500].map((status) => [status, json(DESCRIPTIONS[status as Status], schema)]),
+    [...statuses, 400, 403, 429, 500, 503].map((status) => [status, json(DESCRIPTIONS[status as Status], schema)]),
   ) as Responses<Status, Schema>;
 
-/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault. */
+/** The listed statuses with their bodies, and those that every limited route has: an attack, banned, too many, our fault, D1's. */
 export const errorsOf = <Status extends ErrorStatus = never>(...statuses: Status[]) =>
   responsesOf(statuses, errorSchema);
 
@@ -102,6 +103,26 @@ export const isoTime = z.string().openapi({ format: "date-time", example: "2026-
 /** Unix seconds of the chain as ISO 8601. */
 export const isoOfChain = (seconds: number): string => new Date(seconds * 1_000).toISOString();
 export const isoOf = (ms: number | null): string | null => (ms === null ? null : new Date(ms).toISOString());
+
+export const deliverySchema = z
+  .object({
+    state: z.enum(SHOP_STATES).openapi({
+      description:
+        "paused: operators have stopped the making of machines; stalled: purchases are not read from the chain",
+    }),
+    message: z.string(),
+    until: isoTime.nullable().openapi({
+      description:
+        "By the chain's time: a pause puts it off by a tenth of the paid time at most. null where it is not known yet",
+    }),
+    otherwise: z.enum(["refund", "no_charge"]).openapi({ description: "What follows where no machine runs by then" }),
+  })
+  .openapi("Delivery");
+
+export const wireDelivery = ({ until, ...delivery }: Delivery): z.infer<typeof deliverySchema> => ({
+  ...delivery,
+  until: until === null ? null : isoOfChain(until),
+});
 
 export const refundSchema = z
   .object({

@@ -7,8 +7,10 @@ import { statementsOf } from "../db/reads.ts";
 import { refundOf } from "../db/refunds.ts";
 import { AppError } from "../errors.ts";
 import { wireRefund } from "../vms/refunds.ts";
+import { deliveryOf, deliveryOfOrder } from "../vms/shop.ts";
 import { wireType } from "../vms/tiers.ts";
 import {
+  deliverySchema,
   errorsOf,
   isoOf,
   isoOfChain,
@@ -16,6 +18,7 @@ import {
   refundSchema,
   statusSchema,
   tokenIdSchema,
+  wireDelivery,
   wireTypeSchema,
 } from "./schemas.ts";
 
@@ -42,6 +45,7 @@ const statusBody = z
         outcome: z.string().nullable(),
       }),
     ),
+    delivery: deliverySchema.optional().openapi({ description: "While it waits for its machine" }),
     refund: refundSchema.optional().openapi({ description: "Where the buyer is owed something" }),
   })
   .openapi("Status");
@@ -55,7 +59,7 @@ const route = createRoute({
   request: { params: z.object({ tokenId: tokenIdSchema }) },
   responses: {
     200: { description: "The VM's status", content: { "application/json": { schema: statusBody } } },
-    ...errorsOf(400, 404, 502, 503),
+    ...errorsOf(400, 404, 502),
   },
 });
 
@@ -64,15 +68,24 @@ export function mountStatus(app: Router): void {
     const db = c.get("db");
     const chain = c.get("chain");
     const { tokenId } = c.req.valid("param");
+    const now = Date.now();
     const reads = statementsOf(db);
     const [[vm]] = await Promise.all([reads.vmOfToken.all({ tokenId: Number(tokenId) }), c.get("admitted")]);
     if (vm === undefined) {
-      await requireOnChain(chain, Number(tokenId), Date.now());
+      await requireOnChain(chain, Number(tokenId), now);
+      const [standing] = await reads.cursor.all();
       const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };
-      return c.json({ tokenId, status: "provisioning" as const, ...unread }, 200);
+      const delivery = wireDelivery(deliveryOf(null, standing, now));
+      return c.json({ tokenId, status: "provisioning" as const, ...unread, delivery }, 200);
     }
-    const attempts =
-      vm.attempt === 0 ? [] : await reads.attemptsOf.all({ incarnation: vm.incarnation, count: vm.attempt });
+    const waits = vm.status === "provisioning";
+    const [attempts, [standing]] = await Promise.all([
+      vm.attempt === 0 ? [] : reads.attemptsOf.all({ incarnation: vm.incarnation, count: vm.attempt }),
+      waits ? reads.cursor.all() : [],
+    ]);
+    // Ours until an order over x402 is charged: what is bought for it is paid back to nobody.
+    const isOrders = vm.owner === c.get("config").X402_PAY_TO?.toLowerCase();
+    const delivery = isOrders ? deliveryOfOrder(vm.deadline, false, standing, now) : deliveryOf(vm, standing, now);
     return c.json(
       {
         tokenId,
@@ -89,6 +102,7 @@ export function mountStatus(app: Router): void {
           endedAt: isoOf(attempt.endedAt),
           outcome: attempt.outcome,
         })),
+        ...(waits ? { delivery: wireDelivery(delivery) } : {}),
         ...(vm.status === "failed" || vm.lateSeconds !== null ? wireRefund(await refundOf(db, vm.incarnation)) : {}),
       },
       200,

@@ -2,15 +2,16 @@ import { createRoute, z } from "@hono/zod-openapi";
 import { limited } from "../access/admission.ts";
 import type { Router } from "../app.ts";
 import { formatUsdc } from "../chain/contract.ts";
-import { statementsOf } from "../db/reads.ts";
+import { readTogether, statementsOf } from "../db/reads.ts";
 import type { StockByVendor } from "../db/schema.ts";
 import type { StoredTiers } from "../db/sweep.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { recentStock, stockOf } from "../provisioner/candidates.ts";
+import { SHOP_SENTENCES, SHOP_STATES, type Standing, shopState } from "../vms/shop.ts";
 import { refreshTiers } from "../vms/sweep.ts";
 import { TIERS, wireType } from "../vms/tiers.ts";
-import { errorsOf, wireTypeSchema } from "./schemas.ts";
+import { errorsOf, isoOf, isoTime, wireTypeSchema } from "./schemas.ts";
 
 const DAYS_PER_MONTH = 30n;
 const CACHE_MS = 30_000;
@@ -33,6 +34,14 @@ const tierSchema = z
   })
   .openapi("Tier");
 
+const shopSchema = z
+  .object({
+    state: z.enum(SHOP_STATES).openapi({ description: "stalled: purchases are not read from the chain" }),
+    since: isoTime.nullable().openapi({ description: "Since when it is paused" }),
+    message: z.string(),
+  })
+  .openapi("Shop", { description: "Whether machines are made at the moment" });
+
 const route = createRoute({
   method: "get",
   path: "/tiers",
@@ -41,9 +50,9 @@ const route = createRoute({
   responses: {
     200: {
       description: "All tiers",
-      content: { "application/json": { schema: z.object({ tiers: z.array(tierSchema) }) } },
+      content: { "application/json": { schema: z.object({ tiers: z.array(tierSchema), delivery: shopSchema }) } },
     },
-    ...errorsOf(503),
+    ...errorsOf(),
   },
 });
 
@@ -54,6 +63,7 @@ type Cached = {
   /** What the list is made from: it is made again when nothing can be read, since stock ages. */
   stored: StoredTiers;
   stock: StockByVendor;
+  delivery: z.infer<typeof shopSchema>;
 };
 // Per isolate; a warm answer reads nothing.
 const cache = new WeakMap<object, Cached>();
@@ -67,10 +77,18 @@ export function mountTiers(app: Router): void {
     let known = cache.get(config);
     if (known === undefined || now - known.listedAt > CACHE_MS) {
       try {
-        const [row] = await statementsOf(db).catalog.all();
+        const reads = statementsOf(db);
+        const [[row], [standing]] = await readTogether(db, [reads.catalog, reads.cursor]);
         const stored = row?.tiers ?? (await firstRead(() => refreshTiers(db, chain, now)));
         const stock = row?.stock ?? {};
-        known = { tiers: listTiers(stored, stock, now), tiersAt: row?.tiersAt ?? now, listedAt: now, stored, stock };
+        known = {
+          tiers: listTiers(stored, stock, now),
+          tiersAt: row?.tiersAt ?? now,
+          listedAt: now,
+          stored,
+          stock,
+          delivery: deliveryState(standing, now),
+        };
       } catch (error) {
         // Once seen, an answer is better than none: its age is in the header.
         if (known === undefined) throw error;
@@ -81,8 +99,13 @@ export function mountTiers(app: Router): void {
     }
     c.header("Age", String(Math.max(0, Math.floor((now - known.tiersAt) / 1_000))));
     c.header("Cache-Control", "public, max-age=30");
-    return c.json({ tiers: known.tiers }, 200);
+    return c.json({ tiers: known.tiers, delivery: known.delivery }, 200);
   });
+}
+
+function deliveryState(standing: Standing | undefined, now: number): Cached["delivery"] {
+  const state = shopState(standing, now);
+  return { state, since: isoOf(standing?.pausedSince ?? null), message: SHOP_SENTENCES[state] };
 }
 
 function listTiers(stored: StoredTiers, stock: StockByVendor, now: number): Cached["tiers"] {
@@ -111,6 +134,7 @@ async function firstRead(read: () => Promise<StoredTiers>): Promise<StoredTiers>
   try {
     return await read();
   } catch (cause) {
+    if (!(cause instanceof AppError)) throw cause;
     throw new AppError("tiers_unavailable", "Prices can't be read from the chain yet; try again in a few seconds.", {
       cause,
       retryAfterSeconds: 5,

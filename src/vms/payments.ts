@@ -22,6 +22,9 @@ export const SIGNING_SECONDS = 60;
 /** Of the authorization's time, left for taking the money once the machine answers. */
 export const CAPTURE_SECONDS = 120;
 
+/** By which time of the chain the machine has to run, so that the payment can still be taken. */
+export const captureDeadline = (row: Pick<Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
+
 /** What a token may cost us of what it was sold for, where the price has risen since its quote: the loss that we take. */
 export const MAX_RISE = 2n;
 

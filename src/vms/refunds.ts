@@ -4,6 +4,9 @@ import type { Refund } from "../db/refunds.ts";
 
 export const WIRE_REFUND_STATES = ["recorded", "due", "held", "sent", "paid"] as const;
 
+/** Why a refund is held that its token's owner, by selling, burning or renewing it, has to decide about. */
+export const OWNERS_REASONS = ["owner_is_not_the_buyer", "owner_changed", "burned", "renewed"];
+
 const WIRE_STATES = {
   recorded: "recorded",
   waiting: "held",

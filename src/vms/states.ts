@@ -43,6 +43,17 @@ export function requireMove(from: Status, to: Status): void {
 /** Steps of a machine that serves its owner. */
 export const SERVING_STEPS = ["scrub", "idle"] as const satisfies readonly Step[];
 
+/** While provisioning is paused a deadline is put off, by a tenth of the paid time at most. */
+export const pausedDeadline = ({
+  deadline,
+  createdAt,
+  expiresAt,
+}: {
+  deadline: number;
+  createdAt: number;
+  expiresAt: number;
+}): number => deadline + Math.floor((expiresAt - createdAt) / 10);
+
 /** Chain time, in unix seconds, by which a purchase must run: the configured span, at most a tenth of what was paid for. */
 export const provisioningDeadline = (seenAt: number, durationDays: number, configuredSeconds: number): number =>
   seenAt + Math.min(configuredSeconds, durationDays * 8_640);

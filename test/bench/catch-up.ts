@@ -3,16 +3,23 @@
 import { type Abi, type Address, encodeFunctionData, type Hex } from "viem";
 import { type BareLog, startBareWorkers } from "../world/bare-workers.ts";
 import { artifacts, type Chain, startChain } from "../world/chain.ts";
-import { inRounds, median, table } from "./figures.ts";
+import { type LogRequest, startRpcProxy } from "../world/rpc-proxy.ts";
+import { inRounds, median, printRows } from "./figures.ts";
 
 const PURCHASES_PER_BLOCK = 5;
 /** One with purchases, the rest empty. */
 const BLOCKS_PER_STEP = 5;
 const TIMEOUT_MS = 120_000;
 
-/** Prints purchases per second of `rounds` scans over one history, each into a database of its own. */
+/** What a plan's node gives in one request for logs; undefined: whatever is asked for, and nothing counts the requests. */
+const PLANS = [undefined, 2_000, 100, 10];
+/** The most that the scan asks for by itself. */
+const MAX_RANGE = 2_000;
+
+/** Prints purchases per second of `rounds` scans over one history for each plan, each into a database of its own. */
 export async function benchCatchUp(purchases: number, rounds: number): Promise<void> {
   const chain = await startChain({ blockTimeSeconds: 0 });
+  const proxy = await startRpcProxy(chain.url);
   try {
     const [buyer] = chain.agents;
     if (buyer === undefined) throw new Error("the chain has no accounts");
@@ -20,23 +27,31 @@ export async function benchCatchUp(purchases: number, rounds: number): Promise<v
     const startBlock = Number(await chain.reader.getBlockNumber()) + 1;
     await purchaseMany(chain, contract, buyer.address, purchases);
     const blocks = Number(await chain.reader.getBlockNumber()) - startBlock + 1;
-    const seconds = await inRounds(rounds, () => scanAll(chain, contract, startBlock, purchases));
     const rate = (taken: number) => Math.round(purchases / taken);
-    console.log(
-      table(
-        ["purchases", "blocks", "seconds", "purchases/s", "min-max"],
-        [
-          [
-            purchases,
-            blocks,
-            median(seconds).toFixed(2),
-            rate(median(seconds)),
-            `${rate(Math.max(...seconds))}-${rate(Math.min(...seconds))}`,
-          ],
-        ],
-      ),
-    );
+    const header = ["blocks/request", "purchases", "blocks", "seconds", "purchases/s", "min-max"];
+    await printRows([...header, "requests", "fewest", "ratio"], PLANS, async (plan) => {
+      if (plan !== undefined) proxy.setFaults({ kind: "max_range", blocks: plan });
+      const scans = await inRounds(rounds, () => {
+        proxy.logRequests.length = 0;
+        return scanAll(plan === undefined ? chain.url : proxy.url, contract, startBlock, purchases, () => [
+          ...proxy.logRequests,
+        ]);
+      });
+      const seconds = scans.map((scan) => scan.seconds);
+      const requests = median(scans.map((scan) => scan.requests.length));
+      const fewest = Math.ceil(blocks / Math.min(plan ?? MAX_RANGE, MAX_RANGE));
+      return [
+        plan ?? "any",
+        purchases,
+        blocks,
+        median(seconds).toFixed(2),
+        rate(median(seconds)),
+        `${rate(Math.max(...seconds))}-${rate(Math.min(...seconds))}`,
+        ...(plan === undefined ? ["-", fewest, "-"] : [requests, fewest, (requests / fewest).toFixed(2)]),
+      ];
+    });
   } finally {
+    await proxy.stop();
     await chain.stop();
   }
 }
@@ -64,7 +79,14 @@ async function purchaseMany(chain: Chain, contract: Address, buyer: Address, pur
   }
 }
 
-async function scanAll(chain: Chain, contract: Address, startBlock: number, purchases: number): Promise<number> {
+/** Seconds until all is queued, and the requests for logs that this took, as `requestsOf` has them. */
+async function scanAll(
+  rpcUrl: string,
+  contract: Address,
+  startBlock: number,
+  purchases: number,
+  requestsOf: () => LogRequest[],
+): Promise<{ seconds: number; requests: LogRequest[] }> {
   let queued = 0;
   let finished: (at: number) => void = () => {};
   const end = new Promise<number>((resolve) => {
@@ -84,7 +106,7 @@ async function scanAll(chain: Chain, contract: Address, startBlock: number, purc
           DEPLOYMENT_ID: "bench",
           CHAIN_ID: "8453",
           CONTRACT_ADDRESS: contract,
-          RPC_URLS: chain.url,
+          RPC_URLS: rpcUrl,
           START_BLOCK: String(startBlock),
           CONFIRMATIONS: "0",
           PUBLIC_URLS: "https://api.example",
@@ -102,12 +124,13 @@ async function scanAll(chain: Chain, contract: Address, startBlock: number, purc
     void edge.scheduled({ cron: "* * * * *" }).catch(() => undefined);
     const late = setTimeout(() => finished(Number.NaN), TIMEOUT_MS);
     const seconds = ((await end) - began) / 1_000;
+    const requests = requestsOf();
     clearTimeout(late);
     const row = await workers.database.prepare("SELECT count(*) AS vms FROM vms").first<{ vms: number }>();
     if (Number.isNaN(seconds) || row?.vms !== purchases) {
       throw new Error(`the scan queued ${queued} and wrote ${row?.vms} of ${purchases} purchases`);
     }
-    return seconds;
+    return { seconds, requests };
   } finally {
     await workers.stop();
   }

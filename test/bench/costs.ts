@@ -2,7 +2,7 @@
 
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { fetchAgain } from "../world/http.ts";
-import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
+import { EDGE_UNDER_LOAD, openShop, TOKENS } from "../world/shop.ts";
 import { printRows } from "./figures.ts";
 import type { RequestBill } from "./metered-edge.ts";
 import { payment } from "./payments.ts";
@@ -37,12 +37,12 @@ export async function benchCosts(): Promise<void> {
   };
   try {
     const fixed = () => fixedHeaders(owner, tokenId);
-    const fresh = () => freshHeaders(PUBLIC_URL, owner, tokenId);
+    const fresh = () => freshHeaders(shop.publicUrl, owner, tokenId);
     const paid = `/x402/vm-credentials?tokenId=${tokenId}`;
     const other = { "cf-connecting-ip": "203.0.113.2" };
     const asked: Asked[] = [
       ["/health", "/health"],
-      ["/health, head cached", "/health"],
+      ["/health, again within a second", "/health"],
       ["/tiers, cold", "/tiers"],
       ["/tiers, warm", "/tiers"],
       ["/status/:tokenId, 1 attempt", `/status/${tokenId}`],

@@ -6,7 +6,7 @@ import { type Bill, meterDatabase } from "../worker/meter.ts";
 
 /** The guard, with a count of what it writes to its storage. */
 class MeteredIpGuard extends IpGuard {
-  constructor(ctx: DurableObjectState, env: Pick<EdgeBindings, "DB" | "LOG_BOOK">) {
+  constructor(ctx: DurableObjectState, env: Pick<EdgeBindings, "DB" | "LOG_BOOK" | "IP_GUARD">) {
     meterStorage(ctx.storage);
     super(ctx, env);
   }

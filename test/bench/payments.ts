@@ -2,7 +2,7 @@
 import type { LocalAccount } from "viem/accounts";
 import { freshHeaders } from "../world/agent.ts";
 import { authorize, paymentHeaderV2, readQuote } from "../world/payer.ts";
-import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop, PUBLIC_URL } from "../world/shop.ts";
+import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop } from "../world/shop.ts";
 import { median, missing, printRows } from "./figures.ts";
 import { address, COMPARED, compare } from "./routes.ts";
 
@@ -60,7 +60,7 @@ export async function benchPayments(rounds: number, payments: number): Promise<v
     const times: Record<"gate" | "plain", number[]> = { gate: [], plain: [] };
     for (let round = 0; round < rounds * 4; round++) {
       for (const side of round % 2 === 0 ? (["gate", "plain"] as const) : (["plain", "gate"] as const)) {
-        const fresh = { ...address(round), ...(await freshHeaders(PUBLIC_URL, owner, tokenId)) };
+        const fresh = { ...address(round), ...(await freshHeaders(shop.publicUrl, owner, tokenId)) };
         const sent = side === "gate" ? { ...fresh, ...(await sign()) } : fresh;
         const from = performance.now();
         await pay(side === "gate" ? url : `${workers.url("edge")}/credentials/${tokenId}`, sent).then(

@@ -5,7 +5,7 @@ import { contractAbi, multicallAbi } from "../../src/chain/contract.ts";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS } from "../world/addresses.ts";
 import { freshHeaders } from "../world/agent.ts";
 import type { BareWorkers } from "../world/bare-workers.ts";
-import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop, PUBLIC_URL, TOKENS } from "../world/shop.ts";
+import { EDGE_APART, FLOOR_APART, OBJECTS_APART, openShop, TOKENS } from "../world/shop.ts";
 import { type Answered, median, missing, percentile, printRows } from "./figures.ts";
 
 const CONNECTIONS = 16;
@@ -25,7 +25,7 @@ export async function benchRoutes(rounds: number): Promise<void> {
     const path = (route: string) => (client: number) => ({ path: route, headers: address(client) });
     const fresh = async (client: number) => ({
       path: `/credentials/${tokenId}`,
-      headers: { ...address(client), ...(await freshHeaders(PUBLIC_URL, owner, tokenId)) },
+      headers: { ...address(client), ...(await freshHeaders(shop.publicUrl, owner, tokenId)) },
     });
     // The first delivery marks the row; what is measured is every later one, with its decryption.
     const first = await fetch(`${workers.url("edge")}/credentials/${tokenId}`, await fresh(0));

@@ -15,8 +15,14 @@ type Options = { purchases: number; gpus: number };
 
 const PARTS: Record<string, { title: string; run: (options: Options) => Promise<void> }> = {
   routes: { title: "Routes against their floor, 16 connections, median of 5 rounds", run: () => benchRoutes(5) },
-  guard: { title: "What the guard costs, and a banned client, median of 5 rounds", run: () => benchGuard(5) },
-  "catch-up": { title: "Scan from nothing, consumer off, median of 3 rounds", run: () => benchCatchUp(10_000, 3) },
+  guard: {
+    title: "What the guard costs, a banned client and limited ones, median of 5 rounds",
+    run: () => benchGuard(5),
+  },
+  "catch-up": {
+    title: "Scan from nothing, consumer off, for each plan of a node, median of 3 rounds",
+    run: () => benchCatchUp(10_000, 3),
+  },
   overhead: {
     title: "Our own time from block to running",
     run: ({ purchases, gpus }) => benchOverhead(purchases, gpus),

@@ -177,7 +177,7 @@ async function logIn(chain: Chain, workers: Workers, sale: Sale): Promise<string
   const owner = chain.agents.find((agent) => agent.address.toLowerCase() === sale.buyer.toLowerCase());
   if (owner === undefined) return { problem: `${sale.buyer} is no agent of this world` };
   try {
-    const headers = await freshHeaders(workers.publicUrl, owner, sale.tokenId);
+    const headers = await freshHeaders(workers.url, owner, sale.tokenId);
     const answer = await ask(workers, `/credentials/${sale.tokenId}`, headers);
     if (answer?.status !== 200) return { problem: `/credentials: ${answer?.status} ${await answer?.text()}` };
     const { output, code } = await runOverSsh((await answer.json()) as Credentials, "hostname");

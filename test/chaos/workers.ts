@@ -12,7 +12,6 @@ const PROGRAM = fileURLToPath(new URL("workers-process.ts", import.meta.url).hre
 const START_TIMEOUT_MS = 180_000;
 /** Where a run's own requests say they come from: their limits are lifted. */
 export const CLIENT = "127.0.0.1";
-const PUBLIC_URL = "https://api.example";
 
 const EDGE = {
   UNLIMITED_CLIENTS: CLIENT,
@@ -39,19 +38,19 @@ export type Workers = Awaited<ReturnType<typeof prepareWorkers>>;
  * for `outageSeconds` more than they were.
  */
 export async function prepareWorkers(parts: Parts, folder: string, outageSeconds: number) {
-  const variables = workerVariables(parts, PUBLIC_URL);
+  // One address through all kills.
+  const port = await freePort();
+  const url = `http://127.0.0.1:${port}`;
+  const variables = workerVariables(parts, url);
   const built = await buildWorkers(
     bothWorkers({
       edge: { ...variables.edge, ...EDGE },
       provisioner: { ...variables.provisioner, ...PROVISIONER },
     }),
   );
-  // One address through all kills.
-  const port = await freePort();
   const workers = built.workers.map((worker) => (worker.name === "edge" ? { ...worker, port } : worker));
   await writeFile(join(folder, "workers.json"), JSON.stringify({ ...built, workers }));
   const logFile = join(folder, "workers.log");
-  const url = `http://127.0.0.1:${port}`;
   let child: ChildProcess | undefined;
 
   async function start(): Promise<void> {
@@ -80,7 +79,6 @@ export async function prepareWorkers(parts: Parts, folder: string, outageSeconds
   return {
     /** Of the edge. */
     url,
-    publicUrl: PUBLIC_URL,
     start,
     kill: async () => {
       const killed = child;

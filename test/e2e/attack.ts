@@ -8,7 +8,7 @@ import { type ServerType, serve } from "@hono/node-server";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { freePort } from "../world/ports.ts";
-import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL } from "../world/shop.ts";
+import { EDGE_UNDER_LOAD, openShop } from "../world/shop.ts";
 
 const LIFTED = "203.0.113.80";
 const LIMITED = "203.0.113.81";
@@ -75,7 +75,7 @@ function run(command: string, args: readonly string[]): Promise<string> {
 async function targets(url: string, operatorKey: string): Promise<string[][]> {
   const { owner, tokenId } = shop;
   const fixed = (await fixedHeaders(owner, tokenId))["authorization"] ?? "";
-  const { "x-access-message": message = "" } = await freshHeaders(PUBLIC_URL, owner, tokenId);
+  const { "x-access-message": message = "" } = await freshHeaders(shop.publicUrl, owner, tokenId);
   const asOperator = ["--headers", `X-API-Key: ${operatorKey}`];
   const json = "Content-Type: application/json";
   return [

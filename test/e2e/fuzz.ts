@@ -8,7 +8,7 @@ import type { ValidateFunction } from "ajv/dist/2020.js";
 import fc from "fast-check";
 import { isWellFormedKey, makeAdminKey } from "../../src/access/admin-key.ts";
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
-import { EDGE_UNDER_LOAD, openShop, PUBLIC_URL } from "../world/shop.ts";
+import { EDGE_UNDER_LOAD, openShop } from "../world/shop.ts";
 import { createAjv } from "./vendor-documents.ts";
 
 type Parameter = { in: "path" | "query" | "header"; name: string; required?: boolean; schema: object };
@@ -145,7 +145,9 @@ export async function fuzz({ runs, seed }: { runs: number; seed: number }): Prom
     for (let number = 10; number < 10 + FRESH_SIGNATURES; number++) {
       // A nonce opens once: the second request with it is refused.
       const action = number % 2 === 0 ? "" : "/ack";
-      signatures.fresh.push(await freshHeaders(PUBLIC_URL, owner, tokenId, action, { Nonce: `fuzz-nonce-${number}` }));
+      signatures.fresh.push(
+        await freshHeaders(shop.publicUrl, owner, tokenId, action, { Nonce: `fuzz-nonce-${number}` }),
+      );
     }
     const report: FuzzReport = { requests: 0, valid: 0, byStatus: {}, byCode: {}, raw: {} };
     const property = fc.asyncProperty(

@@ -239,7 +239,7 @@ test("a second import is refused, as is one after the scan has begun", async () 
   expect(await again()).toEqual(refused);
   for (const table of ["vms", "attempts", "agent_wallets"]) await query(`DELETE FROM ${table}`);
   await query(
-    "INSERT INTO cursors (id, block_number, block_hash, block_timestamp, checkpoints, range, scanned_at) VALUES (1, 1, '0x', 1, '[]', 1, 1)",
+    "INSERT INTO cursors (id, block_number, block_hash, block_timestamp, checkpoints, range, scanned_at) VALUES (1, 1, '0x', 1, '[]', 500, 1)",
   );
   expect(await again()).toEqual(refused);
 });

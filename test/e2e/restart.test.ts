@@ -24,6 +24,7 @@ test("limits at their edge and bans survive the end of the runtime", async () =>
     variables: {
       ...variables,
       RATE_LIMITS: `vms=${VMS.requests}/${VMS.windowSeconds}`,
+      PUBLIC_URLS: "https://api.example",
       // Nothing here gets as far as the chain.
       RPC_URLS: `http://127.0.0.1:${await freePort()}`,
       DATA_PRIVATE_KEY: Buffer.from(secp256k1.utils.randomSecretKey()).toString("hex"),

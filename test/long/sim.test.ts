@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { FAILED_SEEDS } from "../sim/failed-seeds.ts";
-import { PLANT_NAMES } from "../sim/plants.ts";
+import { FOUND_AT, PLANT_NAMES } from "../sim/plants.ts";
 import { hunt, sim } from "../sim/spawn.ts";
 
 const MINUTE = 60_000;
@@ -34,12 +34,12 @@ test("a search in slices ends with the total of all of them, and no world counts
 /** One takes a node that invents a sale and hides another by it. */
 const RARE: Record<string, number> = { keep_what_was_invented: 3_000 };
 
-test.each(PLANT_NAMES.map((plant) => ({ plant, seeds: RARE[plant] ?? 1_000 })))(
-  "the bug $plant is found within $seeds seeds",
+test.each(PLANT_NAMES.map((plant) => ({ plant, seeds: RARE[plant] ?? 1_000, known: FOUND_AT[plant] })))(
+  "the bug $plant is found at seed $known, or within $seeds seeds",
   { timeout: 20 * MINUTE },
-  async ({ plant, seeds }) => {
+  async ({ plant, seeds, known }) => {
     const { code, output, seed } = await hunt(plant, seeds);
-    expect(seed, output).toBeLessThanOrEqual(seeds);
+    expect(seed, output).toBeLessThanOrEqual(Math.max(seeds, known));
     expect(output).toContain("The shortest history that breaks the same rule:");
     expect(code).toBe(1);
   },

@@ -89,6 +89,12 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
     world.note(`${vendor.name}'s lists fail`);
   },
 
+  d1_down: (world) => {
+    const ms = world.random.int(2_000, 20_000);
+    world.runtime.databaseDownUntil = world.clock.now + ms;
+    world.note(`D1 is down for ${Math.round(ms / 1_000)} s`);
+  },
+
   machine_dies: (world) => {
     const machine = anyMachine(world);
     if (machine === undefined) return;

@@ -43,4 +43,18 @@ export const FAILED_SEEDS: readonly { seed: number; story: string; plant?: Plant
     story:
       "a deep reorg gave an order's purchase the token that another payer was being handed, and it waited for ever",
   },
+  {
+    seed: 282_949,
+    story: "tokens left one after the other for one payment, each while the one before was signed and not mined yet",
+  },
+  {
+    seed: 72_099,
+    story:
+      "a key that was used elsewhere had an order of before a pause sent anew, at another nonce, while payouts were paused",
+  },
+  {
+    seed: 4_155,
+    story:
+      "a refund beyond its payer's share of a day's limit waited for the next day, and the world ended before that came",
+  },
 ];

@@ -96,6 +96,16 @@ export const KINDS = {
   database_written: 0.02,
   // At every settlement of the facilitator.
   facilitator_batches: 0.5,
+  // The platform's. At every round trip to D1.
+  d1_fails: 0.02,
+  d1_loses_answer: 0.02,
+  d1_stalls: 0.004,
+  // At every call of an object.
+  object_fails: 0.03,
+  object_loses_answer: 0.03,
+  object_stalls: 0.01,
+  // With each look at the world.
+  d1_down: 0.1,
 } as const;
 export type Kind = keyof typeof KINDS;
 
@@ -103,6 +113,11 @@ export type Kind = keyof typeof KINDS;
 export type Strike = { number: number; kind: Kind; at: number };
 
 const SHARE_OF_KINDS = 0.35;
+/** From a stream of their own, and in a part of the worlds: all others are as they were without them. */
+const PLATFORM: ReadonlySet<Kind> = new Set(
+  (Object.keys(KINDS) as Kind[]).filter((kind) => kind.startsWith("d1_") || kind.startsWith("object_")),
+);
+const SHARE_OF_PLATFORMS = 0.4;
 
 export class Faults {
   /** All that were drawn, masked ones too. */
@@ -111,27 +126,34 @@ export class Faults {
   active = true;
   readonly #rates = new Map<Kind, number>();
   readonly #random: Random;
+  readonly #platform: Random;
   readonly #without: ReadonlySet<number>;
   readonly #now: () => number;
 
-  constructor(random: Random, without: ReadonlySet<number>, now: () => number) {
+  constructor(random: Random, platform: Random, without: ReadonlySet<number>, now: () => number) {
     this.#random = random;
+    this.#platform = platform;
     this.#without = without;
     this.#now = now;
+    const isGood = platform.unit() >= SHARE_OF_PLATFORMS;
     for (const [kind, most] of Object.entries(KINDS) as [Kind, number][]) {
-      const share = random.unit();
-      const often = random.unit();
+      const { unit } = this.#streamOf(kind);
+      const share = unit();
+      const often = unit();
       // Many runs know few kinds, so that each gets its turn without the others' noise.
-      if (share < SHARE_OF_KINDS) this.#rates.set(kind, most * (0.1 + 0.9 * often * often));
+      if (share < SHARE_OF_KINDS && !(isGood && PLATFORM.has(kind)))
+        this.#rates.set(kind, most * (0.1 + 0.9 * often * often));
     }
   }
 
   /** Whether a fault of that kind happens here and now. */
   strikes(kind: Kind): boolean {
     const rate = this.active ? this.#rates.get(kind) : undefined;
-    if (rate === undefined || this.#random.unit() >= rate) return false;
+    if (rate === undefined || this.#streamOf(kind).unit() >= rate) return false;
     const number = this.drawn.length;
     this.drawn.push({ number, kind, at: this.#now() });
     return !this.#without.has(number);
   }
+
+  #streamOf = (kind: Kind): Random => (PLATFORM.has(kind) ? this.#platform : this.#random);
 }

@@ -12,6 +12,8 @@ const FORGER = `0x${"f0".repeat(20)}`;
 const ACCOMPLICE = `0x${"f1".repeat(20)}`;
 const WRITES = { least: 4, most: 10 };
 const SPAN_MS = 900_000;
+/** What finds nothing to write to looks again: some of it needs an order that is under way. */
+const PATIENCE = { ms: 20_000, times: 20 };
 const LOOT = ["500000", "18000000", "359990000", "1500000000"];
 const DAY = 86_400;
 
@@ -25,11 +27,14 @@ export function writeDatabase(world: World): void {
   world.note("somebody can write the database");
   for (let left = random.int(WRITES.least, WRITES.most); left > 0; left--) {
     const write = random.pick(WRITINGS);
-    clock.after(random.int(0, SPAN_MS), () => {
-      const text = write?.(world);
-      if (text != null) world.note(`written: ${text}`);
-    });
+    if (write !== undefined) clock.after(random.int(0, SPAN_MS), () => tryToWrite(world, write, PATIENCE.times));
   }
+}
+
+function tryToWrite(world: World, write: Write, times: number): void {
+  const text = write(world);
+  if (text !== null) world.note(`written: ${text}`);
+  else if (times > 1) world.clock.after(PATIENCE.ms, () => tryToWrite(world, write, times - 1));
 }
 
 /** What breaks a constraint is not written. */
@@ -80,6 +85,16 @@ function payment(world: World, { payer, nonce, ...more }: Row & { payer: string;
     ...more,
   });
 }
+
+/** The same payment in another row: the nonce or the payer is written otherwise, or the chain is another. */
+function twinOf({ random }: World, row: Row): Row & { id: string } {
+  const loud = (text: Value) => String(text).toUpperCase().replace("0X", "0x");
+  const ways = [{ nonce: loud(row["nonce"] ?? "") }, { payer: loud(row["payer"] ?? "") }, { chain_id: CHAIN_ID + 1 }];
+  return { ...row, ...random.pick(ways), id: random.hex(32), identifier: null };
+}
+
+const hasArrived = ({ chain }: World, { payer, nonce }: Row): boolean =>
+  chain.paid.has(useKey(String(payer), String(nonce)));
 
 const WRITINGS: readonly Write[] = [
   /** Paid, says the row: a token is to be bought for it. */
@@ -219,14 +234,64 @@ const WRITINGS: readonly Write[] = [
     run("UPDATE payment_links SET payment = ? WHERE tx_hash = ?", other["id"] ?? "", link["tx_hash"] ?? "");
     return `${String(link["tx_hash"]).slice(0, 10)} is bought for ${String(other["id"]).slice(0, 8)}`;
   },
-  /** A payment that came in is another row's as well: the same nonce, written otherwise. */
+  /** A payment that came in is another row's as well. */
   (world) => {
     const row = any(world, "payments", "state = 'settled'");
     if (row === undefined) return null;
-    const id = world.random.hex(32);
-    const nonce = String(row["nonce"]).toUpperCase().replace("0X", "0x");
-    const paid = world.chain.paid.has(useKey(String(row["payer"]), nonce)) ? "paid" : "unpaid";
-    const more = { id, nonce, identifier: null, state: "refund_due", step: "refund", wake_at: world.clock.now };
-    return insert("payments", { ...row, ...more }) > 0 ? `payment ${id.slice(0, 8)} is the same money (${paid})` : null;
+    const paid = hasArrived(world, row) ? "paid" : "unpaid";
+    const twin = twinOf(world, { ...row, state: "refund_due", step: "refund", wake_at: world.clock.now });
+    return insert("payments", twin) > 0 ? `payment ${twin.id.slice(0, 8)} is the same money (${paid})` : null;
+  },
+  /** A purchase's price is due under each spelling of its key. */
+  (world) => {
+    const row = any(world, "vms", `current = 1 AND owner NOT IN ('', '${OPERATOR}')`);
+    const [purchase] = world.rows<Row>("SELECT * FROM purchases WHERE incarnation = ?", String(row?.["incarnation"]));
+    if (row === undefined || purchase === undefined) return null;
+    const { incarnation, token_id, total_cost: amount } = purchase;
+    const { now } = world.clock;
+    const spellings = [`/${token_id}/`, `/0${token_id}/`, `/00${token_id}/`].map((number) =>
+      String(incarnation).replace(`/${token_id}/`, number),
+    );
+    for (const spelling of [...spellings, `${incarnation}0`]) {
+      const owed = { incarnation: spelling, kind: "failed", token_id: token_id ?? 0, state: "paying" };
+      const payee = { amount: amount ?? "0", recipient: row["owner"] ?? "", wake_at: now, created_at: now };
+      insert("refunds", { ...owed, ...payee });
+    }
+    return `token ${token_id}'s purchase has other names as well`;
+  },
+  /** A token that was sold to one payer is called another's order, and what that has paid goes back to the first. */
+  (world) => {
+    const sold = any(world, "payments", "state = 'settled' AND transfer_tx IS NOT NULL AND incarnation IS NOT NULL");
+    if (sold === undefined) return null;
+    const others = world
+      .rows<Row>("SELECT * FROM payments WHERE payer <> ? ORDER BY id", String(sold["payer"]))
+      .filter((row) => hasArrived(world, row) && BigInt(String(row["amount"])) > BigInt(String(sold["amount"])));
+    const other = world.random.pick(others);
+    if (other === undefined) return null;
+    const { now } = world.clock;
+    run(
+      "UPDATE payments SET incarnation = ?, created_at = ? WHERE id = ?",
+      ...[sold["incarnation"] ?? "", now, other["id"] ?? ""],
+    );
+    const owed = { incarnation: sold["incarnation"] ?? "", kind: "failed", token_id: sold["token_id"] ?? 0 };
+    const payee = { recipient: sold["payer"] ?? "", amount: other["amount"] ?? "0", wake_at: now, created_at: now };
+    insert("refunds", { ...owed, ...payee, state: "paying" });
+    return `${String(sold["payer"]).slice(0, 6)}'s token ${sold["token_id"]} was paid for by ${String(other["payer"]).slice(0, 6)}`;
+  },
+  /** Every token of ours goes to one payer, at one moment. */
+  (world) => {
+    const paid = world
+      .rows<Row>("SELECT * FROM payments WHERE transfer_tx IS NULL AND refund_tx IS NULL ORDER BY id")
+      .filter((row) => hasArrived(world, row));
+    const row = world.random.pick(paid);
+    const tokens = world.rows<Row>("SELECT * FROM vms WHERE current = 1 AND owner = ? ORDER BY token_id", OPERATOR);
+    if (row === undefined || tokens.length < 2) return null;
+    const { now } = world.clock;
+    const ready = { kind: "compute", state: "settled", step: "deliver", settled_at: now, wake_at: now };
+    for (const [i, { token_id, incarnation }] of tokens.entries()) {
+      const wanted = { ...row, ...ready, token_id: token_id ?? 0, incarnation: incarnation ?? "" };
+      insert("payments", i === 0 ? { ...wanted, generation: Number(row["generation"]) + 1 } : twinOf(world, wanted));
+    }
+    return `tokens ${tokens.map(({ token_id }) => token_id).join(" and ")} are for ${String(row["id"]).slice(0, 8)}`;
   },
 ];

@@ -151,6 +151,8 @@ function lossOf(world: World, sale: Sale, vms: readonly Vm[]): string | null {
     return row.status === "terminated" || row.status === "failed" ? null : `its order is over, and it is ${row.status}`;
   }
   if (row.status === "running") {
+    const [gone] = world.rows("SELECT 1 FROM purchases WHERE incarnation = ? AND orphaned = 1", incarnation);
+    if (gone !== undefined) return "its purchase stands, and its row says that the chain took it back";
     return now > token.expiresAt + END_SLACK_SECONDS ? "its time is over and its machine runs" : null;
   }
   if (row.status !== "terminated" && row.status !== "failed") return `it stays at ${row.status}/${row.step}`;

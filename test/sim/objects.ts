@@ -64,7 +64,7 @@ class ObjectStub {
   #caller =
     (method: string) =>
     (...args: unknown[]): Promise<unknown> =>
-      this.#runtime.cross(`${this.#label}.${method}`, () => this.#call(method, structuredClone(args)));
+      this.#runtime.crossObject(`${this.#label}.${method}`, () => this.#call(method, structuredClone(args)));
 
   async #call(method: string, args: unknown[]): Promise<unknown> {
     const { instance, task, death } = this.#wake();

@@ -4,9 +4,11 @@ import type { PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { requestHash } from "../../src/access/payment-gate.ts";
+import { orderEnd } from "../../src/db/operators.ts";
+import { enqueue } from "../../src/vms/sweep.ts";
 import { authorize, paymentHeaderV1, paymentHeaderV2, readQuote } from "../world/payer.ts";
-import { paidTo, type SignedAuthorization, useKey, wordsOf } from "./contracts.ts";
-import { serve } from "./product.ts";
+import { costOf, paidTo, type SignedAuthorization, useKey, wordsOf } from "./contracts.ts";
+import { config, db, OPERATOR, serve } from "./product.ts";
 import type { World } from "./world.ts";
 
 const ACCOUNTS = ["a1", "b2", "c3"].map((byte) => privateKeyToAccount(`0x${byte.repeat(32)}`));
@@ -37,6 +39,9 @@ async function send(world: World, request: Request): Promise<Answered> {
     const text = await response.text();
     answered = { status: response.status, body: JSON.parse(text), headers: response.headers };
   });
+  const { status, body: said, headers: told } = answered;
+  if (status === 500 || (status === 503 && told.get("retry-after") === null && said["error"] !== undefined))
+    world.violate("what passes by itself is said to pass", `${method} ${path} answers ${status}: ${said["code"]}`);
   return answered;
 }
 
@@ -91,6 +96,7 @@ export function order(world: World, isShort = false): void {
   if (isLong) leaveItHeld(world, account);
   const tier = isLong || isShort ? 4 : random.pick([0, 0, 1, 1, 2, 3, 4, 6]);
   const durationDays = isLong ? random.int(20, 60) : random.int(1, 2);
+  if (isLong || isShort) giveEnough(world, account, tier ?? 0, durationDays);
   const body = again?.body ?? JSON.stringify({ tier, durationDays, ...key });
   world.lastOrder = { account, body };
   world.note(`${account.address.slice(0, 6).toLowerCase()} wants a machine over x402: ${body}`);
@@ -103,12 +109,37 @@ export function order(world: World, isShort = false): void {
   })();
 }
 
+/** Few purses are so deep; without the money nothing would be bought, and nothing left to be held. */
+function giveEnough({ chain }: World, { address }: Account, tier: number, durationDays: number): void {
+  const to = address.toLowerCase();
+  const { state } = chain.head;
+  const missing = costOf(state, tier, durationDays) - (state.usdc.get(to) ?? 0n);
+  if (missing <= 0n) return;
+  chain.submit({ kind: "call", from: STRANGER, call: { kind: "pay", to, amount: missing } });
+}
+
 /** Hard case 33: of many days at once nothing comes, and whoever orders one day next may get the token that is left. */
 function leaveItHeld(world: World, account: Account): void {
   const { random } = world;
   const from = account.address.toLowerCase();
-  if (random.unit() < 0.7) world.later(random.int(40_000, 150_000), () => spendAll(world, from));
+  if (random.unit() < 0.4) world.later(random.int(40_000, 150_000), () => spendAll(world, from));
+  else world.later(random.int(20_000, 120_000), () => endOrdered(world));
   world.later(random.int(300_000, 2_400_000), () => order(world, true));
+}
+
+/** What is paid for first stays ours where an operator ends its machine before it is handed over. */
+function endOrdered(world: World): void {
+  const [row] = world.rows<{ incarnation: string; token_id: number }>(
+    "SELECT * FROM vms WHERE current = 1 AND owner = ? AND tier = 4 AND status IN ('provisioning', 'running')",
+    OPERATOR,
+  );
+  if (row === undefined) return;
+  world.endedByOrder.add(row.incarnation);
+  world.note(`an operator ends token ${row.token_id}'s machine`);
+  void world.runtime.run("an operator", async () => {
+    const queued = await orderEnd(db, row.token_id, world.clock.now);
+    if (queued !== null) await enqueue(config.edge.JOBS, [queued]);
+  });
 }
 
 /** The login of a machine that a payer has. */

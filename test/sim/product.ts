@@ -46,7 +46,7 @@ export function prepared(sql: string): StatementSync {
   return known;
 }
 
-const d1 = new StandInD1(database, (what, effect) => current().runtime.cross(what, effect));
+const d1 = new StandInD1(database, (what, effect) => current().runtime.crossDatabase(what, effect));
 
 const namespace = (of: "gates" | "wallets") => ({
   idFromName: (name: string) => ({ name, toString: () => name }),

@@ -9,6 +9,11 @@ import type { Random } from "./random.ts";
 export type Task = { name: string; dead: boolean; onDeath: () => void };
 
 const MAX_DELAY_MS = 4_000;
+/** What D1 and objects are seen to stall for. */
+const MIN_STALL_MS = 30_000;
+export const MAX_STALL_MS = 80_000;
+/** Of statements while D1 is down: the others get through. */
+const DOWN = { fails: 0.6, losesAnswer: 0.8 };
 const tasks = new AsyncLocalStorage<Task>();
 
 export class Runtime {
@@ -16,6 +21,8 @@ export class Runtime {
   readonly faults: Faults;
   readonly random: Random;
   readonly note: (text: string) => void;
+  /** Seconds in which most statements fail. */
+  databaseDownUntil = 0;
 
   constructor(clock: Clock, faults: Faults, random: Random, note: (text: string) => void) {
     this.clock = clock;
@@ -49,10 +56,50 @@ export class Runtime {
     if (this.faults.strikes("crash_before")) return this.#die(task, `before ${what}`);
     if (this.faults.strikes("slow")) await this.clock.sleep(this.random.int(1, MAX_DELAY_MS));
     if (task?.dead) return never();
-    const answer = await effect();
+    let answer: T;
+    try {
+      answer = await effect();
+    } catch (error) {
+      if (task?.dead) return never();
+      throw error;
+    }
     if (task?.dead) return never();
     if (this.faults.strikes("crash_after")) return this.#die(task, `after ${what}`);
     return answer;
+  }
+
+  /** A round trip to D1. */
+  crossDatabase<T>(what: string, effect: () => T): Promise<T> {
+    const isDown = this.faults.active && this.clock.now < this.databaseDownUntil;
+    const luck = isDown ? this.random.unit() : 1;
+    const fate = { fails: luck < DOWN.fails, losesAnswer: luck < DOWN.losesAnswer };
+    return this.#crossPlatform("d1", what, effect, fate, () => new Error("D1_ERROR: Network connection lost."));
+  }
+
+  /** A call of an object. */
+  crossObject<T>(what: string, effect: () => Promise<T>): Promise<T> {
+    const fault = () => Object.assign(new Error("Network connection lost."), { retryable: true, remote: true });
+    return this.#crossPlatform("object", what, effect, { fails: false, losesAnswer: false }, fault);
+  }
+
+  /** What stalls has its effect once the stall is over, whoever has given it up by then. */
+  #crossPlatform<T>(
+    part: "d1" | "object",
+    what: string,
+    effect: () => T | Promise<T>,
+    fate: { fails: boolean; losesAnswer: boolean },
+    fault: () => Error,
+  ): Promise<T> {
+    return this.cross(what, async () => {
+      if (this.faults.strikes(`${part}_stalls`)) {
+        this.note(`${what} stalls`);
+        await this.clock.sleep(this.random.int(MIN_STALL_MS, MAX_STALL_MS));
+      }
+      if (fate.fails || this.faults.strikes(`${part}_fails`)) throw fault();
+      const answer = await effect();
+      if (fate.losesAnswer || this.faults.strikes(`${part}_loses_answer`)) throw fault();
+      return answer;
+    });
   }
 
   kill(task: Task): void {

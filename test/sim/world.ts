@@ -37,7 +37,7 @@ import {
   RPC_HOSTS,
 } from "./product.ts";
 import { createRandom, type Random } from "./random.ts";
-import { never, Runtime } from "./runtime.ts";
+import { MAX_STALL_MS, never, Runtime } from "./runtime.ts";
 import { restartSeals } from "./seals.ts";
 import { checkSent } from "./till.ts";
 import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorName } from "./vendors.ts";
@@ -47,11 +47,15 @@ const LOOK_MS = 5_000;
 const CRON_MS = { trouble: 30_000, quiet: 120_000 };
 const TROUBLE_MS = { least: 60_000, most: 270_000 };
 const QUIET_STEP_MS = 120_000;
+const DAY_MS = 86_400_000;
 /** What is not settled this long after everything healed never will be. */
 const PATIENCE_MS = { usual: 4 * 3_600_000, written: 3_600_000 };
+/** Refunds that wait for room in a day's limits get so many days: none that a run owes needs more. */
+const DAYS_TO_PAY = 4;
 /** The sweep and its jobs once more, when all else is quiet. */
 const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
+const PLATFORM_SEED = 0x0d15ea5e;
 const AGENTS = 3;
 const MOST_ORDERS = 4;
 
@@ -113,7 +117,8 @@ export class World {
   constructor(seed: number, without: ReadonlySet<number>) {
     const random = createRandom(seed);
     this.random = random.fork();
-    this.faults = new Faults(random.fork(), without, () => this.clock.now - START);
+    const platform = createRandom(seed ^ PLATFORM_SEED);
+    this.faults = new Faults(random.fork(), platform, without, () => this.clock.now - START);
     this.runtime = new Runtime(this.clock, this.faults, random.fork(), (text) => this.note(text));
     enter({
       clock: this.clock,
@@ -222,6 +227,19 @@ export class World {
     this.faults.active = true;
     await this.#until(this.clock.now + this.random.int(TROUBLE_MS.least, TROUBLE_MS.most));
     this.#heal();
+    await this.#settle();
+    for (let days = 0; days < DAYS_TO_PAY && this.#violation === null && this.#waitsForTomorrow(); days++) {
+      this.clock.skip(this.clock.now + DAY_MS);
+      this.chain.leap();
+      this.note("a day passes");
+      await this.#settle();
+    }
+    if (this.#violation !== null) return;
+    this.note("everything has settled");
+    checkAll(this);
+  }
+
+  async #settle(): Promise<void> {
     const end = this.clock.now + (this.written ? PATIENCE_MS.written : PATIENCE_MS.usual);
     for (let quietSince: number | null = null; this.clock.now < end; ) {
       await this.#until(this.clock.now + QUIET_STEP_MS);
@@ -229,8 +247,17 @@ export class World {
       quietSince = this.#isQuiet() ? (quietSince ?? this.clock.now) : null;
       if (quietSince !== null && this.clock.now >= quietSince + LAST_SWEEPS_MS) break;
     }
-    this.note("everything has settled");
-    checkAll(this);
+  }
+
+  /** What a refund waits for after hours in which all was well, and the wallet went on, is room in today's limits. */
+  #waitsForTomorrow(): boolean {
+    const { highestNonce, head } = this.chain;
+    if (this.written || head.state.nonce <= highestNonce) return false;
+    const [row] = this.rows<{
+      open: number;
+    }>(`SELECT (SELECT count(*) FROM payments WHERE state = 'refunding' AND step = 'refund')
+      + (SELECT count(*) FROM refunds WHERE state = 'paying') AS open`);
+    return row !== undefined && row.open > 0;
   }
 
   /** The paid time ends, and things go wrong once more. */
@@ -254,7 +281,10 @@ export class World {
     for (const vendor of Object.values(this.vendors)) vendor.heal();
     this.chain.haltedUntil = 0;
     this.chain.dearUntil = 0;
-    void this.runtime.run("an operator", () => resumeAll(this));
+    const resume = () => void this.runtime.run("an operator", () => resumeAll(this));
+    resume();
+    // A pause that was stalled lands after all, and whoever ordered it sees it then.
+    this.later(MAX_STALL_MS, resume);
     this.note("everything heals");
   }
 

@@ -37,8 +37,9 @@ import { refund } from "../../src/provisioner/refund.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
+import { Weather, weatheredDatabase } from "../world/bad-day.ts";
 import type { FacilitatorFault } from "../world/facilitator.ts";
-import type { RpcFault } from "../world/rpc-proxy.ts";
+import type { LogRequest, RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
 import type { PartsInfo } from "./parts.ts";
 
@@ -94,7 +95,7 @@ export const IMPATIENT = { provisioner: { VENDOR_TIMEOUT_MS: "1000" } };
 type Sent = { body: Job; delaySeconds: number };
 
 /** Other settings for the operator wallet's object than the test run's, until the runtime evicts it. */
-export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, settings: Record<string, string>) =>
+export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, settings: Record<string, unknown>) =>
   runInDurableObject(wallet, (instance: OperatorWallet) => {
     const { env } = instance as unknown as { env: Record<string, unknown> };
     Object.assign(instance, { env: { ...env, ...settings } });
@@ -121,8 +122,9 @@ export async function deploy(
   };
   const dataKey = secp256k1.keygen();
   const bootstrapKey = makeAdminKey();
+  const weather = new Weather();
   const shared = {
-    DB: bindings.DB,
+    DB: weatheredDatabase(bindings.DB, weather),
     JOBS: jobs,
     LOG_BOOK: bindings.LOG_BOOK,
     DEPLOYMENT_ID: `t-${bytesToHex(randomBytes(4))}`,
@@ -199,6 +201,8 @@ export async function deploy(
     context,
     db,
     sql: bindings.DB,
+    /** Over both Workers' database, which can fail and stall; `sql` and `db` are well. */
+    weather,
     sent,
     app,
     /** A request as Cloudflare passes it on. */
@@ -332,6 +336,17 @@ const rpcControlUrls = { first: parts.proxyControlUrl, third: parts.secondProxyC
 /** Makes one of the three RPC URLs lag, lie or fail, the first unless told; the second is always honest. */
 export const addRpcFault = (fault: RpcFault, node: keyof typeof rpcControlUrls = "first") =>
   post(`${rpcControlUrls[node]}/faults`, fault);
+/** RPC_URLS without the honest one. */
+export const CONTROLLED_NODES = [parts.rpcUrls[0], parts.rpcUrls[2]].join(",");
+/** The requests for logs that the controlled nodes got since the last call of this. */
+export async function takeLogRequests(): Promise<LogRequest[]> {
+  const taken: LogRequest[] = [];
+  for (const url of Object.values(rpcControlUrls)) {
+    taken.push(...((await (await fetch(`${url}/logs`)).json()) as LogRequest[]));
+    await fetch(`${url}/logs`, { method: "DELETE" });
+  }
+  return taken;
+}
 export const clearRpcFaults = () =>
   Promise.all(Object.values(rpcControlUrls).map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
 /** Makes the facilitator of payments fail, lie or lose its answers. */

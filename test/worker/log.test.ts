@@ -13,7 +13,7 @@ import { beforeEach, expect, test, vi } from "vitest";
 import type { LogBatch, LogBook } from "../../durable-objects/log-book.ts";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
-import { errorFields, log, note, noted, sendLogs, setLogLevel, withLogScope } from "../../src/log.ts";
+import { allClear, errorFields, log, note, noted, sendLogs, setLogLevel, withLogScope } from "../../src/log.ts";
 import { redactFields } from "../../src/redact.ts";
 import { fixedHeaders } from "../world/agent.ts";
 import type { Page } from "../world/pager.ts";
@@ -25,12 +25,25 @@ const books = (env as unknown as { LOG_BOOK: DurableObjectNamespace<LogBook> }).
 const book = () => books.get(books.idFromName(crypto.randomUUID()));
 const pager = parts.pagerUrl;
 const textOf = (lines: readonly string[] = []) => lines.map((one) => `${one}\n`).join("");
-const batch = ({ combined, error, security, pages = [] }: Partial<Record<keyof LogBatch, string[]>>): LogBatch => ({
+type Lines = Partial<Record<"combined" | "error" | "security" | "cleared", string[]>> &
+  Partial<Pick<LogBatch, "pages">>;
+const batch = ({ combined, error, security, pages = {}, cleared = [] }: Lines): LogBatch => ({
   combined: textOf(combined),
   error: textOf(error),
   security: textOf(security),
   pages,
+  cleared: new Set(cleared),
 });
+/** Takes the batches that a Worker sends; `broken` takes none. */
+const taking = () => {
+  const sent: LogBatch[] = [];
+  const to = { idFromName: () => ({}), get: () => ({ append: async (one: LogBatch) => void sent.push(one) }) };
+  return { sent, to: to as never };
+};
+const broken = {
+  idFromName: () => ({}),
+  get: () => ({ append: () => Promise.reject(new Error("overloaded")) }),
+} as never;
 const line = (fields: object) =>
   JSON.stringify({ time: new Date().toISOString(), level: "info", event: "x", ...fields });
 
@@ -117,20 +130,39 @@ test("security events by name, address and time, newest first", async () => {
 
 const pages = async () => (await (await fetch(`${pager}/pages`)).json()) as Page[];
 
+/** Rings the book's alarm by hand, as if so much time had passed since what it holds. */
+async function ring(stub: ReturnType<typeof book>, passedMs = 0) {
+  await runInDurableObject(stub as never, (_object: unknown, state: DurableObjectState) => {
+    state.storage.sql.exec("UPDATE alerts SET next_try_at = 0");
+    for (const column of ["since", "said_at", "paged_at", "cleared_at"]) {
+      state.storage.sql.exec(`UPDATE causes SET ${column} = ${column} - ?`, passedMs);
+    }
+    // A book with nothing left to do has none.
+    return state.storage.setAlarm(Date.now() + 60_000);
+  });
+  await runDurableObjectAlarm(stub as never);
+}
+
+/** What of one test the webhook has got: type and count, in the order of arrival. */
+async function told(mark: string): Promise<[string, number | undefined][]> {
+  const mine = (await pages()).filter(({ body }) => body.includes(mark));
+  return mine.map(({ body }) => {
+    const { type, data } = JSON.parse(body) as { type: string; data: { count?: number } };
+    return [type, data.count];
+  });
+}
+
 test("a page reaches the webhook, signed; refused, it is sent again; repeated, it is one", async () => {
   const stub = book();
   const mark = crypto.randomUUID();
   await fetch(`${pager}/refuse/1`, { method: "POST" });
   const page = () => line({ level: "page", event: "job_dead", mark });
-  await stub.append(batch({ combined: [page()], error: [page()], pages: [page(), page()] }));
+  await stub.append(batch({ combined: [page()], error: [page()], pages: { [mark]: page() } }));
   const mine = async () => (await pages()).filter(({ body }) => body.includes(mark));
   // The alarm may ring by itself meanwhile; by hand it comes at once.
   await runDurableObjectAlarm(stub as never);
   await vi.waitFor(async () => {
-    await runInDurableObject(stub as never, (_object: unknown, state: DurableObjectState) => {
-      state.storage.sql.exec("UPDATE alerts SET next_try_at = 0 WHERE next_try_at IS NOT NULL");
-    });
-    await runDurableObjectAlarm(stub as never);
+    await ring(stub);
     expect(await mine()).toHaveLength(1);
   }, PATIENCE_MS);
   const [taken] = await mine();
@@ -139,9 +171,61 @@ test("a page reaches the webhook, signed; refused, it is sent again; repeated, i
   const verifier = new Webhook(PAGER_SECRET);
   expect(verifier.verify(taken.body, taken.headers)).toMatchObject({ type: "page", data: { event: "job_dead", mark } });
   expect(() => verifier.verify(taken.body.replace("job_dead", "job_done"), taken.headers)).toThrow();
-  await stub.append(batch({ combined: [page()], pages: [page()] }));
-  await runDurableObjectAlarm(stub as never);
+  await stub.append(batch({ combined: [page()], pages: { [mark]: page() } }));
+  await ring(stub);
   expect(await mine()).toHaveLength(1);
+});
+
+test("a cause that is told of again and again pages once an hour, whatever its lines say (hard case 40)", async () => {
+  const stub = book();
+  const mark = crypto.randomUUID();
+  const say = (count: number) => stub.append(batch({ pages: { [mark]: line({ event: "x", mark, count }) } }));
+  for (let count = 0; count < 55; count++) await say(count);
+  await ring(stub);
+  expect(await told(mark)).toEqual([["page", 0]]);
+  await ring(stub, 3_000_000);
+  await say(60);
+  await ring(stub, 700_000);
+  expect(await told(mark)).toEqual([["page", 0]]);
+  await say(61);
+  await ring(stub);
+  expect(await told(mark)).toEqual([
+    ["page", 0],
+    ["page", 61],
+  ]);
+});
+
+test("a page that ended is followed by its all-clear; one that comes and goes is one page (hard case 40)", async () => {
+  const stub = book();
+  const mark = crypto.randomUUID();
+  const cause = `machines_missing ${mark}`;
+  const pages = { [cause]: line({ event: "machines_missing", about: mark, count: 1 }) };
+  // Nobody was called: nothing to call off.
+  await stub.append(batch({ cleared: [cause] }));
+  await stub.append(batch({ pages }));
+  for (let count = 0; count < 3; count++) {
+    await stub.append(batch({ cleared: [cause] }));
+    await ring(stub, 200_000);
+    await stub.append(batch({ pages }));
+  }
+  expect(await told(mark)).toEqual([["page", 1]]);
+  await stub.append(batch({ cleared: [cause] }));
+  await ring(stub, 200_000);
+  // Said with each good look: the first counts.
+  await stub.append(batch({ cleared: [cause] }));
+  await ring(stub, 200_000);
+  await ring(stub);
+  expect(await told(mark)).toEqual([
+    ["page", 1],
+    ["all_clear", undefined],
+  ]);
+  await stub.append(batch({ cleared: [cause] }));
+  await ring(stub, 400_000);
+  expect(await told(mark)).toHaveLength(2);
+  // What begins anew is a page again.
+  await stub.append(batch({ pages }));
+  await ring(stub);
+  expect(await told(mark)).toHaveLength(3);
 });
 
 test("one wide event per request, and the audit's lines, in the book and downloadable", async () => {
@@ -205,6 +289,31 @@ test("events are found by whatever names a client; nothing else is taken for one
   }
 });
 
+test("one client can't wash the audit away: ten lines of an event a minute, the rest is counted (hard case 44)", async () => {
+  const key = await world.operatorKey();
+  const ask = operator(world, key);
+  const loud = { headers: { "cf-connecting-ip": "198.51.100.60" } };
+  const quiet = { headers: { "cf-connecting-ip": "198.51.100.61" } };
+  const begun = Math.floor(Date.now() / 60_000);
+  for (let count = 0; count < 30; count++) expect((await world.request("/credentials/1", loud)).status).toBe(401);
+  expect((await world.request("/credentials/1", quiet)).status).toBe(401);
+  for (let count = 0; count < 12; count++) expect((await ask("GET", "/admin/bans")).status).toBe(200);
+  await sendLogs(world.edge.LOG_BOOK);
+  const found = async (query: string) =>
+    (await ask<{ events: Record<string, unknown>[] }>("GET", `/admin/security-events?limit=100&${query}`)).body.events;
+  // A minute that turned meanwhile brings ten more.
+  const minutes = Math.floor(Date.now() / 60_000) - begun + 1;
+  const written = (await found("event=access_denied&address=198.51.100.60")).length;
+  expect(written).toBeGreaterThanOrEqual(10);
+  expect(written).toBeLessThanOrEqual(10 * minutes);
+  expect(await found("event=lines_counted&address=198.51.100.60")).toMatchObject([
+    { of: "access_denied", count: 30 - written },
+  ]);
+  expect(await found("event=access_denied&address=198.51.100.61")).toHaveLength(1);
+  // What operators do is written, however much it is.
+  expect((await found("event=admin_call")).length).toBeGreaterThanOrEqual(12);
+});
+
 test("a book that can't be read is 503 with a sentence, not our fault", async () => {
   const ask = operator(world, await world.operatorKey());
   const broken = { idFromName: () => ({}), get: () => ({ read: () => Promise.reject(new Error("overloaded")) }) };
@@ -249,28 +358,48 @@ test("lines are sent behind the answer, in one batch", async () => {
 test("a book that can't be reached fails nothing, and gets the lines with the next batch", async () => {
   log("info", "kept");
   log("page", "kept_too");
-  const broken = { idFromName: () => ({}), get: () => ({ append: () => Promise.reject(new Error("overloaded")) }) };
-  await sendLogs(broken as never);
+  await sendLogs(broken);
   await sendLogs(world.edge.LOG_BOOK);
   const stub = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
   expect(String(await stub.read("combined", 0))).toMatch(/"event":"kept"[\s\S]*"event":"kept_too"/);
   expect(String(await stub.read("error", 0))).toContain('"event":"kept_too"');
 });
 
-test("pages wait once for each thing that they say, a hundred at most, while the book can't be reached", async () => {
-  for (let count = 0; count < 500; count++) log("page", "same");
-  const sent: LogBatch[] = [];
-  const taking = { idFromName: () => ({}), get: () => ({ append: async (one: LogBatch) => void sent.push(one) }) };
-  const broken = { idFromName: () => ({}), get: () => ({ append: () => Promise.reject(new Error("overloaded")) }) };
-  await sendLogs(broken as never);
-  for (let count = 0; count < 500; count++) {
-    withLogScope({ requestId: crypto.randomUUID() }, () => log("page", "same"));
-    log("page", "other", { count });
+test("while the book can't be reached pages wait, one for each cause, and none is dropped for another (hard case 40)", async () => {
+  const { sent, to } = taking();
+  for (let count = 0; count < 200; count++) log("page", "first", { count, text: "x".repeat(500) });
+  await sendLogs(broken);
+  for (let about = 0; about < 150; about++) log("page", "other", { about, text: "x".repeat(20_000) });
+  for (let count = 0; count < 200; count++) {
+    withLogScope({ requestId: crypto.randomUUID() }, () => log("page", "first", { count: 1_000 + count }));
   }
-  await sendLogs(broken as never);
-  await sendLogs(taking as never);
-  const events = (sent[0]?.pages ?? []).map((one) => (JSON.parse(one) as { event: string }).event);
-  expect(events).toEqual(["same", ...Array.from({ length: 99 }, () => "other")]);
+  log("page", "last");
+  await sendLogs(broken);
+  log("info", "x");
+  await sendLogs(to);
+  const [{ pages: kept = {} } = {}] = sent;
+  const others = Array.from({ length: 150 }, (_, about) => `other ${about}`);
+  expect(Object.keys(kept).sort()).toEqual([...others, "first", "last"].sort());
+  expect(JSON.parse(kept["first"] ?? "{}")).toMatchObject({ event: "first", count: 0 });
+});
+
+test("what is over and is told of again is not over, in one batch and across two that were kept", async () => {
+  const { sent, to } = taking();
+  // What the deployment has said.
+  log("info", "x");
+  await sendLogs(taking().to);
+  log("page", "a");
+  allClear("a");
+  allClear("b", "vultr");
+  log("page", "b", { about: "vultr" });
+  allClear("c");
+  allClear("d");
+  await sendLogs(broken);
+  log("page", "c");
+  await sendLogs(to);
+  const [{ pages: kept, cleared } = { pages: {}, cleared: new Set() }] = sent;
+  expect(Object.keys(kept).sort()).toEqual(["a", "b vultr", "c"]);
+  expect([...cleared].sort()).toEqual(["a", "d"]);
 });
 
 test("the level decides what is written, and never keeps an audit line or a page back", async () => {

@@ -46,13 +46,14 @@ export type WorkerSource = {
    */
   consumes?: boolean;
   batchSize?: number;
+  /** Where it has to be known before the Worker runs; else any free one. */
+  port?: number;
 };
 
 export type BareLog = { time: number; message: string };
 
 /** Workers as built for upload, and the database's migrations; plain data, so that another process can run them. */
 export type BuiltWorkers = { workers: BuiltWorker[]; migrations: string[][] };
-/** `port`, where it has to be known before the Worker runs, or to stay the same in the next run; else any free one. */
 type BuiltWorker = Awaited<ReturnType<typeof buildWorker>> & { port?: number };
 
 /**
@@ -78,10 +79,11 @@ export async function buildWorkers(sources: readonly WorkerSource[]): Promise<Bu
 
 /** What a Worker is built from, and what says how. */
 const SOURCES = ["src", "durable-objects", "wrangler.toml", "package.json", "package-lock.json", "tsconfig.json"];
-const TEST_SOURCES = ["test/bench", "test/worker/meter.ts"];
+const BAD_DAY = ["bad-day", "bad-day-edge", "bad-day-provisioner"].map((name) => `test/world/${name}.ts`);
+const TEST_SOURCES = ["test/bench", "test/worker/meter.ts", ...BAD_DAY];
 
 async function buildWorker(source: WorkerSource, reading: ReturnType<typeof readOnce>) {
-  const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize } = source;
+  const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize, port } = source;
   const entries = entry === undefined ? [] : [entry];
   const isOurs = [config, ...entries].some((path) => path.startsWith("test/"));
   const what = [config, ...entries].join("-").replaceAll(/\W+/g, "-");
@@ -90,6 +92,7 @@ async function buildWorker(source: WorkerSource, reading: ReturnType<typeof read
   });
   return {
     name,
+    ...(port === undefined ? {} : { port }),
     options: {
       name,
       compatibilityDate: "2026-10-01",

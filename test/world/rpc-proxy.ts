@@ -9,7 +9,10 @@ import { listen } from "./server.ts";
  * - `hang`: no answer
  * - `lag`: it is `blocks` behind: its head is older, and logs above it are an empty list, not an error
  * - `drop_logs`: eth_getLogs answers an empty list, however old the range
- * - `max_range`: eth_getLogs refuses more than `blocks` blocks, in a provider's words
+ * - `max_range`, `max_logs`: eth_getLogs refuses more than `blocks` blocks or `logs` logs, of requests that contain
+ *   `includes` where that is given; `as` says how: in words that name the limit or in words that don't, by a page of
+ *   HTTP's (`status`, 502 if not given), or by no answer
+ * - `body`: calls to `method` are answered with 200 and that text
  * - `rewrite`: the result of calls to `method`, or of those whose parameters contain `includes`, is `result`
  * - `refuse`: an error instead, with that message
  * - `patch`: as `rewrite`, for some `fields` of the result, or of each item where it is a list; the others stay as they are
@@ -18,10 +21,18 @@ import { listen } from "./server.ts";
  * - `finalized_is_latest`: it calls its newest block final
  * - `ahead`: the time of its newest block is `seconds` ahead, for calls as well
  */
+const refusal = {
+  as: z.enum(["named", "unnamed", "page", "nothing"]).optional(),
+  status: z.int().min(400).max(599).optional(),
+  includes: z.string().optional(),
+};
 const faultSchema = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.enum(["hang", "drop_logs", "finalized_is_latest"]) }),
   z.strictObject({ kind: z.literal("down"), includes: z.string().optional() }),
-  z.strictObject({ kind: z.enum(["lag", "max_range", "logs_behind"]), blocks: z.int().min(0) }),
+  z.strictObject({ kind: z.enum(["lag", "logs_behind"]), blocks: z.int().min(0) }),
+  z.strictObject({ kind: z.literal("max_range"), blocks: z.int().min(0), ...refusal }),
+  z.strictObject({ kind: z.literal("max_logs"), logs: z.int().min(0), ...refusal }),
+  z.strictObject({ kind: z.literal("body"), method: z.string(), body: z.string() }),
   z.strictObject({
     kind: z.literal("rewrite"),
     method: z.string(),
@@ -44,9 +55,16 @@ const faultSchema = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.literal("ahead"), seconds: z.int().min(1) }),
 ]);
 export type RpcFault = z.input<typeof faultSchema>;
+type Limit = Extract<RpcFault, { kind: "max_range" | "max_logs" }>;
+/** A request for logs that came. */
+export type LogRequest = { blocks: number; refused: boolean };
 
 type Call = { jsonrpc: "2.0"; id: unknown; method: string; params: unknown[] };
+type Given = Omit<Call, "params"> & Partial<Call>;
 type Answer = { jsonrpc: "2.0"; id: unknown; result?: unknown; error?: { code: number; message: string } };
+/** What is no answer by JSON-RPC's rules. */
+type Page = { status: number; text: string };
+const isPage = (answer: Answer | Page): answer is Page => "text" in answer;
 
 const HANG_MS = 30_000;
 const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
@@ -57,6 +75,7 @@ const isMeant = ({ method, includes = "" }: { method: string; includes?: string 
 export async function startRpcProxy(target: string) {
   const faults: RpcFault[] = [];
   const app = new Hono();
+  const logRequests: LogRequest[] = [];
   let calls = 0;
 
   app.get("/control/faults", (c) => c.json(faults));
@@ -68,6 +87,11 @@ export async function startRpcProxy(target: string) {
   });
   app.delete("/control/faults", (c) => {
     faults.length = 0;
+    return c.body(null, 204);
+  });
+  app.get("/control/logs", (c) => c.json(logRequests));
+  app.delete("/control/logs", (c) => {
+    logRequests.length = 0;
     return c.body(null, 204);
   });
   // At any path: providers put their keys there.
@@ -82,7 +106,10 @@ export async function startRpcProxy(target: string) {
     for (const fault of faults)
       if (fault.kind === "delay") await new Promise((resolve) => setTimeout(resolve, fault.ms));
     if (Array.isArray(body)) return c.json(await Promise.all(body.map(answer)));
-    return c.json(await answer(body));
+    const answered = await answer(body);
+    if (!isPage(answered)) return c.json(answered);
+    const type = answered.status === 200 ? "application/json" : "text/html";
+    return new Response(answered.text, { status: answered.status, headers: { "content-type": type } });
   });
 
   async function forward(call: Call): Promise<Answer> {
@@ -95,8 +122,36 @@ export async function startRpcProxy(target: string) {
     return (await response.json()) as Answer;
   }
 
+  async function answer(given: Given): Promise<Answer | Page> {
+    const answered = await answerBy(given);
+    if (given.method === "eth_getLogs") {
+      const [{ fromBlock, toBlock }] = given.params as [{ fromBlock: string; toBlock: string }];
+      const refused = isPage(answered) || answered.error !== undefined;
+      logRequests.push({ blocks: Number(toBlock) - Number(fromBlock) + 1, refused });
+    }
+    return answered;
+  }
+
+  /** What a limit makes of a request for logs; null where it is kept. */
+  async function limited(fault: Limit, call: Call): Promise<Answer | Page | null> {
+    if (!isMeant({ method: "eth_getLogs", includes: fault.includes }, call)) return null;
+    const { fromBlock, toBlock } = call.params[0] as { fromBlock: string; toBlock: string };
+    const most = fault.kind === "max_range" ? fault.blocks : fault.logs;
+    const asked =
+      fault.kind === "max_range"
+        ? Number(toBlock) - Number(fromBlock) + 1
+        : ((await forward(call)).result as unknown[]).length;
+    if (asked <= most) return null;
+    if (fault.as === "nothing") await new Promise((resolve) => setTimeout(resolve, HANG_MS).unref());
+    if (fault.as === "page")
+      return { status: fault.status ?? 502, text: "<html><title>502 Bad Gateway</title></html>" };
+    const named = fault.kind === "max_range" && fault.as !== "unnamed";
+    const message = named ? `eth_getLogs is limited to a ${most} range` : "query exceeds what this plan allows";
+    return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
+  }
+
   /** `params` may be left out (JSON-RPC 2.0, 4.2). */
-  async function answer({ params = [], ...given }: Omit<Call, "params"> & Partial<Call>): Promise<Answer> {
+  async function answerBy({ params = [], ...given }: Given): Promise<Answer | Page> {
     const isLatest = faults.some(({ kind }) => kind === "finalized_is_latest");
     const meant = (param: unknown) => (isLatest && (param === "finalized" || param === "safe") ? "latest" : param);
     const call: Call = { ...given, params: params.map(meant) };
@@ -108,13 +163,11 @@ export async function startRpcProxy(target: string) {
       if (fault.kind === "patch" && isMeant(fault, call)) return patched(call, fault.fields);
       if (fault.kind === "drop_logs" && call.method === "eth_getLogs")
         return { jsonrpc: "2.0", id: call.id, result: [] };
-      if (fault.kind === "max_range" && call.method === "eth_getLogs") {
-        const { fromBlock, toBlock } = call.params[0] as { fromBlock: string; toBlock: string };
-        if (Number(toBlock) - Number(fromBlock) >= fault.blocks) {
-          const message = `eth_getLogs is limited to a ${fault.blocks} range`;
-          return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
-        }
+      if (fault.kind === "max_range" || fault.kind === "max_logs") {
+        const refused = await limited(fault, call);
+        if (refused !== null) return refused;
       }
+      if (fault.kind === "body" && fault.method === call.method) return { status: 200, text: fault.body };
       if (fault.kind === "lag") return behind(call, fault.blocks);
       if (fault.kind === "logs_behind" && LOG_METHODS.has(call.method)) return withoutNewest(call, fault.blocks);
       if (fault.kind === "ahead" && call.params.includes("latest")) return ahead(call, fault.seconds);
@@ -176,6 +229,7 @@ export async function startRpcProxy(target: string) {
       faults.splice(0, faults.length, ...list);
     },
     countCalls: () => calls,
+    logRequests,
     stop,
   };
 }

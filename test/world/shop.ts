@@ -9,8 +9,8 @@ import { buy } from "./agent.ts";
 import { type BareWorkers, startBareWorkers, type WorkerSource } from "./bare-workers.ts";
 import { startChain } from "./chain.ts";
 import { startFacilitator } from "./facilitator.ts";
+import { freePort } from "./ports.ts";
 
-export const PUBLIC_URL = "https://api.example";
 export const TOKENS = 20;
 
 export const EDGE_UNDER_LOAD: WorkerSource = {
@@ -23,7 +23,6 @@ export const EDGE_UNDER_LOAD: WorkerSource = {
     START_BLOCK: "0",
     CONFIRMATIONS: "0",
     SCAN_RUN_SECONDS: "1",
-    PUBLIC_URLS: PUBLIC_URL,
     RATE_LIMITS: Object.keys(LIMITS)
       // What all clients share is not what is measured.
       .map((route) => `${route}=${/_(block|all)$/.test(route) ? 1_000_000 : 5_000}/60`)
@@ -48,7 +47,10 @@ export const FLOOR_APART: WorkerSource = {
   objects: { IP_GUARD: { className: "IpGuard", of: "objects" } },
 };
 
-/** Every Worker gets RPC_URLS, RPC_URL and DATA_PRIVATE_KEY beside its own variables; `more` knows the first token. */
+/**
+ * Every Worker gets PUBLIC_URLS (where the edge is), RPC_URLS, RPC_URL and DATA_PRIVATE_KEY beside its own variables; `more`
+ * knows the first token.
+ */
 export async function openShop(
   sources: readonly WorkerSource[],
   more: (tokenId: number) => Record<string, string> = () => ({}),
@@ -62,7 +64,10 @@ export async function openShop(
   // From here on blocks come by themselves: a chain that stands still is not believed.
   await chain.node.setIntervalMining({ interval: 1 });
   const facilitator = await startFacilitator(chain);
+  const port = await freePort();
+  const publicUrl = `http://127.0.0.1:${port}`;
   const given = {
+    PUBLIC_URLS: publicUrl,
     RPC_URLS: chain.url,
     X402_PAY_TO: chain.operator.address,
     FACILITATOR_URL: facilitator.url,
@@ -71,7 +76,11 @@ export async function openShop(
     ...more(tokenId),
   };
   const workers = await startBareWorkers(
-    sources.map((source) => ({ ...source, variables: { ...source.variables, ...given } })),
+    sources.map((source) => ({
+      ...source,
+      variables: { ...source.variables, ...given },
+      ...(source.name === "edge" ? { port } : {}),
+    })),
   );
   const scan = async () => {
     const edge = await workers.miniflare.getWorker("edge");
@@ -85,6 +94,7 @@ export async function openShop(
     tokenId,
     scan,
     chain,
+    publicUrl,
     close: async () => {
       await workers.stop();
       await facilitator.stop();

@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
+import { WEATHER_PATH, type WorkerWeather } from "./bad-day.ts";
 import { startBareWorkers, type WorkerSource } from "./bare-workers.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
 import { type FacilitatorOptions, startFacilitator } from "./facilitator.ts";
@@ -19,11 +20,15 @@ export type PartsOptions = {
   vultr?: Partial<VultrOptions>;
   runpod?: Partial<RunpodOptions>;
   facilitator?: FacilitatorOptions;
+  /** Leaves the honest node out: faults may strike every one. */
+  noHonestNode?: boolean;
 };
 export type WorldOptions = PartsOptions & {
   /** Over the Workers' variables. */
   edge?: Record<string, string>;
   provisioner?: Record<string, string>;
+  /** Whether the Workers' database and objects can fail and stall: `setWeather` tells them to. */
+  badDays?: boolean;
 };
 
 const SCHEDULE_PAUSE_MS = 200;
@@ -59,7 +64,7 @@ export async function startParts(options: PartsOptions = {}) {
     sshPort,
     keys,
     /** The first and the third pass a proxy, honest until it is given a fault; the second is the chain's own. */
-    rpcUrls: [`${proxy.url}/v2/${keys.rpc}`, chain.url, second.url],
+    rpcUrls: [`${proxy.url}/v2/${keys.rpc}`, ...(options.noHonestNode ? [] : [chain.url]), second.url],
     stop: async () => {
       await Promise.all([vultr, runpod, pager, proxy, second, facilitator].map((part) => part.stop()));
       await chain.stop();
@@ -155,11 +160,12 @@ export async function startWorld(options: WorldOptions = {}) {
   const variables = workerVariables(parts, url);
   const bootstrapKey = makeAdminKey();
   const lines: string[] = [];
+  const sources = bothWorkers({
+    edge: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge },
+    provisioner: { ...variables.provisioner, ...options.provisioner },
+  });
   const workers = await startBareWorkers(
-    bothWorkers({
-      edge: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge },
-      provisioner: { ...variables.provisioner, ...options.provisioner },
-    }),
+    options.badDays ? sources.map((one) => ({ ...one, entry: `test/world/bad-day-${one.name}.ts` })) : sources,
     ({ message }) => lines.push(message),
   );
   const adminKey = await makeOperatorKey(workers.url("edge"), bootstrapKey);
@@ -182,6 +188,13 @@ export async function startWorld(options: WorldOptions = {}) {
     ...parts,
     url,
     workers,
+    /** Of both Workers, in a world of `badDays`. */
+    setWeather: async (weather: WorkerWeather): Promise<void> => {
+      for (const name of ["edge", "provisioner"]) {
+        const answer = await fetch(workers.url(name) + WEATHER_PATH, { method: "POST", body: JSON.stringify(weather) });
+        if (!answer.ok) throw new Error(`the ${name}'s weather: ${answer.status} ${await answer.text()}`);
+      }
+    },
     /** What both Workers have printed so far, line by line. */
     lines,
     adminKey,

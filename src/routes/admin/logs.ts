@@ -3,11 +3,14 @@ import { type LogBook, STREAMS } from "../../../durable-objects/log-book.ts";
 import type { Router } from "../../app.ts";
 import type { EdgeConfig } from "../../config.ts";
 import { AppError } from "../../errors.ts";
+import { inTime } from "../../in-time.ts";
 import { errorFields, log } from "../../log.ts";
 import { isoOf, isoTime } from "../schemas.ts";
 import { adminErrors, clientSchema, FOR_OPERATORS, jsonOf, limitQuery } from "./shared.ts";
 
 const MAX_EVENTS = 1_000;
+/** A file of the book is some megabytes. */
+const BOOK_TIMEOUT_MS = 10_000;
 const BOOK_RETRY_SECONDS = 5;
 
 const streamSchema = z.enum(STREAMS);
@@ -83,7 +86,8 @@ const readEvents = createRoute({
 /** Asks the log book. Where it can't be reached, the lines are in `wrangler tail` alone for the moment. */
 async function askBook<T>({ LOG_BOOK }: EdgeConfig, ask: (book: DurableObjectStub<LogBook>) => Promise<T>): Promise<T> {
   try {
-    return await ask(LOG_BOOK.get(LOG_BOOK.idFromName("book")));
+    const answer = ask(LOG_BOOK.get(LOG_BOOK.idFromName("book")));
+    return await inTime(answer, BOOK_TIMEOUT_MS, () => new Error("the log book did not answer in time"));
   } catch (error) {
     log("error", "log_unavailable", errorFields(error));
     throw new AppError("log_unavailable", "The log book can't be read right now; try again in a few seconds.", {

@@ -95,7 +95,7 @@ const reconcileRoute = createRoute({
         missing: z.array(paymentSchema),
       }),
     ),
-    ...adminErrors(502, 503),
+    ...adminErrors(502),
   },
 });
 

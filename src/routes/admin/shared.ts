@@ -9,7 +9,7 @@ export const FOR_OPERATORS = { tags: ["operators"], security: [{ adminKey: [] }]
 
 /** What any of these routes may answer beside its own. */
 export const adminErrors = <Status extends ErrorStatus>(...statuses: Status[]) =>
-  errorsOf<400 | 401 | 413 | 415 | 503 | Status>(400, 401, 413, 415, 503, ...statuses);
+  errorsOf<400 | 401 | 413 | 415 | Status>(400, 401, 413, 415, ...statuses);
 
 export const jsonOf = <Schema extends z.ZodType>(description: string, schema: Schema) => ({
   description,

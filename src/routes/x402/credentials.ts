@@ -60,9 +60,9 @@ import {
   credentialsBody,
   credentialsSchema,
   type GivenKey,
-  provisioningBody,
   provisioningSchema,
   refuseHead,
+  waitingBody,
 } from "../credentials.ts";
 import { paidErrorsOf, tokenIdSchema } from "../schemas.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, settlingSchema } from "./shared.ts";
@@ -86,7 +86,7 @@ const route = createRoute({
       description: "Provisioning (nothing was charged), or the payment is being settled: send the same request again",
       content: { "application/json": { schema: z.union([provisioningSchema, settlingSchema]) } },
     },
-    ...paidErrorsOf(400, 401, 402, 404, 409, 502, 503),
+    ...paidErrorsOf(400, 401, 402, 404, 409, 502),
   },
 });
 
@@ -133,7 +133,7 @@ export function mountPaidCredentials(app: Router): void {
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
       const age = vm === null ? null : view.blockTimestamp - beganAt(vm, config);
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
-      return c.json(provisioningBody(config, tokenId, vm?.step ?? "create", vm?.attempt ?? 0), 202);
+      return c.json(await waitingBody(c.var, tokenId, vm, now), 202);
     }
     const request = requestHash(`credentials/${tokenId}`);
     const known = await findClaim(c.var, checked);

@@ -39,7 +39,7 @@ const route = createRoute({
         },
       },
     },
-    ...errorsOf(503),
+    ...errorsOf(),
   },
 });
 

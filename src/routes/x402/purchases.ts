@@ -11,13 +11,15 @@ import { type Demand, paymentRequired, readPayment, receiptHeaders, tillOf } fro
 import { preferredWait } from "../../access/prefer.ts";
 import type { App, Router } from "../../app.ts";
 import { isContractSignature, whyNotSigned } from "../../chain/contract-signature.ts";
-import { PLAIN_SIGNATURE_CHARS } from "../../chain/plain-signature.ts";
+import { plainSignatureOf } from "../../chain/plain-signature.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
+import { statementsOf } from "../../db/reads.ts";
 import { AppError } from "../../errors.ts";
-import { orderSeconds, wirePayment } from "../../vms/payments.ts";
+import { captureDeadline, isCharged, orderSeconds, wirePayment } from "../../vms/payments.ts";
+import { deliveryOfOrder } from "../../vms/shop.ts";
 import { REGION_NAMES, TIER_COUNT, TIERS } from "../../vms/tiers.ts";
-import { errorsOf, paidErrorsOf, paymentIdSchema, txHashSchema } from "../schemas.ts";
+import { errorsOf, paidErrorsOf, paymentIdSchema, txHashSchema, wireDelivery } from "../schemas.ts";
 import { acceptOrder } from "./accept.ts";
 import { currentOffer, isCapturedFirst, requireSaleable } from "./offer.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, purchaseSchema } from "./shared.ts";
@@ -97,7 +99,7 @@ const buyRoute = createRoute({
   responses: {
     200: { description: "Delivered: the token is the payer's, and credentialsUrl has the login", content },
     202: { description: "Accepted; poll statusUrl", content },
-    ...paidErrorsOf(400, 401, 402, 409, 413, 415, 502, 503),
+    ...paidErrorsOf(400, 401, 402, 409, 413, 415, 502),
   },
 });
 
@@ -205,7 +207,7 @@ export function mountPurchases(app: Router): void {
   app.openapi(readRoute, async (c) => {
     const payment = await store.loadPayment(c.var.db, c.req.valid("param").id);
     if (payment === null) throw new AppError("payment_not_found", "There is no payment of that id.");
-    return c.json(wire(c, payment), 200);
+    return c.json(await wire(c, payment), 200);
   });
 
   app.openapi(findRoute, async (c) => {
@@ -224,19 +226,27 @@ export function mountPurchases(app: Router): void {
     if (payment === null) {
       throw new AppError("payment_not_found", "No such payment is known here: nothing was charged by us.");
     }
-    return c.json(wire(c, payment), 200);
+    return c.json(await wire(c, payment), 200);
   });
 }
 
-const wire = (c: Context<App>, payment: store.Payment) => {
-  const [api] = c.var.config.PUBLIC_URLS;
+async function wire(c: Context<App>, payment: store.Payment) {
+  const { config, db } = c.var;
+  const [api] = config.PUBLIC_URLS;
+  const waits = payment.kind === "compute" && isUnderWay(payment) && WAITING_STEPS.has(payment.step);
+  const [standing] = waits ? await statementsOf(db).cursor.all() : [];
+  const delivery = deliveryOfOrder(captureDeadline(payment), isCharged(payment), standing, Date.now());
   return {
     ...wirePayment(payment),
+    ...(waits ? { delivery: wireDelivery(delivery) } : {}),
     payer: getAddress(payment.payer),
     statusUrl: `${api}/x402/purchases/${payment.id}`,
     credentialsUrl: isDelivered(payment) ? `${api}/credentials/${payment.tokenId}` : null,
   };
-};
+}
+
+/** Before there is a machine. */
+const WAITING_STEPS: ReadonlySet<store.Payment["step"]> = new Set(["check", "buy", "provision"]);
 
 const isDelivered = ({ kind, state, servedAt }: store.Payment): boolean =>
   kind === "compute" && state === "settled" && servedAt !== null;
@@ -255,13 +265,13 @@ async function answer(c: Context<App>, order: store.Payment, waitSeconds: number
   if (waitSeconds !== null) c.header("Preference-Applied", `wait=${waitSeconds}`);
   if (!isDelivered(payment)) {
     c.header("Retry-After", String(POLL_SECONDS));
-    return c.json(wire(c, payment), 202);
+    return c.json(await wire(c, payment), 202);
   }
   for (const [name, value] of Object.entries(
     receiptHeaders(c.var.config, getAddress(payment.payer), payment.settleTx ?? ""),
   ))
     c.header(name, value);
-  return c.json(wire(c, payment), 200);
+  return c.json(await wire(c, payment), 200);
 }
 
 /** The payer says what is in the body: somebody else's key there would be somebody else's machine (hard case 1). */
@@ -276,14 +286,12 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
     );
   }
   const sentence = `X-Body-Signature has to be the payer's EIP-191 signature of "${message}".`;
-  if (!/^0x(?:[0-9a-fA-F]{2}){65,2048}$/.test(header)) throw new AppError("body_signature_invalid", sentence);
+  if (!/^0x(?:[0-9a-fA-F]{2}){64,2048}$/.test(header)) throw new AppError("body_signature_invalid", sentence);
   const hashed = hashMessage(message);
   const signature = header as Hex;
-  const signer =
-    signature.length === PLAIN_SIGNATURE_CHARS
-      ? await recoverAddress({ hash: hashed, signature }).catch(() => null)
-      : null;
+  const plain = plainSignatureOf(signature);
+  const signer = plain === null ? null : await recoverAddress({ hash: hashed, signature: plain }).catch(() => null);
   if (signer === payer) return;
-  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature, plain: true })) return;
+  if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature })) return;
   throw new AppError("body_signature_invalid", await whyNotSigned(c.var.chain, payer, signature, sentence));
 }

@@ -1,11 +1,22 @@
 // What the paid routes share: their middleware, shapes and discovery metadata.
 import { z } from "@hono/zod-openapi";
+import type { Context } from "hono";
 import { capped, limited } from "../../access/admission.ts";
-import type { Discovery } from "../../access/payment-wire.ts";
+import { type Discovery, readPayment } from "../../access/payment-wire.ts";
+import type { App } from "../../app.ts";
 import { WIRE_PAYMENT_STATES } from "../../vms/payments.ts";
-import { isoTime } from "../schemas.ts";
+import { deliverySchema, isoTime } from "../schemas.ts";
 
-export const paidRoute = [limited("x402"), capped("x402")] as const;
+/** What can't be read is refused by its route, and writes nothing. */
+function isPaid(c: Context<App>): boolean {
+  try {
+    return readPayment(c.req.raw.headers, c.var.config) !== null;
+  } catch {
+    return false;
+  }
+}
+
+export const paidRoute = [limited("x402"), capped("x402", isPaid)] as const;
 
 /** Headers that a payment comes in; one of the two. */
 export const PAYMENT_HEADERS = [
@@ -40,6 +51,7 @@ export const purchaseSchema = z
     reason: z.string().nullable(),
     payer: z.string(),
     amount: z.string().openapi({ description: "USDC", example: "0.50" }),
+    delivery: deliverySchema.optional().openapi({ description: "While the order waits for its machine" }),
     tier: z.number().nullable(),
     durationDays: z.number().nullable(),
     tokenId: z.string().nullable(),

@@ -1,47 +1,31 @@
-// What an isolate knows of bans by itself, and what it tells of the refused.
-import { beforeEach, expect, test } from "vitest";
-import { forgetBan, refuseKnownBan, rememberBan, takeRefusals } from "../../../src/access/bans.ts";
+// What an isolate knows of bans by itself.
+import { expect, test } from "vitest";
+import { forgetBan, knownBan, rememberBan } from "../../../src/access/bans.ts";
+import { guardsOf } from "../../../src/access/client-name.ts";
 
-// Each test is a day after the one before: what the isolate told last is state of the isolate.
-const DAY = 86_400_000;
-let now = Date.now();
-beforeEach(() => {
-  now += DAY;
-  takeRefusals(now);
-  now += DAY;
+const NOW = Date.now();
+
+test("a ban is known until it ends, and no longer than BAN_CACHE_SECONDS without asking again", () => {
+  const [own = ""] = guardsOf("198.51.100.70");
+  rememberBan(own, NOW + 60_000, NOW, 10);
+  expect(knownBan(own, NOW + 9_999)).toBe(NOW + 60_000);
+  expect(knownBan(own, NOW + 10_000)).toBeNull();
+  rememberBan(own, NOW + 5_000, NOW, 10);
+  expect(knownBan(own, NOW + 5_000)).toBeNull();
 });
 
-const refuse = (address: string, times: number) => {
-  rememberBan(address, Date.now() + 60_000, Date.now(), 10);
-  const request = new Request("https://api.example/tiers", { headers: { "cf-connecting-ip": address } });
-  for (let count = 0; count < times; count++) {
-    expect(refuseKnownBan(request, { RATE_LIMITS: {} }, {})?.status).toBe(403);
-  }
-  forgetBan(address);
-};
-
-test("a banned client that goes on is one line a minute, not one a second: once it washed the audit away", () => {
-  const told = [];
-  for (let second = 0; second < 180; second++) {
-    refuse("198.51.100.70", 5);
-    told.push(...takeRefusals(now + second * 1_000));
-  }
-  expect(told).toEqual([
-    { address: "198.51.100.70", count: 5 },
-    { address: "198.51.100.70", count: 300 },
-    { address: "198.51.100.70", count: 300 },
-  ]);
+test("a client's own ban is known of its cross-site requests too, and theirs of them alone (hard cases 22, 44)", () => {
+  const [own = "", crossSite = ""] = guardsOf("198.51.100.71");
+  rememberBan(crossSite, NOW + 60_000, NOW, 10);
+  expect([own, crossSite].map((name) => knownBan(name, NOW))).toEqual([null, NOW + 60_000]);
+  rememberBan(own, NOW + 90_000, NOW, 10);
+  expect([own, crossSite].map((name) => knownBan(name, NOW))).toEqual([NOW + 90_000, NOW + 90_000]);
+  expect([own, crossSite].map(forgetBan)).toEqual([true, true]);
 });
 
-test("of many banned clients the ten most refused have a line each, the others one together", () => {
-  for (let client = 1; client <= 30; client++) refuse(`198.51.100.${client}`, client);
-  const told = takeRefusals(now);
-  expect(told).toHaveLength(11);
-  expect(told[0]).toEqual({ address: "198.51.100.30", count: 30 });
-  expect(told[9]).toEqual({ address: "198.51.100.21", count: 21 });
-  expect(told[10]).toEqual({ clients: 20, count: 210 });
-});
-
-test("where nobody was refused there is nothing to tell", () => {
-  expect(takeRefusals(now)).toEqual([]);
+test("of many bans the oldest are forgotten first", () => {
+  const name = (client: number) => `client ${client}#cross-site`;
+  for (let client = 0; client <= 50_000; client++) rememberBan(name(client), NOW + 60_000, NOW, 10);
+  expect([0, 50_000].map((client) => knownBan(name(client), NOW))).toEqual([null, NOW + 60_000]);
+  for (let client = 0; client <= 50_000; client++) forgetBan(name(client));
 });

@@ -69,6 +69,28 @@ test("ten violations within an hour ban for an hour, over evictions", async () =
   expect(await stub.hit(kept(now + 11 + HOUR))).toMatchObject({ allowed: true, bannedUntil: null });
 });
 
+test("an automatic ban binds the guard of the client's cross-site requests, and never shortens its ban (hard case 44)", async () => {
+  const name = "198.51.100.83";
+  const other = guard(`${name}#cross-site`);
+  const now = Date.now();
+  await guard(name).violate("injection", now, 10);
+  await vi.waitFor(
+    async () => expect(await other.hit(hit({ now }))).toMatchObject({ allowed: false, bannedUntil: now + HOUR }),
+    PATIENCE_MS,
+  );
+  const longer = { until: now + 2 * HOUR, since: now, reason: "test", by: "key_1" };
+  await other.ban(longer);
+  await other.bind({ until: now + HOUR, since: now + 1, reason: "test", by: "auto" });
+  expect((await other.hit(hit({ now }))).bannedUntil).toBe(longer.until);
+});
+
+test("what bans cross-site requests binds nothing else (hard case 22)", async () => {
+  const name = "198.51.100.84";
+  await guard(`${name}#cross-site`).violate("injection", Date.now(), 10);
+  await vi.waitFor(async () => expect(await world.rows("SELECT client FROM bans")).toHaveLength(1), PATIENCE_MS);
+  expect((await guard(name).hit(hit())).bannedUntil).toBeNull();
+});
+
 test("violations of different hours do not add up", async () => {
   const stub = guard();
   const now = Date.now();

@@ -1,11 +1,11 @@
 // The limits as clients meet them on the routes.
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { forgetBan } from "../../../src/access/bans.ts";
-import { blockOf, clientAddress, clientName } from "../../../src/access/client-name.ts";
+import { blockOf, clientAddress, clientName, guardsOf } from "../../../src/access/client-name.ts";
 import { GUARD_TIMEOUT_MS } from "../../../src/access/guard.ts";
 import { LIMITS, type LimitedRoute } from "../../../src/access/limits.ts";
 import { fixedHeaders } from "../../world/agent.ts";
-import { agent, buyAndRun, type Deployment, deploy } from "../deployment.ts";
+import { agent, buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
 type Asked = [method: string, path: string, policy: string];
@@ -67,7 +67,7 @@ test("/health has no limit", async () => {
   expect((await world.request("/health", from("198.51.100.4"))).headers.get("x-ratelimit-limit")).toBeNull();
 });
 
-/** What each path counts as; the two caps over many clients are nobody's own and are not stated. */
+/** What each path counts as; caps over many clients, and a token's limit, are nobody's own and are not stated. */
 const POLICIES: Asked[] = [
   ["GET", "/tiers", "tiers"],
   ["GET", "/credentials/1", "credentials"],
@@ -103,7 +103,7 @@ test.each(POLICIES)("%s %s counts as %s and says so", async (method, path, route
 });
 
 test("every row of the table has its path above", () => {
-  const caps = ["wallets_block", "wallets_all", "x402_block", "x402_all"];
+  const caps = ["wallets_block", "wallets_all", "x402_block", "x402_all", "rotations"];
   const named = [...new Set(POLICIES.map(([, , route]) => route)), ...caps];
   expect(named.sort()).toEqual(Object.keys(LIMITS).sort());
 });
@@ -167,6 +167,21 @@ test("what a web page makes its visitors send bans such requests alone (hard cas
   expect((await world.request(ADDRESS, from(visitor, crossSite))).status).toBe(403);
   expect((await world.request(ADDRESS, from(visitor))).status).toBe(200);
   expect((await world.request(ADDRESS, from(visitor, { "sec-fetch-site": "same-site" }))).status).toBe(200);
+});
+
+test("a client's own ban binds what web pages make its browsers send as well (hard case 44)", async () => {
+  const world = await deploy();
+  const banned = "198.51.100.32";
+  const crossSite = from(banned, { "sec-fetch-site": "cross-site" });
+  await getBanned(world, banned);
+  const calls = world.countGuardCalls();
+  expect((await world.request(ADDRESS, crossSite)).status).toBe(403);
+  expect(calls()).toBe(0);
+  // Nor does another isolate serve them.
+  for (const name of guardsOf(banned)) forgetBan(name);
+  await vi.waitFor(async () => expect((await world.request(ADDRESS, crossSite)).status).toBe(403), PATIENCE_MS);
+  // One ban, one row: whoever lifts it lifts both.
+  expect(await world.rows("SELECT client, by FROM bans")).toEqual([{ client: banned, by: "auto" }]);
 });
 
 test("a poller of credentials is told to wait, however long it goes on, and is never banned (hard case 22)", async () => {

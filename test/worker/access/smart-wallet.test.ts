@@ -1,7 +1,7 @@
 // Tokens owned by contracts: their keepers sign, and the chain says whether that counts (ERC-1271, ERC-6492). And of plain
 // accounts: of each signature one spelling only.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { type Abi, type Address, encodeFunctionData, type Hex, serializeErc6492Signature } from "viem";
+import { type Abi, type Address, encodeFunctionData, getAddress, type Hex, serializeErc6492Signature } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { type Credentials, fixedHeaders, freshHeaders, type Signer, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
@@ -25,18 +25,23 @@ let factory: Address;
 let wallet: Address;
 
 beforeEach(async () => {
-  world = await deploy();
+  await chain.node.setAutomine(true);
   const clients = chain.wallet(deployer);
   const bytecode = artifacts.SmartWalletFactory.bytecode as Hex;
   const hash = await clients.deployContract({ abi: factoryAbi, bytecode });
   factory = (await chain.reader.waitForTransactionReceipt({ hash })).contractAddress ?? "0x";
   const of = { address: factory, abi: factoryAbi, functionName: "addressOf", args: [agent(2).address] } as const;
   wallet = (await chain.reader.readContract(of)) as Address;
+  world = await deploy({ edge: { WALLET_FACTORIES: factory } });
   tokenId = await buyAndRun(world, 0);
-  await transfer(chain, agent(0), wallet, tokenId);
+  await giveToken(wallet);
+});
+
+async function giveToken(to: Address): Promise<void> {
+  await transfer(chain, agent(0), to, tokenId);
   await world.scan();
   await chain.mine(1);
-});
+}
 
 const deployData = (keeper: Address) => encodeFunctionData({ abi: factoryAbi, functionName: "deploy", args: [keeper] });
 async function deployWallet(keeper: Address): Promise<void> {
@@ -96,6 +101,51 @@ test("nobody else does: not another keeper, not the seller, not another wallet's
   expect(await ask({ authorization: `Bearer 0x${"ab".repeat(200)}` })).toEqual(refused);
 });
 
+test("no factory runs that is not known, and the sentence says so (hard case 43)", async () => {
+  const other = await deploy();
+  const own = await buyAndRun(other, 1);
+  await transfer(chain, agent(1), wallet, own);
+  await other.scan();
+  await chain.mine(1);
+  // Whoever asked a node about it would get no answer.
+  await addRpcFault({ kind: "down", includes: "64926492" });
+  const answer = await other.request(`/credentials/${own}`, { headers: await fixedHeaders(counterfactual(2), own) });
+  expect(answer.status).toBe(403);
+  expect(await answer.json()).toMatchObject({
+    code: "not_owner",
+    error: `Whoever signed does not own token ${own}. The signature names a factory that is not known here, ${getAddress(factory)}: deploy the smart wallet first.`,
+  });
+});
+
+test("a wallet that is deployed answers for itself: the factory that its signature names does not run (hard case 43)", async () => {
+  await deployWallet(agent(2).address);
+  const bare = await deploy();
+  const own = await buyAndRun(bare, 1);
+  await transfer(chain, agent(1), wallet, own);
+  await bare.scan();
+  await chain.mine(1);
+  await addRpcFault({ kind: "down", includes: "64926492" });
+  const headers = await fixedHeaders(counterfactual(2), own);
+  expect((await bare.request(`/credentials/${own}`, { headers })).status).toBe(200);
+});
+
+test("a contract is asked within a cap of gas, and one that burns it says no (hard case 43)", async () => {
+  // Says yes where at most 3,000,000 gas are left; then one that never ends.
+  const frugal = `0x5a63002dc6c0106033577f1626ba7e${"00".repeat(28)}60005260206000f35b60006000fd` as const;
+  const address: Address = `0x${"c0de".repeat(10)}`;
+  await chain.node.setCode({ address, bytecode: frugal });
+  const other = await deploy();
+  const own = await buyAndRun(other, 1);
+  await transfer(chain, agent(1), address, own);
+  await other.scan();
+  await chain.mine(1);
+  const headers = { authorization: `Bearer 0x${"ab".repeat(100)}` };
+  const status = async () => (await other.request(`/credentials/${own}`, { headers })).status;
+  expect(await status()).toBe(200);
+  await chain.node.setCode({ address, bytecode: "0x5b600056" });
+  expect(await status()).toBe(403);
+});
+
 test("a wallet's fresh signature is used up once, and its keeper can acknowledge", async () => {
   await deployWallet(agent(2).address);
   const headers = await freshHeaders(API, agent(2), tokenId);
@@ -115,7 +165,7 @@ test("one node that calls a contract's signature valid is not believed", async (
 });
 
 test("nodes that do not answer make it 503, not somebody else's signature", async () => {
-  const fewer = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "" } });
+  const fewer = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "", WALLET_FACTORIES: factory } });
   const own = await buyAndRun(fewer, 0);
   await transfer(chain, agent(0), wallet, own);
   await fewer.scan();
@@ -136,7 +186,7 @@ test("the signature's twin with the high s is refused (malleable), and so is ano
   const v = hex.slice(128) === "1b" ? "1c" : "1b";
   const twin = `Bearer 0x${hex.slice(0, 64)}${s}${v}`;
   expect(await ask({ authorization: twin })).toMatchObject({ status: 401, code: "signature_invalid" });
-  for (const wrong of [hex.slice(2), `${hex}a`, "", "00".repeat(8_001)]) {
+  for (const wrong of [hex.slice(4), `${hex}a`, "", "00".repeat(8_001)]) {
     expect(await ask({ authorization: `Bearer 0x${wrong}` })).toMatchObject({ status: expect.toBeOneOf([400, 401]) });
   }
 });

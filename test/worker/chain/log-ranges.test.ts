@@ -1,32 +1,75 @@
 import { expect, test } from "vitest";
-import { growRange, shrinkRange } from "../../../src/chain/log-ranges.ts";
+import { afterAnswer, afterRefusal, namedRange, nextRange, type Span } from "../../../src/chain/log-ranges.ts";
+
+const MAX = 2_000;
+const NOW = 1_000_000;
 
 test.each([
   ["eth_getLogs is limited to a 1,000 range", 1_000],
-  ["eth_getLogs is limited to a 10000 range", 1_000],
+  ["eth_getLogs is limited to a 10000 range", null],
   ["You can make eth_getLogs requests with up to a 500 block range.", 500],
   ["exceed maximum block range: 800", 800],
-  ["query returned more than 10000 results", 1_000],
-  ["Log response size exceeded. response size should not greater than 10MB", 1_000],
-  ["block range is too large", 1_000],
+  ["query returned more than 10000 results", null],
+  ["Log response size exceeded. response size should not greater than 10MB", null],
+  ["block range is too large", null],
   ["ranges over 750 blocks are not supported", 750],
   ["Max block range is 600", 600],
-  ["something else entirely", 1_000],
-])("after %j a range of 2000 becomes %i", (message, next) => {
-  expect(shrinkRange(2_000, new Error(message))).toBe(message.includes("10000 range") ? 1_000 : next);
+  ["something else entirely", null],
+])("%j names a range of %s", (message, named) => {
+  expect(namedRange(new Error(message), MAX)).toBe(named);
 });
 
-test("a range always shrinks, and never below one block", () => {
-  for (let range = 2_000; range > 1; ) {
-    const next = shrinkRange(range, new Error("eth_getLogs is limited to a 5000 range"));
-    expect(next).toBeLessThan(range);
-    expect(next).toBeGreaterThanOrEqual(1);
-    range = next;
+/** Asks a node of that plan until so many blocks are read; all requests, refused ones included. */
+function catchUp(plan: number, blocks: number, names: boolean, max = MAX, sizes: number[] = []): number {
+  let span: Span | undefined;
+  let requests = 0;
+  for (let left = blocks; left > 0; requests++) {
+    const asked = Math.min(left, nextRange(span, max, NOW));
+    sizes.push(asked);
+    if (asked > plan) span = afterRefusal(span, asked, names ? plan : null, NOW);
+    else {
+      span = afterAnswer(span, asked, max);
+      left -= asked;
+    }
   }
-  expect(shrinkRange(1, new Error("block range is too large"))).toBe(1);
+  return requests;
+}
+
+test.each([1, 2, 7, 10, 50, 100, 999, 2_000])(
+  "a plan of %i blocks is found by itself, whatever its refusals say",
+  (plan) => {
+    const blocks = plan * 200;
+    for (const names of [true, false]) expect(catchUp(plan, blocks, names)).toBeLessThanOrEqual(200 * 1.2);
+  },
+);
+
+test("no request asks for more than the configured range, whatever was known before", () => {
+  const sizes: number[] = [];
+  catchUp(10_000, 5_000, true, 300, sizes);
+  expect(Math.max(...sizes)).toBe(300);
+  expect(nextRange({ given: 2_000, refused: 2_001, refusedAt: NOW }, 50, NOW)).toBe(50);
+  expect(nextRange({ given: 0, refused: 2_000, refusedAt: NOW }, 50, NOW)).toBe(50);
 });
 
-test("a range grows to its ceiling and no further", () => {
-  expect(growRange(100, 2_000)).toBe(200);
-  expect(growRange(1_500, 2_000)).toBe(2_000);
+test("a refused range shrinks, never below one block", () => {
+  let span: Span | undefined;
+  for (let asked = MAX; asked > 1; ) {
+    span = afterRefusal(span, asked, null, NOW);
+    const next = nextRange(span, MAX, NOW);
+    expect(next).toBeLessThan(asked);
+    asked = next;
+  }
+  expect(nextRange(afterRefusal(span, 1, null, NOW), MAX, NOW)).toBe(1);
+});
+
+test("a minute after a refusal a range grows by steps again, up to all that may be asked", () => {
+  let span: Span | undefined = { given: 10, refused: 11, refusedAt: NOW };
+  const steps: number[] = [];
+  for (let i = 0; i < 40 && span !== undefined; i++) {
+    const asked = nextRange(span, MAX, NOW + 60_000);
+    steps.push(asked);
+    span = afterAnswer(span, asked, MAX);
+  }
+  expect(steps.slice(0, 4)).toEqual([13, 17, 22, 28]);
+  expect(span).toBeUndefined();
 });

@@ -19,7 +19,8 @@ test("rows that each route reads stay within their budget", async () => {
     (await billOf(async () => expect((await world.request(path, { headers })).status).toBe(200))).rowsRead;
 
   expect(await rows("/health")).toBeLessThanOrEqual(3);
-  expect(await rows("/tiers")).toBeLessThanOrEqual(1);
+  // The catalog's row, and the cursor's for what is said of delivery.
+  expect(await rows("/tiers")).toBeLessThanOrEqual(1 + 1);
   expect(await rows("/tiers")).toBe(0);
   expect(await rows(`/status/${tokenId}`)).toBeLessThanOrEqual(1 + 1);
   // The rows, the counter, and the index entry at which a range that is not full ends.
@@ -79,7 +80,8 @@ test("the sweep's queries walk no table", async () => {
   const world = await deploy();
   for (const query of [
     "SELECT incarnation FROM vms WHERE wake_at <= 5 ORDER BY wake_at LIMIT 5",
-    "SELECT count(*) FROM vms WHERE check_at <= 5 AND check_at IS NOT NULL AND current = 1 AND (status = 'running' OR (status = 'provisioning' AND running_at IS NOT NULL))",
+    "SELECT token_id FROM vms WHERE check_at <= 5 AND check_at IS NOT NULL AND current = 1 AND (status = 'running' OR (status = 'provisioning' AND running_at IS NOT NULL)) ORDER BY check_at LIMIT 5",
+    "SELECT reason, count(*) FROM payments WHERE state = 'held' GROUP BY reason",
     "SELECT label FROM attempts WHERE label IN ('a', 'b') AND provider = 'vultr'",
     "SELECT instance_id FROM vms WHERE provider = 'vultr' AND instance_id IN ('a', 'b') AND instance_id IS NOT NULL",
     "SELECT incarnation FROM vms WHERE provider = 'vultr' AND instance_id > 'a' AND instance_id IS NOT NULL AND status = 'running' ORDER BY instance_id LIMIT 5",
@@ -90,7 +92,9 @@ test("the sweep's queries walk no table", async () => {
     "SELECT incarnation FROM vms WHERE ssh_private_key IS NOT NULL AND sealed_at IS NOT NULL AND sealed_at <= 5 AND delivered_at IS NULL",
     "SELECT address FROM nonces WHERE expires_at < 5",
   ]) {
-    for (const row of await world.rows(`EXPLAIN QUERY PLAN ${query}`)) expect(row["detail"], query).toMatch(/^SEARCH/);
+    for (const row of await world.rows(`EXPLAIN QUERY PLAN ${query}`)) {
+      if (row["detail"] !== "USE TEMP B-TREE FOR GROUP BY") expect(row["detail"], query).toMatch(/^SEARCH/);
+    }
   }
 });
 

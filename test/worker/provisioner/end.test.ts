@@ -183,23 +183,6 @@ test("a token that its owner gave up ends its machine before the paid time", asy
   expect(await world.machines("vultr")).toEqual([]);
 });
 
-test("a sweep that would end more machines than looks right ends none (hard case 13)", async () => {
-  const world = await deploy();
-  const tokenId = await running(world);
-  for (let copy = 1; copy <= 4; copy++) {
-    await world.sql
-      .prepare(
-        `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, check_at)
-         SELECT incarnation || ?1, 1000000 + ?1, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, check_at FROM vms WHERE token_id = ?2`,
-      )
-      .bind(copy, tokenId)
-      .run();
-  }
-  await world.sql.prepare("UPDATE vms SET check_at = 1").run();
-  await world.sweep();
-  expect(await world.rows("SELECT DISTINCT status FROM vms")).toEqual([{ status: "running" }]);
-});
-
 test("a delete that the vendor puts off is asked again until the vendor knows the machine no more", async () => {
   const world = await deploy();
   const tokenId = await running(world, 0, 4);

@@ -88,11 +88,11 @@ test("every job but a step ends with one wide event, and so does the sweep", asy
   }
   const ms = expect.any(Number);
   expect(lines.filter(({ event }) => /^(?:job|sweep)$|^job_/.test(String(event)))).toMatchObject([
-    { level: "error", event: "job_failed", kind: "refund", of: "late", outcome: "failed", ms },
+    { level: "page", event: "job_failed", kind: "refund", of: "late", outcome: "failed", ms },
     { level: "info", event: "job", kind: "catalog", outcome: "done", ms },
     { level: "info", event: "job", kind: "reap", outcome: "done", ms },
     { level: "info", event: "job", kind: "refund", of: "failed", outcome: "done", ms },
-    { level: "info", event: "sweep", outcome: "failed", failed: ["refunds"], ms },
+    { level: "info", event: "sweep", outcome: "failed", failed: ["refunds", "catalog"], ms },
   ]);
 });
 

@@ -7,7 +7,9 @@ import { reap } from "../../../src/provisioner/reap.ts";
 import type { VendorName } from "../../../src/provisioner/vendors/vendor.ts";
 import { type Credentials, freshHeaders } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
+import { takePages } from "../paged.ts";
 import { unlocked } from "../parts.ts";
+import { operator } from "../routes/admin/operator.ts";
 
 const HOUR_MS = 3_600_000;
 const NO_TOKEN = 900_000_000;
@@ -84,25 +86,102 @@ test("a machine that no list shows is not replaced while its vendor, asked by it
   expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
 });
 
-test("many machines missing at once are an account that changed: none is replaced (hard case 13)", async () => {
-  const world = await deploy();
-  const tokenId = await buyAndRun(world, 0);
-  for (let copy = 1; copy <= 4; copy++) {
+/** Rows like a running one's whose machines the vendor knows no more; each of another owner, or of one. */
+async function lostRows(world: Deployment, tokenId: number, count: number, owners: "one" | "many" = "one") {
+  for (let copy = 1; copy <= count; copy++) {
     await world.sql
       .prepare(
         `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, instance_id)
-         SELECT incarnation || ?1, 1000000 + ?1, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, 'gone-' || ?1 FROM vms WHERE token_id = ?2`,
+         SELECT incarnation || ?1, 1000000 + ?1, CASE WHEN ?3 = 'many' THEN ?1 ELSE owner END, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, 'gone-' || ?1 FROM vms WHERE token_id = ?2`,
       )
-      .bind(copy, tokenId)
+      .bind(copy, tokenId, owners)
       .run();
   }
+}
+const replaced = async (world: Deployment) =>
+  (await world.rows("SELECT count(*) AS n FROM vms WHERE status = 'provisioning'"))[0]?.["n"];
+
+test("a tenant who ends his own machines holds nobody's replacement up: so many are replaced with each turn (hard case 39)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await lostRows(world, tokenId, 5);
+  await settle();
+  await takePages();
+  await reap(world.context);
+  expect(await replaced(world)).toBe(3);
+  expect((await takePages()).pages).toEqual([]);
   await settle();
   await reap(world.context);
-  expect(await world.rows("SELECT DISTINCT status FROM vms")).toEqual([{ status: "running" }]);
-  await world.sql.prepare("DELETE FROM vms WHERE instance_id LIKE 'gone-4%'").run();
+  expect(await replaced(world)).toBe(5);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
+});
+
+test("machines of many owners that are gone at once are replaced as well, and a person is called until they are", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await lostRows(world, tokenId, 5, "many");
+  await settle();
+  await takePages();
+  await reap(world.context);
+  expect(await replaced(world)).toBe(3);
+  expect((await takePages()).pages).toEqual(["machines_missing vultr"]);
   await settle();
   await reap(world.context);
-  expect(await world.rows("SELECT count(*) AS n FROM vms WHERE status = 'provisioning'")).toEqual([{ n: 3 }]);
+  expect(await replaced(world)).toBe(5);
+  expect(await takePages()).toMatchObject({
+    pages: [],
+    cleared: expect.arrayContaining(["machines_missing vultr", "account_without_machines vultr"]),
+  });
+});
+
+test("an account that shows none of more than twenty machines is another account: none is replaced (hard case 13)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await lostRows(world, tokenId, 20, "many");
+  await world.context.vendors.vultr.delete(String((await world.vm(tokenId))?.["instance_id"]));
+  await settle();
+  await takePages();
+  await reap(world.context);
+  expect(await replaced(world)).toBe(0);
+  expect((await takePages()).pages).toEqual(["account_without_machines vultr"]);
+  // One of ours is enough to know it by.
+  await world.sql.prepare("DELETE FROM vms WHERE token_id = ?").bind(tokenId).run();
+  await buyAndRun(world, 1);
+  await settle();
+  await reap(world.context);
+  expect(await replaced(world)).toBe(3);
+});
+
+test("a tenant who ends his own machine gets three others, then the rest of the price for what was not served (hard case 39)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await takePages();
+  for (let count = 0; count < 3; count++) {
+    await lose(world, tokenId);
+    await reap(world.context);
+    await world.drain();
+    expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: count + 2 });
+  }
+  // Half of the paid day is over.
+  await world.sql.prepare("UPDATE cursors SET block_timestamp = block_timestamp + 43200").run();
+  await lose(world, tokenId);
+  await reap(world.context);
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "replacements_used_up", attempt: 4 });
+  expect(await world.machines("vultr")).toEqual([]);
+  const [refund] = await world.rows("SELECT state, kind, amount FROM refunds");
+  expect(refund).toMatchObject({ state: "due", kind: "failed" });
+  expect(Math.abs(Number(refund?.["amount"]) - 250_000)).toBeLessThan(500);
+  const { refund: told } = (await (await world.request(`/status/${tokenId}`)).json()) as { refund?: object };
+  expect(told).toMatchObject({ state: "due" });
+  expect((await takePages()).pages).toEqual([]);
+
+  // An operator may give it another one: then the count begins anew.
+  const ask = operator(world, await world.operatorKey());
+  const [failure] = await world.rows("SELECT id FROM failed_provisionings");
+  expect((await ask("POST", `/admin/failed-provisionings/${failure?.["id"]}/retry`)).status).toBe(202);
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 5 });
 });
 
 test("a machine of no attempt ends once final history, past its grace, knows no such token (hard case 13)", async () => {

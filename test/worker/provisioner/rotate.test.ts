@@ -181,6 +181,33 @@ test("a rotation takes the fresh form that names it, once (hard case 25)", async
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 2 });
 });
 
+test("a token has so many new keys within 24 hours; a buyer's first is not used up by the seller (hard case 44)", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "rotations=1/86400" } });
+  const tokenId = await buyAndRun(world, 0);
+  const rotate = async (index: number) => {
+    const { status, body } = await ask(world, index, tokenId, "/rotate");
+    await world.drain();
+    return [status, body.code];
+  };
+  expect(await rotate(0)).toEqual([202, undefined]);
+  const refused = await world.request(`/credentials/${tokenId}/rotate`, {
+    method: "POST",
+    headers: await freshHeaders(API, agent(0), tokenId, "/rotate"),
+  });
+  const body = (await refused.json()) as { code: string; error: string };
+  expect([refused.status, body.code]).toEqual([429, "rate_limited"]);
+  expect(body.error).toMatch(/^Token \d+ had too many new keys lately; try again in 86\d{3} seconds\.$/);
+  expect(refused.headers.get("retry-after")).toMatch(/^86\d{3}$/);
+  expect(refused.headers.get("ratelimit-policy")).toBe('"rotations";q=1;w=86400');
+  // The key is told to its owner, who sells the token.
+  expect((await ask(world, 0, tokenId)).body.ssh.privateKey).toContain("PRIVATE KEY");
+  await transfer(chain, agent(0), agent(1).address, tokenId);
+  await world.scan();
+  await chain.mine(1);
+  expect(await rotate(1)).toEqual([202, undefined]);
+  expect(await rotate(1)).toEqual([429, "rate_limited"]);
+});
+
 test("an acknowledgement of the old key that comes late does not erase the new one", async () => {
   const world = await deploy();
   const tokenId = await buyAndRun(world, 0);
@@ -400,7 +427,7 @@ test("a rotation makes no purchase late, and none look as if it had waited since
   await world.sql.prepare("UPDATE cursors SET block_timestamp = block_timestamp + 3000").run();
   await ask(world, 0, tokenId, "/rotate");
   const health = (await (await world.request("/health")).json()) as { checks: { provisioning: object } };
-  expect(health.checks.provisioning).toEqual({ pending: 1, oldestSeconds: 0 });
+  expect(health.checks.provisioning).toEqual({ pending: 1, oldestSeconds: 0, paused: false });
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ running_at: before?.["running_at"], late_seconds: null });
   expect(await world.rows("SELECT * FROM refunds")).toEqual([]);

@@ -22,6 +22,7 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
+import { takePages } from "../paged.ts";
 import { claw, coin, mined, paidUs, setTier, signedTo, signPurchaseOf, sold, usdcOf } from "../routes/x402/till.ts";
 
 /** Each for a payment of its own that agent 2 has signed; the same for the same id. */
@@ -179,28 +180,26 @@ test("what is mined counts once, asked after or not: the next purchase was refus
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds - 1_000_000n] }));
 });
 
-test("a wallet that is about to run out calls for more, once an hour", async () => {
+test("a wallet that is about to run out calls for more, until it has more", async () => {
   const poor = await usdcOf(operator.address);
   const send = { ...coin, functionName: "transfer" } as const;
+  await takePages();
   await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, poor - 50_000_000n] }));
-  const warnedAt = () =>
-    runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get<number>("warnedAt"));
-  expect(await warnedAt()).toBeUndefined();
   await world.wallet.order(await purchase("low"));
-  const first = await warnedAt();
-  expect(first).toBeTypeOf("number");
   await world.wallet.order(await purchase("lower"));
-  expect(await warnedAt()).toBe(first);
+  expect((await takePages()).pages).toEqual(["operator_funds_low"]);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, poor - 50_000_000n] }));
+  await world.wallet.order(await purchase("enough"));
+  expect(await takePages()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["operator_funds_low"]) });
 });
 
 test("a wallet that has run out calls for more: it refused the order before anybody heard why", async () => {
   const funds = await usdcOf(operator.address);
   const send = { ...coin, functionName: "transfer" } as const;
+  await takePages();
   await mined(chain.wallet(operator).writeContract({ ...send, args: [deployer.address, funds] }));
   expect(await world.wallet.order(await purchase("out of funds"))).toEqual({ state: "waiting", why: "no_funds" });
-  const warnedAt = await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => storage.get("warnedAt"));
-  expect(warnedAt).toBeTypeOf("number");
+  expect((await takePages()).pages).toEqual(["operator_funds_low"]);
   await mined(chain.wallet(deployer).writeContract({ ...send, args: [operator.address, funds] }));
 });
 
@@ -457,6 +456,25 @@ test("while payouts are paused nothing new is signed, whatever asks for it (hard
   expect(await world.wallet.order(before)).toMatchObject({ state: "sent" });
   await world.sql.prepare("DELETE FROM pauses").run();
   expect(await world.wallet.order(await purchase("in the pause"))).toMatchObject({ state: "sent" });
+});
+
+test("what was signed before payouts paused gets no other nonce in the pause: with a key that is used elsewhere money left all the same (seed 72099, hard case 45)", async () => {
+  const payment = await paidUs(agent(3), 5n);
+  const before = await usdcOf(agent(3).address);
+  const refund = { kind: "pay", id: "nonce taken", to: agent(3).address, amount: "5", owed: { payment } } as const;
+  expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
+  await chain.node.request({ method: "anvil_rollback" as never, params: [1] as never });
+  await chain.node.request({ method: "anvil_dropAllTransactions" as never, params: [] as never });
+  await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
+  await chain.mine(4);
+  await world.sql.prepare("INSERT INTO pauses (what, since, reason, by) VALUES ('payouts', 1, 'drill', 'test')").run();
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await usdcOf(agent(3).address)).toBe(before);
+  await world.sql.prepare("DELETE FROM pauses").run();
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(1);
+  expect(await usdcOf(agent(3).address)).toBe(before + 5n);
 });
 
 test("the day's refunds go to the smallest and oldest first, and a recipient gets a quarter of them: a buyer of what is sold out made all others wait", async () => {

@@ -93,7 +93,7 @@ const BAD_SIGNATURES = [
   "Bearer abc",
   `Bearer 0x${"0".repeat(130)}`,
   `Bearer 0x${"f".repeat(130)}`,
-  `Bearer 0x${"a".repeat(128)}`,
+  `Bearer 0x${"a".repeat(126)}`,
   `Bearer 0x${"a".repeat(5_001)}`,
   "Bearer 0xzz",
 ];

@@ -1,8 +1,9 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import edge from "../../../src/edge.ts";
 import { refreshCatalog } from "../../../src/provisioner/catalog.ts";
 import { buy } from "../../world/agent.ts";
-import { addFault, addRpcFault, agent, chain, deploy } from "../deployment.ts";
+import { addFault, addRpcFault, agent, chain, deploy, PATIENCE_MS } from "../deployment.ts";
+import { billOf } from "../meter.ts";
 
 type Tier = {
   tier: number;
@@ -50,6 +51,34 @@ test("/tiers without any catalog says unknown stock, and with dead nodes gives t
   await addRpcFault({ kind: "down" });
   const none = await later.request("/tiers");
   expect([none.status, none.headers.get("retry-after")]).toEqual([503, "5"]);
+});
+
+test("/tiers learns of what a vendor refuses to sell at once, not from its next catalog (hard case 31)", async () => {
+  const world = await deploy({ provisioner: { VULTR_REGIONS: "ewr,lax" } });
+  await refreshCatalog(world.context);
+  const stockNow = async () => {
+    // Each isolate keeps its own list for half a minute.
+    const answer = await world.appOf({ ...world.edge }).request("https://api.example/tiers", {
+      headers: { "cf-connecting-ip": "203.0.113.7" },
+    });
+    return (await json<{ tiers: Tier[] }>(answer)).tiers.map(({ stock }) => stock);
+  };
+  const before = await stockNow();
+  expect(before[0]).toBe("high");
+  await addFault("vultr", { call: "create", kind: "sold_out", region: "ewr" });
+  await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await world.drain();
+  // It is to be had elsewhere.
+  expect(await stockNow()).toEqual(before);
+  await addFault("vultr", { call: "create", kind: "sold_out" });
+  const { tokenId } = await buy(chain, agent(1), 0, 1);
+  await world.scan();
+  await world.drain(async () => (await world.rows("SELECT * FROM attempts WHERE outcome = 'sold_out'")).length >= 3);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning" });
+  expect(await stockNow()).toEqual(["none", ...before.slice(1)]);
+  await refreshCatalog(world.context);
+  expect((await stockNow())[0]).toBe("high");
 });
 
 test("/vms lists newest first, in pages, with the total beside them", async () => {
@@ -123,9 +152,31 @@ test("/health is ok while the scan runs, and 503 with the same body when a purch
     },
   });
   await world.sql.prepare("UPDATE cursors SET scanned_at = 0").run();
-  const stopped = await world.request("/health");
-  expect([stopped.status, stopped.headers.get("retry-after")]).toEqual([503, "10"]);
+  const stopped = await vi.waitFor(async () => {
+    const answer = await world.request("/health");
+    expect([answer.status, answer.headers.get("retry-after")]).toEqual([503, "10"]);
+    return answer;
+  }, PATIENCE_MS);
   expect(await json(stopped)).toMatchObject({ status: "degraded", checks: { chain: { ok: false } } });
+});
+
+test("/health costs one look at D1 and at each node, however many ask at once, and none within a second of it (hard case 44)", async () => {
+  const world = await deploy();
+  await world.scan();
+  const askers = 20;
+  const bill = await billOf(async () => {
+    const answers = await Promise.all(Array.from({ length: askers }, () => world.request("/health")));
+    expect(answers.map(({ status }) => status)).toEqual(Array.from({ length: askers }, () => 200));
+  });
+  expect(bill).toMatchObject({ roundTrips: 1, rowsWritten: 0 });
+  const again = await billOf(async () => {
+    const { checks } = await json<{ checks: { database: { ok: boolean } } }>(world.request("/health"));
+    expect(checks.database.ok).toBe(true);
+  });
+  expect(again.roundTrips).toBeLessThanOrEqual(1);
+  await vi.waitFor(async () => {
+    expect((await billOf(async () => void (await world.request("/health")))).roundTrips).toBe(1);
+  }, PATIENCE_MS);
 });
 
 test("/openapi.json is generated from the routes: 3.1, version 1.3.0, every public path", async () => {

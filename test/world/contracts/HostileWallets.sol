@@ -40,3 +40,18 @@ contract GasBurner is SmartWallet {
         return super.isValidSignature(hash, signature);
     }
 }
+
+interface ITransferable {
+    function transferFrom(address from, address to, uint256 tokenId) external;
+}
+
+/// @dev Moves a token that it was sent to itself, again and again: each time is a log, for little gas.
+contract TokenStorm {
+    function blow(ITransferable token, uint256 tokenId, uint256 times) external {
+        for (uint256 i = 0; i < times; i++) token.transferFrom(address(this), address(this), tokenId);
+    }
+
+    function giveTo(ITransferable token, address to, uint256 tokenId) external {
+        token.transferFrom(address(this), to, tokenId);
+    }
+}

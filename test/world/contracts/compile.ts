@@ -25,6 +25,7 @@ const CONTRACTS = [
   "SmartWalletFactory",
   "FickleWallet",
   "GasBurner",
+  "TokenStorm",
 ] as const;
 
 export type Artifacts = Record<(typeof CONTRACTS)[number], { abi: unknown[]; bytecode: string }>;

@@ -1,0 +1,156 @@
+// The one reader of logs: the scan, the search for what became of an authorization, the coin's transfers and the books all
+// ask through it (hard case 30). What it learns of a node's ranges stays with the node.
+import {
+  type Address,
+  BaseError,
+  formatLog,
+  type Hex,
+  HttpRequestError,
+  type Log,
+  numberToHex,
+  ResponseBodyTooLargeError,
+  type RpcLog,
+  RpcRequestError,
+  TimeoutError,
+} from "viem";
+import { AppError } from "../errors.ts";
+import { errorFields, log } from "../log.ts";
+import type { Chain, Node } from "./client.ts";
+import { afterAnswer, afterRefusal, namedRange, nextRange, type Span } from "./log-ranges.ts";
+
+/** What is asked for: each kind learns its own range of a node, since a node that refuses much refuses dense logs first. */
+export type LogKind = "sales" | "transfers" | "uses" | "coin";
+export type Spans = Partial<Record<LogKind, Span>>;
+export type LogFilter = { address: Address; topics: readonly (Hex | readonly Hex[] | null)[] };
+/** `to`: the last block whose logs these include. */
+export type Piece = { logs: Log[]; to: number };
+
+/** A node that answers other calls did not give the logs of these blocks. Fewer are worth a try, down to one. */
+export class LogsRefused extends Error {
+  override readonly name = "LogsRefused";
+  readonly to: number;
+  readonly blocks: number;
+  /** Whether the node said that fewer blocks would do, so that what is in them is not the reason. */
+  readonly byRange: boolean;
+
+  constructor(to: number, blocks: number, byRange: boolean, options: ErrorOptions) {
+    super(`eth_getLogs of ${blocks} blocks was refused`, options);
+    this.to = to;
+    this.blocks = blocks;
+    this.byRange = byRange;
+  }
+}
+
+/** How many blocks a request of that kind spans at a node. */
+export const rangeOf = ({ spans, maxRange }: Node, kind: LogKind): number =>
+  nextRange(spans[kind], maxRange, Date.now());
+
+/** One request: the logs of as many of these blocks, from the first on, as the node is known to give. */
+export async function readPiece(
+  node: Node,
+  kind: LogKind,
+  { address, topics }: LogFilter,
+  from: number,
+  to: number,
+): Promise<Piece> {
+  const blocks = Math.min(to - from + 1, rangeOf(node, kind));
+  const end = from + blocks - 1;
+  const filter = { address, topics: [...topics], fromBlock: numberToHex(from), toBlock: numberToHex(end) };
+  let answer: unknown;
+  try {
+    answer = await node.client.request({ method: "eth_getLogs", params: [filter as never] });
+  } catch (error) {
+    if (isNonsense(error)) throw nonsense(node, error);
+    if (!isRefusal(error)) throw error;
+    const named = namedRange(error, blocks);
+    node.spans[kind] = afterRefusal(node.spans[kind], blocks, named, Date.now());
+    log("info", "logs_refused", { node: node.name, kind, blocks, next: rangeOf(node, kind), ...errorFields(error) });
+    throw new LogsRefused(end, blocks, named !== null, { cause: error });
+  }
+  if (!Array.isArray(answer) || !answer.every(isLog)) throw nonsense(node);
+  const span = afterAnswer(node.spans[kind], blocks, node.maxRange);
+  if (span === undefined) delete node.spans[kind];
+  else node.spans[kind] = span;
+  return { logs: answer.map((entry) => formatLog(entry)), to: end };
+}
+
+/** The same, asking for ever less until the node gives some. Throws `LogsRefused` where it does not give a single block. */
+export async function readSome(...[node, kind, filter, from, to]: Parameters<typeof readPiece>): Promise<Piece> {
+  for (;;) {
+    try {
+      return await readPiece(node, kind, filter, from, to);
+    } catch (error) {
+      if (!(error instanceof LogsRefused) || error.blocks === 1) throw error;
+    }
+  }
+}
+
+/** The logs of all these blocks, in as many requests as the node needs. */
+export async function* readLogs(
+  ...[node, kind, filter, from, to]: Parameters<typeof readPiece>
+): AsyncGenerator<Log[]> {
+  for (let at = from; at <= to; ) {
+    const piece = await readSome(node, kind, filter, at, to);
+    yield piece.logs;
+    at = piece.to + 1;
+  }
+}
+
+/** By the names of the nodes. */
+export type SpansByNode = Record<string, Spans>;
+
+export const spansOf = ({ nodes }: Chain): SpansByNode =>
+  Object.fromEntries(
+    nodes.filter(({ spans }) => Object.keys(spans).length > 0).map(({ name, spans }) => [name, spans]),
+  );
+
+/** Takes over what another isolate has learned since. */
+export function recallSpans({ nodes }: Chain, stored: SpansByNode): void {
+  for (const { name, spans } of nodes) {
+    for (const [kind, span] of Object.entries(stored[name] ?? {}) as [LogKind, Span][]) {
+      if (span.refusedAt > (spans[kind]?.refusedAt ?? 0)) spans[kind] = span;
+    }
+  }
+}
+
+const RATE = /rate limit|too many requests|per second/i;
+
+/**
+ * Whether fewer blocks may help: a JSON-RPC error, a time-out, a page of HTTP's, an answer beyond the client's size. Not
+ * where nobody answers at all, nor where the node has had enough of us.
+ */
+function isRefusal(error: unknown): boolean {
+  if (!(error instanceof BaseError)) return false;
+  if (error.walk((e) => e instanceof TimeoutError || e instanceof ResponseBodyTooLargeError) !== null) return true;
+  const page = error.walk((e) => e instanceof HttpRequestError) as HttpRequestError | null;
+  if (page !== null) return page.status !== undefined && page.status !== 429;
+  const told = error.walk((e) => e instanceof RpcRequestError) as RpcRequestError | null;
+  return told !== null && told.status !== 429 && !RATE.test(told.details);
+}
+
+/** An answer that is neither result nor error: viem stumbles over it. */
+const isNonsense = (error: unknown): boolean =>
+  error instanceof BaseError &&
+  (error.walk((e) => e instanceof SyntaxError) !== null ||
+    (error.walk((e) => e instanceof TypeError) !== null && error.walk((e) => e instanceof HttpRequestError) === null));
+
+const nonsense = ({ name }: Node, cause?: unknown): AppError =>
+  new AppError("chain_answered_nonsense", `The RPC node ${name} answers eth_getLogs with what is no list of logs.`, {
+    cause,
+  });
+
+const NUMBER = /^0x[0-9a-f]+$/i;
+const HASH = /^0x[0-9a-f]{64}$/i;
+const isText = (value: unknown, pattern: RegExp): boolean => typeof value === "string" && pattern.test(value);
+
+function isLog(entry: unknown): entry is RpcLog {
+  if (typeof entry !== "object" || entry === null) return false;
+  const { address, topics, data, blockNumber, blockHash, logIndex, transactionHash } = entry as Record<string, unknown>;
+  return (
+    Array.isArray(topics) &&
+    topics.every((topic) => isText(topic, HASH)) &&
+    [address, data].every((value) => isText(value, /^0x/)) &&
+    [blockNumber, logIndex].every((value) => isText(value, NUMBER)) &&
+    [blockHash, transactionHash].every((value) => isText(value, HASH))
+  );
+}

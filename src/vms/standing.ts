@@ -1,0 +1,30 @@
+// What pages for as long as our rows or the wallet's balance show it, and is over once they don't: looked at with the
+// catalog, so that no request and no customer's order is what calls a person (hard case 40).
+
+import { hasGas, readOffer } from "../chain/offers.ts";
+import type { ScanContext } from "../chain/scan.ts";
+import { countHeld, type StoredTiers } from "../db/sweep.ts";
+import { allClear, log } from "../log.ts";
+import { OWNERS_REASONS } from "./refunds.ts";
+
+export async function checkStanding(context: ScanContext, tiers: StoredTiers): Promise<void> {
+  const held = await countHeld(context.db, OWNERS_REASONS);
+  for (const event of ["refund_held", "payment_held"] as const) {
+    const reasons = held.filter((one) => one.event === event).map(({ reason, count }) => [reason ?? "none", count]);
+    if (reasons.length > 0) log("page", event, { reasons: Object.fromEntries(reasons) });
+    else allClear(event);
+  }
+  await checkFunds(context, tiers);
+}
+
+/** A wallet that can't buy a day of the cheapest tier sells nothing over x402. */
+async function checkFunds({ chain, config }: ScanContext, tiers: StoredTiers): Promise<void> {
+  const [cheapest] = tiers
+    .filter(({ active }) => active)
+    .sort((a, b) => Number(BigInt(a.pricePerDayUsdc6) - BigInt(b.pricePerDayUsdc6)));
+  if (config.X402_PAY_TO === undefined || cheapest === undefined) return;
+  const offer = await readOffer(chain, cheapest.tier, config.USDC_ADDRESS, config.X402_PAY_TO);
+  const { usdc6, wei, pricePerDay } = offer;
+  if (hasGas(offer) && usdc6 >= pricePerDay) allClear("operator_short");
+  else log("page", "operator_short", { usdc6: String(usdc6), wei: String(wei) });
+}
