@@ -41,7 +41,9 @@ export type OrderState =
   /** `mined`: whichever of its transactions two nodes have a receipt of now. */
   | { state: "sent"; hash: Hex; mined: Mined | null }
   /** In final history. */
-  | { state: "final" | "reverted"; hash: Hex };
+  | { state: "final"; hash: Hex }
+  /** The same; `reverts`: how often it has by now. */
+  | { state: "reverted"; hash: Hex; reverts: number };
 
 /** What was found out about an order before its turn. */
 type Prepared = {
@@ -78,7 +80,7 @@ export class OperatorWallet extends DurableObject<object> {
   /** Gives an order, or says how the order of that id stands. */
   async order(order: WalletOrder): Promise<OrderState> {
     const known = this.#ledger.row(order.id);
-    if (known !== undefined) return this.#stateOf(known, order);
+    if (known !== undefined && !isTriedAgain(known, order)) return this.#stateOf(known, order);
     const prepared = await inItsOwnWords(this.#prepare(order));
     if ("why" in prepared) return { state: "waiting", why: prepared.why };
     const signed = await this.#inTurn(() => this.#signAll(order, prepared));
@@ -110,7 +112,9 @@ export class OperatorWallet extends DurableObject<object> {
   async #stateOf(known: OrderRow, order: WalletOrder): Promise<OrderState> {
     // One id, two orders: somebody wrote into the database, or we made a mistake.
     if (known.body !== identityOf(order)) return { state: "waiting", why: "other_order" };
-    if (known.state !== "sent") return { state: known.state, hash: known.hash };
+    if (known.state === "reverted")
+      return { state: "reverted", hash: known.hash, reverts: this.#ledger.reverts(known.id) };
+    if (known.state === "final") return { state: "final", hash: known.hash };
     const mined = await this.#receiptOf(known);
     return { state: "sent", hash: mined?.hash ?? known.hash, mined };
   }
@@ -141,8 +145,8 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /**
-   * "served" where a payment's token is bought, on its way or with its payer: it gets no second one, and is not paid back whole.
-   * "unproven" while an earlier transfer may still move one. Else the earlier orders for it that have done nothing.
+   * "served" where a payment's token is bought, or with its payer: it gets no second one, and is not paid back whole.
+   * "unproven" while that is open. Else the earlier orders for it that have done nothing as the chain stands now.
    */
   async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | "served" | "unproven"> {
     const isRefund = isRefundOfPayment(order);
@@ -150,11 +154,11 @@ export class OperatorWallet extends DurableObject<object> {
     if (order.kind === "capture" || (order.kind === "pay" && !isRefund)) return undone;
     for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {
       if (row.id === order.id) continue;
-      if (row.state === "final" || isRefund) return "served";
-      const mined = await this.#receiptOf(row);
-      if (mined === null && order.kind === "transfer") return "unproven";
-      // What has reverted moves nothing, as the chain stands.
-      if (mined?.status !== "reverted") return "served";
+      const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
+      // A purchase counts until it has reverted. A transfer that is on its way moves a token, unless a reorg has left none.
+      const isDone = order.kind === "purchase" ? mined?.status !== "reverted" : mined?.status === "success";
+      if (row.state === "final" || isDone) return "served";
+      if (mined === null || isRefund) return "unproven";
       undone.add(row.id);
     }
     return undone;
@@ -166,13 +170,14 @@ export class OperatorWallet extends DurableObject<object> {
     { rows, gas, fees, funds, evidence, nextCount, undone }: Prepared,
   ): Promise<{ why: Refusal } | { known: OrderRow } | { hash: Hex; amount: string }> {
     const known = this.#ledger.row(order.id);
-    if (known !== undefined) return { known };
+    if (known !== undefined && !isTriedAgain(known, order)) return { known };
     const amount = rows.at(-1)?.amount ?? "0";
     const why = limitOf(this.#ledger, this.#services().config, order, { amount: BigInt(amount), evidence, undone });
     if (why !== null) return { why };
     if (this.#available(funds) < BigInt(amount)) return { why: "no_funds" };
     // All are signed and stored before the first one leaves: nothing may come between their nonces.
     const nonce = Math.max(nextCount, this.#ledger.lastNonce + 1);
+    if (known !== undefined) this.#ledger.release(known);
     let hash: Hex = "0x";
     for (const [i, row] of rows.entries()) hash = await this.#sign({ ...row, nonce: nonce + i }, gas[i] ?? 0n, fees);
     return { hash, amount };
@@ -403,5 +408,9 @@ export class OperatorWallet extends DurableObject<object> {
     return mine;
   }
 }
+
+/** A refund of which nothing has left may be another one by now: to whom its token belongs, for instance. */
+const isTriedAgain = (known: OrderRow, order: WalletOrder): boolean =>
+  order.kind === "pay" && order.again === true && known.state === "reverted";
 
 const max = (a: bigint, b: bigint): bigint => (a > b ? a : b);

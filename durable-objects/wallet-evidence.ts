@@ -3,19 +3,20 @@
 import { type Address, getAddress, isAddressEqual } from "viem";
 import {
   type Authorization,
+  type AuthorizationUse,
   authorizationSigner,
   readAgreedBalance,
   readAuthorizationUse,
 } from "../src/chain/authorization.ts";
-import type { Chain } from "../src/chain/client.ts";
+import { type Chain, readTier } from "../src/chain/client.ts";
 import { coinOf } from "../src/chain/coin.ts";
 import { SECONDS_PER_DAY } from "../src/chain/contract.ts";
 import type { SignedPayment, WalletOrder } from "../src/chain/orders.ts";
-import { readAgreedToken, readFinalToken } from "../src/chain/witness.ts";
+import { askTwo, readAgreedToken, readFinalNumber, readFinalToken } from "../src/chain/witness.ts";
 import type { ProvisionerConfig } from "../src/config.ts";
 import { GiveUp } from "../src/errors.ts";
 import { purchaseOf } from "../src/provisioner/verify.ts";
-import { MAX_RISE, paymentId } from "../src/vms/payments.ts";
+import { heldTolerance, MAX_RISE, paymentId } from "../src/vms/payments.ts";
 
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };
 
@@ -28,6 +29,8 @@ export type Evidence = { account: string; most: bigint; sold?: number };
 export type NoEvidence = "unproven" | "not_owed";
 
 const NO_LIMIT = 2n ** 128n;
+/** A quote that is older than a day of Base's blocks is none. */
+const QUOTED_BLOCKS = 43_200;
 
 export async function readEvidence(services: Services, order: WalletOrder): Promise<Evidence | NoEvidence> {
   try {
@@ -88,20 +91,46 @@ async function evidenceOfRefund(
 /** A token is bought for a payment that has come in, or that its payer has signed and can make. */
 async function evidenceOfSale(
   services: Services,
-  { paid, cost }: WalletOrder & { kind: "purchase" },
+  { paid, cost, tier, durationDays }: WalletOrder & { kind: "purchase" },
 ): Promise<Evidence | NoEvidence> {
   const { chain, config } = services;
   const authorization = signed(paid);
   if (BigInt(cost) > authorization.value * MAX_RISE) return "not_owed";
-  const arrived = await paidFor(services, paid, "latest");
-  if (arrived !== "unproven") return arrived;
+  // What was paid is the price of these days of this tier: a row may name others.
+  const isPrice = (pricePerDay: bigint) => pricePerDay * BigInt(durationDays) === authorization.value;
+  if (!(await hadPrice(chain, tier, paid, isPrice))) return "not_owed";
+  const use = await useOf(services, paid, "latest");
+  if (use === null) return "not_owed";
+  if (use.state !== "unused") return evidenceIn(services, paid, use);
+  // Nobody can take it any more, or not before the machine's time is over.
+  const { validAfter, validBefore } = authorization;
+  if (use.blockTimestamp >= validBefore || use.blockTimestamp < validAfter) return "not_owed";
   const signer = await authorizationSigner(chain, coinOf(config), authorization);
   if (signer === null) return "not_owed";
   const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
   return balance < authorization.value ? "unproven" : { account: accountOf(services, paid), most: NO_LIMIT };
 }
 
-/** A token goes to whoever has paid us for one that was worth no more. */
+/**
+ * Whether a tier's price is as it has to be: now, or at the block of the quote that the payment was signed for. The price may
+ * rise or fall in between, and is the contract's at either time.
+ */
+async function hadPrice(
+  chain: Chain,
+  tier: number,
+  { quotedBlock }: SignedPayment,
+  isPrice: (pricePerDay: bigint) => boolean,
+): Promise<boolean> {
+  const isPriceAt = async (block?: bigint) => {
+    const { pricePerDay } = await askTwo(chain, (node) => readTier(chain, node, tier, block));
+    return pricePerDay > 0n && isPrice(pricePerDay);
+  };
+  if (await isPriceAt()) return true;
+  if (quotedBlock === undefined || quotedBlock < (await readFinalNumber(chain)) - QUOTED_BLOCKS) return false;
+  return isPriceAt(BigInt(quotedBlock));
+}
+
+/** A token goes to whoever has paid us for one of which as much is left. */
 async function evidenceOfDelivery(
   services: Services,
   { to, tokenId, purchase: incarnation, paid }: WalletOrder & { kind: "transfer" },
@@ -114,10 +143,13 @@ async function evidenceOfDelivery(
   if (purchase === null) return "unproven";
   if (purchase.tokenId !== tokenId || !isAddressEqual(purchase.buyer, operator)) return "not_owed";
   const { blockTimestamp } = await readAgreedToken(chain, tokenId);
-  const { totalCost, durationDays, purchaseDate } = purchase;
-  const seconds = BigInt(durationDays * SECONDS_PER_DAY);
-  const left = BigInt(Math.max(0, purchaseDate + Number(seconds) - blockTimestamp));
-  return (totalCost * left) / seconds > arrived.most * MAX_RISE ? "not_owed" : arrived;
+  const left = Math.max(0, purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY - blockTimestamp);
+  // What a held token may last longer than was ordered is handed over with it (hard case 33).
+  const isWorth = (pricePerDay: bigint) => {
+    const ordered = Number((arrived.most * BigInt(SECONDS_PER_DAY)) / pricePerDay);
+    return left <= ordered + heldTolerance(ordered);
+  };
+  return (await hadPrice(chain, purchase.tier, paid, isWorth)) ? arrived : "not_owed";
 }
 
 /** That a payment has come in to us, and how much it was. */
@@ -126,15 +158,27 @@ async function paidFor(
   payment: SignedPayment,
   block: "latest" | "finalized",
 ): Promise<Evidence | NoEvidence> {
-  const { chain, config, operator } = services;
-  const authorization = signed(payment);
-  if (!isAddressEqual(authorization.to, operator)) return "not_owed";
-  const use = await readAuthorizationUse(chain, config.USDC_ADDRESS, authorization, payment.fromBlock, block);
-  if (use.state === "cancelled") return "not_owed";
-  return use.state === "paid" ? { account: accountOf(services, payment), most: authorization.value } : "unproven";
+  const use = await useOf(services, payment, block);
+  return use === null ? "not_owed" : evidenceIn(services, payment, use);
 }
 
-const signed = ({ value, fromBlock: _, ...rest }: SignedPayment): Authorization => ({
+/** What became of a payment; null where it is not to us. */
+async function useOf(
+  { chain, config, operator }: Services,
+  payment: SignedPayment,
+  block: "latest" | "finalized",
+): Promise<AuthorizationUse | null> {
+  const authorization = signed(payment);
+  if (!isAddressEqual(authorization.to, operator)) return null;
+  return readAuthorizationUse(chain, config.USDC_ADDRESS, authorization, payment.fromBlock, block);
+}
+
+function evidenceIn(services: Services, payment: SignedPayment, { state }: AuthorizationUse): Evidence | NoEvidence {
+  if (state === "cancelled") return "not_owed";
+  return state === "paid" ? { account: accountOf(services, payment), most: BigInt(payment.value) } : "unproven";
+}
+
+const signed = ({ value, fromBlock: _, quotedBlock: _block, ...rest }: SignedPayment): Authorization => ({
   ...rest,
   from: getAddress(rest.from),
   to: getAddress(rest.to),

@@ -7,6 +7,7 @@ const FORGOTTEN_MS = 300_000;
 
 /** How the names of refunds begin that operators approved. */
 export const APPROVED = "refund/approved/";
+const REVERTED = "/reverted/";
 
 /** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
 export type OrderRow = {
@@ -130,6 +131,25 @@ export class WalletLedger {
     });
   }
 
+  /** Frees the id of an order that has reverted; its row stays, under a name with its nonce. */
+  release({ id, nonce }: OrderRow): void {
+    this.#storage.sql.exec(
+      "UPDATE wallet_orders SET id = ? WHERE id = ? AND state = 'reverted'",
+      `${id}${REVERTED}${nonce}`,
+      id,
+    );
+  }
+
+  /** How often an order has reverted. */
+  reverts(id: string): number {
+    return this.#storage.sql
+      .exec<{ count: number }>(
+        "SELECT COUNT(*) AS count FROM wallet_orders WHERE state = 'reverted' AND (id = ?1 OR substr(id, 1, length(?1) + length(?2)) = ?1 || ?2)",
+        ...[id, REVERTED],
+      )
+      .one().count;
+  }
+
   row(id: string): OrderRow | undefined {
     return this.#storage.sql.exec<OrderRow>("SELECT * FROM wallet_orders WHERE id = ?", id).toArray()[0];
   }
@@ -157,10 +177,14 @@ export class WalletLedger {
   }
 
   /** What orders of a kind have taken from our USDC since a time, unix milliseconds. */
-  spentSince(kind: OrderRow["kind"], since: number, recipient?: string): bigint {
+  spentSince = (kind: OrderRow["kind"], since: number): bigint =>
+    this.#sum("kind = ? AND created_at > ?", ...[kind, since]);
+
+  /** What has left as refunds since then that nobody had to approve: in all, or to a recipient. */
+  refundedSince(since: number, recipient?: string): bigint {
     return this.#sum(
-      "kind = ? AND created_at > ? AND (? IS NULL OR lower(json_extract(body, '$.to')) = ?)",
-      ...[kind, since, recipient ?? null, recipient ?? null],
+      `kind = 'pay' AND id NOT LIKE '${APPROVED}%' AND created_at > ? AND (? IS NULL OR lower(json_extract(body, '$.to')) = ?)`,
+      ...[since, recipient ?? null, recipient ?? null],
     );
   }
 
@@ -210,6 +234,14 @@ export class WalletLedger {
       ...[id, recipient, Number(amount), now, now],
     );
     this.#storage.sql.exec("DELETE FROM waiting WHERE asked_at < ?", now - FORGOTTEN_MS);
+  }
+
+  /** For how long a refund has been asked for and has waited, milliseconds. */
+  waitsFor(id: string, now: number): number {
+    const [row] = this.#storage.sql
+      .exec<{ since: number }>("SELECT since FROM waiting WHERE id = ? AND asked_at >= ?", id, now - FORGOTTEN_MS)
+      .toArray();
+    return row === undefined ? 0 : now - row.since;
   }
 
   /** What of the waiting refunds goes before one: the smaller ones, of the same size the older ones. */

@@ -8,6 +8,10 @@ export type Refusal =
   /** An operator has stopped payouts. */
   | "paused"
   | "daily_limit"
+  /** More than may leave in a day: an operator approves it, or raises the limit of what operators approve, or pays it by hand. */
+  | "above_limit"
+  /** Larger than a recipient's share of the day: the smaller refunds are heard first. */
+  | "queued"
   /** The recipient has had its share of today's refunds. */
   | "recipient_limit"
   | "no_funds"
@@ -22,6 +26,8 @@ export type Refusal =
 const DAY_MS = 86_400_000;
 /** Of a day's refunds one recipient gets a quarter: whoever buys what is sold out must not make others wait. */
 const RECIPIENT_SHARE = 4n;
+/** Each refund that is due is asked for once a minute: after two, whatever waits has been heard. */
+const HEARD_MS = 120_000;
 
 type Limits = Pick<
   ProvisionerConfig,
@@ -51,17 +57,22 @@ export function limitOf(
   const { payment } = order.owed;
   if (sold !== undefined && !ledger.wasHandedOver(sold, { account, payer: payment?.from ?? "" })) return "not_owed";
   if (ledger.paidFor(account) + amount > most) return "served";
+  // What operators approve has a limit of its own, and takes nothing from the day's.
   if (order.owed.approved) {
+    if (amount > limits.APPROVAL_LIMIT_USDC_PER_DAY) return "above_limit";
     const approved = ledger.approvedSince(now - DAY_MS);
-    if (approved + amount > limits.APPROVAL_LIMIT_USDC_PER_DAY) return "daily_limit";
+    return approved + amount > limits.APPROVAL_LIMIT_USDC_PER_DAY ? "daily_limit" : null;
   }
   const recipient = order.to.toLowerCase();
   const limit = limits.REFUND_LIMIT_USDC_PER_DAY;
-  const had = ledger.spentSince("pay", now - DAY_MS, recipient);
+  if (amount > limit) return "above_limit";
+  const had = ledger.refundedSince(now - DAY_MS, recipient);
+  const isLarge = amount > limit / RECIPIENT_SHARE;
   // One that is larger than a share is paid by itself.
   if (had > 0n && had + amount > limit / RECIPIENT_SHARE) return "recipient_limit";
-  const before = ledger.spentSince("pay", now - DAY_MS) + ledger.waitingBefore(order.id, amount, now);
-  if (before + amount <= limit) return null;
+  const before = ledger.refundedSince(now - DAY_MS) + ledger.waitingBefore(order.id, amount, now);
+  const hasRoom = before + amount <= limit;
+  if (hasRoom && !(isLarge && ledger.waitsFor(order.id, now) < HEARD_MS)) return null;
   ledger.keepWaiting(order.id, recipient, amount, now);
-  return "daily_limit";
+  return hasRoom ? "queued" : "daily_limit";
 }

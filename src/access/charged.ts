@@ -4,7 +4,7 @@ import type { AppError, Charged } from "../errors.ts";
 
 const PAID_PATHS: ReadonlySet<string> = new Set(["/x402/purchase-compute", "/x402/vm-credentials"]);
 /** A request that is refused so is malformed: it can't be the repetition of one that was taken. */
-const MALFORMED: ReadonlySet<number> = new Set([400, 404, 405, 413, 415]);
+const MALFORMED: ReadonlySet<number> = new Set([400, 405, 413, 415]);
 
 /** The field `charged` of an error's body; nothing on other routes. What nobody has looked into is unknown. */
 export function chargedField(

@@ -3,7 +3,7 @@ import type { Context, MiddlewareHandler } from "hono";
 import type { Address } from "viem";
 import type { App } from "../app.ts";
 import { ChainUnavailable, readToken, type TokenView } from "../chain/client.ts";
-import { factoryOf, isContractSignature } from "../chain/contract-signature.ts";
+import { factoryOf, isContractSignature, whyNotSigned } from "../chain/contract-signature.ts";
 import { parseIncarnation } from "../chain/incarnation.ts";
 import { askFirst, readAgreedToken } from "../chain/witness.ts";
 import { markFreshOwner } from "../db/delivery.ts";
@@ -94,7 +94,16 @@ export async function checkOwner(
   const isOwner = await ownerSigned(c.var, sight.view.owner, signed);
   if (!isOwner && signed.problem !== null) throw signed.problem;
   const who = isOwner ? sight.view.owner : (signed.signer ?? null);
-  const owner = await requireHolder(c.var, sight, tokenId, who, action, now, factoryHint(c.var, signed));
+  const hint = factoryHint(c.var, signed);
+  const owner = await requireHolder(c.var, sight, tokenId, who, action, now, hint).catch(async (error: unknown) => {
+    const { owner: account } = sight.view;
+    if (!(error instanceof AppError) || error.code !== "not_owner" || account === null) throw error;
+    // Through a factory a wallet was asked, or the hint says why not.
+    if (factoryOf(signed.signature) !== null) throw error;
+    // A smart wallet that is not deployed can't be asked.
+    const why = await whyNotSigned(c.var.chain, account, signed.signature, error.message);
+    throw new AppError("not_owner", why, { cause: error });
+  });
   return { ...sight, signed, owner };
 }
 

@@ -4,7 +4,7 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
-import type { Hex } from "viem";
+import { type Hex, isAddressEqual } from "viem";
 import type { App } from "../app.ts";
 import { authorizationSigner, readAuthorizationUse, type Settlement } from "../chain/authorization.ts";
 import { whyNotSigned } from "../chain/contract-signature.ts";
@@ -13,7 +13,7 @@ import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { authorizationOf, paymentId, SIGNING_SECONDS } from "../vms/payments.ts";
 import { type Refusal, refusalSentence } from "./facilitator.ts";
-import { chargedOf, firstBlockOf, type Head, isNever } from "./payment-use.ts";
+import { chargedOf, firstBlockOf, type Head, isNever, lookForUse, refusal } from "./payment-use.ts";
 import {
   type Demand,
   matchPayment,
@@ -138,7 +138,7 @@ export async function findClaim(
 }
 
 /** Takes an identifier from an authorization of which nothing came, and which nothing is to come of any more. */
-async function freeIdentifier({ db }: Pick<Services, "db">, { id, payer, payment }: Checked): Promise<void> {
+async function freeIdentifier({ db }: Pick<Services, "db">, { id, payer, payment }: Shown): Promise<void> {
   if (payment.identifier === null) return;
   const named = await store.paymentByIdentifier(db, payer, payment.identifier);
   if (named === null || named.id === id || !cameToNothing(named)) return;
@@ -165,6 +165,39 @@ export function requireSameRequest(row: store.Payment, { id }: Pick<Checked, "id
       });
 }
 
+/** A payment, and how long it had to be signed for. */
+type Shown = Pick<Checked, "id" | "payer" | "payment"> & { demand: Pick<Demand, "seconds"> };
+
+/**
+ * The answer to a payment that does not fit: anybody may have submitted it for us. What has come in by it gets a row, and is
+ * paid back (hard case 60); of any other the refusal says what the chain does.
+ */
+export async function refuseStray(
+  services: Services,
+  till: Till,
+  payment: Payment,
+  demand: Pick<Demand, "seconds">,
+  head: Head,
+  why: AppError,
+  now: number,
+): Promise<AppError> {
+  if (!isAddressEqual(payment.authorization.to, till.payTo)) return refusal(why, "none");
+  const names = namesOf(services.config, payment);
+  const use = await lookForUse(services, till, { payment, demand }, head);
+  if (typeof use === "string") return refusal(why, use === "used" ? "unknown" : use);
+  // Its identifier is free for what fits.
+  const shown = { ...names, payment: { ...payment, identifier: null }, demand };
+  const row = await claim(services, shown, { kind: "compute", request: requestHash(`stray/${names.id}`) }, head, now);
+  const owed = { state: "refund_due", step: "refund", reason: "no_demand", settledAt: now, wakeAt: now } as const;
+  const booked = row === null ? null : await store.settlePayment(services.db, row, use, owed);
+  if (booked !== null) log("warn", "stray_payment", { payment: names.id, txHash: use.txHash });
+  return new AppError(
+    "payment_used",
+    "This payment was taken, and does not fit what is asked for: GET /x402/purchases/{id} says what becomes of it.",
+    { details: [{ purchaseId: names.id }], charged: booked === null ? "unknown" : "yes", cause: why },
+  );
+}
+
 type Claim = Pick<store.NewPayment, "kind" | "request"> &
   Partial<
     Pick<
@@ -179,7 +212,7 @@ type Claim = Pick<store.NewPayment, "kind" | "request"> &
  */
 export async function claim(
   services: Services,
-  checked: Checked,
+  checked: Shown,
   what: Claim,
   head: Head,
   now: number,

@@ -8,10 +8,11 @@ import type { Demand, Payment, Till } from "./payment-wire.ts";
 
 /** Nobody shows now what was submitted longer ago: the look for it has an end. */
 const LOOK_BACK_SECONDS = 3_600;
+const AGAIN_SECONDS = 5;
 
-/** Of the payment that a row is of. */
+/** Of the payment that a row is of. While it is open, or only given up, anybody may have submitted it. */
 export const chargedOf = (row: Row): Charged =>
-  isCharged(row) ? "yes" : row.state === "settling" || row.state === "held" ? "unknown" : "none";
+  isCharged(row) ? "yes" : row.state === "released" || row.state === "refunded" ? "none" : "unknown";
 
 /** The chain as it was read for a request. */
 export type Head = { blockNumber: number; blockTimestamp: number };
@@ -43,6 +44,19 @@ export async function lookForUse(
     if (error instanceof AppError && STATUS_OF[error.code] >= 500) return "unknown";
     throw error;
   }
+}
+
+/** While nobody can say whether a payment was taken, no demand tells its payer to sign another one. */
+export function refusal(why: AppError, charged: "none" | "unknown"): AppError {
+  if (charged === "unknown" && why.code === "payment_required") {
+    return new AppError(
+      "chain_unavailable",
+      "Whether the payment was taken can't be seen right now: send the same request with the same payment again.",
+      { cause: why, retryAfterSeconds: AGAIN_SECONDS, charged },
+    );
+  }
+  why.charged = charged;
+  return why;
 }
 
 const usedLongAgo = () =>

@@ -74,6 +74,18 @@ export async function authorizationSigner(
   return isContracts ? { publicKey: null } : null;
 }
 
+/**
+ * The signature as the coin takes it: of a plain account it ends in 27 or 28, whatever the account's software writes there. A
+ * contract reads its own, byte by byte.
+ */
+export async function signatureForCoin(coin: Coin, authorization: Authorization): Promise<Hex> {
+  const { signature, from } = authorization;
+  if (signature.length !== PLAIN_SIGNATURE_CHARS || !/0[01]$/.test(signature)) return signature;
+  const publicKey = await recover(authorizationHash(coin, authorization), signature);
+  if (publicKey === null || publicKeyToAddress(publicKey) !== getAddress(from)) return signature;
+  return `${signature.slice(0, -2)}${signature.endsWith("0") ? "1b" : "1c"}` as Hex;
+}
+
 /** Null for what is no signature, and for the twin of one, which the coin refuses. */
 async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
   if (isOtherTwin(signature)) return null;
@@ -192,17 +204,11 @@ export function outcomeIn(
   return isAddressEqual(args.to, to) && args.value === value ? { logIndex } : "cancelled";
 }
 
-/** USDC of an account as a node has it, at its head or at a block; 10^-6 USDC. */
-export const balanceOf =
-  (coin: Address, account: Address, blockNumber?: bigint) =>
-  ({ client }: Node): Promise<bigint> => {
-    const at = blockNumber === undefined ? {} : { blockNumber };
-    return client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account], ...at });
-  };
-
 /** USDC of an account by the first node that answers, in 10^-6 USDC. */
 export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
-  askFirst(chain, balanceOf(coin, account));
+  askFirst(chain, ({ client }) =>
+    client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),
+  );
 
 /** The same at a block that two nodes have. */
 export async function readAgreedBalance(chain: Chain, coin: Address, account: Address): Promise<bigint> {

@@ -17,10 +17,13 @@ import type { Authorization } from "./authorization.ts";
 import type { Chain, Node } from "./client.ts";
 import { coinAbi, contractAbi, eventAbi } from "./contract.ts";
 import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
-import { askFirst, unlessTwoRefuse } from "./witness.ts";
+import { askNear, unlessTwoRefuse } from "./witness.ts";
 
-/** What a payer signed, and the block from which its use is looked for. `value`: 10^-6 USDC, decimal. */
-export type SignedPayment = Omit<Authorization, "value"> & { value: string; fromBlock: number };
+/**
+ * What a payer signed, the block from which its use is looked for, and, for a machine, the one where the price was read.
+ * `value`: 10^-6 USDC, decimal.
+ */
+export type SignedPayment = Omit<Authorization, "value"> & { value: string; fromBlock: number; quotedBlock?: number };
 
 /**
  * `id`: one order for ever. Amounts in 10^-6 USDC, decimal; times in unix seconds. `paid` and `owed` are what the wallet
@@ -29,7 +32,7 @@ export type SignedPayment = Omit<Authorization, "value"> & { value: string; from
 export type WalletOrder =
   /**
    * USDC to somebody: refunds. Of a payment, or of a purchase, which was itself paid for over x402 where `payment` is set.
-   * `approved`: by an operator, who may also pay back what was delivered.
+   * `approved`: by an operator, who may also pay back what was delivered. `again`: where it has reverted, it is signed anew.
    */
   | {
       kind: "pay";
@@ -37,6 +40,7 @@ export type WalletOrder =
       to: Address;
       amount: string;
       owed: { purchase?: string; payment?: SignedPayment; approved?: true };
+      again?: boolean;
     }
   /** Approval of exactly the cost, then purchaseVM. `payment`: whose purchase it is. */
   | {
@@ -69,7 +73,7 @@ export const isRefundOfPayment = (order: WalletOrder): boolean =>
   order.kind === "pay" && order.owed.purchase === undefined && order.owed.approved !== true;
 
 export type Call = { to: Address; data: Hex };
-type WithoutProof<T> = T extends WalletOrder ? Omit<T, "paid" | "owed" | "purchase"> : never;
+type WithoutProof<T> = T extends WalletOrder ? Omit<T, "paid" | "owed" | "purchase" | "again"> : never;
 type CallOrder = WithoutProof<WalletOrder>;
 type Addresses = { contract: Address; coin: Address; operator: Address };
 
@@ -96,7 +100,7 @@ const GAS_ROOM = 40_000n;
 
 /** An order's identity: what it was given with, less what proves that it is owed. */
 export const identityOf = (order: WalletOrder): string => {
-  const { paid, owed, purchase, ...body } = { paid: null, owed: null, purchase: null, ...order };
+  const { paid, owed, purchase, again, ...body } = { paid: null, owed: null, purchase: null, again: null, ...order };
   return JSON.stringify(body);
 };
 
@@ -124,13 +128,11 @@ export function callsOf(order: CallOrder, { contract, coin, operator }: Addresse
 const encode = (functionName: "transfer" | "approve", args: readonly [Address, bigint]): Hex =>
   encodeFunctionData({ abi: coinAbi, functionName, args });
 
-/** A plain account's signature goes in three parts, as every version of the coin takes it; a contract's as bytes. */
+/** What ends in 27 or 28 goes in three parts, as every version of the coin takes it; the rest is a contract's, and goes byte by byte. */
 function captureData(order: CallOrder & { kind: "capture" }): Hex {
   const { from, to, validAfter, validBefore, nonce, signature } = order;
   const head = [from, to, BigInt(order.value), BigInt(validAfter), BigInt(validBefore), nonce] as const;
-  // A contract's signature may be as long as a plain one, and end in what is no recovery bit.
-  const isPlain =
-    signature.length === PLAIN_SIGNATURE_CHARS && [0, 1, 27, 28].includes(Number(`0x${signature.slice(-2)}`));
+  const isPlain = signature.length === PLAIN_SIGNATURE_CHARS && /1[bc]$/i.test(signature);
   if (!isPlain) {
     return encodeFunctionData({ abi: coinAbi, functionName: "transferWithAuthorization", args: [...head, signature] });
   }
@@ -235,10 +237,10 @@ const l1FeeAbi = parseAbi(["function getL1FeeUpperBound(uint256 unsignedTxSize) 
  * What the OP stack takes for bringing transactions to Ethereum, beside their gas (GasPriceOracle, since Fjord): wei. Nothing
  * where the chain has no such contract.
  */
-export const readL1Fee = (chain: Chain, calls: readonly { data: Hex }[]): Promise<bigint> =>
-  askFirst(chain, async ({ client }) => {
-    const bytes = calls.reduce((sum, { data }) => sum + size(data) + ENVELOPE_BYTES, 0);
-    const data = encodeFunctionData({ abi: l1FeeAbi, functionName: "getL1FeeUpperBound", args: [BigInt(bytes)] });
+export async function readL1Fee(chain: Chain, calls: readonly { data: Hex }[]): Promise<bigint> {
+  const bytes = calls.reduce((sum, { data }) => sum + size(data) + ENVELOPE_BYTES, 0);
+  const data = encodeFunctionData({ abi: l1FeeAbi, functionName: "getL1FeeUpperBound", args: [BigInt(bytes)] });
+  const ask = async ({ client }: Node) => {
     try {
       const answer = await client.request({ method: "eth_call", params: [{ to: GAS_PRICE_ORACLE, data }, "latest"] });
       return answer === "0x" ? 0n : hexToBigInt(answer);
@@ -246,4 +248,7 @@ export const readL1Fee = (chain: Chain, calls: readonly { data: Hex }[]): Promis
       if (wouldFail(error)) return 0n;
       throw error;
     }
-  });
+  };
+  const [, fee] = await askNear(chain, ask, (answer) => answer);
+  return fee;
+}

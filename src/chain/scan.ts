@@ -6,12 +6,13 @@
 //   reorg                the cursor's block has another hash at two nodes -> roll back to the common ancestor, re-read
 //   missing event        a token id was skipped              -> recorded as a gap, read again from every node
 //   no logs              its head answers, eth_getLogs won't -> fewer blocks, down to one, then the next node
-//   nonsense             what is no list of logs             -> the next node
+//   nonsense             what is no list of logs, or a block whose time is behind the cursor's -> the next node
 //   chain set back       two heads below the cursor, on a chain that does not lead to it -> as a reorg, at once
 import { zeroAddress } from "viem";
 import type { EdgeConfig } from "../config.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/scan.ts";
+import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { addCheckpoint, type Checkpoint } from "./checkpoints.ts";
 import {
@@ -139,6 +140,7 @@ async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: 
   if (newest <= cursor.blockNumber) {
     const standing = await readHead(node, cursor.blockNumber);
     if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);
+    requireLater(cursor, head);
     return { outcome: "idle", head };
   }
   const target = Math.min(newest, cursor.blockNumber + MAX_REQUESTS * rangeOf(node, "transfers"));
@@ -155,8 +157,16 @@ async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: 
   ]);
   if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);
   if (lastAfter.hash !== last.hash) return { outcome: "unsettled", caughtUp: false };
+  requireLater(cursor, end);
+  requireLater(cursor, head);
   const events = again === null ? found : { ...found, ...together(again, found) };
   return { outcome: "advanced", head, end, events, caughtUp: reached >= newest };
+}
+
+/** Expiry and deadlines go by it: a block is never older than the one that it comes after (hard case 29). */
+function requireLater({ blockTimestamp }: store.Cursor, { timestamp }: Head): void {
+  if (timestamp >= blockTimestamp) return;
+  throw new AppError("chain_answered_nonsense", "An RPC node shows a block whose time is behind an earlier one's.");
 }
 
 const sourceOf = (config: EdgeConfig) => ({

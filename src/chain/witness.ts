@@ -98,6 +98,34 @@ export async function askTwo<T>(chain: Chain, ask: (node: Node) => Promise<T>): 
   throw answers.length === 0 ? unanswered(cause) : new ChainUnavailable({ cause });
 }
 
+/** Nodes a few blocks apart differ by less. */
+const isNear = (a: bigint, b: bigint): boolean => a <= 2n * b && b <= 2n * a;
+
+/**
+ * The answers of two nodes whose numbers are near each other, the lower first: what moves from block to block is seldom the
+ * same at two. Throws `ChainUnavailable` where no two are.
+ */
+export async function askNear<T>(
+  chain: Chain,
+  ask: (node: Node) => Promise<T>,
+  numberOf: (answer: T) => bigint,
+): Promise<readonly [T, T]> {
+  const pairOf = (answers: readonly T[]): readonly [T, T] | null => {
+    const sorted = [...answers].sort((a, b) => (numberOf(a) < numberOf(b) ? -1 : 1));
+    if (witnessesOf(chain) === 1) return sorted[0] === undefined ? null : [sorted[0], sorted[0]];
+    for (const [i, answer] of sorted.entries()) {
+      const next = sorted[i + 1];
+      if (next !== undefined && isNear(numberOf(answer), numberOf(next))) return [answer, next];
+    }
+    return null;
+  };
+  const { answers, cause } = await askAll(chain, ask, (some) => pairOf(some) !== null);
+  const pair = pairOf(answers);
+  if (pair !== null) return pair;
+  if (answers.length > 1) log("security", "rpc_sources_disagree", { answers: answers.length });
+  throw answers.length === 0 ? unanswered(cause) : new ChainUnavailable({ cause });
+}
+
 /** What two nodes show alike; null where no two do, of those that show anything. Throws `ChainUnavailable` where none answers. */
 export async function shownByTwo<T extends object>(
   chain: Chain,

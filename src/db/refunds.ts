@@ -50,6 +50,18 @@ export async function oweRefund(
   return { incarnation, tokenId, ...owed, amount: String(amount), wakeAt, createdAt: now };
 }
 
+/** When the time ends that a purchase has paid for, renewals aside: unix seconds of the chain. */
+export async function boughtUntil(
+  db: Database,
+  { incarnation, expiresAt }: { incarnation: string; expiresAt: number },
+): Promise<number> {
+  const { purchaseDate, durationDays } = purchases;
+  const isOwn = eq(purchases.incarnation, incarnation);
+  const purchase = await db.select({ purchaseDate, durationDays }).from(purchases).where(isOwn).get();
+  if (purchase === undefined) return expiresAt;
+  return Math.min(expiresAt, purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY);
+}
+
 /** Books it, in a batch with what it is owed for. One that was cancelled is owed again. */
 export const bookRefund = (db: Database, refund: NewRefund) =>
   db
@@ -81,7 +93,7 @@ export const wakeRefunds = (db: Database, now: number, limit: number): Promise<R
 export async function beginPaying(db: Database, key: RefundKey, to: string, amount: bigint): Promise<boolean> {
   const result = await db
     .update(refunds)
-    .set({ state: "paying", recipient: to, amount: String(amount), reason: null })
+    .set({ state: "paying", recipient: to, amount: String(amount), txHash: null })
     .where(
       and(
         isRefund(key),

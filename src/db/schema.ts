@@ -507,7 +507,10 @@ export type Offer = {
   /** What the vendor takes, where its catalog says so. */
   usdPerHour?: number;
 };
-export type StockByVendor = Partial<Record<"vultr" | "runpod", { readAt: number; offers: Offer[] }>>;
+/** `maxCostShare`: the provisioner's MAX_COST_SHARE, by which the edge refuses what is not bought for an order. */
+export type StockByVendor = Partial<
+  Record<"vultr" | "runpod", { readAt: number; offers: Offer[]; maxCostShare?: number }>
+>;
 
 /** Signed nonces that were used. A row is the use: the insert fails for the second. */
 export const nonces = sqliteTable(

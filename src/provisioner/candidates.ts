@@ -78,14 +78,25 @@ export const placeOf = ({ region, plan }: { region: string; plan: string }): str
 export const recentStock = (stock: StockByVendor, now: number): StockByVendor =>
   Object.fromEntries(Object.entries(stock).filter(([, read]) => now - read.readAt < STOCK_MAX_AGE_MS));
 
-/** A tier's stock over everything that its machine may be, for `/tiers`. */
-export function stockOf(tier: number, stock: StockByVendor): "high" | "low" | "none" | "unknown" {
+/** For an order by x402, the vendor takes no more than its share of a day's price (10^-6 USDC). */
+export const isWithinShare = (offer: Offer | undefined, pricePerDay: number, share: number): boolean =>
+  (offer?.usdPerHour ?? 0) <= (pricePerDay / 1e6 / 24) * share;
+
+/** A tier's stock over everything that its machine may be, or that an order may have. */
+export function stockOf(
+  tier: number,
+  stock: StockByVendor,
+  isFor: (offer: Offer, maxCostShare: number) => boolean = () => true,
+): "high" | "low" | "none" | "unknown" {
   const sizes = sizesOf(tier);
-  const levels = (["runpod", "vultr"] as const).flatMap((vendor) => {
+  const offers = (["runpod", "vultr"] as const).flatMap((vendor) => {
     const plans = sizes[vendor].flat();
-    return (stock[vendor]?.offers ?? []).filter((offer) => plans.includes(offer.plan)).map((offer) => offer.stock);
+    const read = stock[vendor];
+    return (read?.offers ?? [])
+      .filter((offer) => plans.includes(offer.plan))
+      .map((offer) => (isFor(offer, read?.maxCostShare ?? 1) ? offer.stock : "none"));
   });
-  return (["high", "low", "none"] as const).find((level) => levels.includes(level)) ?? "unknown";
+  return (["high", "low", "none"] as const).find((level) => offers.includes(level)) ?? "unknown";
 }
 
 export type Tried = { provider: string; region: string; plan: string; outcome: string | null; endedAt: number | null };

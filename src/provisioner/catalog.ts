@@ -11,7 +11,11 @@ export async function refreshCatalog(context: Context): Promise<void> {
     try {
       const { catalogCalls } = context.vendors[name];
       const offers = await ask(context, name, (vendor) => vendor.catalog(), catalogCalls);
-      await saveStock(context.db, name, { readAt: context.now(), offers });
+      await saveStock(context.db, name, {
+        readAt: context.now(),
+        offers,
+        maxCostShare: context.config.MAX_COST_SHARE,
+      });
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
       log("warn", "catalog_not_read", { vendor: name, ...errorFields(error) });

@@ -10,14 +10,14 @@ import { hasRoom } from "../db/client.ts";
 import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
-import { type NewRefund, oweRefund } from "../db/refunds.ts";
+import { boughtUntil, type NewRefund, oweRefund } from "../db/refunds.ts";
 import { loadCatalog, saveSoldOut } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
 import { captureDeadline } from "../vms/payments.ts";
 import { pausedDeadline } from "../vms/states.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
-import { candidatesOf, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
+import { candidatesOf, isWithinShare, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -144,8 +144,8 @@ async function rankCandidates(
   const isTroubled = (candidate: Candidate) => troubled.get(candidate.vendor)?.includes(placeOf(candidate)) === true;
   const ranked = candidatesOf(tier, { places: placesOf(config, order), stock, isTroubled });
   if (order === null || order.durationDays === null) return ranked;
-  const most = (Number(order.amount) / 1e6 / order.durationDays / 24) * config.MAX_COST_SHARE;
-  return ranked.filter((candidate) => (offerOf(stock, candidate)?.usdPerHour ?? 0) <= most);
+  const pricePerDay = Number(order.amount) / order.durationDays;
+  return ranked.filter((candidate) => isWithinShare(offerOf(stock, candidate), pricePerDay, config.MAX_COST_SHARE));
 }
 
 function placesOf(config: Context["config"], order: Payment | null) {
@@ -343,7 +343,9 @@ export async function refundOf(context: Context, vm: store.Vm, now: number): Pro
   if (vm.runningAt !== null && vm.expiresAt <= chainTime) return null;
   const order = await paymentOfPurchase(db, vm.incarnation);
   // A held token may last longer than what was ordered: it is of the order's own time that the rest goes back (hard case 33).
-  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(vm.expiresAt, orderedUntil(order)) : vm.expiresAt;
+  // A renewal was paid for apart from the purchase.
+  const bought = await boughtUntil(db, vm);
+  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(bought, orderedUntil(order)) : bought;
   const owedSeconds = vm.runningAt === null ? null : Math.max(0, paidUntil - chainTime);
   const state = byHand ? "waiting" : "due";
   const owed = { kind: "failed", state, reason: byHand ? "manual" : null, owedSeconds, now } as const;

@@ -2,7 +2,12 @@
 // payment taken once it answers; on the receipt of that the token goes to the payer. Where there is no machine nothing is
 // taken. Neither the row nor the edge is believed: signature, price and balance are looked at here again (hard case 4).
 import { getAddress } from "viem";
-import { type AuthorizationUse, authorizationSigner, readAgreedBalance } from "../chain/authorization.ts";
+import {
+  type AuthorizationUse,
+  authorizationSigner,
+  readAgreedBalance,
+  signatureForCoin,
+} from "../chain/authorization.ts";
 import { readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
@@ -96,7 +101,7 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
     const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
     if (exceeded !== null) return exceeded;
     // A blocked account, or a signature that the coin does not take: better known before anything is bought.
-    const refusal = use.state === "unused" ? await walletOf(context).simulate(captureOf(row)) : null;
+    const refusal = use.state === "unused" ? await walletOf(context).simulate(await captureOf(context, row)) : null;
     if (refusal === "would_fail") return "capture_would_fail";
   }
   const cost = String(pricePerDay * BigInt(durationDays));
@@ -274,7 +279,7 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     if (refusal === "would_fail") return abandon(context, row, "cannot_receive");
     if (refusal !== null) return { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  const taken = await wallet.order(captureOf(row));
+  const taken = await wallet.order(await captureOf(context, row));
   if (taken.state !== "waiting") {
     allClear("capture_waits");
     const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
@@ -318,10 +323,11 @@ async function isCoinShut(context: Context): Promise<boolean> {
   return (await walletOf(context).simulate({ kind: "pay", id: "", to, amount: "0", owed: {} })) === "would_fail";
 }
 
-const captureOf = (row: store.Payment): WalletOrder => {
+async function captureOf({ config }: Context, row: store.Payment): Promise<WalletOrder> {
   const { value, ...authorization } = authorizationOf(row);
-  return { kind: "capture", id: `capture/${row.id}`, ...authorization, value: String(value) };
-};
+  const signature = await signatureForCoin(coinOf(config), { ...authorization, value });
+  return { kind: "capture", id: `capture/${row.id}`, ...authorization, value: String(value), signature };
+}
 
 async function isConfirmed({ chain, config }: Context, blockNumber: number): Promise<boolean> {
   return askTwo(chain, async (node) => (await readHead(node)).number >= blockNumber + config.CONFIRMATIONS);

@@ -22,6 +22,9 @@ import { readPurchase } from "./verify.ts";
 const UNSERVED_MS = 600_000;
 const WATCH_MS = 60_000;
 const MAX_STEPS_PER_MESSAGE = 12;
+/** A refund that reverted is tried again by itself so often in all, so long after each; then an operator decides. */
+export const MAX_REVERTED_REFUNDS = 3;
+export const REVERTED_WAIT_MS = 3_600_000;
 /** Other failures are for a person to judge. */
 const REFUNDED_FAILURES: ReadonlySet<string> = new Set([
   "no_machine_in_time",
@@ -137,20 +140,26 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
     if (use.state !== "paid") {
       return store.movePayment(db, row, { state: "releasing", step: "release", settleTx: null, settledAt: null });
     }
-    return store.settlePayment(db, row, use, { state: "refunding" });
+    return store.settlePayment(db, row, use, { state: "refunding", refundTx: null });
   }
   const isApproved = row.reason === "approved";
   const id = isApproved ? `${APPROVED}${row.id}` : `refund/payment/${row.id}`;
   const to: Address = getAddress(row.payer);
   const owed = { payment: signedPaymentOf(row), ...(isApproved ? { approved: true as const } : {}) };
-  const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount, owed });
+  // Without a transaction it is a new try.
+  const again = row.refundTx === null;
+  const paid = await walletOf(context).order({ kind: "pay", id, to, amount: row.amount, owed, again });
   if (paid.state === "waiting") {
     if (isNotOurs(paid.why)) return hold(context, row, paid.why);
     log(levelOfWait(paid.why), "refund_waits", { payment: row.id, why: paid.why });
     return lookAgain(context, row, WATCH_MS);
   }
   allClear("refund_waits");
-  if (paid.state === "reverted") return hold(context, row, "refund_reverted");
+  if (paid.state === "reverted") {
+    if (paid.reverts >= MAX_REVERTED_REFUNDS) return hold(context, row, "refund_reverted");
+    await store.movePayment(db, row, { state: "refund_due", refundTx: null, wakeAt: now() + REVERTED_WAIT_MS });
+    return null;
+  }
   if (paid.state === "sent") {
     await store.movePayment(db, row, { refundTx: paid.hash, wakeAt: now() + WATCH_MS });
     return null;
@@ -167,14 +176,17 @@ async function refund(context: Context, row: store.Payment): Promise<Turn> {
 }
 
 /** What waiting does not change: a person has to see why the row says so. */
-export const isNotOurs = (why: Refusal): boolean => why === "not_owed" || why === "served" || why === "other_order";
+export const isNotOurs = (why: Refusal): boolean =>
+  why === "not_owed" || why === "served" || why === "other_order" || why === "above_limit";
 
 /**
  * A person can help where the wallet is short or at a limit of ours. A pause was an operator's, a share is the recipient's
- * own, and what an order would do or can't show yet is its payer's.
+ * own, and what an order would do or can't show yet is its payer's. What hears the smaller ones first only waits its turn.
  */
-export const levelOfWait = (why: Refusal): "page" | "warn" =>
-  ["no_funds", "no_gas", "gas_too_dear", "daily_limit"].includes(why) ? "page" : "warn";
+export function levelOfWait(why: Refusal): "page" | "warn" | "info" {
+  if (why === "queued") return "info";
+  return ["no_funds", "no_gas", "gas_too_dear", "daily_limit"].includes(why) ? "page" : "warn";
+}
 
 async function hold({ db, now }: Context, row: store.Payment, reason: string): Promise<Turn> {
   // The sweep pages for what is held, until nothing is.

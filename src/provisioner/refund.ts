@@ -2,6 +2,7 @@
 // to the one whom the chain names, and paid once by the operator wallet (hard cases 16 and 17).
 import { type Address, getAddress, type Hex } from "viem";
 import type { OrderState } from "../../durable-objects/operator-wallet.ts";
+import { APPROVED } from "../../durable-objects/wallet-ledger.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import { readAgreedToken, readFinalToken } from "../chain/witness.ts";
 import { isPaused } from "../db/pauses.ts";
@@ -12,10 +13,11 @@ import { GiveUp } from "../errors.ts";
 import { allClear, log } from "../log.ts";
 import { signedPaymentOf } from "../vms/payments.ts";
 import { type Context, operatorOf } from "./context.ts";
-import { isNotOurs, levelOfWait, walletOf } from "./payment.ts";
+import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS, walletOf } from "./payment.ts";
 import { readPurchase } from "./verify.ts";
 
-type Payee = { to: Address; amount: bigint };
+/** `renewed`: somebody has paid for more time of a token that nobody is served with. */
+type Payee = { to: Address; amount: bigint; renewed: boolean };
 
 /** One look at a refund. Whatever it waits for, the sweep sends it again. */
 export async function refund(context: Context, key: store.RefundKey): Promise<void> {
@@ -41,6 +43,8 @@ async function begin(context: Context, row: store.Refund): Promise<store.Refund 
     return null;
   }
   if (!(await store.beginPaying(db, row, payee.to, payee.amount))) return null;
+  // Any stranger may renew a token: that calls nobody (hard case 40).
+  if (payee.renewed) log("error", "renewal_not_served", { tokenId: row.tokenId, incarnation: row.incarnation });
   return store.loadRefund(db, row);
 }
 
@@ -58,42 +62,51 @@ async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<P
   if (purchase === null) return view.blockNumber > vm.blockNumber ? "purchase_gone" : "wait";
   if (purchase.blockNumber > view.blockNumber) return "wait";
   if (view.owner === null) return "burned";
-  // A renewal was another payment, and not by the buyer perhaps.
+  // A renewal was another payment, and not by the buyer perhaps: it does not change what the purchase is owed.
   const paidUntil = purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY;
-  if (row.kind === "failed" && vm.expiresAt > paidUntil) return "renewed";
+  const renewed = row.kind === "failed" && vm.expiresAt > paidUntil;
   const sold = row.payTo === null ? null : await paymentOfPurchase(context.db, row.incarnation);
   const paid = sold === null ? purchase : store.paidByOrder(sold);
   const amount = store.shareOf(paid.totalCost, paid.durationDays, row.owedSeconds);
-  if (amount === 0n) return "nothing_owed";
+  if (amount === 0n) return renewed ? "renewed" : "nothing_owed";
   if (row.payTo !== null) {
     // Sold over x402: it is on its way to whom it was sold to.
     if (view.owner === operatorOf(context)) return "wait";
-    if (view.owner === getAddress(row.payTo)) return { to: view.owner, amount };
+    if (view.owner === getAddress(row.payTo)) return { to: view.owner, amount, renewed };
     // Claimed before the transfer is final?
     const { owner } = await readAgreedToken(chain, vm.tokenId);
     return owner === getAddress(row.payTo) ? "wait" : "owner_changed";
   }
-  return view.owner === purchase.buyer ? { to: purchase.buyer, amount } : "owner_is_not_the_buyer";
+  return view.owner === purchase.buyer ? { to: purchase.buyer, amount, renewed } : "owner_is_not_the_buyer";
 }
 
 async function settle(context: Context, row: store.Refund): Promise<void> {
   const { db, now } = context;
   if (row.recipient === null) throw new Error(`the refund of ${row.incarnation} has no recipient`);
-  const id = `refund/${row.kind}/${row.incarnation}`;
+  const isApproved = row.reason === "approved";
+  const reasonOf = (reason: string | null) => (isApproved ? row.reason : reason);
+  const id = `${isApproved ? APPROVED : "refund/"}${row.kind}/${row.incarnation}`;
   // Sold over x402, it was paid for by that payment.
   const sold = await paymentOfPurchase(db, row.incarnation);
-  const owed = { purchase: row.incarnation, ...(sold === null ? {} : { payment: signedPaymentOf(sold) }) };
-  const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount, owed } as const;
+  const owed = {
+    purchase: row.incarnation,
+    ...(sold === null ? {} : { payment: signedPaymentOf(sold) }),
+    ...(isApproved ? { approved: true as const } : {}),
+  };
+  // Without a transaction it is a new try.
+  const again = row.txHash === null;
+  const order = { kind: "pay", id, to: row.recipient as Address, amount: row.amount, owed, again } as const;
   const payment: OrderState = await walletOf(context).order(order);
   if (payment.state === "waiting") {
-    log(levelOfWait(payment.why), "refund_waits", { tokenId: row.tokenId, why: payment.why });
-    const held = isNotOurs(payment.why) ? ({ state: "held", wakeAt: null } as const) : {};
-    await store.moveRefund(db, row, ["paying"], { ...held, reason: payment.why });
+    const { why } = payment;
+    log(levelOfWait(why), "refund_waits", { tokenId: row.tokenId, why });
+    const held = { state: "held", reason: why, wakeAt: null } as const;
+    await store.moveRefund(db, row, ["paying"], isNotOurs(why) ? held : { reason: reasonOf(why) });
     return;
   }
   allClear("refund_waits");
   const { hash } = payment;
-  if (payment.state === "sent") await note(db, row, hash);
+  if (payment.state === "sent") await note(db, row, hash, reasonOf(null));
   else if (payment.state === "final") {
     await store.moveRefund(db, row, ["paying"], {
       state: "paid",
@@ -104,11 +117,16 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
     });
     log("info", "refund_paid", { tokenId: row.tokenId, kind: row.kind, txHash: hash, amount: row.amount });
   } else {
-    await store.moveRefund(db, row, ["paying"], { state: "held", reason: "reverted", txHash: hash, wakeAt: null });
+    // What made it revert may pass: the wallet has said so on its page.
+    const isLast = payment.reverts >= MAX_REVERTED_REFUNDS;
+    const next = isLast
+      ? ({ state: "held", reason: "reverted", txHash: hash, wakeAt: null } as const)
+      : ({ state: "due", reason: reasonOf("reverted"), txHash: null, wakeAt: now() + REVERTED_WAIT_MS } as const);
+    await store.moveRefund(db, row, ["paying"], next);
   }
 }
 
 /** The hash of the transaction that is on its way: a replacement has another one. */
-async function note(db: Context["db"], row: store.Refund, txHash: Hex): Promise<void> {
-  if (row.txHash !== txHash) await store.moveRefund(db, row, ["paying"], { txHash, reason: null });
+async function note(db: Context["db"], row: store.Refund, txHash: Hex, reason: string | null): Promise<void> {
+  if (row.txHash !== txHash) await store.moveRefund(db, row, ["paying"], { txHash, reason });
 }

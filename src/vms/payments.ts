@@ -25,16 +25,19 @@ export const CAPTURE_SECONDS = 120;
 /** By which time of the chain the machine has to run, so that the payment can still be taken. */
 export const captureDeadline = (row: Pick<Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
 
-/** More than any price rises within the time that a quote is kept. */
+/** What a token may cost us of what it was sold for, where the price has risen since its quote: the loss that we take. */
 export const MAX_RISE = 2n;
 
 /** How far what is left of a held token may be from what was ordered (hard case 33): seconds, or a share if that is more. */
 const HELD_TOLERANCE = { seconds: 7_200, share: 0.05 } as const;
 
+export const heldTolerance = (seconds: number): number =>
+  Math.max(HELD_TOLERANCE.seconds, seconds * HELD_TOLERANCE.share);
+
 /** Between which times of the chain a held token has to end that serves an order now. */
 export function heldTokenEnds(chainTime: number, durationDays: number): { least: number; most: number } {
   const seconds = durationDays * SECONDS_PER_DAY;
-  const tolerance = Math.max(HELD_TOLERANCE.seconds, seconds * HELD_TOLERANCE.share);
+  const tolerance = heldTolerance(seconds);
   return { least: chainTime + seconds - tolerance, most: chainTime + seconds + tolerance };
 }
 
@@ -58,7 +61,8 @@ export const authorizationOf = (row: Payment): Authorization => ({
 /** The same for the wallet, with where to look for its use. */
 export const signedPaymentOf = (row: Payment): SignedPayment => {
   const { value, ...authorization } = authorizationOf(row);
-  return { ...authorization, value: String(value), fromBlock: row.fromBlock };
+  const quoted = row.quotedBlock === null ? {} : { quotedBlock: row.quotedBlock };
+  return { ...authorization, value: String(value), fromBlock: row.fromBlock, ...quoted };
 };
 
 export const WIRE_PAYMENT_STATES = ["unpaid", "authorized", "settled", "releasing", "released", "refunded"] as const;

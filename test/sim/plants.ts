@@ -37,8 +37,8 @@ async function callOnce(`,
   ignore_a_reorg: [
     {
       file: "src/chain/scan.ts",
-      from: "if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);\n    return",
-      to: "return",
+      from: "if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);\n    requireLater",
+      to: "requireLater",
     },
     {
       file: "src/chain/scan.ts",
@@ -234,8 +234,8 @@ async function callOnce(`,
     { file: "src/db/orders.ts", from: "AND expires_at BETWEEN ", to: "AND expires_at >= " },
     {
       file: "durable-objects/wallet-evidence.ts",
-      from: 'return (totalCost * left) / seconds > arrived.most * MAX_RISE ? "not_owed" : arrived;',
-      to: 'return left > seconds ? "not_owed" : arrived;',
+      from: 'return (await hadPrice(chain, purchase.tier, paid, isWorth)) ? arrived : "not_owed";',
+      to: 'return isWorth(1n) || hadPrice !== undefined ? arrived : "not_owed";',
     },
   ],
   /** Hard case 34: the wallet believes whoever gives an order. */

@@ -67,7 +67,7 @@ const payRefund = createRoute({
   path: "/admin/refunds/{tokenId}/{kind}/pay",
   summary: "Pay a refund that is recorded, waiting or held",
   description:
-    "On final history the buyer is paid if the token is still his, or `payTo` if the token is that address's; else it is held again. Retrying the purchase takes it back until the payment has begun.",
+    "On final history the buyer is paid if the token is still his, or `payTo` if the token is that address's; else it is held again. One that is held as `above_limit` is approved by this, within APPROVAL_LIMIT_USDC_PER_DAY. Retrying the purchase takes it back until the payment has begun.",
   ...FOR_OPERATORS,
   request: { params, body: bodyOf(z.strictObject({ reason: reasonSchema, payTo: addressSchema.optional() })) },
   responses,
@@ -113,36 +113,41 @@ export function mountAdminRefunds(app: Router): void {
 
   app.openapi(payRefund, async (c) => {
     const { reason, payTo } = c.req.valid("json");
-    const to = { state: "due", reason: null, payTo: payTo?.toLowerCase() ?? null, wakeAt: Date.now() } as const;
+    const to = { state: "due", payTo: payTo?.toLowerCase() ?? null, wakeAt: Date.now() } as const;
     note({ reason, ...(payTo === undefined ? {} : { payTo }) });
-    return c.json(await decide(c, c.req.valid("param"), UNDECIDED, to), 200);
+    const paid = (row: Refund) => ({ ...to, reason: isLarge(row) ? "approved" : null });
+    return c.json(await decide(c, c.req.valid("param"), UNDECIDED, paid), 200);
   });
 
   app.openapi(settleRefund, async (c) => {
     const { reason, txHash } = c.req.valid("json");
     const to = { state: "paid", reason: "by_hand", txHash, wakeAt: null, settledAt: Date.now() } as const;
     note({ reason, txHash });
-    return c.json(await decide(c, c.req.valid("param"), [...UNDECIDED, "due"], to), 200);
+    return c.json(await decide(c, c.req.valid("param"), [...UNDECIDED, "due"], () => to), 200);
   });
 
   app.openapi(cancelRefund, async (c) => {
     const { reason } = c.req.valid("json");
     note({ reason });
     const to = { state: "cancelled", reason: "by_hand", wakeAt: null } as const;
-    return c.json(await decide(c, c.req.valid("param"), [...UNDECIDED, "due"], to), 200);
+    return c.json(await decide(c, c.req.valid("param"), [...UNDECIDED, "due"], () => to), 200);
   });
 }
+
+/** More than leaves in a day by itself; the word of an operator has been held against it as well, perhaps. */
+const isLarge = ({ state, reason }: Refund): boolean => state === "held" && reason === "above_limit";
 
 /** Moves the refund of a token's purchase as it stands now, if it is in one of these states. */
 async function decide(
   c: Context<App>,
   { tokenId, kind }: { tokenId: string; kind: Refund["kind"] },
   from: readonly RefundState[],
-  to: Parameters<typeof moveRefund>[3],
+  toOf: (row: Refund) => Parameters<typeof moveRefund>[3],
 ) {
   const { db } = c.var;
   const row = await refundOfToken(db, Number(tokenId), kind);
   if (row === null) throw new AppError("refund_not_found", `Token ${tokenId} has no refund of kind "${kind}".`);
+  const to = toOf(row);
   if (!(await moveRefund(db, row, from, to))) {
     const now = await loadRefund(db, row);
     throw new AppError("not_payable", `The refund of token ${tokenId} is ${now?.state ?? row.state} by now.`);

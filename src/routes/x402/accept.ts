@@ -9,13 +9,14 @@ import {
   giveUp,
   isLeft,
   namesOf,
+  refuseStray,
   requestHash,
   requireSameRequest,
   requireWindow,
   takeUp,
   verify,
 } from "../../access/payment-gate.ts";
-import { chargedOf, lookForUse } from "../../access/payment-use.ts";
+import { chargedOf, lookForUse, refusal } from "../../access/payment-use.ts";
 import { type Demand, type Payment, paymentRequired, type Till } from "../../access/payment-wire.ts";
 import type { App } from "../../app.ts";
 import { readBalance, type Settlement } from "../../chain/authorization.ts";
@@ -95,6 +96,8 @@ async function shown(
   } catch (error) {
     if (!(error instanceof AppError)) throw error;
     if (known?.id === id) error.charged = chargedOf(known);
+    else if (error.code === "payment_required")
+      throw await refuseStray(services, till, payment, today, offer, error, now);
     else if (STATUS_OF[error.code] < 500) error.charged ??= "none";
     throw error;
   }
@@ -111,19 +114,6 @@ async function take(services: Services, asked: Asked, found: Found): Promise<sto
   const same = terms instanceof AppError ? await sameOrder() : terms;
   if (same !== null) return same;
   throw terms instanceof AppError ? refusal(terms, use) : terms;
-}
-
-/** While nobody can say whether a payment was taken, no demand tells its payer to sign another one. */
-function refusal(why: AppError, charged: "none" | "unknown"): AppError {
-  if (charged === "unknown" && why.code === "payment_required") {
-    return new AppError(
-      "chain_unavailable",
-      "Whether the payment was taken can't be seen right now: send the same request with the same payment again.",
-      { cause: why, retryAfterSeconds: AGAIN_SECONDS, charged },
-    );
-  }
-  why.charged = charged;
-  return why;
 }
 
 type Terms = { captureFirst: boolean; balance: bigint };
@@ -276,6 +266,6 @@ async function madeMeanwhile(services: Services, { checked, what, unless }: Foun
   if (same !== null) return same;
   throw new AppError("order_open", "Another payment for this order has just been refused: send it again.", {
     retryAfterSeconds: AGAIN_SECONDS,
-    charged: "none",
+    charged: "unknown",
   });
 }

@@ -20,8 +20,10 @@ import {
   findClaim,
   isStale,
   markSettled,
+  namesOf,
   PENDING_RETRY_AFTER,
   pending,
+  refuseStray,
   requestHash,
   requireSameRequest,
   requireWindow,
@@ -29,17 +31,20 @@ import {
   takeUp,
   verify,
 } from "../../access/payment-gate.ts";
-import { chargedOf } from "../../access/payment-use.ts";
+import { chargedOf, refusal } from "../../access/payment-use.ts";
 import {
   type Demand,
   paymentRequired,
   readPayment,
   receiptHeaders,
+  type Payment as Shown,
   type Till,
   tillOf,
 } from "../../access/payment-wire.ts";
 import type { App, Router } from "../../app.ts";
+import { readHead } from "../../chain/client.ts";
 import { formatUsdc } from "../../chain/contract.ts";
+import { askFirst } from "../../chain/witness.ts";
 import type { EdgeConfig } from "../../config.ts";
 import { encrypt } from "../../credentials/ecies.ts";
 import { giveSealed } from "../../db/delivery.ts";
@@ -120,7 +125,9 @@ export function mountPaidCredentials(app: Router): void {
         "Pay from the wallet that owns the token, then send the same request with the payment.",
       );
     }
-    const checked = await checkPayment(c.var, till, payment, [demand]);
+    const checked = await checkPayment(c.var, till, payment, [demand]).catch(async (error: unknown) => {
+      throw await misfit(c.var, till, payment, demand, error, now);
+    });
     const admission = await admit(c, tokenId, checked, now);
     const { vm, door, view } = admission.sight;
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
@@ -160,6 +167,23 @@ export function mountPaidCredentials(app: Router): void {
     log("info", "credentials_paid", { tokenId, payment: row.id, sealed: key.privateKey === null });
     return answer(row, key);
   });
+}
+
+/** What is said to a payment that does not pay what is asked: its row's word, or the chain's. */
+async function misfit(
+  services: App["Variables"],
+  till: Till,
+  payment: Shown,
+  demand: Demand,
+  error: unknown,
+  now: number,
+): Promise<unknown> {
+  if (!(error instanceof AppError) || error.code !== "payment_required") return error;
+  const known = await loadPayment(services.db, namesOf(services.config, payment).id);
+  // A demand tells its payer to sign another one.
+  if (known !== null) return chargedOf(known) === "none" ? refusal(error, "none") : used(known);
+  const { number: blockNumber, timestamp: blockTimestamp } = await askFirst(services.chain, (node) => readHead(node));
+  return refuseStray(services, till, payment, demand, { blockNumber, blockTimestamp }, error, now);
 }
 
 type Admitted = {
@@ -254,7 +278,11 @@ async function takePayment(
 ): Promise<{ row: Payment } | { pending: Payment }> {
   // The request that settled it may be about to answer.
   if (known?.state === "settled") return isStale(known, now) ? { row: known } : { pending: known };
-  if (known === null) await requireWindow(services, till, checked, sight.view.blockTimestamp, now);
+  if (known === null) {
+    await requireWindow(services, till, checked, sight.view.blockTimestamp, now).catch(async (error: unknown) => {
+      throw await misfit(services, till, checked.payment, checked.demand, error, now);
+    });
+  }
   const row =
     known === null
       ? await claim(services, checked, { kind: "credentials", ...what }, sight.view, now)

@@ -7,8 +7,9 @@ import type { EdgeConfig } from "../../config.ts";
 import { type Market, saveQuote } from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { recentStock, stockOf } from "../../provisioner/candidates.ts";
+import { isWithinShare, recentStock, stockOf } from "../../provisioner/candidates.ts";
 import { SCAN_STALE_MS, shopState } from "../../vms/shop.ts";
+import { REGIONS, type Region } from "../../vms/tiers.ts";
 
 const OFFER_CACHE_MS = 3_000;
 export const RETRY_SECONDS = 30;
@@ -43,7 +44,7 @@ export async function currentOffer(
   return offer;
 }
 
-type Order = { tier: number; durationDays: number };
+type Order = { tier: number; durationDays: number; region?: string | undefined };
 type Rules = Pick<EdgeConfig, "CAPTURE_FIRST_TIERS" | "UNCAPTURED_LIMIT_USDC_PER_HOUR">;
 
 /** How much may be delivered before it is paid; beyond it every order is captured first. */
@@ -59,12 +60,20 @@ export const isCapturedFirst = (rules: Rules, tier: number, amount: bigint, unpa
 export function requireSaleable(
   { MAX_BASE_FEE_GWEI: maxBaseFee, PURCHASE_LIMIT_USDC_PER_DAY: limit }: EdgeConfig,
   offer: Offer,
-  { tier, durationDays }: Order,
+  { tier, durationDays, region }: Order,
   market: Market,
   now: number,
 ): void {
   const { active, baseFee, pricePerDay, usdc6 } = offer;
   const stock = recentStock(market.stock, now);
+  const regions: readonly string[] | undefined = REGIONS[region as Region];
+  // What an order is not bought for: another region than its own, or an offer that takes more than its share of the price.
+  const isSoldOut = (one: number, price: bigint, places: readonly string[] | undefined) =>
+    stockOf(
+      one,
+      stock,
+      (place, share) => places?.includes(place.region) !== false && isWithinShare(place, Number(price), share),
+    ) === "none";
   const { standing } = market;
   // A chain that stands still has nothing that is not read.
   const isBehind = (offer.blockTimestamp - standing.blockTimestamp) * 1_000 >= SCAN_STALE_MS;
@@ -88,7 +97,7 @@ export function requireSaleable(
   const canPayGas = hasGas(offer);
   const room = canPayGas ? least(funds, today) : -1n;
   const others = market.tiers
-    .filter((one) => one.active && one.tier !== tier && stockOf(one.tier, stock) !== "none")
+    .filter((one) => one.active && one.tier !== tier && !isSoldOut(one.tier, BigInt(one.pricePerDayUsdc6), undefined))
     .map((one) => ({ tier: one.tier, durationDays, cost: BigInt(one.pricePerDayUsdc6) * BigInt(durationDays) }))
     .filter(({ cost }) => cost <= room);
   const cost = pricePerDay * BigInt(durationDays);
@@ -108,7 +117,11 @@ export function requireSaleable(
     });
   };
   if (!active) throw refuse("tier_inactive", `Tier ${tier} is not sold at the moment`);
-  if (stockOf(tier, stock) === "none") throw refuse("sold_out", `No vendor has a machine of tier ${tier} right now`);
+  if (isSoldOut(tier, pricePerDay, regions)) {
+    const where = regions === undefined ? "" : ` in ${region}`;
+    const why = stockOf(tier, stock) === "none" ? "" : " that we can sell at its price";
+    throw refuse("sold_out", `No vendor has a machine of tier ${tier}${where}${why} right now`);
+  }
   if (cost <= room) return;
   const days = pricePerDay > 0n && room > 0n ? room / pricePerDay : 0n;
   if (cost > limit) throw refuse("order_too_large", `One order may cost at most ${formatUsdc(limit)} USDC`, days);

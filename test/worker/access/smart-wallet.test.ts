@@ -79,6 +79,17 @@ test("a wallet that is not deployed yet gets the key, by either form", async () 
   expect(again).toMatchObject({ status: 200, key: expect.any(String) });
 });
 
+test("its keeper's plain signature is told to deploy it first: it was told that it does not own the token", async () => {
+  const keeper = agent(2);
+  const headers = await fixedHeaders(keeper, tokenId);
+  const answer = await world.request(`/credentials/${tokenId}`, { headers });
+  const { code, error } = (await answer.json()) as { code: string; error: string };
+  expect([answer.status, code]).toEqual([403, "not_owner"]);
+  expect(error).toContain("has to be deployed first");
+  await deployWallet(keeper.address);
+  expect(await ask(headers)).toMatchObject({ status: 200 });
+});
+
 test("nobody else does: not another keeper, not the seller, not another wallet's deployment", async () => {
   const refused = { status: 403, code: "not_owner", key: null };
   expect(await ask(await fixedHeaders(counterfactual(3), tokenId))).toEqual(refused);

@@ -176,6 +176,18 @@ test("a node that is behind the cursor is passed over", async () => {
   expect(await world.vm(tokenId)).toMatchObject({ step: "create" });
 });
 
+test("a head whose time is behind an earlier block's is passed over: chain time went back (hard case 29)", async () => {
+  await world.scan();
+  const cursor = async () => (await world.rows("SELECT block_number, block_timestamp FROM cursors"))[0];
+  const before = await cursor();
+  await addRpcFault({ kind: "patch", method: "eth_getBlockByNumber", fields: { timestamp: "0x1" } });
+  await chain.mine(2);
+  await world.scan();
+  const after = await cursor();
+  expect(after?.["block_number"]).toBe(before?.["block_number"] + 2);
+  expect(after?.["block_timestamp"]).toBeGreaterThan(before?.["block_timestamp"]);
+});
+
 test("a fork that one node alone tells of moves nothing", async () => {
   await world.scan();
   const { tokenId } = await buy(chain, agent(0), 0, 1);

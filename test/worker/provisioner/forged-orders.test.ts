@@ -8,6 +8,8 @@ import { ownerOf, paidUs, sold, usdcOf } from "../routes/x402/till.ts";
 const DAY_OF_GPU = 18_000_000n;
 const [thief, honest] = [agent(1), agent(2)];
 const served = { state: "waiting", why: "served" };
+/** The other one has been signed, or is on its way. */
+const comesSecond = { state: "waiting", why: expect.stringMatching(/^(served|unproven)$/) };
 let world: Deployment;
 beforeEach(async () => {
   await chain.node.setAutomine(true);
@@ -85,7 +87,7 @@ test("a token and its price don't both leave for a payment, asked for at the sam
     world.wallet.order(refundOf("at the same moment", paid, 500_000n)),
   ]);
   expect(states.filter(({ state }) => state === "sent").length).toBe(1);
-  expect(states).toContainEqual(served);
+  expect(states).toContainEqual(comesSecond);
   const isTheirs = (await ownerOf(token.tokenId)) === thief.address;
   expect((await usdcOf(thief.address)) - before).toBe(isTheirs ? 0n : 500_000n);
 });
@@ -99,7 +101,7 @@ test("two tokens don't leave for one payment, asked for at the same moment", asy
   await chain.mine(1);
   const states = await askForAll();
   expect(states.filter(({ state }) => state === "sent").length).toBe(1);
-  expect(states).toContainEqual(served);
+  expect(states).toContainEqual(comesSecond);
 });
 
 test("two tokens don't leave for one payment, the second while the first is on its way (seed 282949)", async () => {

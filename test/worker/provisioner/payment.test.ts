@@ -6,7 +6,7 @@ import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { cancel, type SignedPayment, submit } from "../../world/payer.ts";
 import { addFacilitatorFault, agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
 import { ask, PRICE, paymentRows, prepare } from "../routes/x402/paid-credentials.ts";
-import { usdcOf } from "../routes/x402/till.ts";
+import { setBlocked, usdcOf } from "../routes/x402/till.ts";
 
 const payer = agent(0);
 let world: Deployment;
@@ -141,6 +141,31 @@ test("charged and never served is paid back after ten minutes, not before, and o
   // What was paid back buys nothing.
   const again = await ask(world, tokenId, headers);
   expect(again).toMatchObject({ status: 409, body: { code: "payment_used", details: [{ state: "refunded" }] } });
+});
+
+test("a refund that reverted is tried again an hour later: its payer was an operator's case for ever", async () => {
+  await unserved();
+  await set("settled_at = settled_at - 601000");
+  await chain.mine(3);
+  await chain.node.setAutomine(false);
+  await sweepPayments();
+  expect(await row()).toMatchObject({ state: "refunding" });
+  await chain.dropAll();
+  await chain.node.setAutomine(true);
+  await setBlocked(payer.address, true);
+  try {
+    await runDurableObjectAlarm(world.wallet);
+    await chain.mine(4);
+    await runDurableObjectAlarm(world.wallet);
+    await sweepPayments();
+  } finally {
+    await setBlocked(payer.address, false);
+  }
+  expect(await row()).toMatchObject({ state: "refund_due", refund_tx: null, reason: "not_served" });
+  expect(Number((await row())["wake_at"])).toBeGreaterThan(Date.now() + 3_000_000);
+  await payBack();
+  expect(await row()).toMatchObject({ state: "refunded" });
+  expect(await charged()).toBe(0n);
 });
 
 test("charged and served is never paid back", async () => {

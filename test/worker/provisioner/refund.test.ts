@@ -4,16 +4,37 @@ import { createWalletClient, http, parseAbi } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { retryFailed } from "../../../src/db/operators.ts";
-import { USDC_ADDRESS } from "../../world/addresses.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { transfer } from "../../world/agent.ts";
-import { addFault, addRpcFault, agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
-import { paidUs } from "../routes/x402/till.ts";
+import {
+  addFault,
+  addRpcFault,
+  agent,
+  chain,
+  configureWallet,
+  type Deployment,
+  deploy,
+  deployer,
+  operator,
+} from "../deployment.ts";
+import { paidUs, setBlocked } from "../routes/x402/till.ts";
 
 const usdcAbi = parseAbi([
   "function balanceOf(address account) view returns (uint256)",
   "function transfer(address to, uint256 amount) returns (bool)",
   "event Transfer(address indexed from, address indexed to, uint256 value)",
 ]);
+const renewals = {
+  address: CONTRACT_ADDRESS,
+  abi: parseAbi([
+    "function setOptions(bool renew, bool terminate)",
+    "function renewVM(uint256 tokenId, uint16 additionalDays)",
+  ]),
+} as const;
+const approvals = {
+  address: USDC_ADDRESS,
+  abi: parseAbi(["function approve(address spender, uint256 amount) returns (bool)"]),
+} as const;
 const balanceOf = (address: `0x${string}`) =>
   chain.reader.readContract({ address: USDC_ADDRESS, abi: usdcAbi, functionName: "balanceOf", args: [address] });
 const refundOf = async (world: Deployment, tokenId: number) =>
@@ -163,6 +184,117 @@ test("a row that names another sum or recipient than the chain pays nobody else 
   expect(await refundOf(world, tokenId)).toMatchObject({ amount: "500000", recipient: agent(0).address });
 });
 
+/** The refunds that are on their way are refused by the coin, in final history. */
+async function refuseOnChain(world: Deployment, to: `0x${string}`): Promise<void> {
+  await chain.dropAll();
+  await chain.node.setAutomine(true);
+  await setBlocked(to, true);
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+}
+
+test("a refund that reverted is tried again once what made it revert has passed: its order was used up for ever", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  const buyer = agent(0).address;
+  const before = await payments(buyer);
+  await chain.mine(3);
+  await chain.node.setAutomine(false);
+  await payOut(world);
+  try {
+    await refuseOnChain(world, buyer);
+    await payOut(world, Date.now() + 61_000);
+    expect(await refundOf(world, tokenId)).toMatchObject({ state: "due", reason: "reverted", tx_hash: null });
+    // Not before an hour has passed, and not while it would fail.
+    await payOut(world, Date.now() + 1_000_000);
+    expect(await refundOf(world, tokenId)).toMatchObject({ state: "due" });
+    await payOut(world, Date.now() + 4_000_000);
+    expect(await refundOf(world, tokenId)).toMatchObject({ state: "paying", reason: "would_fail", tx_hash: null });
+  } finally {
+    await setBlocked(buyer, false);
+  }
+  await payOut(world, Date.now() + 5_000_000);
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+  await payOut(world, Date.now() + 6_000_000);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "paid" });
+  expect(await payments(buyer)).toBe(before + 1);
+});
+
+test("a refund that reverts three times is an operator's, whose word tries it once more", async () => {
+  const world = await deploy();
+  const tokenId = await failedPurchase(world);
+  const buyer = agent(0).address;
+  const before = await payments(buyer);
+  await chain.mine(3);
+  for (let tries = 1; tries <= 3; tries++) {
+    await chain.node.setAutomine(false);
+    await payOut(world, Date.now() + tries * 10_000_000);
+    await refuseOnChain(world, buyer);
+    await setBlocked(buyer, false);
+    await payOut(world, Date.now() + tries * 10_000_000 + 61_000);
+    expect(await refundOf(world, tokenId)).toMatchObject({ state: tries < 3 ? "due" : "held", reason: "reverted" });
+  }
+  const headers = { "x-api-key": await world.operatorKey(), "content-type": "application/json" };
+  const path = `/admin/refunds/${tokenId}/failed/pay`;
+  const answer = await world.request(path, { method: "POST", headers, body: JSON.stringify({ reason: "unblocked" }) });
+  expect(answer.status).toBe(200);
+  await payOut(world, Date.now() + 50_000_000);
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+  await payOut(world, Date.now() + 50_100_000);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "paid" });
+  expect(await payments(buyer)).toBe(before + 1);
+});
+
+test("a refund above what leaves in a day is an operator's: it was in `paying` for ever, and nobody could settle it", async () => {
+  const limits = { REFUND_LIMIT_USDC_PER_DAY: "0.4", APPROVAL_LIMIT_USDC_PER_DAY: "0.45" };
+  const world = await deploy({ provisioner: limits });
+  const tokenId = await failedPurchase(world);
+  const before = await payments(agent(0).address);
+  await chain.mine(3);
+  const held = { state: "held", reason: "above_limit" };
+  await payOut(world);
+  expect(await refundOf(world, tokenId)).toMatchObject(held);
+  const headers = { "x-api-key": await world.operatorKey(), "content-type": "application/json" };
+  const approve = async () => {
+    const body = JSON.stringify({ reason: "thirty days of an H100" });
+    const answer = await world.request(`/admin/refunds/${tokenId}/failed/pay`, { method: "POST", headers, body });
+    expect(answer.status).toBe(200);
+    await payOut(world, Date.now() + 61_000);
+  };
+  // What operators approve has a limit of its own.
+  await approve();
+  expect(await refundOf(world, tokenId)).toMatchObject(held);
+  await configureWallet(world.wallet, { APPROVAL_LIMIT_USDC_PER_DAY: "0.5" });
+  await approve();
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+  await payOut(world, Date.now() + 200_000);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "paid", reason: null, amount: "500000" });
+  expect(await payments(agent(0).address)).toBe(before + 1);
+});
+
+test("a token that somebody renews while nobody serves it is paid back to its buyer all the same: any stranger could hold the refund", async () => {
+  const options = (renew: boolean) =>
+    chain.wallet(deployer).writeContract({ ...renewals, functionName: "setOptions", args: [renew, false] });
+  const world = await deploy();
+  await options(true);
+  const tokenId = await failedPurchase(world);
+  const stranger = chain.wallet(agent(3));
+  await stranger.writeContract({ ...approvals, functionName: "approve", args: [CONTRACT_ADDRESS, PRICE] });
+  await stranger.writeContract({ ...renewals, functionName: "renewVM", args: [BigInt(tokenId), 1] });
+  await options(false);
+  await world.scan();
+  await chain.mine(3);
+  const before = await payments(agent(0).address);
+  await payOut(world);
+  await chain.mine(1);
+  expect(await refundOf(world, tokenId)).toMatchObject({ state: "paying", amount: "500000" });
+  expect(await payments(agent(0).address)).toBe(before + 1);
+});
+
 /** An order to pay back what agent 3 has paid us. */
 const payBack = async (id: string, amount: string) => {
   const payment = await paidUs(agent(3), BigInt(amount));
@@ -264,7 +396,7 @@ test("beyond the day's limit, or without funds, nothing is signed: it waits and 
   const dry = await payBack("test/dry", "1");
   const beyond = await payBack("test/limit", "1000001");
   const funds = await balanceOf(operator.address);
-  expect(await world.wallet.order(beyond)).toEqual({ state: "waiting", why: "daily_limit" });
+  expect(await world.wallet.order(beyond)).toEqual({ state: "waiting", why: "above_limit" });
   expect(funds).toBeGreaterThan(1_000_000n);
   const treasury = chain.wallet(operator);
   const send = { address: USDC_ADDRESS, abi: usdcAbi, functionName: "transfer" } as const;

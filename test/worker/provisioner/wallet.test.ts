@@ -5,6 +5,8 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { WalletLedger } from "../../../durable-objects/wallet-ledger.ts";
 import { limitOf } from "../../../durable-objects/wallet-limits.ts";
+import { signatureForCoin } from "../../../src/chain/authorization.ts";
+import { coinOf } from "../../../src/chain/coin.ts";
 import { callsOf, type WalletOrder } from "../../../src/chain/orders.ts";
 import { paymentId } from "../../../src/vms/payments.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
@@ -292,7 +294,7 @@ test("a token is bought and handed over once for a payment, and to its payer alo
     amount: "100001",
     owed: { payment: paid, approved: true },
   } as const;
-  expect(await world.wallet.order(approved)).toEqual({ state: "waiting", why: "daily_limit" });
+  expect(await world.wallet.order(approved)).toEqual({ state: "waiting", why: "above_limit" });
   await configure({ APPROVAL_LIMIT_USDC_PER_DAY: "500" });
   expect(await world.wallet.order(approved)).toMatchObject({ state: "sent" });
 });
@@ -332,6 +334,77 @@ test("a purchase whose key is written in another way is no other purchase: each 
   const notOwed = { state: "waiting", why: "not_owed" };
   const others = [purchase.replace(`/${tokenId}/`, `/0${tokenId}/`), purchase.replace(/0$/, "00")];
   for (const other of others) expect(await world.wallet.order(refund(other, other))).toEqual(notOwed);
+});
+
+test("a payment buys the tier and the days that it is the price of, now or at its quote: a row that named others got a token of twice the worth (hard case 34)", async () => {
+  const notOwed = { state: "waiting", why: "not_owed" };
+  const paid = await paidUs(agent(1), 500_000n);
+  const order = { kind: "purchase", id: "o", payment: "p", tier: 0, durationDays: 1, cost: "500000", paid } as const;
+  expect(await world.wallet.order({ ...order, durationDays: 2, cost: "1000000" })).toEqual(notOwed);
+  expect(await world.wallet.order({ ...order, tier: 1, cost: "900000" })).toEqual(notOwed);
+  const quotedBlock = Number(await chain.reader.getBlockNumber());
+  await setTier(800_000n);
+  try {
+    expect(await world.wallet.order({ ...order, cost: "800000" })).toEqual(notOwed);
+    const quoted = { ...paid, quotedBlock };
+    const tokenId = Number(await sold());
+    expect(await world.wallet.order({ ...order, cost: "800000", paid: quoted })).toMatchObject({ state: "sent" });
+    await world.scan();
+    const [row] = await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId);
+    const purchase = String(row?.["incarnation"]);
+    const transfer = { kind: "transfer", id: "t", to: agent(1).address, tokenId, purchase, paid: quoted } as const;
+    expect(await world.wallet.order(transfer)).toMatchObject({ state: "sent" });
+  } finally {
+    await setTier(500_000n);
+  }
+});
+
+test("a payment gets no token of which more is left than it paid for: one worth nearly twice as much went out (hard case 34)", async () => {
+  const [paid, dear] = [await paidUs(agent(1), 500_000n), await paidUs(agent(2), 1_000_000n)];
+  const tokenId = Number(await sold());
+  const order = { kind: "purchase", id: "dear", payment: "p", tier: 0, durationDays: 2, cost: "1000000" } as const;
+  expect(await world.wallet.order({ ...order, paid: dear })).toMatchObject({ state: "sent" });
+  await world.scan();
+  const [row] = await world.rows("SELECT incarnation FROM vms WHERE token_id = ?", tokenId);
+  const purchase = String(row?.["incarnation"]);
+  await chain.node.increaseTime({ seconds: 60 });
+  await chain.mine(1);
+  const transfer = { kind: "transfer", id: "theirs", to: agent(1).address, tokenId, purchase, paid } as const;
+  expect(await world.wallet.order(transfer)).toEqual({ state: "waiting", why: "not_owed" });
+});
+
+test("nothing is bought for an authorization that can't be taken now: one whose time was over spent our funds (hard case 34)", async () => {
+  const { timestamp } = await chain.reader.getBlock();
+  const before = await sold();
+  for (const fields of [{ validBefore: String(timestamp - 1n) }, { validAfter: String(timestamp + 600n) }]) {
+    const { payment: paid } = await signedTo(agent(2), 500_000n, fields);
+    const order = { kind: "purchase", id: "o", payment: "p", tier: 0, durationDays: 1, cost: "500000", paid } as const;
+    expect(await world.wallet.order(order)).toEqual({ state: "waiting", why: "not_owed" });
+  }
+  expect(await sold()).toBe(before);
+});
+
+test.each([
+  { word: "funds", fault: { method: "eth_call", includes: operator.address.slice(2).toLowerCase(), result: "0x00" } },
+  { word: "used nonces", fault: { method: "eth_getTransactionCount", result: "0x0" } },
+  { word: "L1 fee", fault: { method: "eth_call", includes: "00000F", result: `0x${"f".repeat(64)}` } },
+] as const)("one node's word on our $word stops no refund", async ({ fault }) => {
+  const payment = await paidUs(agent(3), 500_000n);
+  await addRpcFault({ kind: "rewrite", ...fault });
+  const refund = { kind: "pay", id: "r", to: agent(3).address, amount: "500000", owed: { payment } } as const;
+  const state = await world.wallet.order(refund);
+  await clearRpcFaults();
+  expect(state).toMatchObject({ state: "sent" });
+});
+
+test("one node's word on the base fee stops no refund and no purchase", async () => {
+  const payment = await paidUs(agent(3), 500_000n);
+  const fields = { baseFeePerGas: "0x8ac7230489e80000" };
+  await addRpcFault({ kind: "patch", method: "eth_getBlockByNumber", fields });
+  const refund = { kind: "pay", id: "r", to: agent(3).address, amount: "500000", owed: { payment } } as const;
+  const states = [await world.wallet.order(refund), await world.wallet.order(await purchase("cheap gas"))];
+  await clearRpcFaults();
+  expect(states).toMatchObject([{ state: "sent" }, { state: "sent" }]);
 });
 
 /** A token that was bought for a payment of the agent's and handed over. */
@@ -417,14 +490,34 @@ test("the day's refunds go to the smallest and oldest first, and a recipient get
   const large = await pay("large", 2, "900000");
   expect(await world.wallet.order(large)).toEqual(limited);
   const small = await pay("small", 3, "500000");
+  expect(await world.wallet.order(small)).toEqual({ state: "waiting", why: "queued" });
+  await inStorage("UPDATE waiting SET since = since - 120000");
   expect(await world.wallet.order(small)).toMatchObject({ state: "sent" });
   const middle = await pay("middle", 4, "310000");
   expect(await world.wallet.order(middle)).toEqual(limited);
   // As much as is left, but the smaller one that waits goes before it.
   await inStorage("UPDATE wallet_orders SET created_at = created_at - 90000000 WHERE id = 'a first'");
+  await inStorage("UPDATE waiting SET since = since - 120000");
   const later = await pay("later", 2, "320000");
   expect(await world.wallet.order(later)).toEqual(limited);
   expect(await world.wallet.order(middle)).toMatchObject({ state: "sent" });
+});
+
+test("a refund larger than a recipient's share waits until the smaller ones have been heard: it used up the day in front of them", async () => {
+  await configure({ REFUND_LIMIT_USDC_PER_DAY: "1" });
+  const pay = async (id: string, index: number, amount: string) => {
+    const payment = await paidUs(agent(index), BigInt(amount));
+    return { kind: "pay", id, to: agent(index).address, amount, owed: { payment } } as const;
+  };
+  const large = await pay("large", 1, "900000");
+  expect(await world.wallet.order(large)).toEqual({ state: "waiting", why: "queued" });
+  expect(await world.wallet.order(await pay("small", 2, "200000"))).toMatchObject({ state: "sent" });
+  await inStorage("UPDATE waiting SET since = since - 120000");
+  expect(await world.wallet.order(large)).toEqual({ state: "waiting", why: "daily_limit" });
+  await inStorage("UPDATE wallet_orders SET created_at = created_at - 90000000");
+  expect(await world.wallet.order(large)).toMatchObject({ state: "sent" });
+  const beyond = await pay("beyond", 3, "1000001");
+  expect(await world.wallet.order(beyond)).toEqual({ state: "waiting", why: "above_limit" });
 });
 
 /** Calls every signature of its account's valid: `isValidSignature` answers its own selector. */
@@ -454,7 +547,7 @@ test("a contract's signature is taken in its own length, a keeper's of 65 bytes 
   }
 });
 
-test("a contract's signature of 65 bytes that ends in no recovery bit goes as bytes: it could not be read in three parts", () => {
+test("a contract's signature of 65 bytes that ends in no 27 or 28 goes byte by byte: a Safe's zero became another signature", () => {
   const place = { contract: CONTRACT_ADDRESS, coin: USDC_ADDRESS, operator: operator.address } as const;
   const selectorOf = (end: string) => {
     const [{ data }] = callsOf(
@@ -474,8 +567,18 @@ test("a contract's signature of 65 bytes that ends in no recovery bit goes as by
     return data.slice(0, 10);
   };
   // transferWithAuthorization(…,uint8,bytes32,bytes32) and (…,bytes).
-  expect(["1b", "00"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
-  expect(["1f", "20"].map(selectorOf)).toEqual(["0xcf092995", "0xcf092995"]);
+  expect(["1b", "1c"].map(selectorOf)).toEqual(["0xe3ee160e", "0xe3ee160e"]);
+  for (const end of ["00", "01", "1f", "20"]) expect(selectorOf(end), end).toBe("0xcf092995");
+});
+
+test("a plain account's signature that ends in 0 or 1 goes as the coin takes it, a contract's as it is", async () => {
+  const { payment } = await signedTo(agent(2), 500_000n);
+  const place = coinOf(world.provisioner);
+  const bit = payment.signature.endsWith("1b") ? "00" : "01";
+  const signature: Hex = `0x${payment.signature.slice(2, -2)}${bit}`;
+  const authorization = { ...payment, value: 500_000n, signature };
+  expect(await signatureForCoin(place, authorization)).toBe(payment.signature);
+  expect(await signatureForCoin(place, { ...authorization, from: agent(3).address })).toBe(signature);
 });
 
 test("what one node says of fees does not burn our gas money: a refund would have cost a hundred times what it moves", async () => {

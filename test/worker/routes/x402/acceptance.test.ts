@@ -222,6 +222,49 @@ test("hard case 56: what nobody has is refused with the nearest tier that there 
   ]);
 });
 
+test("hard case 56: what nobody has in the region, or below its share of the price, is refused at the quote: it was quoted and never served", async () => {
+  const offers = [
+    { region: "ewr", plan: "vc2-1c-1gb", stock: "high" },
+    { region: "fra", plan: "vc2-1c-1gb", stock: "none" },
+    { region: "COMMUNITY", plan: "NVIDIA GeForce RTX 4090", stock: "high", usdPerHour: 0.7 },
+  ];
+  const read = { readAt: Date.now(), offers, maxCostShare: 0.9 };
+  const stock = JSON.stringify({ vultr: read, runpod: read });
+  await run("INSERT INTO catalogs (id, tiers, stock) VALUES (1, ?, ?)", JSON.stringify(TIERS), stock);
+  const quote = async (what: Order) => {
+    const { status, body } = await ask(what);
+    return [status, body.code, body["error"]];
+  };
+  expect((await quote({ tier: 0 }))[0]).toBe(402);
+  expect((await quote({ tier: 0, region: "us-east" }))[0]).toBe(402);
+  expect(await quote({ tier: 0, region: "europe" })).toEqual([503, "sold_out", expect.stringContaining("in europe")]);
+  // 18 USDC a day are 0.75 an hour.
+  expect(await quote({ tier: 4 })).toEqual([503, "sold_out", expect.stringContaining("at its price")]);
+  await run("UPDATE catalogs SET stock = replace(stock, '0.9', '1')");
+  expect((await quote({ tier: 4 }))[0]).toBe(402);
+});
+
+test("hard case 60: a payment of an old price that a stranger has submitted is paid back: it stayed with us, and its payer was told that nothing was charged", async () => {
+  const before = await usdcOf(payer.address);
+  const { signed, headers } = await signPurchaseOf(world, payer);
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  await run("DELETE FROM quotes");
+  await setTier(PRICE * 2n);
+  try {
+    world.app = world.appOf({ ...world.edge });
+    const answer = await ask({}, headers);
+    expect(answer).toMatchObject({ status: 409, body: { code: "payment_used", charged: "yes" } });
+    const [row] = await rows();
+    expect(row).toMatchObject({ state: "refund_due", step: "refund", reason: "no_demand", amount: String(PRICE) });
+    expect(await ask({}, headers)).toMatchObject({ status: 409, body: { code: "payment_used", charged: "yes" } });
+    expect(await rows()).toHaveLength(1);
+    await playUntil(world, String(row?.["id"]), ({ state }) => state === "refunded");
+  } finally {
+    await setTier(PRICE);
+  }
+  expect(await usdcOf(payer.address)).toBe(before);
+});
+
 test("hard case 59: the same order by the same payer within a minute is the first one, whichever payment it carries; at the same instant too", async () => {
   const first = await order();
   expect(first.status).toBe(202);

@@ -83,11 +83,14 @@ test("what nobody has looked into is unknown, and what a row knows is told", asy
   const { headers, body, answer } = await orderMachine(world, agent(1));
   expect(answer.status).toBe(202);
   const other = { ...body, durationDays: 2 };
-  expect(await told(post(world, PATH, other, headers))).toMatchObject({ status: 409, charged: "none" });
+  expect(await told(post(world, PATH, other, headers))).toMatchObject({ status: 409, charged: "unknown" });
   for (const [state, charged] of [
     ["settled", "yes"],
     ["refund_due", "yes"],
     ["settling", "unknown"],
+    ["claimed", "unknown"],
+    ["releasing", "unknown"],
+    ["released", "none"],
     ["refunded", "none"],
   ]) {
     await world.sql.prepare("UPDATE payments SET state = ?").bind(state).run();
