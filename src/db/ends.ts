@@ -25,19 +25,14 @@ export const terminateReplaced = (db: Database, vm: Vm, now: number): Promise<un
 function end(db: Database, vm: Vm, more: Partial<Vm>, then: readonly SQL[]): Promise<unknown> {
   requireMove(vm.status, "terminated");
   return runBatch(db, [
-    fenceByGeneration(db, vm),
-    db
-      .update(vms)
-      .set({
-        status: "terminated",
-        step: "idle",
-        wakeAt: null,
-        checkAt: null,
-        sshPrivateKey: null,
-        generation: vm.generation + 1,
-        ...more,
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
+    fenceByGeneration(db, vm, {
+      status: "terminated",
+      step: "idle",
+      wakeAt: null,
+      checkAt: null,
+      sshPrivateKey: null,
+      ...more,
+    }),
     ...then,
   ]);
 }
@@ -70,7 +65,14 @@ export const reinstate = (
     rivalIsInvented ? undefined : sql`false`,
   );
   return db.batch([
-    fenceByGeneration(db, vm),
+    fenceByGeneration(db, vm, {
+      step,
+      wakeAt: step === "idle" ? null : now,
+      blockNumber,
+      createdAt: purchaseDate,
+      expiresAt,
+      checkAt: vm.status === "running" || vm.status === "provisioning" ? expiresAt + graceSeconds : null,
+    }),
     db
       .update(purchases)
       .set({ orphaned: false, blockNumber, blockHash, logIndex, purchaseDate })
@@ -87,18 +89,7 @@ export const reinstate = (
         checkAt: null,
       })
       .where(and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation))),
-    db
-      .update(vms)
-      .set({
-        current: true,
-        step,
-        wakeAt: step === "idle" ? null : now,
-        blockNumber,
-        createdAt: purchaseDate,
-        expiresAt,
-        checkAt: vm.status === "running" || vm.status === "provisioning" ? expiresAt + graceSeconds : null,
-        generation: vm.generation + 1,
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
+    // A token has one row at a time that is current.
+    db.update(vms).set({ current: true }).where(eq(vms.incarnation, vm.incarnation)),
   ]);
 };

@@ -4,16 +4,16 @@ import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { payments, purchases, vms } from "./schema.ts";
-import type { Vm } from "./vms.ts";
+import { type TimedVm, timedVm } from "./vms.ts";
 
 /** What stands for the purchase of a payment, by whichever of its transactions was mined: ours still, or its payer's. */
 export const boughtVm = async (
   db: Database,
   { id, payer, purchaseTx }: Pick<Payment, "id" | "payer" | "purchaseTx">,
   operator: string,
-): Promise<Vm | null> =>
+): Promise<TimedVm | null> =>
   (await db
-    .select()
+    .select(timedVm)
     .from(vms)
     .where(
       and(

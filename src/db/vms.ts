@@ -1,6 +1,7 @@
 // Machines and their attempts, as the provisioner moves them. Every write names the lease or the generation it acts
 // under; a write that finds neither changes nothing, and the caller drops its message.
-import { and, asc, eq, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
+import { and, asc, eq, getTableColumns, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
+import type { SQLiteUpdateSetSource } from "drizzle-orm/sqlite-core";
 import { requireMove, type Status, type Step } from "../vms/states.ts";
 import { type Database, once, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
@@ -9,12 +10,18 @@ import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, cursors, failedProvisionings, purchases, vms } from "./schema.ts";
 
 export type Vm = typeof vms.$inferSelect;
+/** With the scanned head's time, as `chainTime` has it: read together, since most steps need both. */
+export type TimedVm = Vm & { chainTime: number };
 export type Attempt = typeof attempts.$inferSelect;
 
 const given = sql.placeholder;
+export const timedVm = {
+  ...getTableColumns(vms),
+  chainTime: sql<number>`COALESCE((SELECT block_timestamp FROM cursors), 0)`,
+};
 const vmOf = once((db) =>
   db
-    .select()
+    .select(timedVm)
     .from(vms)
     .where(eq(vms.incarnation, given("incarnation")))
     .prepare(),
@@ -29,7 +36,7 @@ const attemptsOf = once((db) =>
 );
 const scannedTime = once((db) => db.select({ at: cursors.blockTimestamp }).from(cursors).prepare());
 
-export const loadVm = async (db: Database, incarnation: string): Promise<Vm | null> =>
+export const loadVm = async (db: Database, incarnation: string): Promise<TimedVm | null> =>
   (await vmOf(db).get({ incarnation })) ?? null;
 
 export const loadAttempts = (db: Database, incarnation: string): Promise<Attempt[]> =>
@@ -122,19 +129,25 @@ export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number
 const nextTurn = (vm: Vm) => ({ generation: vm.generation + 1, lease: "", leaseUntil: 0 });
 
 // First in a batch: fails, and with it the whole batch, when the lease is not the writer's (see schema, `lease`).
-const fenceByLease = (db: Database, vm: Vm, lease: string) =>
+const fenceByLease = (db: Database, vm: Vm, lease: string, move: Partial<Vm>) =>
   db
     .update(vms)
     .set({
+      ...move,
       lease: sql`CASE WHEN ${vms.lease} = ${lease} AND ${vms.generation} = ${vm.generation} THEN ${vms.lease} END`,
     })
     .where(eq(vms.incarnation, vm.incarnation));
 
-/** The same for a writer without a lease. */
-export const fenceByGeneration = (db: Database, vm: Vm) =>
+/** The same for a writer without a lease. The move begins a new generation. */
+export const fenceByGeneration = (db: Database, vm: Vm, move: SQLiteUpdateSetSource<typeof vms>) =>
   db
     .update(vms)
-    .set({ lease: sql`CASE WHEN ${vms.generation} = ${vm.generation} THEN ${vms.lease} END` })
+    .set({
+      ...move,
+      generation: vm.generation + 1,
+      lease: sql`CASE WHEN ${vms.generation} = ${vm.generation} THEN '' END`,
+      leaseUntil: 0,
+    })
     .where(eq(vms.incarnation, vm.incarnation));
 
 /** True for the failure of a batch whose fence did not hold. */
@@ -146,9 +159,8 @@ export const isFenced = (error: unknown): boolean => {
 /** Writes the intent before the request leaves: from here on a machine may exist under this attempt's label. */
 export const openAttempt = (db: Database, vm: Vm, lease: string, attempt: typeof attempts.$inferInsert) =>
   db.batch([
-    fenceByLease(db, vm, lease),
+    fenceByLease(db, vm, lease, { step: "find", attempt: attempt.number }),
     db.insert(attempts).values(attempt),
-    db.update(vms).set({ step: "find", attempt: attempt.number }).where(eq(vms.incarnation, vm.incarnation)),
   ]);
 
 /** The vendor refused: nothing was made. The attempt is closed and its key forgotten; the lease is kept. */
@@ -162,12 +174,11 @@ export const closeRefused = (
   now: number,
 ) =>
   db.batch([
-    fenceByLease(db, vm, lease),
+    fenceByLease(db, vm, lease, { step: "create" }),
     db
       .update(attempts)
       .set({ outcome, detail, endedAt: now, goneAt: now, privateKey: null })
       .where(isAttempt(vm, number)),
-    db.update(vms).set({ step: "create" }).where(eq(vms.incarnation, vm.incarnation)),
   ]);
 
 /** The vendor made it (or it was found): the row waits for the boot under a new generation. */
@@ -180,20 +191,8 @@ export async function recordMachine(
 ): Promise<number | null> {
   const { provider, region, plan } = attempt;
   await db.batch([
-    fenceByGeneration(db, vm),
+    fenceByGeneration(db, vm, { step: "boot", provider, region, plan, instanceId, wakeAt: times.wakeAt }),
     db.update(attempts).set({ instanceId, bootDeadlineAt: times.bootDeadlineAt }).where(isAttempt(vm, attempt.number)),
-    db
-      .update(vms)
-      .set({
-        step: "boot",
-        provider,
-        region,
-        plan,
-        instanceId,
-        wakeAt: times.wakeAt,
-        ...nextTurn(vm),
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
   ]);
   return vm.generation + 1;
 }
@@ -206,7 +205,7 @@ export async function recordMachine(
 export const openRotation = (db: Database, vm: Vm, lease: string, attempt: Attempt) => {
   const { mark, hostPublicKey, createSentAt } = attempt;
   return db.batch([
-    fenceByLease(db, vm, lease),
+    fenceByLease(db, vm, lease, { attempt: attempt.number }),
     db
       .update(attempts)
       .set({ goneAt: createSentAt, privateKey: null })
@@ -226,7 +225,6 @@ export const openRotation = (db: Database, vm: Vm, lease: string, attempt: Attem
         set: { mark, hostPublicKey, createSentAt },
       }),
     forgetSealed(db, vm.incarnation, attempt.number - 1),
-    db.update(vms).set({ attempt: attempt.number }).where(eq(vms.incarnation, vm.incarnation)),
   ]);
 };
 
@@ -240,15 +238,11 @@ export async function closeAttempt(
 ): Promise<number | null> {
   const { outcome, detail, now, gone } = end;
   await db.batch([
-    fenceByGeneration(db, vm),
+    fenceByGeneration(db, vm, move),
     db
       .update(attempts)
       .set({ outcome, detail, endedAt: now, privateKey: null, ...(gone ? { goneAt: now } : {}) })
       .where(and(isAttempt(vm, number), isNull(attempts.endedAt))),
-    db
-      .update(vms)
-      .set({ ...move, ...nextTurn(vm) })
-      .where(eq(vms.incarnation, vm.incarnation)),
   ]);
   return vm.generation + 1;
 }
@@ -291,23 +285,18 @@ export async function publish(
 ): Promise<number> {
   requireMove(vm.status, "running");
   await runBatch(db, [
-    fenceByGeneration(db, vm),
-    db
-      .update(vms)
-      .set({
-        status: "running",
-        step: at.scrubAt === null ? "idle" : "scrub",
-        ...nextTurn(vm),
-        wakeAt: at.scrubAt,
-        sshHost: at.host,
-        sshPort: at.port,
-        sshPrivateKey: attempt.privateKey,
-        keyId: attempt.keyId,
-        // A machine that was replaced does not make the purchase run later.
-        runningAt: sql`COALESCE(${vms.runningAt}, ${at.now})`,
-        lateSeconds: sql`COALESCE(${vms.lateSeconds}, ${at.lateSeconds})`,
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
+    fenceByGeneration(db, vm, {
+      status: "running",
+      step: at.scrubAt === null ? "idle" : "scrub",
+      wakeAt: at.scrubAt,
+      sshHost: at.host,
+      sshPort: at.port,
+      sshPrivateKey: attempt.privateKey,
+      keyId: attempt.keyId,
+      // A machine that was replaced does not make the purchase run later.
+      runningAt: sql`COALESCE(${vms.runningAt}, ${at.now})`,
+      lateSeconds: sql`COALESCE(${vms.lateSeconds}, ${at.lateSeconds})`,
+    }),
     db
       .update(attempts)
       .set({ outcome: "running", endedAt: at.now, privateKey: null })
@@ -334,7 +323,7 @@ export async function failVm(
   const { cause, detail, now, step, wakeAt, refund } = failure;
   requireMove(vm.status, "failed");
   await runBatch(db, [
-    fenceByGeneration(db, vm),
+    fenceByGeneration(db, vm, { status: "failed", step, failure: cause, wakeAt, checkAt: null }),
     db.insert(failedProvisionings).values({
       incarnation: vm.incarnation,
       tokenId: vm.tokenId,
@@ -344,17 +333,6 @@ export async function failVm(
       attempts: vm.attempt,
       createdAt: now,
     }),
-    db
-      .update(vms)
-      .set({
-        status: "failed",
-        step,
-        failure: cause,
-        wakeAt,
-        checkAt: null,
-        ...nextTurn(vm),
-      })
-      .where(eq(vms.incarnation, vm.incarnation)),
     ...(refund === undefined ? [] : [bookRefund(db, refund)]),
   ]);
 }

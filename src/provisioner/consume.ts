@@ -1,7 +1,7 @@
 // Takes messages off the queue. Each is acknowledged or retried by itself; `retry` is for faults only, waiting is a new
 // message (hard case 11), and so is a failure that passes by itself: it must not use up the tries of a message (hard case 46).
 import { hasRoom } from "../db/client.ts";
-import { failVm, isFenced, loadVm, type Vm, wakeAt } from "../db/vms.ts";
+import { failVm, isFenced, loadVm, type TimedVm, wakeAt } from "../db/vms.ts";
 import { GiveUp, isTransient } from "../errors.ts";
 import { errorFields, levelOfFault, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
@@ -23,7 +23,7 @@ const MAX_RETRY_SECONDS = 60;
 const PUT_OFF_SECONDS = 10;
 const DEAD_LETTER_WAIT_MS = 60_000;
 
-const STEPS: Record<Step, (context: Context, vm: Vm) => Promise<Next>> = {
+const STEPS: Record<Step, (context: Context, vm: TimedVm) => Promise<Next>> = {
   create,
   find,
   boot,
@@ -57,7 +57,7 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
 }
 
 /** Runs one step, with its one wide event: what only waits is for debugging. */
-const runStep = (context: Context, vm: Vm): Promise<Next> =>
+const runStep = (context: Context, vm: TimedVm): Promise<Next> =>
   withLogScope({ tokenId: vm.tokenId, step: vm.step }, async () => {
     const began = context.now();
     const next = await takeStep(context, vm);
@@ -73,7 +73,7 @@ const runStep = (context: Context, vm: Vm): Promise<Next> =>
     return next;
   });
 
-async function takeStep(context: Context, vm: Vm): Promise<Next> {
+async function takeStep(context: Context, vm: TimedVm): Promise<Next> {
   try {
     return await STEPS[vm.step](context, vm);
   } catch (error) {

@@ -43,7 +43,7 @@ const MAX_REPLACEMENTS = 3;
  * Checks the purchase, then tries candidates until one has a machine or all are used up for this turn. The check is part
  * of every turn, under the lease: a row that somebody wrote, or that a reorg has overtaken, orders nothing.
  */
-export async function create(context: Context, vm: store.Vm): Promise<Next> {
+export async function create(context: Context, vm: store.TimedVm): Promise<Next> {
   const began = context.now();
   const lease = crypto.randomUUID();
   try {
@@ -56,7 +56,7 @@ export async function create(context: Context, vm: store.Vm): Promise<Next> {
   }
 }
 
-async function takeTurn(context: Context, vm: store.Vm, lease: string, began: number): Promise<Next> {
+async function takeTurn(context: Context, vm: store.TimedVm, lease: string, began: number): Promise<Next> {
   const { db, chain, now } = context;
   // After a pause that was too long the purchase is looked at once more, to be paid back.
   const isHeldUp = (await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));
@@ -324,10 +324,9 @@ async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Pro
 }
 
 /** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). A pause gives it some time more. */
-export async function isTooLate({ db }: Context, vm: store.Vm): Promise<boolean> {
-  const time = await store.chainTime(db);
-  if (time <= vm.deadline) return false;
-  return time > pausedDeadline(vm) || !(await isPaused(db, "provisioning"));
+export async function isTooLate({ db }: Context, vm: store.TimedVm): Promise<boolean> {
+  if (vm.chainTime <= vm.deadline) return false;
+  return vm.chainTime > pausedDeadline(vm) || !(await isPaused(db, "provisioning"));
 }
 
 /**

@@ -18,7 +18,7 @@ import { boughtVm, heldToken, serveHeldToken } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/payments.ts";
 import { moveRefund } from "../db/refunds.ts";
-import { chainTime, loadVm, type Vm } from "../db/vms.ts";
+import { chainTime, loadVm, type TimedVm, type Vm } from "../db/vms.ts";
 import { allClear, log } from "../log.ts";
 import {
   authorizationOf,
@@ -207,14 +207,14 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
 export async function onMachine(
   context: Context,
   row: store.Payment,
-  step: (context: Context, row: store.Payment, vm: Vm | null) => Promise<Turn>,
+  step: (context: Context, row: store.Payment, vm: TimedVm | null) => Promise<Turn>,
 ): Promise<Turn> {
   const vm = await machineOf(context, row);
   return vm !== null && vm.incarnation !== row.incarnation ? follow(context, row, vm) : step(context, row, vm);
 }
 
 /** What stands for an order's purchase: reorgs give it another token or transaction, and the first one back. */
-async function machineOf(context: Context, row: store.Payment): Promise<Vm | null> {
+async function machineOf(context: Context, row: store.Payment): Promise<TimedVm | null> {
   const vm = row.incarnation === null ? null : await loadVm(context.db, row.incarnation);
   if (vm?.current || row.purchaseTx === null) return vm;
   return (await boughtVm(context.db, row, addressInRows(context))) ?? vm;
@@ -241,7 +241,7 @@ const toClose = ({ db, now }: Context, row: store.Payment): Promise<store.Paymen
 const linkTo = ({ incarnation, tokenId, txHash }: Vm) => ({ incarnation, tokenId, purchaseTx: txHash });
 
 /** Waits for the machine; whoever publishes it, or fails, sends a message. */
-export async function provision(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
+export async function provision(context: Context, row: store.Payment, vm: TimedVm | null): Promise<Turn> {
   const { db, now } = context;
   if (vm === null) return abandon(context, row, "purchase_gone");
   if (isTheirs(row, vm)) return toClose(context, row);
@@ -250,8 +250,7 @@ export async function provision(context: Context, row: store.Payment, vm: Vm | n
     return store.movePayment(db, row, { step, wakeAt: now() + WATCH_MS });
   }
   if (vm.status !== "provisioning" || !vm.current) return abandon(context, row, vm.failure ?? "machine_ended");
-  if (row.state !== "settled" && (await chainTime(db)) > row.validBefore)
-    return abandon(context, row, "no_machine_in_time");
+  if (row.state !== "settled" && vm.chainTime > row.validBefore) return abandon(context, row, "no_machine_in_time");
   return lookAgain(context, row, WATCH_MS);
 }
 

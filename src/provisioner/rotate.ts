@@ -24,7 +24,7 @@ import { type MachineSpec, VendorError } from "./vendors/vendor.ts";
 const REINSTALL_CALLS = 2;
 
 /** New keys, stored, and the order to the vendor. What follows is a boot like any other. */
-export async function rotate(context: Context, vm: store.Vm): Promise<Next> {
+export async function rotate(context: Context, vm: store.TimedVm): Promise<Next> {
   const { db, now } = context;
   const lease = crypto.randomUUID();
   try {
@@ -40,7 +40,7 @@ export async function rotate(context: Context, vm: store.Vm): Promise<Next> {
   }
 }
 
-async function takeTurn(context: Context, vm: store.Vm, lease: string): Promise<Next> {
+async function takeTurn(context: Context, vm: store.TimedVm, lease: string): Promise<Next> {
   const { db, vendors, now } = context;
   // The machine serves on under its old key: nothing is touched that a pause might keep from coming back.
   if (await isPaused(db, "provisioning")) return putOff(context, vm, PAUSED_WAIT_SECONDS);

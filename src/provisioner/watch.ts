@@ -27,7 +27,7 @@ const CLOCK_SKEW_MS = 120_000;
  * A create whose answer never came. Complete lists are read until the machine shows up under its label, or until they
  * stayed empty for as long as the request could still have worked plus the time a new machine may stay unlisted (9).
  */
-export async function find(context: Context, vm: store.Vm): Promise<Next> {
+export async function find(context: Context, vm: store.TimedVm): Promise<Next> {
   const { db, config, now } = context;
   // The order may still be on its way: whoever holds the lease will say how it ended.
   if (vm.lease !== "" && vm.leaseUntil > now()) return sendAfter(vm.generation, config.POLL_SECONDS);
@@ -68,7 +68,7 @@ const isQuietOver = ({ config }: Context, attempt: store.Attempt, readAt: number
   readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;
 
 /** Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). */
-export async function boot(context: Context, vm: store.Vm): Promise<Next> {
+export async function boot(context: Context, vm: store.TimedVm): Promise<Next> {
   const { config, now } = context;
   const attempt = await currentAttempt(context, vm);
   const { instanceId } = vm;
@@ -141,7 +141,7 @@ async function lateness(context: Context, vm: store.Vm): Promise<{ lateSeconds: 
 }
 
 /** Ends the machines of failed attempts; the next one is ordered only when the vendor knows none of them. */
-export async function clear(context: Context, vm: store.Vm): Promise<Next> {
+export async function clear(context: Context, vm: store.TimedVm): Promise<Next> {
   const { db, config, now } = context;
   if (!(await endMachines(context, vm))) {
     // The buyer doesn't wait for a vendor that does not answer: the purchase ends here, the machine's end goes on.

@@ -1,14 +1,30 @@
-// What one request costs, counted and not timed: the same figures on every machine.
-
+// What one request costs, and what an order and a refund do from end to end: counted and not timed, the same figures on
+// every machine.
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import type { ScenarioCosts } from "../sim/costs.ts";
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { fetchAgain } from "../world/http.ts";
 import { EDGE_UNDER_LOAD, openShop, TOKENS } from "../world/shop.ts";
-import { printRows } from "./figures.ts";
+import { printRows, table } from "./figures.ts";
 import type { RequestBill } from "./metered-edge.ts";
 import { payment } from "./payments.ts";
 
 /** Longer than a guard keeps minute windows to itself. */
 const FLUSH_MS = 6_000;
+
+/** Prints what an order and a refund ask for, requests and jobs together. */
+export async function benchOrderCosts(): Promise<void> {
+  const sim = ["--disable-warning=ExperimentalWarning", "--import", "./test/sim/hooks.ts", "test/sim/costs.ts"];
+  const { stdout } = await promisify(execFile)(process.execPath, sim);
+  const rows = JSON.parse(stdout) as ScenarioCosts[];
+  console.log(
+    table(
+      ["from end to end", "worlds", "D1 statements", "D1 trips", "RPC calls"],
+      rows.map(({ name, ended, statements, trips, rpcCalls }) => [name, ended, statements, trips, rpcCalls]),
+    ),
+  );
+}
 
 /** Prints D1 round trips, rows read and written, object calls and RPC calls of each kind of request. */
 export async function benchCosts(): Promise<void> {

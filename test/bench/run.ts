@@ -1,7 +1,7 @@
 // `npm run bench`: prints figures and judges none. README, "Figures", describes the method.
 import { InvalidArgumentError, program } from "commander";
 import { benchCatchUp } from "./catch-up.ts";
-import { benchCosts } from "./costs.ts";
+import { benchCosts, benchOrderCosts } from "./costs.ts";
 import { benchGuard } from "./guard.ts";
 import { benchHistory } from "./history.ts";
 import { benchOverhead } from "./overhead.ts";
@@ -30,7 +30,14 @@ const PARTS: Record<string, { title: string; run: (options: Options) => Promise<
   scale: { title: "Bursts of purchases, all served by a fast vendor", run: () => benchScale([100, 1_000, 10_000]) },
   history: { title: "100,000 purchases of history, median of 9 rounds", run: () => benchHistory(100_000, 9) },
   payments: { title: "x402: quotes and payments, median of 5 rounds", run: () => benchPayments(5, 100) },
-  costs: { title: "What a request costs", run: () => benchCosts() },
+  costs: {
+    title: "What an order and a request cost",
+    run: async () => {
+      await benchOrderCosts();
+      console.log();
+      await benchCosts();
+    },
+  },
   startup: { title: "Bundles and start-up, median of 5 rounds", run: () => benchStartup(5) },
 };
 

@@ -16,6 +16,9 @@ export const MAX_STALL_MS = 80_000;
 const DOWN = { fails: 0.6, losesAnswer: 0.8 };
 const tasks = new AsyncLocalStorage<Task>();
 
+/** Which task makes the call that is under way. */
+export const taskName = (): string | undefined => tasks.getStore()?.name;
+
 export class Runtime {
   readonly clock: Clock;
   readonly faults: Faults;
