@@ -287,6 +287,18 @@ test("many clients of one /48 can't wash the audit away either", async () => {
   expect(written + counted).toBe(45);
 });
 
+test("nor can whoever asks while a node lies: nodes that disagree are told of sixty times a minute", async () => {
+  const { sent, to } = taking();
+  const begun = Math.floor(Date.now() / 60_000);
+  for (let count = 0; count < 400; count++) log("security", "rpc_sources_disagree", { answers: 3 });
+  await sendLogs(to);
+  const minutes = Math.floor(Date.now() / 60_000) - begun + 1;
+  const lines = sent.flatMap(({ security }) => security.trimEnd().split("\n")).map((one) => JSON.parse(one));
+  const told = lines.filter(({ event }) => event === "rpc_sources_disagree");
+  expect(told.length).toBeLessThanOrEqual(60 * minutes);
+  expect(lines.filter(({ of }) => of === "rpc_sources_disagree")).toMatchObject([{ count: 400 - told.length }]);
+});
+
 test("one wide event per request, and the audit's lines, in the book and downloadable", async () => {
   const key = await world.operatorKey();
   await world.request("/status/999999");
