@@ -32,6 +32,10 @@ const LINE_FEED = 0x0a;
 const EXCERPT_BYTES = 1_000;
 /** A cause that is told of again and again pages once in this time. */
 const REMIND_MS = 3_600_000;
+/** What is told of again this soon after its call is what that call was about; later, it may be the next of its kind. */
+const SAME_MS = 60_000;
+/** A cause of which something was told since its call, and that is not over. */
+const IS_UNTOLD = `cleared_at IS NULL AND said_at > paged_at + ${SAME_MS}`;
 /** A cause is over when nobody has told of it for so long since it was called over: one that comes and goes is one. */
 const SETTLE_MS = 300_000;
 /** A cause that nobody has told of for so long, and nobody has called over, is nothing that ends. */
@@ -119,6 +123,7 @@ export class LogBook extends DurableObject<Env> {
   override async alarm(): Promise<void> {
     const now = Date.now();
     this.#endCauses(now);
+    this.#remind(now);
     const due = this.#sql
       .exec<Alert>("SELECT id, what, line, tries FROM alerts WHERE next_try_at <= ? ORDER BY at LIMIT 20", now)
       .toArray();
@@ -185,7 +190,7 @@ export class LogBook extends DurableObject<Env> {
   #page(cause: string, line: string, now: number): void {
     this.#sql.exec(
       `INSERT INTO causes VALUES (?1, ?2, ?3, ?3, 0, NULL)
-        ON CONFLICT (cause) DO UPDATE SET said_at = excluded.said_at, cleared_at = NULL`,
+        ON CONFLICT (cause) DO UPDATE SET line = excluded.line, said_at = excluded.said_at, cleared_at = NULL`,
       cause,
       line,
       now,
@@ -193,6 +198,18 @@ export class LogBook extends DurableObject<Env> {
     const due = "cause = ? AND paged_at <= ? RETURNING cause";
     const told = this.#sql.exec(`UPDATE causes SET paged_at = ? WHERE ${due}`, now, cause, now - REMIND_MS).toArray();
     if (told.length > 0) this.#alert("page", line, now);
+  }
+
+  /** What happened within the hour after a call, and has no end to be told of, calls once the hour is over. */
+  #remind(now: number): void {
+    const due = this.#sql
+      .exec<{ line: string }>(
+        `UPDATE causes SET paged_at = ? WHERE paged_at <= ? AND ${IS_UNTOLD} RETURNING line`,
+        now,
+        now - REMIND_MS,
+      )
+      .toArray();
+    for (const { line } of due) this.#alert("page", line, now);
   }
 
   /** True where one of these was told of. */
@@ -228,9 +245,11 @@ export class LogBook extends DurableObject<Env> {
     const next = this.#sql
       .exec<{ at: number | null }>(
         `SELECT MIN(at) AS at FROM (SELECT next_try_at AS at FROM alerts
-          UNION ALL SELECT COALESCE(cleared_at + ?, said_at + ?) FROM causes)`,
+          UNION ALL SELECT COALESCE(cleared_at + ?, said_at + ?) FROM causes
+          UNION ALL SELECT paged_at + ? FROM causes WHERE ${IS_UNTOLD})`,
         SETTLE_MS,
         FORGET_MS,
+        REMIND_MS,
       )
       .one().at;
     if (next !== null) await this.ctx.storage.setAlarm(Math.max(next, now));

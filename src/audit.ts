@@ -1,9 +1,14 @@
 // How much one client may write into the audit: what an isolate writes of a client and an event within a minute. Further lines
-// are counted, and the counts told of, so that nobody washes away what others did (hard case 44).
+// are counted, and the counts told of, so that nobody washes away what others did (hard case 44). An IPv6 client has as many
+// names as its /48 has blocks: those share an allowance of their own.
+import { blockOf } from "./access/client-name.ts";
 import { Tally } from "./tally.ts";
 
 const MINUTE_MS = 60_000;
 const MAX_LINES_PER_MINUTE = 10;
+const MAX_LINES_OF_BLOCK = 30;
+/** Of an event that names nobody, as what nodes say: requests may cause it, while one of them lies. */
+const MAX_LINES_OF_NOBODY = 60;
 /** Clients of one minute; what further ones cause is counted. */
 const MAX_CLIENTS = 10_000;
 /** What operators do is written, however much it is. */
@@ -22,20 +27,27 @@ export function countAnew(): void {
 
 /** Whether a line of this event is written; if not, it is counted. `now`: unix milliseconds. */
 export function isWritten(event: string, address: unknown, now: number): boolean {
-  if (typeof address !== "string" || ALWAYS_WRITTEN.has(event)) return true;
+  if (ALWAYS_WRITTEN.has(event)) return true;
   const current = Math.floor(now / MINUTE_MS);
   if (current !== minute) {
     minute = current;
     written.clear();
   }
-  const name = `${event} ${address}`;
-  const lines = written.get(name) ?? 0;
-  if (lines < MAX_LINES_PER_MINUTE && (lines > 0 || written.size < MAX_CLIENTS)) {
-    written.set(name, lines + 1);
-    return true;
+  const client = typeof address === "string" ? address : null;
+  const name = client === null ? event : `${event} ${client}`;
+  const block = client === null ? null : blockOf(client);
+  const allowances: [string, number][] = [[name, client === null ? MAX_LINES_OF_NOBODY : MAX_LINES_PER_MINUTE]];
+  if (block !== null) allowances.push([`${event} ${block}`, MAX_LINES_OF_BLOCK]);
+  const hasRoom = ([key, most]: [string, number]) => {
+    const lines = written.get(key) ?? 0;
+    return lines < most && (lines > 0 || client === null || written.size < MAX_CLIENTS);
+  };
+  if (!allowances.every(hasRoom)) {
+    counted.add(name);
+    return false;
   }
-  counted.add(name);
-  return false;
+  for (const [key] of allowances) written.set(key, (written.get(key) ?? 0) + 1);
+  return true;
 }
 
 /** What was counted since: once a minute the ten most frequent by event and client, and the rest as a sum. */

@@ -71,19 +71,26 @@ export const limitedEvenIfBanned = (route: LimitedRoute): MiddlewareHandler<App>
 export const capped =
   (what: "wallets" | "x402", writes: (c: Context<App>) => boolean = () => true): MiddlewareHandler<App> =>
   async (c, next) => {
-    if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client")) || !writes(c)) return next();
-    const block = blockOf(c.get("client"));
-    // One after the other: what its own block refuses must not use up what everybody shares.
-    const caps = [
-      ...(block === null ? [] : [[`${what}_block`, block] as const]),
-      [`${what}_all`, "everybody"] as const,
-    ];
-    for (const [route, name] of caps) {
-      const until = await count(c, route, name);
-      if (until !== null) throw tooMany(until, Date.now());
-    }
+    if (writes(c)) await requireRoom(c, what);
     await next();
   };
+
+/**
+ * The same for what makes us ask the chain about a token that we don't know: without it one /48 could use up what the nodes
+ * give us, and the scan would be without them.
+ */
+export const countLookup = (c: Context<App>): Promise<void> => requireRoom(c, "lookups");
+
+async function requireRoom(c: Context<App>, what: "wallets" | "x402" | "lookups"): Promise<void> {
+  if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return;
+  const block = blockOf(c.get("client"));
+  // One after the other: what its own block refuses must not use up what everybody shares.
+  const caps = [...(block === null ? [] : [[`${what}_block`, block] as const]), [`${what}_all`, "everybody"] as const];
+  for (const [route, name] of caps) {
+    const until = await count(c, route, name);
+    if (until !== null) throw tooMany(until, Date.now());
+  }
+}
 
 /**
  * A token's own limit, whoever asks. What replaces a key that others know counts apart, so that nobody can sell a token whose

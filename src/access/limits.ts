@@ -19,7 +19,7 @@ export type Rule = Limit & {
 };
 
 /**
- * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last five, four are caps over many
+ * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last seven, six are caps over many
  * clients, and `rotations` is a token's.
  */
 export const LIMITS = {
@@ -36,6 +36,8 @@ export const LIMITS = {
   x402_block: { requests: 300, windowSeconds: MINUTE, closed: true, shared: true },
   x402_all: { requests: 6_000, windowSeconds: MINUTE, closed: true, shared: true },
   wallets_all: { requests: 600, windowSeconds: MINUTE, kept: true, closed: true, shared: true },
+  lookups_block: { requests: 60, windowSeconds: MINUTE, shared: true },
+  lookups_all: { requests: 600, windowSeconds: MINUTE, shared: true },
   rotations: { requests: 6, windowSeconds: DAY, kept: true, closed: true, shared: true },
 } as const satisfies Record<string, Rule>;
 

@@ -15,7 +15,7 @@ import {
 } from "viem";
 import type { Chain, Node } from "./client.ts";
 import { plainSignatureOf } from "./plain-signature.ts";
-import { askFirst, askTwo } from "./witness.ts";
+import { askTwo } from "./witness.ts";
 
 /** Some ten times what a wallet needs that deploys itself and verifies a passkey without a precompile. */
 const VERIFY_GAS = 3_000_000n;
@@ -64,9 +64,9 @@ export function factoryOf(signature: Hex): Address | null {
   }
 }
 
-/** Whether an account has code, as the first node that answers has it. */
-const isDeployed = async (chain: Chain, account: Address): Promise<boolean> =>
-  (await askFirst(chain, async ({ client }) => (await client.getCode({ address: account })) ?? "0x")) !== "0x";
+/** Whether an account has code, as two nodes tell it: by one that does not see it, a wallet's owner would be turned away. */
+const isDeployed = (chain: Chain, account: Address): Promise<boolean> =>
+  askTwo(chain, async ({ client }) => ((await client.getCode({ address: account })) ?? "0x") !== "0x");
 
 /**
  * Why an account did not sign, from a sentence that says it did not: a smart wallet that is not deployed can't be asked, and

@@ -7,6 +7,7 @@
 //   missing event        a token id was skipped              -> recorded as a gap, read again from every node
 //   no logs              its head answers, eth_getLogs won't -> fewer blocks, down to one, then the next node
 //   nonsense             what is no list of logs, or a block whose time is behind the cursor's -> the next node
+//   fork                 two others show another block where the range ends -> the next node is asked
 //   chain set back       two heads below the cursor, on a chain that does not lead to it -> as a reorg, at once
 import { zeroAddress } from "viem";
 import type { EdgeConfig } from "../config.ts";
@@ -28,7 +29,7 @@ import {
 import { type ChainEvents, type FoundEvents, fetchEvents, MAX_REQUESTS, type Transfer } from "./events.ts";
 import { isAtItsEnd } from "./log-ranges.ts";
 import { LogsRefused, rangeOf, recallSpans, spansOf } from "./logs.ts";
-import { askFirst, askTwo, witnessesOf } from "./witness.ts";
+import { askFirst, askTwo, isOnFork, witnessesOf } from "./witness.ts";
 
 /** Read again on every pass, in requests of their own. */
 const OVERLAP_BLOCKS = 10;
@@ -78,7 +79,7 @@ export async function startCursor({ db, chain, config, now }: Omit<ScanContext, 
 
 /** What a look at one node comes to. */
 type Seen =
-  | { outcome: "idle"; head: Head }
+  | { outcome: "idle" }
   | { outcome: "unsettled"; caughtUp: boolean }
   | { outcome: "behind"; head: Head }
   | { outcome: "advanced"; head: Head; end: Head; events: FoundEvents; caughtUp: boolean }
@@ -114,8 +115,10 @@ export async function scanPass(context: ScanContext): Promise<PassResult> {
     if (seen === null || seen.outcome === "behind") continue;
     // What is thrown from here on is ours or the database's: another node would not mend it.
     const result = await conclude(context, cursor, node, seen);
-    // A node that stands still agrees with everything we know and shows nothing new: another may know more.
-    const isStale = seen.outcome === "idle" && now / 1_000 - seen.head.timestamp > config.CHAIN_MAX_AGE_SECONDS;
+    // A node that stands still agrees with everything we know and shows nothing new, whatever time it gives its head:
+    // another may know more.
+    const youngest = cursor.blockTimestamp + config.CONFIRMATIONS * SECONDS_PER_BLOCK;
+    const isStale = seen.outcome === "idle" && now / 1_000 - youngest > config.CHAIN_MAX_AGE_SECONDS;
     if (seen.outcome !== "unsettled" && !isStale) return result;
     fallback = result;
   }
@@ -141,7 +144,7 @@ async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: 
     const standing = await readHead(node, cursor.blockNumber);
     if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);
     requireLater(cursor, head);
-    return { outcome: "idle", head };
+    return { outcome: "idle" };
   }
   const target = Math.min(newest, cursor.blockNumber + MAX_REQUESTS * rangeOf(node, "transfers"));
   const last = target === head.number ? head : await readHead(node, target);
@@ -150,11 +153,17 @@ async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: 
   const found = await fetchEvents(node, source, from, target, Date.now() + READ_MS);
   const again = await readAgain(node, config, cursor, head);
   const reached = Math.min(target, found.to);
-  const [end, lastAfter, standing] = await Promise.all([
-    reached === target ? last : readHead(node, reached),
+  const reading = reached === target ? Promise.resolve(last) : readHead(node, reached);
+  const [end, isForked, lastAfter, standing] = await Promise.all([
+    reading,
+    reading.then((block) => isOnFork(chain, node, block)),
     readHead(node, target),
     readHead(node, cursor.blockNumber),
   ]);
+  if (isForked) {
+    log("warn", "rpc_on_fork", { node: node.name, block: end.number });
+    return { outcome: "unsettled", caughtUp: true };
+  }
   if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);
   if (lastAfter.hash !== last.hash) return { outcome: "unsettled", caughtUp: false };
   requireLater(cursor, end);

@@ -9,6 +9,7 @@ import {
   type BlockView,
   type Chain,
   ChainUnavailable,
+  type Head,
   type Node,
   readAtOneBlock,
   readHead,
@@ -140,6 +141,27 @@ export async function shownByTwo<T extends object>(
   });
   if (answers.length === 0) throw unanswered(cause);
   return agreed !== null && shown.some((one) => one === agreed) ? (agreed as T) : null;
+}
+
+/**
+ * Whether two other nodes show another block in a node's block's place, the same one: it is on a fork. What they don't have
+ * yet, or can't tell, says nothing, and nobody waits for it once one of them shows the same block.
+ */
+export function isOnFork({ nodes }: Chain, node: Node, { number, hash }: Head): Promise<boolean> {
+  const others = nodes.length < 3 ? [] : nodes.filter((one) => one !== node);
+  const shown = new Set<Hex>();
+  const look = async (other: Node): Promise<boolean | null> => {
+    const block = await readHead(other, number).catch(() => null);
+    if (block === null) return null;
+    if (block.hash === hash) return false;
+    if (shown.has(block.hash)) return true;
+    shown.add(block.hash);
+    return null;
+  };
+  return new Promise((resolve) => {
+    const looks = others.map((other) => look(other).then((isOther) => void (isOther !== null && resolve(isOther))));
+    void Promise.all(looks).then(() => resolve(false));
+  });
 }
 
 /** The highest block that two nodes call final: of two that differ, the lower. */

@@ -63,7 +63,7 @@ export function mountHealth(app: Router): void {
     return readTogether(db, [cursor, pending, oldestPending]);
   });
   // All nodes at once: a first one that hangs must not look like an outage.
-  const readHeads = checkOnce(HEAD_CACHE_MS, ({ nodes }: Chain) => Promise.any(nodes.map(readHead)));
+  const readHeads = checkOnce(HEAD_CACHE_MS, ({ nodes }: Chain) => Promise.any(nodes.map((node) => readHead(node))));
   app.openapi(route, async (c) => {
     const db = c.get("db");
     const chain = c.get("chain");

@@ -1,7 +1,8 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { limitedBeside } from "../access/admission.ts";
-import type { Router } from "../app.ts";
-import { type Chain, readToken } from "../chain/client.ts";
+import type { Context } from "hono";
+import { countLookup, limitedBeside } from "../access/admission.ts";
+import type { App, Router } from "../app.ts";
+import { readToken } from "../chain/client.ts";
 import { askFirst } from "../chain/witness.ts";
 import { statementsOf } from "../db/reads.ts";
 import { refundOf } from "../db/refunds.ts";
@@ -22,10 +23,10 @@ import {
   wireTypeSchema,
 } from "./schemas.ts";
 
-const MISS_CACHE_MS = 30_000;
-const MISS_CACHE_ENTRIES = 10_000;
-// Token ids that the chain did not know, so that a guesser costs no more than one call per id and half a minute.
-const misses = new Map<number, number>();
+const LOOK_CACHE_MS = 30_000;
+const LOOK_CACHE_ENTRIES = 10_000;
+// What the chain said of token ids that we don't know, so that nobody costs more than one call per id and half a minute.
+const looks = new Map<number, { isThere: boolean; at: number }>();
 
 const statusBody = z
   .object({
@@ -66,13 +67,12 @@ const route = createRoute({
 export function mountStatus(app: Router): void {
   app.openapi(route, async (c) => {
     const db = c.get("db");
-    const chain = c.get("chain");
     const { tokenId } = c.req.valid("param");
     const now = Date.now();
     const reads = statementsOf(db);
     const [[vm]] = await Promise.all([reads.vmOfToken.all({ tokenId: Number(tokenId) }), c.get("admitted")]);
     if (vm === undefined) {
-      await requireOnChain(chain, Number(tokenId), now);
+      await requireOnChain(c, Number(tokenId), now);
       const [standing] = await reads.cursor.all();
       const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };
       const delivery = wireDelivery(deliveryOf(null, standing, now));
@@ -110,12 +110,15 @@ export function mountStatus(app: Router): void {
   });
 }
 
-async function requireOnChain(chain: Chain, tokenId: number, now: number): Promise<void> {
-  const unknown = () => new AppError("token_not_found", `There is no token ${tokenId}.`);
-  if ((misses.get(tokenId) ?? 0) > now - MISS_CACHE_MS) throw unknown();
-  const view = await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)));
-  if (view.owner !== null) return;
-  if (misses.size >= MISS_CACHE_ENTRIES) misses.clear();
-  misses.set(tokenId, now);
-  throw unknown();
+async function requireOnChain(c: Context<App>, tokenId: number, now: number): Promise<void> {
+  const { chain } = c.var;
+  let look = looks.get(tokenId);
+  if (look === undefined || look.at <= now - LOOK_CACHE_MS) {
+    await countLookup(c);
+    const view = await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)));
+    if (looks.size >= LOOK_CACHE_ENTRIES) looks.clear();
+    look = { isThere: view.owner !== null, at: now };
+    looks.set(tokenId, look);
+  }
+  if (!look.isThere) throw new AppError("token_not_found", `There is no token ${tokenId}.`);
 }

@@ -185,14 +185,44 @@ test("a cause that is told of again and again pages once an hour, whatever its l
   expect(await told(mark)).toEqual([["page", 0]]);
   await ring(stub, 3_000_000);
   await say(60);
-  await ring(stub, 700_000);
+  await ring(stub, 500_000);
   expect(await told(mark)).toEqual([["page", 0]]);
   await say(61);
-  await ring(stub);
-  expect(await told(mark)).toEqual([
+  await ring(stub, 200_000);
+  const twice = [
     ["page", 0],
     ["page", 61],
+  ];
+  expect(await told(mark)).toEqual(twice);
+  await say(62);
+  await ring(stub, 3_700_000);
+  expect(await told(mark)).toEqual(twice);
+});
+
+test("what happens once, within the hour after another of its kind, calls when the hour is over: it called nobody", async () => {
+  const stub = book();
+  const mark = crypto.randomUUID();
+  const die = (count: number) =>
+    stub.append(batch({ pages: { [mark]: line({ event: "job_dead", about: "advance", mark, count }) } }));
+  await die(1);
+  await ring(stub, 600_000);
+  await die(2);
+  await ring(stub);
+  // Nobody tells of it again: the book rings by itself when the hour is over.
+  const due = await runInDurableObject(stub as never, async (object: LogBook, state: DurableObjectState) => {
+    await state.storage.deleteAlarm();
+    await object.alarm();
+    return state.storage.getAlarm();
+  });
+  expect(due ?? Number.POSITIVE_INFINITY).toBeLessThan(Date.now() + 3_600_000);
+  await ring(stub, 3_000_000);
+  expect(await told(mark)).toEqual([
+    ["page", 1],
+    ["page", 2],
   ]);
+  // It has been told of: no more follows.
+  await ring(stub, 3_700_000);
+  expect(await told(mark)).toHaveLength(2);
 });
 
 test("a page that ended is followed by its all-clear; one that comes and goes is one page (hard case 40)", async () => {
@@ -226,6 +256,47 @@ test("a page that ended is followed by its all-clear; one that comes and goes is
   await stub.append(batch({ pages }));
   await ring(stub);
   expect(await told(mark)).toHaveLength(3);
+});
+
+test("an all-clear reaches the book where nothing else is written: at LOG_LEVEL warn it waited for the next warning", async () => {
+  const { sent, to } = taking();
+  setLogLevel("warn");
+  allClear("machines_missing", "vultr");
+  await sendLogs(to);
+  setLogLevel("info");
+  expect(sent.map(({ combined, cleared }) => [combined, cleared.has("machines_missing vultr")])).toEqual([["", true]]);
+  await sendLogs(to);
+  expect(sent).toHaveLength(1);
+});
+
+test("many clients of one /48 can't wash the audit away either", async () => {
+  const ask = operator(world, await world.operatorKey());
+  const begun = Math.floor(Date.now() / 60_000);
+  for (let host = 0; host < 45; host++) {
+    const headers = { "cf-connecting-ip": `2001:db8:5:${host.toString(16)}::1` };
+    expect((await world.request("/credentials/1", { headers })).status).toBe(401);
+  }
+  await sendLogs(world.edge.LOG_BOOK);
+  const minutes = Math.floor(Date.now() / 60_000) - begun + 1;
+  const found = async (event: string) =>
+    (await ask<{ events: Record<string, unknown>[] }>("GET", `/admin/security-events?limit=100&event=${event}`)).body
+      .events;
+  const written = (await found("access_denied")).length;
+  expect(written).toBeLessThanOrEqual(30 * minutes);
+  const counted = (await found("lines_counted")).reduce((sum, { count }) => sum + Number(count), 0);
+  expect(written + counted).toBe(45);
+});
+
+test("nor can whoever asks while a node lies: nodes that disagree are told of sixty times a minute", async () => {
+  const { sent, to } = taking();
+  const begun = Math.floor(Date.now() / 60_000);
+  for (let count = 0; count < 400; count++) log("security", "rpc_sources_disagree", { answers: 3 });
+  await sendLogs(to);
+  const minutes = Math.floor(Date.now() / 60_000) - begun + 1;
+  const lines = sent.flatMap(({ security }) => security.trimEnd().split("\n")).map((one) => JSON.parse(one));
+  const told = lines.filter(({ event }) => event === "rpc_sources_disagree");
+  expect(told.length).toBeLessThanOrEqual(60 * minutes);
+  expect(lines.filter(({ of }) => of === "rpc_sources_disagree")).toMatchObject([{ count: 400 - told.length }]);
 });
 
 test("one wide event per request, and the audit's lines, in the book and downloadable", async () => {

@@ -5,6 +5,7 @@ import type { Context } from "hono";
 import { type Address, getAddress, type Hex, hashMessage, recoverAddress } from "viem";
 import { limited } from "../../access/admission.ts";
 import { jsonBody, limitedBody } from "../../access/body.ts";
+import { makeRoom } from "../../access/bounded.ts";
 import { requestHash } from "../../access/payment-gate.ts";
 import { PAYMENT_ID } from "../../access/payment-payload.ts";
 import { type Demand, paymentRequired, readPayment, receiptHeaders, tillOf } from "../../access/payment-wire.ts";
@@ -27,6 +28,9 @@ import { discoveryOf, PAYMENT_HEADERS, paidRoute, purchaseSchema } from "./share
 const POLL_SECONDS = 5;
 /** Between two looks at an order whose answer is held: a minute of them is far below what D1 takes from one request. */
 const LOOK_MS = 1_000;
+/** Answers about one order that this isolate holds at a time: each costs a look at the database every second. */
+const MAX_HELD = 2;
+const MAX_HELD_ORDERS = 10_000;
 const MAX_DAYS = 365;
 /** An RSA key of 16,384 bits, with room for a comment. */
 const MAX_KEY_CHARS = 3_000;
@@ -256,15 +260,29 @@ const isDelivered = ({ kind, state, servedAt }: store.Payment): boolean =>
 const isUnderWay = (payment: store.Payment): boolean =>
   ["claimed", "authorized", "settling", "settled"].includes(payment.state) && !isDelivered(payment);
 
+/** Until when answers are held, by the order that they are about: unix milliseconds. */
+const held = new Map<string, number[]>();
+
+/** Whether one more answer about an order may be held: whoever sends the same payment again and again gets his at once. */
+function mayHold(id: string, until: number): boolean {
+  const others = (held.get(id) ?? []).filter((one) => one > Date.now());
+  if (others.length >= MAX_HELD) return false;
+  held.delete(id);
+  makeRoom(held, MAX_HELD_ORDERS);
+  held.set(id, [...others, until]);
+  return true;
+}
+
 /** The order as it stands, held back for as long as its payer wants where there is nothing to tell yet. */
 async function answer(c: Context<App>, order: store.Payment, waitSeconds: number | null) {
   let payment = order;
   const until = Date.now() + (waitSeconds ?? 0) * 1_000;
-  while (isUnderWay(payment) && Date.now() < until) {
+  const waits = waitSeconds !== null && (!isUnderWay(order) || mayHold(order.id, until));
+  while (waits && isUnderWay(payment) && Date.now() < until) {
     await new Promise((resolve) => setTimeout(resolve, Math.min(LOOK_MS, until - Date.now())));
     payment = (await store.loadPayment(c.var.db, payment.id)) ?? payment;
   }
-  if (waitSeconds !== null) c.header("Preference-Applied", `wait=${waitSeconds}`);
+  if (waits) c.header("Preference-Applied", `wait=${waitSeconds}`);
   if (!isDelivered(payment)) {
     c.header("Retry-After", String(POLL_SECONDS));
     return c.json(await wire(c, payment), 202);

@@ -166,3 +166,19 @@ test("quotes without a payment use up nobody else's allowance", async () => {
   // What can't be read is refused before anything is written.
   for (let host = 1; host <= 5; host++) expect((await quote(host, { "x-payment": "x" })).status).toBe(400);
 });
+
+test("guesses at token ids from one /48 don't use up the nodes: each address of it had a hundred calls a minute", async () => {
+  const shop = await deploy({ edge: { RATE_LIMITS: "lookups_block=4/60,lookups_all=6/60" } });
+  const { tokenId } = await shop.buy(0);
+  await shop.scan();
+  const look = async (id: number, address: string) =>
+    (await shop.request(`/status/${id}`, { headers: from(address) })).status;
+  const statuses = [];
+  for (let host = 0; host < 7; host++) statuses.push(await look(900_000 + host, `2001:db8:7:${host}::1`));
+  expect(statuses).toEqual([404, 404, 404, 404, 429, 429, 429]);
+  // Others are not in their way, a known miss and a token that is there cost no call.
+  expect(await look(900_010, "198.51.100.70")).toBe(404);
+  expect(await look(900_000, "2001:db8:7:9::1")).toBe(404);
+  expect(await look(tokenId, "2001:db8:7:9::1")).toBe(200);
+  expect([await look(900_011, "198.51.100.71"), await look(900_012, "198.51.100.72")]).toEqual([404, 429]);
+});

@@ -164,6 +164,16 @@ test("one node that calls a contract's signature valid is not believed", async (
   expect(await ask(stranger)).toMatchObject({ status: 403, code: "not_owner" });
 });
 
+test.each([
+  ["that shows no code", true, "0x"],
+  ["that shows code where there is none", false, "0x6000"],
+])("one node %s turns no wallet's owner away", async (_what, isThere, code) => {
+  if (isThere) await deployWallet(agent(2).address);
+  await addRpcFault({ kind: "rewrite", method: "eth_getCode", result: code });
+  const headers = await fixedHeaders(isThere ? agent(2) : counterfactual(2), tokenId);
+  expect((await ask(headers)).status).toBe(200);
+});
+
 test("nodes that do not answer make it 503, not somebody else's signature", async () => {
   const fewer = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "", WALLET_FACTORIES: factory } });
   const own = await buyAndRun(fewer, 0);

@@ -1,5 +1,6 @@
 import type { Abi, Hex } from "viem";
 import { beforeEach, expect, test } from "vitest";
+import { connectChain } from "../../../src/chain/client.ts";
 import { scanPass } from "../../../src/chain/scan.ts";
 import { takeScanLease } from "../../../src/db/scan.ts";
 import { buy, fixedHeaders, transfer } from "../../world/agent.ts";
@@ -202,6 +203,69 @@ test("a fork that one node alone tells of moves nothing", async () => {
   await world.scan();
   expect(await ownerOf(tokenId)).toBe(agent(0).address.toLowerCase());
   expect(await world.rows("SELECT COUNT(*) AS n FROM purchases WHERE orphaned = 1")).toEqual([{ n: 0 }]);
+});
+
+/** The first node goes on alone behind block `from`: other blocks, without what is bought in ours, and as young as ours. */
+async function forkFirstNode(from: number) {
+  const head = Number(await chain.reader.getBlockNumber());
+  const patch = (includes: string, hash: string) =>
+    addRpcFault({ kind: "patch", method: "eth_getBlockByNumber", includes, fields: { hash } });
+  const hashOf = (number: number) => `0x${number.toString(16).padStart(64, "f")}`;
+  await patch('"latest"', hashOf(head));
+  for (let number = from + 1; number <= head; number++) await patch(`"0x${number.toString(16)}"`, hashOf(number));
+  await addRpcFault({ kind: "drop_logs" });
+}
+
+test("a first node that follows a fork of its own takes the scan nowhere: nobody's purchase was seen any more", async () => {
+  await chain.mine(1);
+  await world.scan();
+  const [cursor] = await world.rows("SELECT block_number FROM cursors");
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await chain.mine(2);
+  await forkFirstNode(cursor?.["block_number"]);
+  await world.scan();
+  await world.scan();
+  expect(await world.vm(tokenId)).toMatchObject({ step: "create" });
+  expect(await world.rows("SELECT COUNT(*) AS n FROM purchases WHERE orphaned = 1")).toEqual([{ n: 0 }]);
+});
+
+test("a cursor that one node has led onto its fork comes back once two others show another block", async () => {
+  const alone = await deploy({ edge: { RPC_URLS: parts.proxyUrl } });
+  await alone.scan();
+  const from = Number(await chain.reader.getBlockNumber());
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await chain.mine(2);
+  await forkFirstNode(from);
+  await alone.scan();
+  expect(await alone.vm(tokenId)).toBeNull();
+  await chain.mine(1);
+  await clearRpcFaults();
+  await forkFirstNode(from);
+  const all = connectChain({ ...alone.edge, RPC_URLS: parts.rpcUrls });
+  const pass = async () => (await scanPass({ ...(await alone.scanContext()), chain: all })).outcome;
+  expect([await pass(), await pass()]).toEqual(["rolled_back", "advanced"]);
+  expect(await alone.vm(tokenId)).toMatchObject({ step: "create" });
+});
+
+test("a first node that calls an old block its newest, and young, holds nothing up", async () => {
+  await chain.mine(1);
+  await world.scan();
+  const [cursor] = await world.rows("SELECT block_number FROM cursors");
+  const old = await chain.reader.getBlock({ blockNumber: BigInt(cursor?.["block_number"]) });
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  const timestamp = `0x${Math.floor(Date.now() / 1_000).toString(16)}`;
+  await addRpcFault({
+    kind: "rewrite",
+    method: "eth_getBlockByNumber",
+    includes: '"latest"',
+    result: { ...hexBlock(old), timestamp },
+  });
+  await world.sql
+    .prepare("UPDATE cursors SET block_timestamp = ?")
+    .bind(Math.floor(Date.now() / 1_000) - 60)
+    .run();
+  await world.scan();
+  expect(await world.vm(tokenId)).toMatchObject({ step: "create" });
 });
 
 test("ranges shrink to what the nodes take and the scan still catches up", async () => {

@@ -238,6 +238,20 @@ test("a first delivery takes two nodes: one that lies about the owner gets nobod
   expect(await world.rows("SELECT delivered_at FROM vms WHERE token_id = ?", stolen)).toEqual([{ delivered_at: null }]);
 });
 
+test.each(["another token's owner", "no token"])(
+  "a first node that tells of %s turns the owner away from nothing",
+  async (what) => {
+    const other = await buy(chain, agent(1), 0, 1);
+    await world.scan();
+    const asked = multicallOf(what === "no token" ? 999_999 : other.tokenId);
+    const result = await chain.reader.request({ method: "eth_call", params: [asked, "latest"] });
+    await addRpcFault({ kind: "rewrite", method: "eth_call", result });
+    expect((await ask(await fixedHeaders(agent(0), tokenId))).status).toBe(200);
+    // Nor does it let anybody else in.
+    expect((await ask(await fixedHeaders(agent(1), tokenId))).status).toBe(403);
+  },
+);
+
 test("503 when no node answers, and when all of them stand still", async () => {
   const alone = await deploy({ edge: { RPC_URLS: world.edge.RPC_URLS[0] ?? "" } });
   const bought = await buy(chain, agent(2), 0, 1);

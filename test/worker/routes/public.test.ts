@@ -160,6 +160,18 @@ test("/health is ok while the scan runs, and 503 with the same body when a purch
   expect(await json(stopped)).toMatchObject({ status: "degraded", checks: { chain: { ok: false } } });
 });
 
+test("/health tells of the newest block, and how far behind it the scan is: it told of block 0, and was never behind", async () => {
+  const world = await deploy();
+  await world.scan();
+  await world.sql.prepare("UPDATE cursors SET block_timestamp = block_timestamp - 900").run();
+  const head = Number(await chain.reader.getBlockNumber());
+  const { status, checks } = await json<{ status: string; checks: { chain: { head: number; lagSeconds: number } } }>(
+    world.request("/health"),
+  );
+  expect([status, checks.chain.head]).toEqual(["degraded", head]);
+  expect(checks.chain.lagSeconds).toBeGreaterThanOrEqual(900);
+});
+
 test("/health costs one look at D1 and at each node, however many ask at once, and none within a second of it (hard case 44)", async () => {
   const world = await deploy();
   await world.scan();

@@ -409,6 +409,19 @@ test("Prefer: wait holds the answer until the token is the payer's: 200 with the
   expect(over).toMatchObject({ status: 202, body: { credentialsUrl: null } });
 });
 
+test("of one order two answers are held at a time: the same payment a hundred times cost a hundred looks a second", async () => {
+  const { body, headers } = await signPurchaseOf(world, payer);
+  expect((await post(world, PATH, body, headers)).status).toBe(202);
+  const asked = Array.from({ length: 12 }, () => post(world, PATH, body, { ...headers, prefer: "wait=4" }));
+  const answers = await Promise.all(asked);
+  expect(answers.map(({ status }) => status)).toEqual(answers.map(() => 202));
+  const applied = answers.map((answer) => answer.headers.get("preference-applied")).filter((one) => one !== null);
+  expect(applied).toEqual(["wait=4", "wait=4"]);
+  // Once those have their answers, the next one waits.
+  const next = await post(world, PATH, body, { ...headers, prefer: "wait=1" });
+  expect(next.headers.get("preference-applied")).toBe("wait=1");
+});
+
 test("payers choose their nonces: a nonce that two have used is looked up with the payer, and by itself while one has", async () => {
   const nonce = `0x${"ab".repeat(32)}` as const;
   const orderWith = async (from: typeof payer) => {
