@@ -14,6 +14,7 @@ const STAND_INS: readonly [RegExp, string][] = [
   [/^\.\/ecies\.ts$/, here("seals.ts")],
   // viem draws names for its clients in advance: how much of a run's chance that takes would depend on the runs before.
   [/\/utils\/uid\.js$/, here("uid.ts")],
+  [/^(?:\.\.?\/)+entity\.js$/, here("entity.ts")],
 ];
 
 /** What the bundler carries as text: nobody reads it here. */
