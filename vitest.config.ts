@@ -1,9 +1,35 @@
+import { mkdtempSync, readFileSync, rmSync, statfsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { cloudflareTest, readD1Migrations } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
 
 import { SlowFirst } from "./test/order.ts";
 import { AreaReporter } from "./test/report.ts";
 import { bookVariables, gateVariables, startPartsProcess } from "./test/worker/parts.ts";
+
+// The programs that tests start, some dozen of them, are compiled once.
+process.env["NODE_COMPILE_CACHE"] ??= fileURLToPath(new URL("node_modules/.cache/node", import.meta.url).href);
+
+// Each statement that writes waits for the disk: databases of tests are in memory where it has room for them.
+const MEMORY = "/dev/shm";
+const ROOM_BYTES = 2 ** 31;
+if (process.env["TMPDIR"] === undefined && roomIn(MEMORY) > ROOM_BYTES) {
+  const folder = mkdtempSync(`${MEMORY}/clawcloud-test-`);
+  process.env["TMPDIR"] = folder;
+  process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
+}
+
+/** Bytes; none where programs don't run, since tests write some. */
+function roomIn(folder: string): number {
+  try {
+    const mounts = readFileSync("/proc/mounts", "utf8").split("\n");
+    if (mounts.some((line) => line.split(" ")[1] === folder && /\bnoexec\b/.test(line))) return 0;
+    const { bavail, bsize } = statfsSync(folder);
+    return bavail * bsize;
+  } catch {
+    return 0;
+  }
+}
 
 const migrations = await readD1Migrations("migrations");
 

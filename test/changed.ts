@@ -84,7 +84,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   { path: "test/worker/paged", tests: worker("vms/standing") },
   { path: "test/world/pager", tests: worker("log.test.ts") },
-  { path: "test/world/(chain|contracts|rpc-proxy|addresses|ports)", tests: e2e("world-chain", "repository") },
+  { path: "test/world/(accounts|chain|contracts|rpc-proxy|addresses|ports)", tests: e2e("world-chain", "repository") },
   { path: "test/sim/", tests: e2e("(sim|d1-stand-in)") },
   { path: "test/chaos/", tests: e2e("chaos") },
   { path: "test/bench/", tests: e2e("bench") },

@@ -47,9 +47,10 @@ test("the process that plays them ends well", async () => {
 });
 
 test("a search that goes on plays every world, and ends with a total by rule", async () => {
-  const planted = ["--plant", "release_at_once", "--seed", "1", "--runs", "40"];
+  const { seed } = await hunt("release_at_once", 1_000, "--no-shrink");
+  const planted = ["--plant", "release_at_once", "--seed", String(Math.max(1, seed - 3)), "--runs", "12"];
   const { code, output } = await sim(...planted, "--jobs", "1", "--go-on");
-  expect(output).toContain("40 runs");
+  expect(output).toContain("12 runs");
   const found = [...output.matchAll(/^Seed (\d+) breaks "([^"]+)"/gm)];
   expect(found.length).toBeGreaterThan(0);
   const totals = [...output.matchAll(/^"[^"]+" (\d+): /gm)].reduce((sum, [, count]) => sum + Number(count), 0);

@@ -5,6 +5,7 @@ import { DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlit
 
 type Row = Record<string, unknown>;
 type Cross = <T>(what: string, effect: () => T) => Promise<T>;
+type Prepared = { statement: StatementSync; hasRows: boolean };
 type Result = { success: true; results: Row[]; meta: { changes: number; last_row_id: number } };
 
 const MAX_PARAMETERS = 100;
@@ -24,10 +25,12 @@ export function createDatabase(): DatabaseSync {
 export class StandInD1 {
   readonly #database: DatabaseSync;
   readonly #cross: Cross;
-  readonly #prepared = new Map<string, StatementSync>();
+  readonly #prepared = new Map<string, Prepared>();
+  readonly #changes: StatementSync;
 
   constructor(database: DatabaseSync, cross: Cross = async (_what, effect) => effect()) {
     this.#database = database;
+    this.#changes = database.prepare("SELECT changes() AS changes");
     this.#cross = cross;
   }
 
@@ -56,13 +59,13 @@ export class StandInD1 {
 
   execute({ sql, values }: StandInStatement): Result {
     try {
-      const prepared = this.#prepare(sql);
-      if (prepared.columns().length > 0) {
-        const results = prepared.all(...values) as Row[];
-        const { changes } = this.#prepare("SELECT changes() AS changes").get() as { changes: number };
+      const { statement, hasRows } = this.#prepare(sql);
+      if (hasRows) {
+        const results = statement.all(...values) as Row[];
+        const { changes } = this.#changes.get() as { changes: number };
         return { success: true, results: results.map((row) => ({ ...row })), meta: { changes, last_row_id: 0 } };
       }
-      const { changes, lastInsertRowid } = prepared.run(...values);
+      const { changes, lastInsertRowid } = statement.run(...values);
       const meta = { changes: Number(changes), last_row_id: Number(lastInsertRowid) };
       return { success: true, results: [], meta };
     } catch (error) {
@@ -72,22 +75,25 @@ export class StandInD1 {
 
   rows({ sql, values }: StandInStatement): unknown[][] {
     try {
-      const prepared = this.#prepare(sql);
-      prepared.setReturnArrays(true);
+      const { statement } = this.#prepare(sql);
+      statement.setReturnArrays(true);
       try {
-        return prepared.all(...values) as unknown as unknown[][];
+        return statement.all(...values) as unknown as unknown[][];
       } finally {
-        prepared.setReturnArrays(false);
+        statement.setReturnArrays(false);
       }
     } catch (error) {
       throw asD1(error);
     }
   }
 
-  #prepare(sql: string): StatementSync {
-    const known = this.#prepared.get(sql) ?? this.#database.prepare(sql);
-    this.#prepared.set(sql, known);
-    return known;
+  #prepare(sql: string): Prepared {
+    const known = this.#prepared.get(sql);
+    if (known !== undefined) return known;
+    const statement = this.#database.prepare(sql);
+    const prepared = { statement, hasRows: statement.columns().length > 0 };
+    this.#prepared.set(sql, prepared);
+    return prepared;
   }
 }
 

@@ -1,6 +1,7 @@
 // Must be loaded before the product: puts stand-ins where the Workers' runtime and the costly cryptography would be, and
 // plants bugs where a test of the checker asks for them.
-import { registerHooks } from "node:module";
+import { enableCompileCache, registerHooks } from "node:module";
+import { fileURLToPath } from "node:url";
 import { PLANTS, type PlantName } from "./plants.ts";
 
 const here = (file: string): string => new URL(file, import.meta.url).href;
@@ -13,6 +14,7 @@ const STAND_INS: readonly [RegExp, string][] = [
   [/^\.\/ecies\.ts$/, here("seals.ts")],
   // viem draws names for its clients in advance: how much of a run's chance that takes would depend on the runs before.
   [/\/utils\/uid\.js$/, here("uid.ts")],
+  [/^(?:\.\.?\/)+entity\.js$/, here("entity.ts")],
 ];
 
 /** What the bundler carries as text: nobody reads it here. */
@@ -22,10 +24,29 @@ const planted = process.env["SIM_PLANT"] as PlantName | undefined;
 const plant = planted === undefined ? undefined : PLANTS[planted];
 if (planted !== undefined && plant === undefined) throw new Error(`there is no plant "${planted}"`);
 
+// Beside the packages: `npm ci` takes it away.
+enableCompileCache(fileURLToPath(here("../../node_modules/.cache/sim")));
+
+/**
+ * Modules of ours and of packages, by their URL: what stands beside one is one as well. Node would read its package's
+ * description anew for each file, which takes longer than all else that a process does before its first world.
+ */
+const modules = new Set<string>();
+const BESIDE = /^\.\.?\/.*\.(?:js|ts)$/;
+
 registerHooks({
   resolve(specifier, context, next) {
     const standIn = STAND_INS.find(([pattern]) => pattern.test(specifier));
-    return standIn === undefined ? next(specifier, context) : { url: standIn[1], shortCircuit: true };
+    if (standIn !== undefined) return { url: standIn[1], shortCircuit: true };
+    const { parentURL = "" } = context;
+    if (BESIDE.test(specifier) && modules.has(parentURL)) {
+      const { href: url } = new URL(specifier, parentURL);
+      modules.add(url);
+      return { url, format: url.endsWith(".ts") ? "module-typescript" : "module", shortCircuit: true };
+    }
+    const resolved = next(specifier, context);
+    if (resolved.format?.startsWith("module")) modules.add(resolved.url);
+    return resolved;
   },
   load(url, context, next) {
     if (TEXTS.test(url)) return { format: "module", source: 'export default "";', shortCircuit: true };

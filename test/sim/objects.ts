@@ -1,6 +1,6 @@
 // Durable Objects: one instance per name, storage that outlives it, alarms. An instance dies with everything it had in
 // memory; whoever waited for it gets an error, and the next call makes a new one.
-import { DatabaseSync, type SQLInputValue } from "node:sqlite";
+import { DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
 import type { Runtime, Task } from "./runtime.ts";
 
 type Instance = Record<string, (...args: unknown[]) => unknown>;
@@ -112,6 +112,7 @@ class ObjectStorage {
   readonly #runtime: Runtime;
   readonly #ring: () => void;
   readonly #values = new Map<string, unknown>();
+  readonly #prepared = new Map<string, StatementSync>();
   #database: DatabaseSync | undefined;
   #alarm: ReturnType<Runtime["clock"]["after"]> | undefined;
 
@@ -129,8 +130,7 @@ class ObjectStorage {
 
   readonly sql = {
     exec: (query: string, ...values: SQLInputValue[]) => {
-      this.#database ??= new DatabaseSync(":memory:");
-      const rows = this.#database.prepare(query).all(...values);
+      const rows = this.#prepare(query).all(...values);
       const one = () => {
         if (rows.length !== 1) throw new Error(`expected one row, got ${rows.length}`);
         return rows[0];
@@ -138,6 +138,13 @@ class ObjectStorage {
       return { toArray: () => rows, one, [Symbol.iterator]: () => rows[Symbol.iterator]() };
     },
   };
+
+  #prepare(query: string): StatementSync {
+    this.#database ??= new DatabaseSync(":memory:");
+    const known = this.#prepared.get(query) ?? this.#database.prepare(query);
+    this.#prepared.set(query, known);
+    return known;
+  }
 
   transactionSync<T>(work: () => T): T {
     this.sql.exec("SAVEPOINT work");

@@ -196,7 +196,8 @@ type Database = Awaited<ReturnType<Miniflare["getD1Database"]>>;
 async function migrate(database: Database, migrations: readonly string[][]): Promise<void> {
   const made = await database.prepare("SELECT 1 FROM sqlite_master WHERE name = 'vms'").first();
   if (made !== null) return;
-  for (const queries of migrations) await database.batch(queries.map((query) => database.prepare(query)));
+  // All in one, which the local D1 takes: to prepare each from here is a round trip for each.
+  await database.prepare(migrations.flat().join(";\n")).run();
 }
 
 const CONSUMER = "src/provisioner/wrangler.toml";

@@ -19,7 +19,8 @@ import {
   type Chain as ViemChain,
   walletActions,
 } from "viem";
-import { type LocalAccount, mnemonicToAccount } from "viem/accounts";
+import type { LocalAccount } from "viem/accounts";
+import { developmentAccount } from "./accounts.ts";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import type { Artifacts } from "./contracts/compile.ts";
 import { freePort } from "./ports.ts";
@@ -29,8 +30,6 @@ const CHAIN_ID = 8453;
 export const MAX_TRANSACTION_GAS = 16_777_216n;
 const AGENT_COUNT = 5;
 const AGENT_BALANCE_USDC6 = 10_000_000_000n;
-// The public development mnemonic of Foundry and Hardhat: its accounts hold play money and nothing else, anywhere.
-const DEVELOPMENT_MNEMONIC = "test test test test test test test test test test test junk";
 
 export const artifacts = JSON.parse(
   readFileSync(fileURLToPath(new URL("contracts/artifacts.json", import.meta.url).href), "utf8"),
@@ -87,12 +86,10 @@ export async function startChain(options: ChainOptions = {}) {
     rpcUrls: { default: { http: [url] } },
   });
   const transport = http(url, { retryCount: 0 });
-  const deployer = mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex: 9 });
-  const agents = Array.from({ length: AGENT_COUNT }, (_, addressIndex) =>
-    mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex }),
-  );
-  const operator = mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex: 8 });
-  const facilitator = mnemonicToAccount(DEVELOPMENT_MNEMONIC, { addressIndex: 7 });
+  const deployer = developmentAccount(9);
+  const agents = Array.from({ length: AGENT_COUNT }, (_, index) => developmentAccount(index));
+  const operator = developmentAccount(8);
+  const facilitator = developmentAccount(7);
   const node = connect(chain, transport);
 
   await Promise.race([failed, answers(() => node.getChainId())]);

@@ -1,4 +1,5 @@
 // An RPC URL that can lag, lie and fail, in front of the honest node.
+import { Agent, request } from "node:http";
 import { Hono } from "hono";
 import { z } from "zod";
 import { listen } from "./server.ts";
@@ -72,7 +73,26 @@ const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransac
 const isMeant = ({ method, includes = "" }: { method: string; includes?: string | undefined }, call: Call): boolean =>
   method === call.method && JSON.stringify(call.params).includes(includes);
 
+/** Posts JSON and resolves with what is answered: `fetch` takes several times as much, and most of a test is such calls. */
+function poster(target: string, agent: Agent): (body: string) => Promise<string> {
+  return (body) =>
+    new Promise((resolve, reject) => {
+      const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(body) };
+      const asked = request(target, { method: "POST", agent, headers }, (answer) => {
+        const parts: Buffer[] = [];
+        answer.on("data", (part: Buffer) => parts.push(part));
+        answer.on("end", () => resolve(Buffer.concat(parts).toString()));
+        answer.on("error", reject);
+      });
+      asked.on("error", reject);
+      asked.end(body);
+    });
+}
+
 export async function startRpcProxy(target: string) {
+  // A connection that has been idle for so long may be about to be closed.
+  const agent = new Agent({ keepAlive: true, timeout: 4_000 });
+  const post = poster(target, agent);
   const faults: RpcFault[] = [];
   const app = new Hono();
   const logRequests: LogRequest[] = [];
@@ -96,7 +116,13 @@ export async function startRpcProxy(target: string) {
   });
   // At any path: providers put their keys there.
   app.post("*", async (c) => {
-    const body = (await c.req.json()) as Call | Call[];
+    const asked = await c.req.text();
+    const isHonest = faults.length === 0 && asked.startsWith("{") && !asked.includes('"eth_getLogs"');
+    if (isHonest) {
+      calls += 1;
+      return c.body(await post(asked), 200, { "content-type": "application/json" });
+    }
+    const body = JSON.parse(asked) as Call | Call[];
     const text = JSON.stringify(body);
     if (faults.some((fault) => fault.kind === "down" && text.includes(fault.includes ?? "")))
       return c.text("Service Unavailable", 503);
@@ -114,12 +140,7 @@ export async function startRpcProxy(target: string) {
 
   async function forward(call: Call): Promise<Answer> {
     calls += 1;
-    const response = await fetch(target, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(call),
-    });
-    return (await response.json()) as Answer;
+    return JSON.parse(await post(JSON.stringify(call))) as Answer;
   }
 
   async function answer(given: Given): Promise<Answer | Page> {
@@ -230,6 +251,9 @@ export async function startRpcProxy(target: string) {
     },
     countCalls: () => calls,
     logRequests,
-    stop,
+    stop: async () => {
+      await stop();
+      agent.destroy();
+    },
   };
 }
