@@ -89,7 +89,7 @@ export function addApiCommands(program: Command): void {
   payments
     .command("reconcile")
     .description("Holds the books against the chain's final history; exits 1 where they differ.")
-    .option("--from <block>", "the first block; without it the last 10,000")
+    .option("--from <block>", "the first block; without it the last 10,000, or as many as the nodes give at once")
     .option("--to <block>", "the last block")
     .action(async ({ from, to }: { from?: string; to?: string }) => {
       // It brings viem along: more than all the rest takes to load.

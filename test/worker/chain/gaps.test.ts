@@ -153,3 +153,27 @@ test("an operator's scan ends where its time does and says where to go on (hard 
   }
   expect(calls).toBeGreaterThan(1);
 });
+
+test("the books of 700 blocks at one a request are closed in parts, each of which says where it begins (hard case 30)", async () => {
+  const world = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES } });
+  const from = Number(await chain.reader.getBlockNumber());
+  await mineMany(700);
+  await everyNode({ kind: "max_range", blocks: 1 });
+  const key = await world.operatorKey();
+  const read = async (toBlock: number) => {
+    const path = `/admin/payments/reconcile?fromBlock=${from}&toBlock=${toBlock}`;
+    const answer = await world.request(path, { headers: { "x-api-key": key } });
+    expect(answer.status).toBe(200);
+    return (await answer.json()) as { fromBlock: number; toBlock: number };
+  };
+  let calls = 0;
+  for (let next = from + 600; next >= from; calls++) {
+    await takeLogRequests();
+    const part = await read(next);
+    // Two ways at two nodes, and what it takes to learn their range.
+    expect((await takeLogRequests()).length).toBeLessThanOrEqual(2 * 2 * 200 + 2 * 12);
+    expect(part.toBlock).toBe(next);
+    next = part.fromBlock - 1;
+  }
+  expect(calls).toBe(4);
+});
