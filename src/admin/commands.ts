@@ -89,7 +89,7 @@ export function addApiCommands(program: Command): void {
   payments
     .command("reconcile")
     .description("Holds the books against the chain's final history; exits 1 where they differ.")
-    .option("--from <block>", "the first block; without it the last 10,000")
+    .option("--from <block>", "the first block; without it the last 10,000, or as many as the nodes give at once")
     .option("--to <block>", "the last block")
     .action(async ({ from, to }: { from?: string; to?: string }) => {
       // It brings viem along: more than all the rest takes to load.
@@ -168,9 +168,22 @@ export function addApiCommands(program: Command): void {
   program
     .command("scan <fromBlock> <toBlock>")
     .description("Reads a range of blocks again.")
-    .action((fromBlock: string, toBlock: string) =>
-      one("POST", "/admin/scan", { fromBlock: Number(fromBlock), toBlock: Number(toBlock) }),
-    );
+    .action(async (fromBlock: string, toBlock: string) => {
+      const sum = { fromBlock: Number(fromBlock), toBlock: Number(toBlock), queued: 0 };
+      for (let next: unknown = sum.fromBlock; next !== null; ) {
+        const read = await callJson(api(), "POST", "/admin/scan", {
+          fromBlock: Number(next),
+          toBlock: Number(toBlock),
+        });
+        sum.toBlock = Number(read["toBlock"]);
+        sum.queued += Number(read["queued"]);
+        next = read["next"] ?? null;
+        if (next === null) continue;
+        console.error(`read to block ${sum.toBlock}`);
+        await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
+      }
+      showOne(sum);
+    });
 
   program
     .command("pauses")

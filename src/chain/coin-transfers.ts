@@ -1,9 +1,13 @@
 // The coin's transfers to and from an account, for the books.
 import { type Address, encodeEventTopics, type Hex, parseEventLogs } from "viem";
-import type { Chain, Node } from "./client.ts";
+import { errorFields, log } from "../log.ts";
+import { type Chain, ChainUnavailable, type Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
-import { readLogs } from "./logs.ts";
-import { askTwo } from "./witness.ts";
+import { type LogFilter, rangeOf, readLogs, readSome } from "./logs.ts";
+import { askTwo, witnessesOf } from "./witness.ts";
+
+/** What a node is asked at most, each way: where a request gives one block, ten thousand of them would take minutes. */
+const MAX_REQUESTS = 200;
 
 /** `amount`: 10^-6 USDC. */
 export type CoinTransfer = {
@@ -27,11 +31,40 @@ export async function readCoinTransfers(
   return askTwo(chain, (node) => transfersOn(node, coin, account, fromBlock, toBlock));
 }
 
+/** From which block on these blocks' transfers can be read at once, as two nodes give them. */
+export async function firstReadable(
+  { nodes, ...chain }: Chain,
+  coin: Address,
+  account: Address,
+  fromBlock: number,
+  toBlock: number,
+): Promise<number> {
+  const filter = filterOf(coin, { to: account });
+  const ranges = await Promise.all(
+    nodes.map(async (node) => {
+      try {
+        await readSome(node, "coin", filter, fromBlock, toBlock);
+        return rangeOf(node, "coin");
+      } catch (error) {
+        log("warn", "rpc_failed", { node: node.name, ...errorFields(error) });
+        return 1;
+      }
+    }),
+  );
+  const range = ranges.sort((a, b) => b - a)[witnessesOf({ nodes, ...chain }) - 1] ?? 1;
+  return Math.max(fromBlock, toBlock - range * MAX_REQUESTS + 1);
+}
+
+const filterOf = (address: Address, args: { from: Address } | { to: Address }): LogFilter => ({
+  address,
+  topics: encodeEventTopics({ abi: coinAbi, eventName: "Transfer", args }) as (Hex | null)[],
+});
+
 async function transfersOn(node: Node, coin: Address, account: Address, fromBlock: number, toBlock: number) {
+  if (toBlock - fromBlock >= MAX_REQUESTS * rangeOf(node, "coin")) throw new ChainUnavailable();
   const found: CoinTransfer[] = [];
   for (const args of [{ to: account }, { from: account }]) {
-    const topics = encodeEventTopics({ abi: coinAbi, eventName: "Transfer", args }) as (Hex | null)[];
-    for await (const logs of readLogs(node, "coin", { address: coin, topics }, fromBlock, toBlock)) {
+    for await (const logs of readLogs(node, "coin", filterOf(coin, args), fromBlock, toBlock)) {
       for (const { args: moved, ...entry } of parseEventLogs({ abi: coinAbi, eventName: "Transfer", logs })) {
         const { transactionHash: txHash, logIndex, blockNumber } = entry;
         if (txHash === null || logIndex === null || (moved.from === moved.to && "from" in args)) continue;

@@ -46,19 +46,22 @@ export function afterRefusal(span: Span | undefined, blocks: number, named: numb
 export const isAtItsEnd = (span: Span | undefined, now: number): boolean =>
   span !== undefined && span.refused <= 1 && holds(span, now);
 
-// Where a provider's prose names the span that it would take.
+/** A whole number of blocks, "2,000" or "2K": not a part of another number, and no size, count or time of something else. */
+const BLOCKS = String.raw`\b(\d[\d,]*(?:\.\d+)?)(\s?k)?\b(?![.,]?\d)(?!\s*(?:[kmg]i?b|bytes|logs|events|results|entries|items|records|requests|queries|calls|ms|seconds|minutes|hours|days)\b)`;
+// Where a provider's prose names the span that it would take; what it says of something else stands in another sentence.
 const SPANS = [
-  /limited to (?:a )?([\d,]+)/i,
-  /block range[^\d]*([\d,]+)/i,
-  /ranges? over ([\d,]+)/i,
-  /up to a ([\d,]+) block/i,
-];
+  `up to an? ${BLOCKS} block`,
+  `limited to (?:an? )?${BLOCKS}`,
+  `ranges? over ${BLOCKS}`,
+  String.raw`block range[^\d.;\n]*${BLOCKS}`,
+].map((pattern) => new RegExp(pattern, "i"));
 
 /** The range that an error names as the most that the node takes; null where it names none below the one asked for. */
 export function namedRange(error: unknown, blocks: number): number | null {
   const text = error instanceof BaseError ? `${error.details} ${error.shortMessage}` : String(error);
   for (const pattern of SPANS) {
-    const named = Number(pattern.exec(text)?.[1]?.replaceAll(",", ""));
+    const [, digits, thousands] = pattern.exec(text) ?? [];
+    const named = Number(digits?.replaceAll(",", "")) * (thousands === undefined ? 1 : 1_000);
     if (Number.isInteger(named) && named >= 1 && named < blocks) return named;
   }
   return null;

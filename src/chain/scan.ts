@@ -4,7 +4,7 @@
 //   node behind us       its head is below the cursor        -> the next node is asked
 //   reorg while reading  the range's end or the cursor's block changed hash meanwhile -> nothing is stored, next pass
 //   reorg                the cursor's block has another hash at two nodes -> roll back to the common ancestor, re-read
-//   missing event        a token id was skipped              -> recorded as a gap, read again from every node
+//   missing event        a token id was skipped              -> recorded as a gap, read again from every node (gaps.ts)
 //   no logs              its head answers, eth_getLogs won't -> fewer blocks, down to one, then the next node
 //   nonsense             what is no list of logs, or a block whose time is behind the cursor's -> the next node
 //   fork                 two others show another block where the range ends -> the next node is asked
@@ -23,13 +23,12 @@ import {
   type Node,
   readHead,
   readOwners,
-  readToken,
   SECONDS_PER_BLOCK,
 } from "./client.ts";
 import { type ChainEvents, type FoundEvents, fetchEvents, MAX_REQUESTS, type Transfer } from "./events.ts";
 import { isAtItsEnd } from "./log-ranges.ts";
 import { LogsRefused, rangeOf, recallSpans, spansOf } from "./logs.ts";
-import { askFirst, askTwo, isOnFork, witnessesOf } from "./witness.ts";
+import { askTwo, isOnFork, witnessesOf } from "./witness.ts";
 
 /** Read again on every pass, in requests of their own. */
 const OVERLAP_BLOCKS = 10;
@@ -40,13 +39,6 @@ const READ_MS = 8_000;
 /** Tokens whose owners are asked for, by calls of this size, where logs of transfers can't be had. */
 const MAX_OWNERS = 5_000;
 const OWNERS_PER_CALL = 500;
-const GAPS_PER_SWEEP = 200;
-/** Many gaps lie in one range. */
-const RANGES_PER_SWEEP = 20;
-const GAP_RETRY_MS = 4_000;
-const GAP_MAX_TRIES = 10;
-/** So many nodes have to show nothing before a token id is given up. */
-const WITNESSES = 2;
 
 export type ScanContext = {
   db: Database;
@@ -178,7 +170,7 @@ function requireLater({ blockTimestamp }: store.Cursor, { timestamp }: Head): vo
   throw new AppError("chain_answered_nonsense", "An RPC node shows a block whose time is behind an earlier one's.");
 }
 
-const sourceOf = (config: EdgeConfig) => ({
+export const sourceOf = (config: EdgeConfig) => ({
   contract: config.CONTRACT_ADDRESS,
   purchaseEvent: config.PURCHASE_EVENT,
 });
@@ -243,7 +235,12 @@ async function readMoved({ db, chain }: ScanContext, node: Node, { purchases }: 
   try {
     for (let i = 0; i < tokens.length; i += OWNERS_PER_CALL) {
       const some = tokens.slice(i, i + OWNERS_PER_CALL);
-      const owners = await readOwners(chain, node, tokensOf(some), end.number);
+      const owners = await readOwners(
+        chain,
+        node,
+        some.map(({ tokenId }) => tokenId),
+        end.number,
+      );
       for (const [k, { tokenId, owner }] of some.entries()) {
         const recipient = owners[k] ?? zeroAddress;
         if ((recipient === zeroAddress ? "" : recipient.toLowerCase()) === owner) continue;
@@ -296,102 +293,3 @@ async function newestStanding(chain: Chain, cursor: store.Cursor, below: readonl
   }
   throw new Error("the cursor has no checkpoints");
 }
-
-/**
- * A gap shows only when a later id appears; the newest sale has none behind it. So the contract is asked whether the next
- * id exists: if it does although the scan has passed the block that says so, its log was hidden from us.
- */
-export async function probeNewest({ db, chain, config, now }: ScanContext): Promise<void> {
-  const newest = await store.newestPurchase(db);
-  const cursor = await store.loadCursor(db);
-  if (cursor === null) return;
-  const fromBlock = newest?.blockNumber ?? config.START_BLOCK;
-  // Before the first sale nobody knows where the ids begin: at 0 or at 1.
-  for (const tokenId of newest === null ? [0, 1] : [newest.tokenId + 1]) {
-    const view = await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)));
-    if (view.owner === null) continue;
-    await store.recordGap(db, { tokenId, fromBlock, toBlock: Math.max(fromBlock, cursor.blockNumber), nextTryAt: now });
-  }
-}
-
-/** Reads the ranges of missing token ids again, from every node. Returns the machines to queue. */
-export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> {
-  const { db, chain, config, now } = context;
-  const all = await store.dueGaps(db, now, GAPS_PER_SWEEP);
-  if (all.length === 0) return [];
-  const ranges = distinctRanges(all).slice(0, RANGES_PER_SWEEP);
-  const due = all.filter((gap) => ranges.some((range) => rangeKey(range) === rangeKey(gap)));
-  // Put off first: whatever fails below, the next sweep does not begin with the same range.
-  await store.postponeGaps(db, tokensOf(due), now, GAP_RETRY_MS);
-  const queued: store.QueuedVm[] = [];
-  const readWell = new Set<string>();
-  for (const range of ranges) {
-    const from = Math.max(range.fromBlock, config.START_BLOCK);
-    const reads = await rereadEverywhere(context, from, range.toBlock);
-    queued.push(...reads.flatMap((read) => read.queued));
-    const complete = reads.filter((read) => read.complete).length;
-    if (complete >= Math.min(WITNESSES, chain.nodes.length)) readWell.add(rangeKey(range));
-  }
-  const known = await store.knownTokens(db, tokensOf(due));
-  const unseen = due.filter((gap) => !known.has(gap.tokenId) && readWell.has(rangeKey(gap)));
-  await store.closeGaps(db, [...known, ...(await givenUp(context, unseen))]);
-  return queued;
-}
-
-/** Which of the token ids that nobody shows a sale of need no more looking for. */
-async function givenUp({ chain, config }: ScanContext, unseen: readonly store.Gap[]): Promise<number[]> {
-  if (unseen.length === 0) return [];
-  const owners = await askTwo(chain, (node) => readOwners(chain, node, tokensOf(unseen)));
-  return unseen.flatMap(({ tokenId, fromBlock, tries }, i) => {
-    // There is no such token, or it was sold before all that we look at.
-    if (owners[i] === null || fromBlock <= config.START_BLOCK) return [tokenId];
-    if (tries < GAP_MAX_TRIES) return [];
-    log("page", "token_id_never_seen", { tokenId });
-    return [tokenId];
-  });
-}
-
-/** Reads a range that the scan has passed again, from every node. Throws `ChainUnavailable` when none could be read to its end. */
-export async function rescan(
-  context: Omit<ScanContext, "fence">,
-  fromBlock: number,
-  toBlock: number,
-): Promise<store.QueuedVm[]> {
-  const reads = await rereadEverywhere(context, fromBlock, toBlock);
-  if (!reads.some(({ complete }) => complete)) throw new ChainUnavailable();
-  return reads.flatMap(({ queued }) => queued);
-}
-
-type Reread = { queued: store.QueuedVm[]; complete: boolean };
-
-async function rereadEverywhere(context: Omit<ScanContext, "fence">, from: number, to: number): Promise<Reread[]> {
-  const reads: Reread[] = [];
-  for (const node of context.chain.nodes) reads.push(await rereadRange(context, node, from, to));
-  return reads;
-}
-
-/** A range in pieces; what the node refuses is left to the next node and the next try. */
-async function rereadRange(context: Omit<ScanContext, "fence">, node: Node, from: number, to: number): Promise<Reread> {
-  const { db, config, now } = context;
-  const queued: store.QueuedVm[] = [];
-  try {
-    for (let at = from; at <= to; ) {
-      const events = await fetchEvents(node, sourceOf(config), at, to, Date.now() + READ_MS);
-      const head = await readHead(node);
-      queued.push(...(await store.applyEvents(db, config, events, head.timestamp, now)));
-      // A node that is behind shows less than there is.
-      if (head.number < to) return { queued, complete: false };
-      at = events.to + 1;
-    }
-    return { queued, complete: true };
-  } catch (error) {
-    log("warn", "gap_not_read", { node: node.name, ...errorFields(error) });
-    return { queued, complete: false };
-  }
-}
-
-const tokensOf = (rows: readonly { tokenId: number }[]): number[] => rows.map(({ tokenId }) => tokenId);
-
-type Range = { fromBlock: number; toBlock: number };
-const rangeKey = ({ fromBlock, toBlock }: Range): string => `${fromBlock}-${toBlock}`;
-const distinctRanges = (rows: readonly Range[]) => [...new Map(rows.map((row) => [rangeKey(row), row])).values()];

@@ -208,10 +208,14 @@ export const readAgreedToken = async (
 export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
   readAgreedToken(chain, tokenId, "finalized");
 
-/** Several tokens at one final block, in one call. */
-export async function readFinalTokens(chain: Chain, tokenIds: readonly number[]): Promise<TokenView[]> {
+/** Several tokens at one block, in one call. */
+export async function readAgreedTokens(
+  chain: Chain,
+  tokenIds: readonly number[],
+  blockTag: "latest" | "finalized",
+): Promise<TokenView[]> {
   const calls = tokenIds.map((tokenId) => tokenCalls(chain, BigInt(tokenId)));
-  const view = await readAgreedView(chain, calls.flat(), "finalized");
+  const view = await readAgreedView(chain, calls.flat(), blockTag);
   return calls.map(({ length }, i) =>
     toTokenView({ ...view, results: view.results.slice(i * length, (i + 1) * length) }),
   );

@@ -153,6 +153,7 @@ export async function rollBack(db: Database, fence: Fence, ancestor: CursorMove,
     sql`DELETE FROM transfers WHERE block_number > ${above}`,
     sql`DELETE FROM renewals WHERE block_number > ${above}`,
     sql`UPDATE purchases SET orphaned = 1 WHERE block_number > ${above} AND orphaned = 0`,
+    sql`UPDATE gaps SET read_to = ${above} WHERE read_to > ${above}`,
     refreshOwners(ids(moved)),
     refreshExpiry(ids(renewed), graceSeconds),
   ]);
@@ -212,7 +213,8 @@ const insertGaps = (rows: GapRow[]) =>
   sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
     SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(rows)})
     WHERE NOT EXISTS (SELECT 1 FROM purchases WHERE token_id = value->>'tokenId' AND orphaned = 0)
-    ON CONFLICT (token_id) DO UPDATE SET from_block = MIN(from_block, excluded.from_block), to_block = MAX(to_block, excluded.to_block)
+    ON CONFLICT (token_id) DO UPDATE SET from_block = MIN(from_block, excluded.from_block), to_block = MAX(to_block, excluded.to_block),
+      read_to = CASE WHEN from_block > excluded.from_block THEN -1 ELSE read_to END
     WHERE from_block > excluded.from_block OR to_block < excluded.to_block`;
 
 /** The highest token id that a log told us of, and its block. */
@@ -237,6 +239,18 @@ export type Gap = typeof gaps.$inferSelect;
 export const postponeGaps = (db: Database, tokenIds: readonly number[], now: number, firstMs: number) =>
   db.run(sql`UPDATE gaps SET tries = tries + 1, next_try_at = ${now} + ${firstMs} * (1 << MIN(tries, 12))
     WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);
+
+/** What was begun is no try yet: the next sweep goes on with it. */
+export const goOnWithGaps = (db: Database, gaps: readonly Pick<Gap, "tokenId" | "readTo">[], nextTryAt: number) =>
+  db.run(sql`UPDATE gaps SET read_to = begun.read_to, tries = MAX(0, tries - 1), next_try_at = ${nextTryAt}
+    FROM (SELECT value->>'tokenId' AS token_id, value->>'readTo' AS read_to FROM json_each(${JSON.stringify(gaps)})) AS begun
+    WHERE gaps.token_id = begun.token_id`);
+
+/** These were read to their end, and their sales not seen. */
+export const beginGapsAgain = (db: Database, tokenIds: readonly number[]) =>
+  db.run(
+    sql`UPDATE gaps SET read_to = -1 WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`,
+  );
 
 export const closeGaps = (db: Database, tokenIds: readonly number[]) =>
   db.run(sql`DELETE FROM gaps WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);

@@ -486,6 +486,8 @@ export const gaps = sqliteTable(
     tokenId: integer("token_id").primaryKey(),
     fromBlock: integer("from_block").notNull(),
     toBlock: integer("to_block").notNull(),
+    /** To which block its range was read again, without its sale; -1: it is read from its beginning. */
+    readTo: integer("read_to").notNull().default(-1),
     tries: integer().notNull().default(0),
     nextTryAt: integer("next_try_at").notNull(),
   },

@@ -4,7 +4,7 @@
 import type { Address, Hex } from "viem";
 import { outcomeIn } from "../chain/authorization.ts";
 import type { Chain } from "../chain/client.ts";
-import { type CoinTransfer, readCoinTransfers } from "../chain/coin-transfers.ts";
+import { type CoinTransfer, firstReadable, readCoinTransfers } from "../chain/coin-transfers.ts";
 import { type Receipt, readReceipt } from "../chain/witness.ts";
 import type { Database } from "../db/client.ts";
 import { HELD_TOKEN_COST } from "../db/orders.ts";
@@ -15,6 +15,8 @@ import { authorizationOf } from "./payments.ts";
 /** Sums in 10^-6 USDC. */
 export type Side = { transfers: number; sum: bigint; explained: bigint; unexplained: CoinTransfer[] };
 export type Reconciliation = {
+  /** Later than the first that was asked for, where nodes give few blocks a request. */
+  fromBlock: number;
   incoming: Side;
   outgoing: Side;
   /** Rows that say settled, and the chain does not. */
@@ -25,9 +27,10 @@ type Books = { db: Database; chain: Chain; coin: Address; operator: Address };
 
 export async function reconcile(
   { db, chain, coin, operator }: Books,
-  fromBlock: number,
+  firstBlock: number,
   toBlock: number,
 ): Promise<Reconciliation> {
+  const fromBlock = await firstReadable(chain, coin, operator, firstBlock, toBlock);
   const transfers = await readCoinTransfers(chain, coin, operator, fromBlock, toBlock);
   const hashes = [...new Set(transfers.map(({ txHash }) => txHash))];
   const known = await paymentsOfTransactions(db, hashes);
@@ -52,6 +55,7 @@ export async function reconcile(
     return bought.get(txHash) === String(amount);
   };
   return {
+    fromBlock,
     incoming: sideOf(transfers.filter(isIn), explainsIn),
     outgoing: sideOf(
       transfers.filter((transfer) => !isIn(transfer)),

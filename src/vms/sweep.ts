@@ -1,8 +1,9 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
 import { type Chain, readOwners, readTier, SECONDS_PER_BLOCK, type TokenView } from "../chain/client.ts";
-import { fillGaps, probeNewest, type ScanContext } from "../chain/scan.ts";
-import { askFirst, readFinalNumber, readFinalToken, readFinalTokens } from "../chain/witness.ts";
+import { fillGaps, probeNewest } from "../chain/gaps.ts";
+import type { ScanContext } from "../chain/scan.ts";
+import { askFirst, readAgreedTokens, readFinalNumber, readFinalToken } from "../chain/witness.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import type { Database } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
@@ -121,7 +122,7 @@ async function readFinalWords(chain: Chain, due: readonly store.DueVm[]): Promis
   const calls: Promise<TokenView[]>[] = [];
   for (let i = 0; i < due.length; i += TOKENS_PER_CALL) {
     const tokenIds = due.slice(i, i + TOKENS_PER_CALL).map(({ tokenId }) => tokenId);
-    calls.push(readFinalTokens(chain, tokenIds));
+    calls.push(readAgreedTokens(chain, tokenIds, "finalized"));
   }
   return (await Promise.all(calls)).flat();
 }

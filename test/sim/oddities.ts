@@ -28,9 +28,9 @@ export const RESULTS = [50, 200, 1_000];
 
 const REFUSALS: readonly ((cap: number) => string)[] = [
   (cap) => `eth_getLogs is limited to a ${cap} range`,
-  (cap) => `query exceeds max block range ${cap}`,
+  (cap) => `query exceeds max block range ${cap >= 1_000 ? `${cap / 1_000}K` : cap}`,
   (cap) =>
-    `Under the Free tier plan, you can make eth_getLogs requests with up to a ${cap} block range. Based on your parameters, this block range should work: [0x1, 0x2]`,
+    `Under the Free tier plan, you can make eth_getLogs requests with up to a ${cap} block range and no limit on the response size, or any block range with a cap of 10K logs in the response. Based on your parameters, this block range should work: [0x1, 0x2]`,
   () => "block range is too wide",
   () => "query returned more than 10000 results",
 ];

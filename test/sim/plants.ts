@@ -30,7 +30,7 @@ async function callOnce(`,
   const queued = await store.applyEvents(db, config, events, head.timestamp, now);`,
     },
     { file: "src/chain/scan.ts", from: "const OVERLAP_BLOCKS = 10;", to: "const OVERLAP_BLOCKS = 0;" },
-    { file: "src/chain/scan.ts", from: "if (view.owner === null) continue;", to: "continue;" },
+    { file: "src/chain/gaps.ts", from: "if (view.owner === null) continue;", to: "continue;" },
     { file: "src/db/scan.ts", from: "if (lowest === undefined) return [];", to: "return [];" },
   ],
   /** Hard case 5: the cursor's block is not looked at again. */

@@ -11,8 +11,8 @@ import { listen } from "./server.ts";
  * - `lag`: it is `blocks` behind: its head is older, and logs above it are an empty list, not an error
  * - `drop_logs`: eth_getLogs answers an empty list, however old the range
  * - `max_range`, `max_logs`: eth_getLogs refuses more than `blocks` blocks or `logs` logs, of requests that contain
- *   `includes` where that is given; `as` says how: in words that name the limit or in words that don't, by a page of
- *   HTTP's (`status`, 502 if not given), or by no answer
+ *   `includes` where that is given; `as` says how: in words that name the limit, in a provider's prose with other
+ *   numbers beside it, or in words that don't, by a page of HTTP's (`status`, 502 if not given), or by no answer
  * - `body`: calls to `method` are answered with 200 and that text
  * - `rewrite`: the result of calls to `method`, or of those whose parameters contain `includes`, is `result`
  * - `refuse`: an error instead, with that message
@@ -23,7 +23,7 @@ import { listen } from "./server.ts";
  * - `ahead`: the time of its newest block is `seconds` ahead, for calls as well
  */
 const refusal = {
-  as: z.enum(["named", "unnamed", "page", "nothing"]).optional(),
+  as: z.enum(["named", "prose", "unnamed", "page", "nothing"]).optional(),
   status: z.int().min(400).max(599).optional(),
   includes: z.string().optional(),
 };
@@ -69,6 +69,12 @@ const isPage = (answer: Answer | Page): answer is Page => "text" in answer;
 
 const HANG_MS = 30_000;
 const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
+
+/** As Alchemy has it. */
+const proseOf = (blocks: number): string => {
+  const named = blocks >= 1_000 && blocks % 1_000 === 0 ? `${blocks / 1_000}K` : String(blocks);
+  return `You can make eth_getLogs requests with up to a ${named} block range and no limit on the response size, or you can request any block range with a cap of 10K logs in the response.`;
+};
 
 const isMeant = ({ method, includes = "" }: { method: string; includes?: string | undefined }, call: Call): boolean =>
   method === call.method && JSON.stringify(call.params).includes(includes);
@@ -167,7 +173,8 @@ export async function startRpcProxy(target: string) {
     if (fault.as === "page")
       return { status: fault.status ?? 502, text: "<html><title>502 Bad Gateway</title></html>" };
     const named = fault.kind === "max_range" && fault.as !== "unnamed";
-    const message = named ? `eth_getLogs is limited to a ${most} range` : "query exceeds what this plan allows";
+    const sentence = fault.as === "prose" ? proseOf(most) : `eth_getLogs is limited to a ${most} range`;
+    const message = named ? sentence : "query exceeds what this plan allows";
     return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
   }
 

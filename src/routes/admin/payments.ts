@@ -81,7 +81,7 @@ const reconcileRoute = createRoute({
   method: "get",
   path: "/admin/payments/reconcile",
   summary: "Hold the books of payments against the chain",
-  description: `Every transfer of USDC to or from the operator wallet in a range of at most ${MAX_RECONCILED_BLOCKS} final blocks, by default the last ones: what rows explain, and what they don't (a top-up, for instance); and rows that say settled where the chain does not.`,
+  description: `Every transfer of USDC to or from the operator wallet in a range of at most ${MAX_RECONCILED_BLOCKS} final blocks, by default the last ones, and where nodes give few blocks a request the last of them (\`fromBlock\` of the answer): what rows explain, and what they don't (a top-up, for instance); and rows that say settled where the chain does not.`,
   ...FOR_OPERATORS,
   request: { query: z.object({ fromBlock: block, toBlock: block }) },
   responses: {
@@ -182,15 +182,15 @@ export function mountAdminPayments(app: Router): void {
       throw new AppError("payments_off", "X402_PAY_TO is not set: nothing is sold over x402.");
     const final = await readFinalNumber(chain);
     const toBlock = Math.min(query.toBlock ?? final, final);
-    const fromBlock = query.fromBlock ?? Math.max(0, toBlock - MAX_RECONCILED_BLOCKS + 1);
-    if (fromBlock > toBlock || toBlock - fromBlock >= MAX_RECONCILED_BLOCKS) {
+    const firstBlock = query.fromBlock ?? Math.max(0, toBlock - MAX_RECONCILED_BLOCKS + 1);
+    if (firstBlock > toBlock || toBlock - firstBlock >= MAX_RECONCILED_BLOCKS) {
       throw new AppError(
         "invalid_request",
         `A range has 1 to ${MAX_RECONCILED_BLOCKS} blocks and ends at the last final one, ${final}, at the latest.`,
       );
     }
-    const books = await reconcile({ db, chain, coin, operator }, fromBlock, toBlock);
-    const { incoming, outgoing, missing } = books;
+    const books = await reconcile({ db, chain, coin, operator }, firstBlock, toBlock);
+    const { fromBlock, incoming, outgoing, missing } = books;
     note({ fromBlock, toBlock, unexplained: incoming.unexplained.length + outgoing.unexplained.length });
     const body = {
       incoming: bodyOfSide(incoming),

@@ -1,6 +1,6 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { Router } from "../../app.ts";
-import { rescan } from "../../chain/scan.ts";
+import { rescan } from "../../chain/gaps.ts";
 import { keyRing } from "../../credentials/key-ring.ts";
 import { reencrypt } from "../../credentials/reencrypt.ts";
 import { countSealed, SEALED_IN } from "../../db/data-keys.ts";
@@ -12,7 +12,7 @@ import { enqueue } from "../../vms/sweep.ts";
 import { isoOf, isoTime } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, reasonSchema } from "./shared.ts";
 
-/** So that one call ends within its time: 25 log queries at each node with the default range. */
+/** 25 log queries at each node with the default range. */
 const MAX_SCAN_BLOCKS = 50_000;
 /** An ECIES pair takes about 1 ms of CPU, and one invocation may run 1,000 statements. */
 const MAX_REENCRYPTED = 400;
@@ -76,11 +76,19 @@ const scanRange = createRoute({
   method: "post",
   path: "/admin/scan",
   summary: "Read a range of blocks again, from every node",
-  description: `At most ${MAX_SCAN_BLOCKS} blocks; what the scan itself has not reached is left to it.`,
+  description: `At most ${MAX_SCAN_BLOCKS} blocks; what the scan itself has not reached is left to it. Where nodes give few blocks a request it ends before \`toBlock\`: the answer's \`toBlock\` is the last one that was read. Call again from the next one on until \`next\` is null.`,
   ...FOR_OPERATORS,
   request: { body: bodyOf(z.strictObject({ fromBlock: blockNumber, toBlock: blockNumber })) },
   responses: {
-    200: jsonOf("Read", z.object({ fromBlock: z.number(), toBlock: z.number(), queued: z.number() })),
+    200: jsonOf(
+      "Read",
+      z.object({
+        fromBlock: z.number(),
+        toBlock: z.number(),
+        queued: z.number(),
+        next: z.number().nullable().openapi({ description: "The block to go on from" }),
+      }),
+    ),
     ...adminErrors(502),
   },
 });
@@ -155,10 +163,11 @@ export function mountAdminUpkeep(app: Router): void {
     if (end - fromBlock >= MAX_SCAN_BLOCKS) {
       throw new AppError("invalid_request", `A range may have at most ${MAX_SCAN_BLOCKS} blocks.`);
     }
-    const queued = await rescan({ db, chain, config, now: Date.now() }, fromBlock, end);
+    const { queued, toBlock: last } = await rescan({ db, chain, config, now: Date.now() }, { fromBlock, toBlock: end });
     await enqueue(config.JOBS, queued);
-    note({ fromBlock, toBlock: end, queued: queued.length });
-    return c.json({ fromBlock, toBlock: end, queued: queued.length }, 200);
+    const body = { fromBlock, toBlock: last, queued: queued.length, next: last < end ? last + 1 : null };
+    note(body);
+    return c.json(body, 200);
   });
 
   app.openapi(readPauses, async (c) => c.json(await pausesBody(c.var.db), 200));

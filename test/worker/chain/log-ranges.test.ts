@@ -15,6 +15,31 @@ test.each([
   ["ranges over 750 blocks are not supported", 750],
   ["Max block range is 600", 600],
   ["something else entirely", null],
+  // Alchemy's two texts; in the first, ten thousand logs were read as ten blocks.
+  [
+    "Log response size exceeded. You can make eth_getLogs requests with up to a 2K block range and no limit on the response size, or you can request any block range with a cap of 10K logs in the response. Based on your parameters and the response size limit, this block range should work: [0x1, 0x2]",
+    null,
+  ],
+  [
+    "You can make eth_getLogs requests with up to a 1K block range and no limit on the response size, or you can request any block range with a cap of 10K logs in the response.",
+    1_000,
+  ],
+  [
+    "Under the Free tier plan, you can make eth_getLogs requests with up to a 10 block range. Based on your parameters, this block range should work: [0x1, 0xa]",
+    10,
+  ],
+  ["max block range 2K", null],
+  ["max block range 1K", 1_000],
+  ["block range is too large, max is 1k blocks", 1_000],
+  ["block range exceeds the limit of 1.5 k", 1_500],
+  ["eth_getLogs is limited to 1024 block range", 1_024],
+  ["eth_getLogs and eth_newFilter are limited to a 1,000 blocks range", 1_000],
+  ["The response is limited to 10MB", null],
+  ["limited to 2.5 MB", null],
+  ["answers are limited to 500 logs", null],
+  ["you are limited to 25 requests in a minute", null],
+  ["This block range holds too much. 10 retries are left", null],
+  ["no limit on the block range, with a cap of 100 logs", null],
 ])("%j names a range of %s", (message, named) => {
   expect(namedRange(new Error(message), MAX)).toBe(named);
 });

@@ -39,6 +39,7 @@ const lower = (index: number) => agent(index).address.toLowerCase();
 
 const PLANS: { name: string; fault: RpcFault; settings?: Record<string, string> }[] = [
   { name: "10 blocks, said in words", fault: { kind: "max_range", blocks: 10 } },
+  { name: "10 blocks, said beside 10K logs", fault: { kind: "max_range", blocks: 10, as: "prose" } },
   { name: "10 blocks, not said", fault: { kind: "max_range", blocks: 10, as: "unnamed" } },
   { name: "10 blocks, and a 400 beyond", fault: { kind: "max_range", blocks: 10, as: "page", status: 400 } },
   { name: "10 blocks, and a 413 beyond", fault: { kind: "max_range", blocks: 10, as: "page", status: 413 } },

@@ -1,0 +1,1 @@
+ALTER TABLE `gaps` ADD `read_to` integer DEFAULT -1 NOT NULL;
