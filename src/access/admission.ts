@@ -86,17 +86,40 @@ export const capped =
   };
 
 /**
- * A token's own limit, whoever asks. What replaces a key that others know counts apart, so that nobody can sell a token whose
- * buyer must wait for a key of his own.
+ * Orders a new key within the limit of a token's owner: each has his own, so that a seller uses up none of his buyer's. What
+ * comes to nothing (null, or an error) is not counted.
  */
-export async function countRotation(c: Context<App>, tokenId: string, isKnownToOthers: boolean): Promise<void> {
-  const until = await count(c, "rotations", `${isKnownToOthers ? "resold" : "token"}:${tokenId}`);
-  if (until === null) return;
-  const now = Date.now();
-  const retryAfterSeconds = secondsTo(until, now);
-  stateLimit(c.header, "rotations", limitOf(c.get("config"), "rotations"), 0, until, now);
-  const sentence = `Token ${tokenId} had too many new keys lately; try again in ${retryAfterSeconds} seconds.`;
-  throw new AppError("rate_limited", sentence, { retryAfterSeconds });
+export async function countRotation<Ordered>(
+  c: Context<App>,
+  tokenId: string,
+  owner: string,
+  order: () => Promise<Ordered | null>,
+): Promise<Ordered | null> {
+  const name = `token:${tokenId}:${owner}`;
+  const until = await count(c, "rotations", name);
+  if (until !== null) {
+    const now = Date.now();
+    const retryAfterSeconds = secondsTo(until, now);
+    stateLimit(c.header, "rotations", limitOf(c.get("config"), "rotations"), 0, until, now);
+    const sentence = `Token ${tokenId} had too many new keys lately; try again in ${retryAfterSeconds} seconds.`;
+    throw new AppError("rate_limited", sentence, { retryAfterSeconds });
+  }
+  let ordered: Ordered | null = null;
+  try {
+    ordered = await order();
+    return ordered;
+  } finally {
+    if (ordered === null) await giveBack(c, "rotations", name);
+  }
+}
+
+/** What was counted last came to nothing. */
+async function giveBack(c: Context<App>, route: LimitedRoute, name: string): Promise<void> {
+  try {
+    await inGuardTime(guardOf(c.get("config"), name).giveBack(route));
+  } catch (error) {
+    log("error", "guard_unavailable", { route, ...errorFields(error) });
+  }
 }
 
 /** Counts by another name than the client's. Until when nothing more passes, or null. */
