@@ -118,7 +118,7 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
   for (const counted of takeCounted(Date.now())) write("security", "lines_counted", counted);
   print();
   shippingSince = 0;
-  if (pending.combined === "") return;
+  if (pending.combined === "" && pending.cleared.size === 0) return;
   const batch = pending;
   pending = emptyBatch();
   try {

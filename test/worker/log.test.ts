@@ -417,6 +417,22 @@ test("the level decides what is written, and never keeps an audit line or a page
   expect(events).toEqual(["at_error", "at_security", "at_page", "for_debugging"]);
 });
 
+test("what is over is told at every level, although no line is written of it (hard case 40)", async () => {
+  // What the deployment has said.
+  log("info", "x");
+  await sendLogs(taking().to);
+  for (const level of ["info", "warn", "error"] as const) {
+    setLogLevel(level);
+    const { sent, to } = taking();
+    log("info", "idle");
+    allClear("refund_held");
+    await sendLogs(to);
+    await sendLogs(to);
+    expect(sent.flatMap(({ cleared }) => [...cleared])).toEqual(["refund_held"]);
+  }
+  setLogLevel("info");
+});
+
 test("a scope's fields are on each of its lines and in nobody else's", async () => {
   const lines: Record<string, unknown>[] = [];
   vi.spyOn(console, "log").mockImplementation((text: string) => {
