@@ -46,19 +46,23 @@ export function afterRefusal(span: Span | undefined, blocks: number, named: numb
 export const isAtItsEnd = (span: Span | undefined, now: number): boolean =>
   span !== undefined && span.refused <= 1 && holds(span, now);
 
-// Where a provider's prose names the span that it would take.
+// Where a provider's prose names the span that it would take: `2,000`, `2K`, and no count of something else.
+const BLOCKS = String.raw`([\d,]+k?)\b(?!\s*(?:logs|results|mb)\b)`;
 const SPANS = [
-  /limited to (?:a )?([\d,]+)/i,
-  /block range[^\d]*([\d,]+)/i,
-  /ranges? over ([\d,]+)/i,
-  /up to a ([\d,]+) block/i,
+  new RegExp(`up to an? ${BLOCKS} block`, "i"),
+  new RegExp(`limited to (?:a )?${BLOCKS}`, "i"),
+  // Within one sentence.
+  new RegExp(`block range[^\\d.;]*${BLOCKS}`, "i"),
+  new RegExp(`ranges? over ${BLOCKS}`, "i"),
 ];
+const THOUSAND = 1_000;
 
 /** The range that an error names as the most that the node takes; null where it names none below the one asked for. */
 export function namedRange(error: unknown, blocks: number): number | null {
   const text = error instanceof BaseError ? `${error.details} ${error.shortMessage}` : String(error);
   for (const pattern of SPANS) {
-    const named = Number(pattern.exec(text)?.[1]?.replaceAll(",", ""));
+    const [, digits = "", thousands = ""] = /^([\d,]+)(k?)$/i.exec(pattern.exec(text)?.[1] ?? "") ?? [];
+    const named = Number(digits.replaceAll(",", "")) * (thousands === "" ? 1 : THOUSAND);
     if (Number.isInteger(named) && named >= 1 && named < blocks) return named;
   }
   return null;

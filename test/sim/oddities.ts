@@ -31,6 +31,10 @@ const REFUSALS: readonly ((cap: number) => string)[] = [
   (cap) => `query exceeds max block range ${cap}`,
   (cap) =>
     `Under the Free tier plan, you can make eth_getLogs requests with up to a ${cap} block range. Based on your parameters, this block range should work: [0x1, 0x2]`,
+  (cap) =>
+    `Log response size exceeded. You can make eth_getLogs requests with up to a ${cap} block range and no limit on the response size, or you can request any block range with a cap of 10K logs in the response.`,
+  (cap) => `block range is too large, max is ${cap % 1_000 === 0 ? `${cap / 1_000}k` : cap} blocks`,
+  () => "You can request any block range with a cap of 10K logs in the response.",
   () => "block range is too wide",
   () => "query returned more than 10000 results",
 ];

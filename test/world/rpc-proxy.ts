@@ -146,7 +146,9 @@ export async function startRpcProxy(target: string) {
     if (fault.as === "page")
       return { status: fault.status ?? 502, text: "<html><title>502 Bad Gateway</title></html>" };
     const named = fault.kind === "max_range" && fault.as !== "unnamed";
-    const message = named ? `eth_getLogs is limited to a ${most} range` : "query exceeds what this plan allows";
+    const message = named
+      ? `eth_getLogs is limited to a ${most} range`
+      : "You can request any block range with a cap of 10K logs in the response.";
     return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
   }
 
