@@ -1,5 +1,7 @@
-// How much one client may write into the audit: what an isolate writes of a client and an event within a minute. Further lines
-// are counted, and the counts told of, so that nobody washes away what others did (hard case 44).
+// How much one client may write into the audit: what an isolate writes of a client and an event within a minute. An IPv6 client
+// has a /48 of names, which counts as one. Further lines are counted, and the counts told of, so that nobody washes away what
+// others did (hard case 44).
+import { blockOf } from "./access/client-name.ts";
 import { Tally } from "./tally.ts";
 
 const MINUTE_MS = 60_000;
@@ -28,7 +30,7 @@ export function isWritten(event: string, address: unknown, now: number): boolean
     minute = current;
     written.clear();
   }
-  const name = `${event} ${address}`;
+  const name = `${event} ${blockOf(address) ?? address}`;
   const lines = written.get(name) ?? 0;
   if (lines < MAX_LINES_PER_MINUTE && (lines > 0 || written.size < MAX_CLIENTS)) {
     written.set(name, lines + 1);
