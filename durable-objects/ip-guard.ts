@@ -120,6 +120,14 @@ export class IpGuard extends DurableObject<Env> {
     };
   }
 
+  /** What was counted last, and let through, came to nothing. Only for windows that are kept. */
+  giveBack(bucket: string): void {
+    const window = this.#windows.get(bucket);
+    if (window === undefined) return;
+    window.times.pop();
+    this.#put(`window:${bucket}`, { times: window.times, limit: window.limit });
+  }
+
   /**
    * Violations that `hit` did not see: an injection attempt, a wrong admin key, refusals that an isolate made by itself. Says
    * until when the client is banned now.

@@ -132,11 +132,11 @@ export class DatabaseUnavailable extends Error {
 }
 
 /**
- * What D1 (developers.cloudflare.com/d1/observability/debug-d1) and the runtime say of failures that pass by themselves. Not
- * of a query that took too much memory or CPU time: it would do so again.
+ * What D1 (developers.cloudflare.com/d1/observability/debug-d1) and the runtime say of failures that pass by themselves: an
+ * export and an import as well. Not of a query that took too much memory or CPU time: it would do so again.
  */
 const TRANSIENT =
-  /^(?:D1_\w*ERROR: |\w+: )?(?:network connection lost|internal error|cannot resolve D1|D1 DB (?:is overloaded|reset because|storage operation exceeded)|failed to parse body as json|too many api requests|D1 did not answer)/i;
+  /^(?:D1_\w*ERROR: |\w+: )?(?:network connection lost|internal error|cannot resolve D1|D1 DB (?:is overloaded|reset because|storage operation exceeded)|failed to parse body as json|too many api requests|currently processing a long-running|database (?:table )?is locked|D1 did not answer)/i;
 
 /** Whether it is worth trying again for as long as it lasts. An object's errors say so themselves, and lose their class. */
 export const isTransient = (error: unknown): boolean =>

@@ -2,6 +2,7 @@
 import type { Context, Hono, MiddlewareHandler } from "hono";
 import type { Hit, Verdict } from "../../durable-objects/ip-guard.ts";
 import type { App } from "../app.ts";
+import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import { banRefusal, secondsTo } from "./bans.ts";
@@ -64,14 +65,31 @@ export const limitedEvenIfBanned = (route: LimitedRoute): MiddlewareHandler<App>
     await next();
   });
 
+type Capped = "wallets" | "x402" | "lookups";
+
 /**
- * Caps over a /48 and over everybody, for requests that write: an IPv6 client has as many addresses as it likes. What does
- * not write uses up nobody else's allowance (hard case 44).
+ * Caps over a /48 and over everybody, for what writes: an IPv6 client has as many addresses as it likes. What does not write
+ * uses up nobody else's allowance, so a payment counts once it would be claimed (hard case 44).
  */
+export async function requireRoom(
+  { config, client }: Pick<App["Variables"], "config" | "client">,
+  what: Capped,
+): Promise<void> {
+  if (config.UNLIMITED_CLIENTS.has(client)) return;
+  const block = blockOf(client);
+  // One after the other: what its own block refuses must not use up what everybody shares.
+  const caps = [...(block === null ? [] : [[`${what}_block`, block] as const]), [`${what}_all`, "everybody"] as const];
+  for (const [route, name] of caps) {
+    const until = await count(config, route, name);
+    if (until !== null) throw tooMany(until, Date.now());
+  }
+}
+
+/** The same, in front of a route whose every request writes. */
 export const capped =
-  (what: "wallets" | "x402", writes: (c: Context<App>) => boolean = () => true): MiddlewareHandler<App> =>
+  (what: Capped): MiddlewareHandler<App> =>
   async (c, next) => {
-    if (writes(c)) await requireRoom(c, what);
+    await requireRoom(c.var, what);
     await next();
   };
 
@@ -79,40 +97,51 @@ export const capped =
  * The same for what makes us ask the chain about a token that we don't know: without it one /48 could use up what the nodes
  * give us, and the scan would be without them.
  */
-export const countLookup = (c: Context<App>): Promise<void> => requireRoom(c, "lookups");
+export const countLookup = (c: Context<App>): Promise<void> => requireRoom(c.var, "lookups");
 
-async function requireRoom(c: Context<App>, what: "wallets" | "x402" | "lookups"): Promise<void> {
-  if (c.get("config").UNLIMITED_CLIENTS.has(c.get("client"))) return;
-  const block = blockOf(c.get("client"));
-  // One after the other: what its own block refuses must not use up what everybody shares.
-  const caps = [...(block === null ? [] : [[`${what}_block`, block] as const]), [`${what}_all`, "everybody"] as const];
-  for (const [route, name] of caps) {
-    const until = await count(c, route, name);
-    if (until !== null) throw tooMany(until, Date.now());
+/**
+ * Orders a new key within the limit of a token's owner: each has his own, so that a seller uses up none of his buyer's. What
+ * comes to nothing (null, or an error) is not counted.
+ */
+export async function countRotation<Ordered>(
+  c: Context<App>,
+  tokenId: string,
+  owner: string,
+  order: () => Promise<Ordered | null>,
+): Promise<Ordered | null> {
+  const name = `token:${tokenId}:${owner}`;
+  const until = await count(c.var.config, "rotations", name);
+  if (until !== null) {
+    const now = Date.now();
+    const retryAfterSeconds = secondsTo(until, now);
+    stateLimit(c.header, "rotations", limitOf(c.get("config"), "rotations"), 0, until, now);
+    const sentence = `Token ${tokenId} had too many new keys lately; try again in ${retryAfterSeconds} seconds.`;
+    throw new AppError("rate_limited", sentence, { retryAfterSeconds });
+  }
+  let ordered: Ordered | null = null;
+  try {
+    ordered = await order();
+    return ordered;
+  } finally {
+    if (ordered === null) await giveBack(c, "rotations", name);
   }
 }
 
-/**
- * A token's own limit, whoever asks. What replaces a key that others know counts apart, so that nobody can sell a token whose
- * buyer must wait for a key of his own.
- */
-export async function countRotation(c: Context<App>, tokenId: string, isKnownToOthers: boolean): Promise<void> {
-  const until = await count(c, "rotations", `${isKnownToOthers ? "resold" : "token"}:${tokenId}`);
-  if (until === null) return;
-  const now = Date.now();
-  const retryAfterSeconds = secondsTo(until, now);
-  stateLimit(c.header, "rotations", limitOf(c.get("config"), "rotations"), 0, until, now);
-  const sentence = `Token ${tokenId} had too many new keys lately; try again in ${retryAfterSeconds} seconds.`;
-  throw new AppError("rate_limited", sentence, { retryAfterSeconds });
+/** What was counted last came to nothing. */
+async function giveBack(c: Context<App>, route: LimitedRoute, name: string): Promise<void> {
+  try {
+    await inGuardTime(guardOf(c.get("config"), name).giveBack(route));
+  } catch (error) {
+    log("error", "guard_unavailable", { route, ...errorFields(error) });
+  }
 }
 
 /** Counts by another name than the client's. Until when nothing more passes, or null. */
-async function count(c: Context<App>, route: LimitedRoute, name: string): Promise<number | null> {
-  const config = c.get("config");
+async function count(config: EdgeConfig, route: LimitedRoute, name: string): Promise<number | null> {
   const now = Date.now();
   const known = knownOverrun(config, name, route, now);
   if (known !== null) return known;
-  const verdict = await ask(c, route, name, false);
+  const verdict = await ask(config, route, name, false);
   if (verdict === null || verdict.allowed) return null;
   rememberOverrun(config, name, route, verdict.resetAt, now);
   log("warn", "cap_reached", { route, client: name });
@@ -123,7 +152,7 @@ async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false)
   const config = c.get("config");
   const client = c.get("client");
   if (config.UNLIMITED_CLIENTS.has(client)) return null;
-  const verdict = await ask(c, route, client, evenIfBanned);
+  const verdict = await ask(config, route, client, evenIfBanned);
   if (verdict === null) return null;
   const now = Date.now();
   const { bannedUntil } = verdict;
@@ -145,8 +174,12 @@ async function admit(c: Context<App>, route: LimitedRoute, evenIfBanned = false)
 }
 
 /** Null where the guard can't be asked and the route is served all the same. */
-async function ask(c: Context<App>, route: LimitedRoute, name: string, evenIfBanned: boolean): Promise<Verdict | null> {
-  const config = c.get("config");
+async function ask(
+  config: EdgeConfig,
+  route: LimitedRoute,
+  name: string,
+  evenIfBanned: boolean,
+): Promise<Verdict | null> {
   const { kept, polled, closed, shared }: Rule = LIMITS[route];
   const limit = limitOf(config, route);
   const hit: Hit = {

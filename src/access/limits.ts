@@ -20,7 +20,7 @@ export type Rule = Limit & {
 
 /**
  * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last seven, six are caps over many
- * clients, and `rotations` is a token's.
+ * clients, and `rotations` is of a token and its owner.
  */
 export const LIMITS = {
   tiers: { requests: 100, windowSeconds: MINUTE },

@@ -143,7 +143,7 @@ const rotateRoute = createRoute({
   path: "/credentials/{tokenId}/rotate",
   summary: "Give the machine another key",
   description:
-    "Fresh form of signature only, its URI naming this path. Login key and host key are new and everything on the machine is lost: a VM is reinstalled, a GPU given back and another one ordered. Meanwhile `/credentials` answers 202; a machine that can't be had in time ends in a refund of the time that is left. Six times within 24 hours per token; those that replace a key which others know are counted apart.",
+    "Fresh form of signature only, its URI naming this path. Login key and host key are new and everything on the machine is lost: a VM is reinstalled, a GPU given back and another one ordered. Meanwhile `/credentials` answers 202; a machine that can't be had in time ends in a refund of the time that is left. Six times within 24 hours per token and owner.",
   responses: {
     202: {
       description: "Ordered; ask `/credentials` for the new key after Retry-After",
@@ -220,12 +220,12 @@ export function mountCredentials(app: Router): void {
     const { tokenId } = c.req.valid("param");
     const { db, config } = c.var;
     const now = Date.now();
-    const { vm, door, view, owner, scanned } = await admitOwner(c, tokenId, "rotate", now);
+    const { vm, view, owner, scanned } = await admitOwner(c, tokenId, "rotate", now);
     // It can't be undone, so it takes two witnesses.
     await requireSecondWitness(c.var, Number(tokenId), view, owner, scanned, now);
-    if (vm?.status === "running")
-      await countRotation(c, tokenId, door !== null && isKnownToOthers(door, owner.toLowerCase()));
-    const queued = vm === null ? null : await orderRotation(db, vm, now, config.PROVISION_DEADLINE_SECONDS);
+    const order = (running: Vm) => orderRotation(db, running, now, config.PROVISION_DEADLINE_SECONDS);
+    const queued =
+      vm?.status === "running" ? await countRotation(c, tokenId, owner.toLowerCase(), () => order(vm)) : null;
     if (vm === null || queued === null) {
       throw new AppError(
         "nothing_to_rotate",

@@ -14,7 +14,8 @@ import { TIERS, wireType } from "../vms/tiers.ts";
 import { errorsOf, isoOf, isoTime, wireTypeSchema } from "./schemas.ts";
 
 const DAYS_PER_MONTH = 30n;
-const CACHE_MS = 30_000;
+/** What a vendor has refused, or a pause, is told within this. */
+const CACHE_MS = 5_000;
 
 const tierSchema = z
   .object({
@@ -63,7 +64,8 @@ type Cached = {
   /** What the list is made from: it is made again when nothing can be read, since stock ages. */
   stored: StoredTiers;
   stock: StockByVendor;
-  delivery: z.infer<typeof shopSchema>;
+  /** What it says of the shop, it says by the time of the answer: nobody scans while nothing can be read. */
+  standing: Standing | undefined;
 };
 // Per isolate; a warm answer reads nothing.
 const cache = new WeakMap<object, Cached>();
@@ -76,6 +78,8 @@ export function mountTiers(app: Router): void {
     const now = Date.now();
     let known = cache.get(config);
     if (known === undefined || now - known.listedAt > CACHE_MS) {
+      // The others have the list that there is meanwhile.
+      if (known !== undefined) cache.set(config, { ...known, listedAt: now });
       try {
         const reads = statementsOf(db);
         const [[row], [standing]] = await readTogether(db, [reads.catalog, reads.cursor]);
@@ -87,7 +91,7 @@ export function mountTiers(app: Router): void {
           listedAt: now,
           stored,
           stock,
-          delivery: deliveryState(standing, now),
+          standing,
         };
       } catch (error) {
         // Once seen, an answer is better than none: its age is in the header.
@@ -98,12 +102,12 @@ export function mountTiers(app: Router): void {
       cache.set(config, known);
     }
     c.header("Age", String(Math.max(0, Math.floor((now - known.tiersAt) / 1_000))));
-    c.header("Cache-Control", "public, max-age=30");
-    return c.json({ tiers: known.tiers, delivery: known.delivery }, 200);
+    c.header("Cache-Control", `public, max-age=${CACHE_MS / 1_000}`);
+    return c.json({ tiers: known.tiers, delivery: deliveryState(known.standing, now) }, 200);
   });
 }
 
-function deliveryState(standing: Standing | undefined, now: number): Cached["delivery"] {
+function deliveryState(standing: Standing | undefined, now: number): z.infer<typeof shopSchema> {
   const state = shopState(standing, now);
   return { state, since: isoOf(standing?.pausedSince ?? null), message: SHOP_SENTENCES[state] };
 }

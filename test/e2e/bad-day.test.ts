@@ -19,6 +19,7 @@ const DAYS: readonly (readonly [seconds: number, weather: WorkerWeather])[] = [
     },
   ],
   [4, { database: { kind: "fails", share: 0.5, message: "D1_ERROR: D1 DB is overloaded. Too many requests queued." } }],
+  [4, { database: { kind: "fails", message: "D1_ERROR: Currently processing a long-running export." } }],
 ];
 
 let world: World;

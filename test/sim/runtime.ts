@@ -14,6 +14,12 @@ const MIN_STALL_MS = 30_000;
 export const MAX_STALL_MS = 80_000;
 /** Of statements while D1 is down: the others get through. */
 const DOWN = { fails: 0.6, losesAnswer: 0.8 };
+/** What D1 says then, in turn. */
+const D1_WORDS = [
+  "D1_ERROR: Network connection lost.",
+  "D1_ERROR: Currently processing a long-running export.",
+  "D1_ERROR: database is locked: SQLITE_BUSY",
+];
 const tasks = new AsyncLocalStorage<Task>();
 
 /** Which task makes the call that is under way. */
@@ -26,6 +32,7 @@ export class Runtime {
   readonly note: (text: string) => void;
   /** Seconds in which most statements fail. */
   databaseDownUntil = 0;
+  #databaseFaults = 0;
 
   constructor(clock: Clock, faults: Faults, random: Random, note: (text: string) => void) {
     this.clock = clock;
@@ -76,7 +83,8 @@ export class Runtime {
     const isDown = this.faults.active && this.clock.now < this.databaseDownUntil;
     const luck = isDown ? this.random.unit() : 1;
     const fate = { fails: luck < DOWN.fails, losesAnswer: luck < DOWN.losesAnswer };
-    return this.#crossPlatform("d1", what, effect, fate, () => new Error("D1_ERROR: Network connection lost."));
+    const fault = () => new Error(D1_WORDS[this.#databaseFaults++ % D1_WORDS.length]);
+    return this.#crossPlatform("d1", what, effect, fate, fault);
   }
 
   /** A call of an object. */

@@ -385,6 +385,29 @@ test("one client can't wash the audit away: ten lines of an event a minute, the 
   expect((await found("event=admin_call")).length).toBeGreaterThanOrEqual(12);
 });
 
+test("nor can the 65,536 names of one IPv6 /48 wash it away: they count together (hard case 44)", async () => {
+  const ask = operator(world, await world.operatorKey());
+  const begun = Math.floor(Date.now() / 60_000);
+  const deny = async (address: string) => {
+    expect((await world.request("/credentials/1", { headers: { "cf-connecting-ip": address } })).status).toBe(401);
+  };
+  for (let host = 0; host < 40; host++) await deny(`2001:db8:7:${host.toString(16)}::1`);
+  await deny("2001:db8:8::1");
+  await sendLogs(world.edge.LOG_BOOK);
+  const { body } = await ask<{ events: { address: string; of?: string; count?: number }[] }>(
+    "GET",
+    "/admin/security-events?limit=100",
+  );
+  const minutes = Math.floor(Date.now() / 60_000) - begun + 1;
+  const of = (block: string) =>
+    body.events.filter(({ address = "", of }) => of === undefined && address.startsWith(block));
+  expect(of("2001:db8:7:").length).toBeLessThanOrEqual(10 * minutes);
+  expect(of("2001:db8:8:")).toHaveLength(1);
+  expect(body.events.filter((one) => one.of !== undefined)).toMatchObject([
+    { of: "access_denied", address: "2001:db8:7::/48", count: 40 - of("2001:db8:7:").length },
+  ]);
+});
+
 test("a book that can't be read is 503 with a sentence, not our fault", async () => {
   const ask = operator(world, await world.operatorKey());
   const broken = { idFromName: () => ({}), get: () => ({ read: () => Promise.reject(new Error("overloaded")) }) };
@@ -486,6 +509,22 @@ test("the level decides what is written, and never keeps an audit line or a page
     .split("\n")
     .map((one) => (JSON.parse(one) as { event: string }).event);
   expect(events).toEqual(["at_error", "at_security", "at_page", "for_debugging"]);
+});
+
+test("what is over is told at every level, although no line is written of it (hard case 40)", async () => {
+  // What the deployment has said.
+  log("info", "x");
+  await sendLogs(taking().to);
+  for (const level of ["info", "warn", "error"] as const) {
+    setLogLevel(level);
+    const { sent, to } = taking();
+    log("info", "idle");
+    allClear("refund_held");
+    await sendLogs(to);
+    await sendLogs(to);
+    expect(sent.flatMap(({ cleared }) => [...cleared])).toEqual(["refund_held"]);
+  }
+  setLogLevel("info");
 });
 
 test("a scope's fields are on each of its lines and in nobody else's", async () => {

@@ -174,7 +174,7 @@ export async function startRpcProxy(target: string) {
       return { status: fault.status ?? 502, text: "<html><title>502 Bad Gateway</title></html>" };
     const named = fault.kind === "max_range" && fault.as !== "unnamed";
     const sentence = fault.as === "prose" ? proseOf(most) : `eth_getLogs is limited to a ${most} range`;
-    const message = named ? sentence : "query exceeds what this plan allows";
+    const message = named ? sentence : "You can request any block range with a cap of 10K logs in the response.";
     return { jsonrpc: "2.0", id: call.id, error: { code: -32_614, message } };
   }
 

@@ -1,5 +1,6 @@
 // Whether an order is taken, and as what: nothing is written for one that can't be, and none is refused whose payment has
 // been taken already.
+import { requireRoom } from "../../access/admission.ts";
 import {
   asClaimed,
   type Checked,
@@ -132,7 +133,10 @@ async function termsOf(services: Services, asked: Asked, found: Found): Promise<
     const captureFirst = isCapturedFirst(config, order.tier, value, market.unpaid);
     const row = { ...checked, amount: String(value) };
     const terms = await withinLimits(services, asked, row, { captureFirst, balance }, "all");
-    return typeof terms === "string" ? await limitError(services, till, checked, terms) : terms;
+    if (typeof terms === "string") return await limitError(services, till, checked, terms);
+    // Its payer has signed it and has the money: it would be written.
+    if (found.known === null) await requireRoom(services, "x402");
+    return terms;
   } catch (error) {
     if (error instanceof AppError) return error;
     throw error;

@@ -4,6 +4,7 @@ import { createRoute, z } from "@hono/zod-openapi";
 import { hexToBytes, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { Context } from "hono";
 import { getAddress } from "viem";
+import { requireRoom } from "../../access/admission.ts";
 import {
   admitHolder,
   checkOwner,
@@ -282,6 +283,7 @@ async function takePayment(
     await requireWindow(services, till, checked, sight.view.blockTimestamp, now).catch(async (error: unknown) => {
       throw await misfit(services, till, checked.payment, checked.demand, error, now);
     });
+    await requireRoom(services, "x402");
   }
   const row =
     known === null

@@ -1,22 +1,11 @@
 // What the paid routes share: their middleware, shapes and discovery metadata.
 import { z } from "@hono/zod-openapi";
-import type { Context } from "hono";
-import { capped, limited } from "../../access/admission.ts";
-import { type Discovery, readPayment } from "../../access/payment-wire.ts";
-import type { App } from "../../app.ts";
+import { limited } from "../../access/admission.ts";
+import type { Discovery } from "../../access/payment-wire.ts";
 import { WIRE_PAYMENT_STATES } from "../../vms/payments.ts";
 import { deliverySchema, isoTime } from "../schemas.ts";
 
-/** What can't be read is refused by its route, and writes nothing. */
-function isPaid(c: Context<App>): boolean {
-  try {
-    return readPayment(c.req.raw.headers, c.var.config) !== null;
-  } catch {
-    return false;
-  }
-}
-
-export const paidRoute = [limited("x402"), capped("x402", isPaid)] as const;
+export const paidRoute = [limited("x402")] as const;
 
 /** Headers that a payment comes in; one of the two. */
 export const PAYMENT_HEADERS = [

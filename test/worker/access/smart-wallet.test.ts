@@ -146,6 +146,17 @@ test("a contract is asked within a cap of gas, and one that burns it says no (ha
   expect(await status()).toBe(403);
 });
 
+test("bytes that no plain account can have signed are for its contract to read, however many they are", async () => {
+  const yes = `0x7f1626ba7e${"00".repeat(28)}60005260206000f3` as const;
+  await chain.node.setCode({ address: wallet, bytecode: yes });
+  for (const length of [64, 65, 66]) {
+    for (const byte of ["00", "ff"])
+      expect(await ask({ authorization: `Bearer 0x${byte.repeat(length)}` }), `${length} ${byte}`).toMatchObject({
+        status: 200,
+      });
+  }
+});
+
 test("a wallet's fresh signature is used up once, and its keeper can acknowledge", async () => {
   await deployWallet(agent(2).address);
   const headers = await freshHeaders(API, agent(2), tokenId);

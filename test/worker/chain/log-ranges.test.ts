@@ -44,6 +44,26 @@ test.each([
   expect(namedRange(new Error(message), MAX)).toBe(named);
 });
 
+// What is counted in thousands, what counts something else, and what is of another sentence.
+const ALCHEMY =
+  "Log response size exceeded. You can make eth_getLogs requests with up to a 2K block range and no limit on the response size, or you can request any block range with a cap of 10K logs in the response. Based on your parameters and the response size limit, this block range should work: [0x12, 0x34]";
+const FREE_TIER =
+  "Under the Free tier plan, you can make eth_getLogs requests with up to a 10 block range. Based on your parameters, this block range should work: [0xbcd10, 0xbcd19].";
+test.each([
+  [ALCHEMY, 10_000, 2_000],
+  [ALCHEMY, 2_000, null],
+  [FREE_TIER, 2_000, 10],
+  ["any block range with a cap of 10K logs in the response", 20_000, null],
+  ["max block range 2K", 10_000, 2_000],
+  ["block range is too large, max is 1k blocks", 2_000, 1_000],
+  ["eth_getLogs is limited to a 10K range", 20_000, 10_000],
+  ["eth_getLogs is limited to 500 results", 2_000, null],
+  ["block range too wide. Code 35", 2_000, null],
+  ["this block range should work: [0x1, 0x2]", 2_000, null],
+])("of a provider's prose only a span is read: %j, asked for %i, names %s", (message, asked, named) => {
+  expect(namedRange(new Error(message), asked)).toBe(named);
+});
+
 /** Asks a node of that plan until so many blocks are read; all requests, refused ones included. */
 function catchUp(plan: number, blocks: number, names: boolean, max = MAX, sizes: number[] = []): number {
   let span: Span | undefined;

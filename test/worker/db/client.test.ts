@@ -106,6 +106,11 @@ test.each([
   "D1_ERROR: D1 DB is overloaded. Too many requests queued.",
   "D1_ERROR: internal error; reference = 0123456789",
   "D1_ERROR: Failed to parse body as JSON, got: error code: 1031",
+  // A back-up, for as long as it takes: nothing is answered meanwhile.
+  "D1_ERROR: Currently processing a long-running export.",
+  "D1_ERROR: Currently processing a long-running import.",
+  "D1_ERROR: database is locked: SQLITE_BUSY",
+  "D1_ERROR: database table is locked: SQLITE_LOCKED",
 ])("%s passes by itself", async (message) => {
   for (const work of [() => db.all(READ), () => db.run(WRITE), () => runBatch(db, [WRITE])]) {
     const { error } = await under({ kind: "fails", message }, work);

@@ -208,6 +208,49 @@ test("a token has so many new keys within 24 hours; a buyer's first is not used 
   expect(await rotate(1)).toEqual([429, "rate_limited"]);
 });
 
+test("a seller with two accounts, each of which knows the other's key, uses up no rotation of his buyer's (hard case 44)", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "rotations=1/86400" } });
+  const tokenId = await buyAndRun(world, 0);
+  const hand = async (from: number, to: number) => {
+    expect((await ask(world, from, tokenId)).body.ssh.privateKey).toContain("PRIVATE KEY");
+    await transfer(chain, agent(from), agent(to).address, tokenId);
+    await world.scan();
+    await chain.mine(1);
+  };
+  const rotate = async (index: number) => {
+    const { status } = await ask(world, index, tokenId, "/rotate");
+    await world.drain();
+    return status;
+  };
+  await hand(0, 1);
+  expect(await rotate(1)).toBe(202);
+  await hand(1, 0);
+  expect(await rotate(0)).toBe(202);
+  await hand(0, 2);
+  // The buyer's first key is one that its seller knows; the second, of his own, is his as well.
+  expect(await rotate(2)).toBe(202);
+  expect(await rotate(2)).toBe(429);
+  await transfer(chain, agent(2), agent(0).address, tokenId);
+  await world.scan();
+  await chain.mine(1);
+  expect(await rotate(0)).toBe(429);
+});
+
+test("a rotation that D1 did not take, and one that nothing runs for, is not counted (hard case 46)", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "rotations=1/86400" } });
+  const tokenId = await buyAndRun(world, 0);
+  const answers: unknown[] = [];
+  for (let after = 0; answers.at(-1) !== 202; after++) {
+    world.weather.set({ kind: "fails", after });
+    const { status, body } = await ask(world, 0, tokenId, "/rotate");
+    world.weather.set(null);
+    answers.push(status === 503 ? body.code : status);
+    expect(["database_unavailable", 202]).toContain(answers.at(-1));
+  }
+  expect(answers.length).toBeGreaterThan(3);
+  expect((await ask(world, 0, tokenId, "/rotate")).status).toBe(409);
+});
+
 test("an acknowledgement of the old key that comes late does not erase the new one", async () => {
   const world = await deploy();
   const tokenId = await buyAndRun(world, 0);

@@ -93,6 +93,10 @@ const BAD_SIGNATURES = [
   "Bearer abc",
   `Bearer 0x${"0".repeat(130)}`,
   `Bearer 0x${"f".repeat(130)}`,
+  // 64 bytes: r and s that are none of the curve's.
+  `Bearer 0x${"0".repeat(128)}`,
+  `Bearer 0x${"f".repeat(128)}`,
+  `Bearer 0x${"0".repeat(127)}1`,
   `Bearer 0x${"a".repeat(126)}`,
   `Bearer 0x${"a".repeat(5_001)}`,
   "Bearer 0xzz",

@@ -1,5 +1,5 @@
 // What buyers see while machines are not made: on every route that sells or tells of one.
-import { beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { fixedHeaders } from "../../world/agent.ts";
 import { agent, chain, type Deployment, deploy } from "../deployment.ts";
@@ -105,4 +105,32 @@ test("while the scan stands still tiers and statuses say so, and no order is tak
   await world.scan();
   expect((await get("/tiers")).body.delivery).toMatchObject({ state: "open" });
   expect((await quote()).status).toBe(402);
+});
+
+test("/tiers does not go on saying open while D1 is away: what it has kept says since when nothing is read", async () => {
+  // One isolate, which has kept its list.
+  const tiers = async () => (await (await world.request("/tiers")).json()) as { tiers: object[]; delivery: Delivery };
+  const { tiers: listed, delivery } = await tiers();
+  expect(delivery.state).toBe("open");
+  const began = Date.now();
+  vi.useFakeTimers({ toFake: ["Date"] });
+  try {
+    world.weather.set({ kind: "fails" });
+    for (const [seconds, state] of [
+      [60, "open"],
+      [121, "stalled"],
+      [3_600, "stalled"],
+    ] as const) {
+      vi.setSystemTime(began + seconds * 1_000);
+      const answer = await tiers();
+      expect(answer.tiers).toHaveLength(listed.length);
+      expect(answer.delivery.state, `after ${seconds} s`).toBe(state);
+    }
+    world.weather.set(null);
+    await world.sql.prepare("UPDATE cursors SET scanned_at = ?").bind(Date.now()).run();
+    vi.setSystemTime(Date.now() + 5_001);
+    expect((await tiers()).delivery.state).toBe("open");
+  } finally {
+    vi.useRealTimers();
+  }
 });

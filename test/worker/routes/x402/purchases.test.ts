@@ -1,6 +1,6 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, randomBytes, utf8ToBytes } from "@noble/hashes/utils.js";
-import type { LocalAccount } from "viem/accounts";
+import { generatePrivateKey, type LocalAccount, privateKeyToAccount } from "viem/accounts";
 import { expect, test } from "vitest";
 import { generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import { fixedHeaders, transfer } from "../../../world/agent.ts";
@@ -89,7 +89,8 @@ test("a login key of the payer's own needs his signature over the body as it was
     return [answer.status, ((await answer.json()) as { code: string }).code];
   };
   expect(await refused({})).toEqual([401, "body_signature_missing"]);
-  expect(await refused({ "x-body-signature": "0x12" })).toEqual([401, "body_signature_invalid"]);
+  for (const bytes of ["12", "0".repeat(128), "f".repeat(128), "f".repeat(130)])
+    expect(await refused({ "x-body-signature": `0x${bytes}` })).toEqual([401, "body_signature_invalid"]);
   expect(await refused({ "x-body-signature": await bodySignature(agent(2), text) })).toEqual([
     401,
     "body_signature_invalid",
@@ -220,4 +221,28 @@ test("an identifier whose first authorization came to nothing goes over to the n
   // Without a machine it keeps its identifier: it was answered once, and the answer stands.
   await world.sql.prepare("UPDATE payments SET state = 'released', bought_at = 1 WHERE identifier IS NOT NULL").run();
   expect((await order(await sign())).purchaseId).toBe(second.purchaseId);
+});
+
+test("payments that nobody has signed, or can pay, use up nobody else's allowance (hard case 44)", async () => {
+  const world = await deploy({ edge: { RATE_LIMITS: "x402_all=1/60" } });
+  const from = (host: number) => ({ "cf-connecting-ip": `198.51.100.${host}` });
+  const ask = async (host: number, headers: Record<string, string>) => {
+    const answer = await post(world, PATH, computeBody(), { ...headers, ...from(host) });
+    return [answer.status, ((await answer.json()) as { code?: string }).code];
+  };
+  const { requirement, signed } = await signPurchaseOf(world, agent(1));
+  for (const signature of [`0x${"1".repeat(130)}`, `0x${"ab".repeat(200)}`] as const) {
+    const forged = { "payment-signature": paymentHeaderV2(requirement, { ...signed, signature }) };
+    expect(await ask(10, forged)).toEqual([402, "payment_invalid"]);
+  }
+  // A key costs nothing, and neither does its signature.
+  for (let host = 20; host < 23; host++) {
+    const poor = await signPurchaseOf(world, privateKeyToAccount(generatePrivateKey()));
+    expect(await ask(host, poor.headers)).toEqual([402, "payment_required"]);
+  }
+  const first = { "payment-signature": paymentHeaderV2(requirement, signed) };
+  expect(await ask(30, first)).toEqual([202, undefined]);
+  // The same payment again writes nothing.
+  expect(await ask(30, first)).toEqual([202, undefined]);
+  expect(await ask(31, (await signPurchaseOf(world, agent(2))).headers)).toEqual([429, "rate_limited"]);
 });
