@@ -20,6 +20,20 @@ const STAND_INS: readonly [RegExp, string][] = [
 /** What the bundler carries as text: nobody reads it here. */
 const TEXTS = /\/llms\.txt$|\/swagger-ui-dist\/swagger-ui(?:-bundle)?\.(?:js|css)$/;
 
+/**
+ * What viem imports only when it needs it: how long that takes is real time, in which a run may go on otherwise than when the
+ * module is there already.
+ */
+const LAZY = /\/viem\/_esm\/(?:utils\/signature\/recoverPublicKey|actions\/public\/call)\.js$/;
+const importAtOnce = (source: string): string => {
+  const imports: string[] = [];
+  const edited = source.replaceAll(/await import\((['"][^'"]+['"])\)/g, (_, name: string) => {
+    imports.push(`import * as lazy${imports.length} from ${name};`);
+    return `await lazy${imports.length - 1}`;
+  });
+  return `${imports.join("\n")}\n${edited}`;
+};
+
 const planted = process.env["SIM_PLANT"] as PlantName | undefined;
 const plant = planted === undefined ? undefined : PLANTS[planted];
 if (planted !== undefined && plant === undefined) throw new Error(`there is no plant "${planted}"`);
@@ -51,6 +65,7 @@ registerHooks({
   load(url, context, next) {
     if (TEXTS.test(url)) return { format: "module", source: 'export default "";', shortCircuit: true };
     const loaded = next(url, context);
+    if (LAZY.test(url)) return { ...loaded, source: importAtOnce(String(loaded.source)) };
     const edits = plant?.filter(({ file }) => url.endsWith(`/${file}`)) ?? [];
     if (edits.length === 0) return loaded;
     let source = String(loaded.source);
