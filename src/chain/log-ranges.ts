@@ -42,6 +42,10 @@ export function afterRefusal(span: Span | undefined, blocks: number, named: numb
   return { given, refused: blocks, refusedAt: now };
 }
 
+/** Whether a node lately refused some blocks, and has given none since: it may hang. */
+export const hasGivenNothing = (span: Span | undefined, now: number): boolean =>
+  span !== undefined && span.given === 0 && holds(span, now);
+
 /** Whether a node lately refused a single block: less can't be asked. */
 export const isAtItsEnd = (span: Span | undefined, now: number): boolean =>
   span !== undefined && span.refused <= 1 && holds(span, now);

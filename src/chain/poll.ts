@@ -9,10 +9,11 @@ import { isTransient } from "../errors.ts";
 import { errorFields, levelOfFault, log } from "../log.ts";
 import { enqueue, sweep } from "../vms/sweep.ts";
 import { connectChain } from "./client.ts";
-import { scanPass, startCursor } from "./scan.ts";
+import { PASS_MS, scanPass, startCursor } from "./scan.ts";
 
-// Longer than one pass may take with every node timing out.
 const LEASE_MS = 40_000;
+/** What has to be left of it when a pass begins: the pass, and its batch. */
+const LEASE_LEFT_MS = PASS_MS + 6_000;
 const LEASE_RETRY_MS = 500;
 /** Of an invocation's statements, what a sweep may need: passes leave them, and the next cron goes on (hard case 54). */
 const SWEEP_STATEMENTS = 300;
@@ -45,7 +46,7 @@ async function poll(config: EdgeConfig, afterPass: () => void): Promise<void> {
     const fence = { holder, leaseUntil: now + LEASE_MS };
     let pause = config.SCAN_INTERVAL_MS;
     try {
-      if (heldUntil - now < LEASE_MS / 2) {
+      if (heldUntil - now < LEASE_LEFT_MS) {
         await startCursor({ db, chain, config, now });
         if (!(await takeScanLease(db, fence, now))) {
           await wait(LEASE_RETRY_MS);

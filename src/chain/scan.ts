@@ -1,6 +1,6 @@
 // Follows the contract's events into the database. A node is believed about nothing that can be checked:
 //
-//   lagging replica      answers an empty list, not an error -> the last blocks are read again on every pass
+//   lagging replica      answers an empty list, not an error -> blocks that were read when they were new are read again
 //   node behind us       its head is below the cursor        -> the next node is asked
 //   reorg while reading  the range's end or the cursor's block changed hash meanwhile -> nothing is stored, next pass
 //   reorg                the cursor's block has another hash at two nodes -> roll back to the common ancestor, re-read
@@ -14,6 +14,7 @@ import type { EdgeConfig } from "../config.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/scan.ts";
 import { AppError } from "../errors.ts";
+import { inTime } from "../in-time.ts";
 import { errorFields, log } from "../log.ts";
 import { addCheckpoint, type Checkpoint } from "./checkpoints.ts";
 import {
@@ -26,15 +27,17 @@ import {
   SECONDS_PER_BLOCK,
 } from "./client.ts";
 import { type ChainEvents, type FoundEvents, fetchEvents, MAX_REQUESTS, type Transfer } from "./events.ts";
-import { isAtItsEnd } from "./log-ranges.ts";
+import { hasGivenNothing } from "./log-ranges.ts";
 import { LogsRefused, rangeOf, recallSpans, spansOf } from "./logs.ts";
 import { askTwo, isOnFork, witnessesOf } from "./witness.ts";
 
-/** Read again on every pass, in requests of their own. */
+/** Read again where they may have been read too early, in requests of their own. */
 const OVERLAP_BLOCKS = 10;
-/** Further from a node's head no replica of it lags. */
-const NEAR_HEAD_BLOCKS = 50;
-/** What one node may take for logs, but for a request that is under way: all of them together stay within the lease. */
+/** A block that was older when it was read had reached all replicas of a node. */
+const NEAR_HEAD_SECONDS = 100;
+/** What a pass may take with all nodes, whatever they do. The scan's lease lasts longer. */
+export const PASS_MS = 24_000;
+/** What of it one node may take for logs, of the overlap as well and but for a request that is under way. */
 const READ_MS = 8_000;
 /** Tokens whose owners are asked for, by calls of this size, where logs of transfers can't be had. */
 const MAX_OWNERS = 5_000;
@@ -90,15 +93,20 @@ export async function scanPass(context: ScanContext): Promise<PassResult> {
   let fallback: PassResult | undefined;
   let mayGiveFewer = false;
   const heads: Head[] = [];
+  const until = Date.now() + PASS_MS;
+  const nodes = widestFirst(chain.nodes, cursor, now);
   const attempt = (node: Node, looking: Promise<Seen>): Promise<Seen | null> =>
-    looking.catch((error: unknown) => {
+    inTime(looking, until - Date.now(), () => new ChainUnavailable()).catch((error: unknown) => {
       log("warn", "scan_node_failed", { node: node.name, ...errorFields(error) });
       mayGiveFewer ||= error instanceof LogsRefused && error.blocks > 1;
       cause = error;
       return null;
     });
-  for (const node of widestFirst(chain.nodes, cursor, now)) {
-    let seen = await attempt(node, look(context, cursor, node));
+  for (const [i, node] of nodes.entries()) {
+    if (Date.now() >= until) break;
+    // Requests that hang leave the others their part.
+    const share = Math.min(READ_MS, (until - Date.now()) / (nodes.length - i)) - chain.timeoutMs;
+    let seen = await attempt(node, look(context, cursor, node, Date.now() + share));
     if (seen?.outcome === "behind") {
       log("warn", "rpc_behind", { node: node.name, head: seen.head.number, scanned: cursor.blockNumber });
       heads.push(seen.head);
@@ -106,7 +114,7 @@ export async function scanPass(context: ScanContext): Promise<PassResult> {
     }
     if (seen === null || seen.outcome === "behind") continue;
     // What is thrown from here on is ours or the database's: another node would not mend it.
-    const result = await conclude(context, cursor, node, seen);
+    const result = await conclude(context, cursor, node, seen, until);
     // A node that stands still agrees with everything we know and shows nothing new, whatever time it gives its head:
     // another may know more.
     const youngest = cursor.blockTimestamp + config.CONFIRMATIONS * SECONDS_PER_BLOCK;
@@ -121,14 +129,19 @@ export async function scanPass(context: ScanContext): Promise<PassResult> {
   throw new ChainUnavailable({ cause });
 }
 
-/** Far behind, those come first that give the most in one request; between equals the configured order decides. */
+/**
+ * Far behind, those come first that give the most in one request; between equals the configured order decides. Last is what
+ * lately gave nothing, or hung.
+ */
 function widestFirst(nodes: readonly Node[], { blockTimestamp }: store.Cursor, now: number): Node[] {
   const left = Math.max(1, Math.ceil((now / 1_000 - blockTimestamp) / SECONDS_PER_BLOCK));
-  const worth = (node: Node) => (isAtItsEnd(node.spans.sales, now) ? 0 : Math.min(left, rangeOf(node, "transfers")));
+  const worth = (node: Node) =>
+    hasGivenNothing(node.spans.sales, now) ? 0 : Math.min(left, rangeOf(node, "transfers"));
   return [...nodes].sort((a, b) => worth(b) - worth(a));
 }
 
-async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: Node): Promise<Seen> {
+/** `until`: when the last request for logs may begin, but for the first. */
+async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: Node, until: number): Promise<Seen> {
   const head = await readHead(node);
   if (head.number < cursor.blockNumber) return { outcome: "behind", head };
   const newest = head.number - config.CONFIRMATIONS;
@@ -142,8 +155,8 @@ async function look({ chain, config }: ScanContext, cursor: store.Cursor, node: 
   const last = target === head.number ? head : await readHead(node, target);
   const source = sourceOf(config);
   const from = Math.max(config.START_BLOCK, cursor.blockNumber + 1);
-  const found = await fetchEvents(node, source, from, target, Date.now() + READ_MS);
-  const again = await readAgain(node, config, cursor, head);
+  const found = await fetchEvents(node, source, from, target, until);
+  const again = await readAgain(node, config, cursor, until);
   const reached = Math.min(target, found.to);
   const reading = reached === target ? Promise.resolve(last) : readHead(node, reached);
   const [end, isForked, lastAfter, standing] = await Promise.all([
@@ -179,13 +192,14 @@ export const sourceOf = (config: EdgeConfig) => ({
 async function readAgain(
   node: Node,
   config: EdgeConfig,
-  cursor: store.Cursor,
-  head: Head,
+  { blockNumber, blockTimestamp, scannedAt }: store.Cursor,
+  until: number,
 ): Promise<ChainEvents | null> {
-  const from = Math.max(config.START_BLOCK, cursor.blockNumber - OVERLAP_BLOCKS + 1);
-  if (from > cursor.blockNumber || head.number - cursor.blockNumber > NEAR_HEAD_BLOCKS) return null;
+  const from = Math.max(config.START_BLOCK, blockNumber - OVERLAP_BLOCKS + 1);
+  // By how old the cursor's block was when it was read: how far it is from the head now says nothing of that.
+  if (from > blockNumber || scannedAt / 1_000 - blockTimestamp > NEAR_HEAD_SECONDS) return null;
   try {
-    return await fetchEvents(node, sourceOf(config), from, cursor.blockNumber, Date.now() + READ_MS);
+    return await fetchEvents(node, sourceOf(config), from, blockNumber, until);
   } catch (error) {
     log("warn", "overlap_not_read", { node: node.name, ...errorFields(error) });
     return null;
@@ -204,6 +218,7 @@ async function conclude(
   cursor: store.Cursor,
   node: Node,
   seen: Exclude<Seen, { outcome: "behind" }>,
+  until: number,
 ): Promise<PassResult> {
   const { db, chain, config, fence, now } = context;
   const { outcome } = seen;
@@ -217,7 +232,7 @@ async function conclude(
     return { queued: [], caughtUp: false, outcome };
   }
   const { head, end, caughtUp } = seen;
-  const moved = seen.events.transfersMissing ? await readMoved(context, node, seen.events, end) : [];
+  const moved = seen.events.transfersMissing ? await readMoved(context, node, seen.events, end, until) : [];
   const events = { ...seen.events, transfers: [...seen.events.transfers, ...moved] };
   const move = { head: end, checkpoints: addCheckpoint(cursor.checkpoints, [end.number, end.hash]), spans, now };
   const queued = await store.applyEvents(db, config, events, head.timestamp, now, { fence, move });
@@ -228,12 +243,18 @@ async function conclude(
  * Where logs of transfers can't be had, the contract says who owns the tokens with machines. What it does not say either
  * is left to the sweep, which compares all owners in turn: chain time goes on.
  */
-async function readMoved({ db, chain }: ScanContext, node: Node, { purchases }: ChainEvents, end: Head) {
+async function readMoved(
+  { db, chain }: ScanContext,
+  node: Node,
+  { purchases }: ChainEvents,
+  end: Head,
+  until: number,
+): Promise<Transfer[]> {
   const bought = purchases.map(({ tokenId, buyer }) => ({ tokenId, owner: buyer.toLowerCase() }));
   const tokens = [...(await store.servedTokens(db, MAX_OWNERS)), ...bought];
   const moved: Transfer[] = [];
   try {
-    for (let i = 0; i < tokens.length; i += OWNERS_PER_CALL) {
+    for (let i = 0; i < tokens.length && Date.now() < until; i += OWNERS_PER_CALL) {
       const some = tokens.slice(i, i + OWNERS_PER_CALL);
       const owners = await readOwners(
         chain,

@@ -31,10 +31,12 @@ export const pause = (db: Database, { what, since, reason, by }: Pause) =>
  * no longer than `pausedDeadline` has said.
  */
 export async function resume(db: Database, what: Pausable, now: number): Promise<void> {
-  const extend = sql`UPDATE vms SET deadline = deadline + MIN((expires_at - created_at) / 10, MAX(0, CAST((${now} - MAX(
-      (SELECT since FROM pauses WHERE what = 'provisioning'),
-      COALESCE((SELECT seen_at FROM purchases WHERE purchases.incarnation = vms.incarnation), 0)
-    )) / 1000 AS INTEGER)))
-    WHERE current = 1 AND status = 'provisioning' AND EXISTS (SELECT 1 FROM pauses WHERE what = 'provisioning')`;
+  const extend = sql`UPDATE vms SET deadline = deadline + more, put_off = put_off + more
+    FROM (SELECT incarnation AS waiting, MAX(0, MIN((expires_at - created_at) / 10 - put_off, CAST((${now} - MAX(
+        (SELECT since FROM pauses WHERE what = 'provisioning'),
+        COALESCE((SELECT seen_at FROM purchases WHERE purchases.incarnation = vms.incarnation), 0)
+      )) / 1000 AS INTEGER))) AS more
+      FROM vms WHERE current = 1 AND status = 'provisioning' AND EXISTS (SELECT 1 FROM pauses WHERE what = 'provisioning'))
+    WHERE incarnation = waiting`;
   await runBatch(db, [...(what === "provisioning" ? [extend] : []), sql`DELETE FROM pauses WHERE what = ${what}`]);
 }

@@ -377,7 +377,7 @@ const upsertVms = (rows: object[], now: number) =>
     SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'create', ${now + WAKE_AFTER_MS} + key * ${WAKE_LATER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
     FROM json_each(${JSON.stringify(rows)}) WHERE true
     ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'create', generation = generation + 1,
-      wake_at = excluded.wake_at, deadline = excluded.deadline, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
+      wake_at = excluded.wake_at, deadline = excluded.deadline, put_off = 0, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
       ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL, running_at = NULL,
       expired_at = NULL, late_seconds = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
     WHERE current = 0

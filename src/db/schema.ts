@@ -60,6 +60,8 @@ export const vms = sqliteTable(
     wakeAt: integer("wake_at"),
     /** Chain time by which it must run. */
     deadline: integer().notNull(),
+    /** Seconds of it that pauses have added. */
+    putOff: integer("put_off").notNull().default(0),
     /** Chain time. */
     createdAt: integer("created_at").notNull(),
     /** Chain time. */

@@ -45,10 +45,10 @@ export async function reap(context: Context, job: Reap = { kind: "reap" }): Prom
  * whatever its name: it may be under rotation, or renamed by its tenant (hard case 12).
  */
 async function endStrays(context: Context, vendor: VendorName, machines: readonly Machine[]): Promise<void> {
-  const { db, config, now } = context;
+  const { db, config } = context;
   const ours = machines.filter((one) => tokenOfLabel(config.DEPLOYMENT_ID, one.label) !== null);
   // A part of them in each turn, so that all have theirs whatever happened to the turns before.
-  const part = turnOf(ours, MACHINES_PER_TURN, now());
+  const part = turnOf(ours, MACHINES_PER_TURN);
   const namesOf = (field: "label" | "instanceId") => part.map((machine) => machine[field]);
   const known = await store.attemptsByLabel(db, vendor, namesOf("label"));
   const claimed = await store.claimedInstances(db, vendor, namesOf("instanceId"));
@@ -64,9 +64,10 @@ async function endStrays(context: Context, vendor: VendorName, machines: readonl
   await endOrphans(context, vendor, orphans, part.length);
 }
 
-function turnOf<T>(all: readonly T[], perTurn: number, now: number): T[] {
-  const turns = Math.max(1, Math.ceil(all.length / perTurn));
-  const first = (Math.floor(now / TURN_SPAN_MS) % turns) * perTurn;
+/** A part of them by chance: by the time, one part would never be met by turns that come in step with it. */
+export function turnOf<T>(all: readonly T[], perTurn: number): T[] {
+  if (all.length <= perTurn) return [...all];
+  const first = Math.floor(Math.random() * Math.ceil(all.length / perTurn)) * perTurn;
   return all.slice(first, first + perTurn);
 }
 
@@ -206,7 +207,7 @@ async function replaceMissing(
   }
   allClear("account_without_machines", vendor);
   const gone: store.RunningRow[] = [];
-  for (const row of turnOf(missing, LOOKUPS_PER_TURN, now())) {
+  for (const row of turnOf(missing, LOOKUPS_PER_TURN)) {
     try {
       if ((await ask(context, vendor, (at) => at.get(row.instanceId))) !== null) continue;
       await context.gate(vendor).released(labelFamily(row.incarnation), row.instanceId);

@@ -43,7 +43,7 @@ export type Delivery = {
 
 /** What a purchase on the contract that waits for its machine may count on; null: it has not been read yet. */
 export function deliveryOf(
-  vm: Pick<Vm, "deadline" | "createdAt" | "expiresAt" | "runningAt"> | null,
+  vm: Pick<Vm, "deadline" | "putOff" | "createdAt" | "expiresAt" | "runningAt"> | null,
   standing: Standing | undefined,
   now: number,
 ): Delivery {

@@ -43,16 +43,18 @@ export function requireMove(from: Status, to: Status): void {
 /** Steps of a machine that serves its owner. */
 export const SERVING_STEPS = ["scrub", "idle"] as const satisfies readonly Step[];
 
-/** While provisioning is paused a deadline is put off, by a tenth of the paid time at most. */
+/** While provisioning is paused a deadline is put off, by all pauses together a tenth of the paid time at most. */
 export const pausedDeadline = ({
   deadline,
+  putOff,
   createdAt,
   expiresAt,
 }: {
   deadline: number;
+  putOff: number;
   createdAt: number;
   expiresAt: number;
-}): number => deadline + Math.floor((expiresAt - createdAt) / 10);
+}): number => deadline + Math.max(0, Math.floor((expiresAt - createdAt) / 10) - putOff);
 
 /** Chain time, in unix seconds, by which a purchase must run: the configured span, at most a tenth of what was paid for. */
 export const provisioningDeadline = (seenAt: number, durationDays: number, configuredSeconds: number): number =>

@@ -5,7 +5,7 @@ import { fillGaps, probeNewest } from "../chain/gaps.ts";
 import type { ScanContext } from "../chain/scan.ts";
 import { askFirst, readAgreedTokens, readFinalNumber, readFinalToken } from "../chain/witness.ts";
 import { deleteOldBans } from "../db/bans.ts";
-import type { Database } from "../db/client.ts";
+import { type Database, hasRoom } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
 import { forgetPayments, wakePayments } from "../db/payments.ts";
 import { wakeRefunds } from "../db/refunds.ts";
@@ -111,29 +111,42 @@ async function expire({ db, chain, config, now }: ScanContext, chainTime: number
   const words = due.map((vm, i) => wordOn(vm, views[i], config.EXPIRY_GRACE_SECONDS));
   const disputed = words.filter((word) => word === "valid").length;
   if (disputed > limit) log("page", "ends_disputed", { disputed, due: due.length, limit, published });
-  else allClear("ends_disputed");
+  else if (!words.includes("unknown")) allClear("ends_disputed");
   if (due.length === 0) return [];
   const over = due.filter((_, i) => words[i] === "over");
-  const others = due.filter((_, i) => words[i] !== "over").slice(0, limit);
+  const others = due.filter((_, i) => words[i] === "valid" || words[i] === "not_yet").slice(0, limit);
   return store.expireDue(db, [...over, ...others], chainTime, now);
 }
 
-async function readFinalWords(chain: Chain, due: readonly store.DueVm[]): Promise<TokenView[]> {
-  const calls: Promise<TokenView[]>[] = [];
-  for (let i = 0; i < due.length; i += TOKENS_PER_CALL) {
-    const tokenIds = due.slice(i, i + TOKENS_PER_CALL).map(({ tokenId }) => tokenId);
-    calls.push(readAgreedTokens(chain, tokenIds, "finalized"));
-  }
-  return (await Promise.all(calls)).flat();
+/** Null for those that the nodes can't be asked about, or don't agree on: the others end all the same. */
+async function readFinalWords(chain: Chain, due: readonly store.DueVm[]): Promise<(TokenView | null)[]> {
+  const parts: (readonly store.DueVm[])[] = [];
+  for (let i = 0; i < due.length; i += TOKENS_PER_CALL) parts.push(due.slice(i, i + TOKENS_PER_CALL));
+  const answers = await Promise.allSettled(
+    parts.map((part) =>
+      readAgreedTokens(
+        chain,
+        part.map(({ tokenId }) => tokenId),
+        "finalized",
+      ),
+    ),
+  );
+  const failures = answers.flatMap((answer) => (answer.status === "rejected" ? [answer.reason as unknown] : []));
+  if (failures.length > 0 && failures.length === answers.length) throw failures[0];
+  for (const failure of failures) log("warn", "ends_not_confirmed", errorFields(failure));
+  return answers.flatMap((answer, i) =>
+    answer.status === "fulfilled" ? answer.value : (parts[i] ?? []).map(() => null),
+  );
 }
 
 /** What final history says of a machine whose time is over by our rows; `valid` where it is past that time as well. */
 function wordOn(
   { blockNumber, expiresAt }: store.DueVm,
-  view: TokenView | undefined,
+  view: TokenView | null | undefined,
   graceSeconds: number,
-): "over" | "valid" | "not_yet" {
-  if (view === undefined || view.blockNumber < blockNumber) return "not_yet";
+): "over" | "valid" | "not_yet" | "unknown" {
+  if (view === undefined || view === null) return "unknown";
+  if (view.blockNumber < blockNumber) return "not_yet";
   const isPast = view.blockTimestamp >= expiresAt + graceSeconds;
   if (view.valid) return isPast ? "valid" : "not_yet";
   // Its owner may have given it up before its time; after it the grace runs.
@@ -144,7 +157,8 @@ function wordOn(
 async function pruneOldTransfers({ db, chain, now }: ScanContext, prunedAt: number): Promise<void> {
   if (now - prunedAt < PRUNE_EVERY_MS || !(await claimTurn(db, "prunedAt", now, PRUNE_EVERY_MS))) return;
   const below = (await readFinalNumber(chain)) - TRANSFERS_KEPT_BLOCKS;
-  while ((await pruneTransfers(db, below, ROWS_PER_PRUNING)) === ROWS_PER_PRUNING);
+  // What this invocation has no room for waits for the next hour's.
+  while (hasRoom() && (await pruneTransfers(db, below, ROWS_PER_PRUNING)) === ROWS_PER_PRUNING);
 }
 
 /** A few tokens in each sweep, in turn: a transfer that no log showed is found here, whether its owner asks or not. */

@@ -8,7 +8,7 @@ import { type Market, saveQuote } from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { isWithinShare, recentStock, stockOf } from "../../provisioner/candidates.ts";
-import { SCAN_STALE_MS, shopState } from "../../vms/shop.ts";
+import { SCAN_STALE_MS } from "../../vms/shop.ts";
 import { REGIONS, type Region } from "../../vms/tiers.ts";
 
 const OFFER_CACHE_MS = 3_000;
@@ -75,9 +75,8 @@ export function requireSaleable(
       (place, share) => places?.includes(place.region) !== false && isWithinShare(place, Number(price), share),
     ) === "none";
   const { standing } = market;
-  // A chain that stands still has nothing that is not read.
-  const isBehind = (offer.blockTimestamp - standing.blockTimestamp) * 1_000 >= SCAN_STALE_MS;
-  if (shopState(standing, now) === "stalled" && isBehind) {
+  // By the chain's clock: a chain that stands still has nothing that is not read, and a scan that moves may be hours behind.
+  if ((offer.blockTimestamp - standing.blockTimestamp) * 1_000 >= SCAN_STALE_MS) {
     throw new AppError("delivery_stalled", "No orders are accepted while the chain is not read; try again later.", {
       retryAfterSeconds: RETRY_SECONDS,
     });

@@ -6,6 +6,8 @@ import { readAuthorizationUse } from "../../../src/chain/authorization.ts";
 import { connectChain } from "../../../src/chain/client.ts";
 import { readCoinTransfers } from "../../../src/chain/coin-transfers.ts";
 import { scanPass } from "../../../src/chain/scan.ts";
+import { hasRoom, inBackground } from "../../../src/db/client.ts";
+import { loadCursor } from "../../../src/db/scan.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { buy, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
@@ -323,6 +325,26 @@ test("of transfers older than final history and a week, each token keeps its las
     { token_id: 902, recipient: "0xe" },
   ]);
   expect(await ownerOf(world, tokenId)).toBe(lower(0));
+});
+
+test("old transfers of which an invocation has no room to delete all wait for the next one's hour (hard case 54)", async () => {
+  const world = await deploy();
+  const final = Number((await chain.reader.getBlock({ blockTag: "finalized" })).number);
+  await world.sql
+    .prepare(
+      `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 10)
+        INSERT INTO transfers SELECT ?, i, '0x', 900, '', '0xa' FROM n`,
+    )
+    .bind(final - 302_400 - 30)
+    .run();
+  const left = async () => (await world.rows("SELECT COUNT(*) AS n FROM transfers WHERE token_id = 900"))[0]?.["n"];
+  await inBackground(async () => {
+    while (hasRoom()) await loadCursor(world.db);
+    await world.sweep();
+  });
+  expect(await left()).toBe(11);
+  await inBackground(() => world.sweep(Date.now() + 3_600_000));
+  expect(await left()).toBe(1);
 });
 
 /** Scans a purchase and blocks on top of it, `perScan` at a time, then sets the chain back to before it. */

@@ -8,6 +8,7 @@ import artifacts from "../../world/contracts/artifacts.json";
 import {
   addRpcFault,
   agent,
+  CONTROLLED_NODES,
   chain,
   clearRpcFaults,
   type Deployment,
@@ -15,6 +16,7 @@ import {
   deployer,
   parts,
   signPurchase,
+  takeLogRequests,
 } from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
@@ -142,6 +144,67 @@ test("a node whose list comes back empty hides a purchase for a pass, not for go
   await world.scan();
   expect(await world.vm(tokenId)).toMatchObject({ step: "create" });
 });
+
+test("a sale that a replica hid at the head is read again though the chain has gone far on since (hard case 30)", async () => {
+  await addRpcFault({ kind: "drop_logs" });
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await clearRpcFaults();
+  // As after a pause of two minutes: the head is further from the cursor than any replica lags.
+  await chain.mine(60);
+  await world.scan();
+  expect(await world.vm(tokenId)).toMatchObject({ step: "create" });
+});
+
+test("blocks that were old when they were read are not read again (hard case 30)", async () => {
+  const alone = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES } });
+  const cursor = async () => (await alone.rows("SELECT block_timestamp, block_number FROM cursors"))[0];
+  const at = (seconds: number) =>
+    alone.sql.prepare("UPDATE cursors SET scanned_at = (block_timestamp + ?) * 1000").bind(seconds).run();
+  await chain.mine(20);
+  await alone.scan();
+  const blocksRead = async () => {
+    await chain.mine(3);
+    await takeLogRequests();
+    await scanPass(await alone.scanContext());
+    return (await takeLogRequests()).map(({ blocks }) => blocks);
+  };
+  await at(101);
+  expect(await blocksRead()).toEqual([3]);
+  await at(100);
+  expect(await blocksRead()).toEqual([3, 10]);
+  expect((await cursor())?.["block_number"]).toBe(Number(await chain.reader.getBlockNumber()));
+});
+
+test("three nodes that hang when they are asked for logs leave the fourth its part of the pass, and the next pass asks it first", async () => {
+  const key = (index: number) => `${parts.rpcUrls[index]}/key`;
+  const urls = [parts.rpcUrls[0], key(0), key(2), parts.rpcUrls[1]].join(",");
+  const alone = await deploy({ edge: { RPC_URLS: urls, RPC_TIMEOUT_MS: "2000" } });
+  for (const node of ["first", "third"] as const)
+    await addRpcFault({ kind: "max_range", blocks: 0, as: "nothing" }, node);
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await chain.mine(50);
+  const context = await alone.scanContext();
+  const asked = new Map<string, number>();
+  const nodes = context.chain.nodes.map((node) => {
+    const request = (async (call: { method: string }) => {
+      if (call.method === "eth_getLogs") asked.set(node.name, (asked.get(node.name) ?? 0) + 1);
+      return node.client.request(call as never);
+    }) as typeof node.client.request;
+    return { ...node, client: { ...node.client, request } };
+  });
+  const pass = async () => (await scanPass({ ...context, chain: { ...context.chain, nodes } })).outcome;
+  expect(await pass()).toBe("advanced");
+  expect(await alone.vm(tokenId)).toMatchObject({ step: "create" });
+  // Everything, then the sales alone; for less there was time once.
+  const hung = [0, 1, 2].map((i) => asked.get(`rpc-${i}`) ?? 0);
+  expect(Math.min(...hung)).toBeGreaterThanOrEqual(2);
+  expect(hung.reduce((sum, count) => sum + count, 0)).toBeLessThanOrEqual(8);
+  asked.clear();
+  await chain.mine(1);
+  expect(await pass()).toBe("advanced");
+  expect([...asked.keys()]).toEqual(["rpc-3"]);
+}, 60_000);
 
 test("a token id that no log showed is noticed by the next one and read again from every node", async () => {
   const first = await buy(chain, agent(0), 0, 1);

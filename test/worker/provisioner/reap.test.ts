@@ -3,7 +3,7 @@ import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { generateHostKey } from "../../../src/credentials/ssh-keys.ts";
 import { isJob } from "../../../src/provisioner/jobs.ts";
-import { reap } from "../../../src/provisioner/reap.ts";
+import { reap, turnOf } from "../../../src/provisioner/reap.ts";
 import type { VendorName } from "../../../src/provisioner/vendors/vendor.ts";
 import { type Credentials, freshHeaders } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
@@ -132,6 +132,18 @@ test("machines of many owners that are gone at once are replaced as well, and a 
     pages: [],
     cleared: expect.arrayContaining(["machines_missing vultr", "account_without_machines vultr"]),
   });
+});
+
+test("every part has its turn, whatever the time between turns: of two parts, turns a minute apart met the same one for ever", () => {
+  const machines = Array.from({ length: 1_700 }, (_, i) => i);
+  const met = new Set<number>();
+  for (let turn = 0; turn < 60; turn++) {
+    const part = turnOf(machines, 1_000);
+    expect(part.length).toBeLessThanOrEqual(1_000);
+    for (const one of part) met.add(one);
+  }
+  expect(met.size).toBe(1_700);
+  expect(turnOf([1, 2, 3], 20)).toEqual([1, 2, 3]);
 });
 
 test("an account that shows none of more than twenty machines is another account: none is replaced (hard case 13)", async () => {

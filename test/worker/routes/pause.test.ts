@@ -1,5 +1,6 @@
 // What buyers see while machines are not made: on every route that sells or tells of one.
 import { beforeEach, expect, test, vi } from "vitest";
+import { resume } from "../../../src/db/pauses.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { fixedHeaders } from "../../world/agent.ts";
 import { agent, chain, type Deployment, deploy } from "../deployment.ts";
@@ -90,6 +91,36 @@ test("what was bought in a pause is paid back when that lasts for more than a te
   expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "no_machine_in_time", attempt: 0 });
   expect((await get(`/status/${tokenId}`)).body).toMatchObject({ refund: { state: "due", amount: "0.50" } });
   expect(await world.machines("vultr")).toEqual([]);
+});
+
+test("three pauses with resumes put a deadline off by no more than one that lasts: a tenth of the paid time (hard case 45)", async () => {
+  const { tokenId } = await world.buy(0);
+  await world.scan();
+  await world.sql.prepare("UPDATE purchases SET seen_at = 0").run();
+  const { deadline } = (await world.vm(tokenId)) ?? {};
+  const until = async () => (await get(`/status/${tokenId}`)).body.delivery?.until;
+  const now = Date.now();
+  for (const [seconds, putOff] of [
+    [3_000, 3_000],
+    [3_000, 6_000],
+    [100_000, TENTH_OF_A_DAY],
+    [100_000, TENTH_OF_A_DAY],
+  ] as const) {
+    await pause(now - seconds * 1_000);
+    expect(await until()).toBe(iso(deadline + TENTH_OF_A_DAY));
+    await resume(world.db, "provisioning", now);
+    expect(await world.vm(tokenId)).toMatchObject({ deadline: deadline + putOff, put_off: putOff });
+  }
+});
+
+test("a scan that moves and is minutes behind the chain takes no order: nobody would see the purchase in time", async () => {
+  await world.scan();
+  await chain.node.increaseTime({ seconds: 200 });
+  await chain.mine(1);
+  await world.sql.prepare("UPDATE cursors SET scanned_at = ?").bind(Date.now()).run();
+  expect(await quote()).toMatchObject({ status: 503, retry: "30", body: { code: "delivery_stalled" } });
+  await world.scan();
+  expect((await quote()).status).toBe(402);
 });
 
 test("while the scan stands still tiers and statuses say so, and no order is taken that nobody would see", async () => {

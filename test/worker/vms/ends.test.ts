@@ -2,7 +2,7 @@
 import { encodeFunctionData, parseAbi } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
-import { addRpcFault, agent, chain, type Deployment, deploy } from "../deployment.ts";
+import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy } from "../deployment.ts";
 import { takePages } from "../paged.ts";
 
 const DAY = 86_400;
@@ -93,6 +93,24 @@ test("five hundred machines that end in the same minute end within one sweep (ha
   expect(await statuses()).toEqual([{ status: "terminated", count: 500 }]);
   expect((await takePages()).pages).toEqual([]);
 }, 300_000);
+
+test("machines that two nodes don't agree about keep no other from its end, and end once they do (hard case 39)", async () => {
+  await buyMany(101, 0);
+  await pretendToRun();
+  await passTime(DAY + 60);
+  const [last] = await world.rows("SELECT MAX(token_id) AS id FROM vms");
+  const includes = Number(last?.["id"]).toString(16).padStart(64, "0");
+  for (const node of ["first", "third"] as const)
+    await addRpcFault({ kind: "refuse", method: "eth_call", includes, message: "out of order" }, node);
+  await world.sweep();
+  expect(await statuses()).toEqual([
+    { status: "expired", count: 100 },
+    { status: "running", count: 1 },
+  ]);
+  await clearRpcFaults();
+  await world.sweep();
+  expect(await statuses()).toEqual([{ status: "expired", count: 101 }]);
+}, 120_000);
 
 test("machines that are over by our rows and not by the chain's end a few at a time, none of them for good, and call a person (hard case 13)", async () => {
   await buyMany(6, GPU);

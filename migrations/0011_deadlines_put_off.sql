@@ -1,0 +1,1 @@
+ALTER TABLE `vms` ADD `put_off` integer DEFAULT 0 NOT NULL;
