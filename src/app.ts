@@ -3,7 +3,6 @@ import { OpenAPIHono } from "@hono/zod-openapi";
 import { type Context, Hono, type MiddlewareHandler } from "hono";
 import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
-import { secureHeaders } from "hono/secure-headers";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { limited, unlimited } from "./access/admission.ts";
 import { chargedField } from "./access/charged.ts";
@@ -47,6 +46,15 @@ const CORS_HEADERS = {
   "Access-Control-Allow-Origin": "*",
   "Access-Control-Expose-Headers":
     "X-Request-Id,X-RateLimit-Limit,X-RateLimit-Remaining,X-RateLimit-Reset,RateLimit,RateLimit-Policy,Retry-After,Age,Preference-Applied,PAYMENT-REQUIRED,PAYMENT-RESPONSE,X-PAYMENT-RESPONSE",
+};
+
+/** Of every answer; what speaks to browsers that are gone, or about windows, is left out: nothing here opens one. */
+const SECURE_HEADERS = {
+  "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+  "Cross-Origin-Resource-Policy": "cross-origin",
+  "Referrer-Policy": "no-referrer",
+  "Strict-Transport-Security": "max-age=15552000; includeSubDomains",
+  "X-Content-Type-Options": "nosniff",
 };
 
 /** Failed authentication, for the audit. */
@@ -121,23 +129,13 @@ export function createApp(config: EdgeConfig): Router {
       logRequest(c, Date.now() - began);
     });
   });
-  app.use(
-    secureHeaders({
+  app.use(async (c, next) => {
+    await next();
+    for (const [name, value] of Object.entries(SECURE_HEADERS)) {
       // A route may set its own: the documents' page lets its own scripts run.
-      overwrite: false,
-      contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
-      crossOriginResourcePolicy: "cross-origin",
-      referrerPolicy: "no-referrer",
-      // They speak to browsers that are gone (frame-ancestors says the same), or about windows: nothing here opens one.
-      xFrameOptions: false,
-      crossOriginOpenerPolicy: false,
-      originAgentCluster: false,
-      xDnsPrefetchControl: false,
-      xDownloadOptions: false,
-      xPermittedCrossDomainPolicies: false,
-      xXssProtection: false,
-    }),
-  );
+      if (!c.res.headers.has(name)) c.res.headers.set(name, value);
+    }
+  });
   // Only routes with tighter limits of their own need a preflight: this one is in no honest page's way.
   const preflight = cors({
     origin: "*",
@@ -189,7 +187,7 @@ export function createApp(config: EdgeConfig): Router {
 /** Whom this isolate knows as banned or over a limit never reaches the routes; lines go to the book behind the answer. */
 function serveUnknown(app: Router, config: EdgeConfig): Router {
   const serve = app.fetch;
-  const front = { app, config, headers: CORS_HEADERS };
+  const front = { app, config, headers: { ...CORS_HEADERS, ...SECURE_HEADERS } };
   app.fetch = (request, env, ctx) => {
     const waitUntil = (work: Promise<unknown>) => ctx?.waitUntil(work);
     const answer = refuseKnown(front, request, waitUntil) ?? serve(request, env, ctx);

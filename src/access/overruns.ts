@@ -47,6 +47,11 @@ export function rememberOverrun(
   const { untold, since } = before !== undefined && now - before.since < COUNT_MS ? before : { untold: 0, since: now };
   const { polled }: Rule = LIMITS[route];
   routes.set(route, { until, untold: untold + (polled ? 1 : 0), since });
+  // Those of longest ago are in front: what is over, and nothing is to be told of, goes.
+  for (const [other, theirs] of known) {
+    if (![...theirs.values()].every((one) => one.until <= now && now - one.since >= COUNT_MS)) break;
+    known.delete(other);
+  }
   // Behind all others.
   known.delete(name);
   makeRoom(known, MAX_CLIENTS);
@@ -62,8 +67,8 @@ export function knownOverrun(config: EdgeConfig, name: string, route: LimitedRou
 /** Counts a refusal that the guard did not see. Says how many violations the guard is to be told of now. */
 export function countOverrun(config: EdgeConfig, name: string, route: LimitedRoute): number {
   const overrun = overruns.get(config)?.get(name)?.get(route);
-  const { polled, shared }: Rule = LIMITS[route];
-  if (overrun === undefined || shared) return 0;
+  const { polled }: Rule = LIMITS[route];
+  if (overrun === undefined) return 0;
   overrun.untold += 1;
   const batch = polled ? POLLED_BATCH : BATCH;
   if (overrun.untold < batch) return 0;

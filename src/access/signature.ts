@@ -146,12 +146,13 @@ function checkFresh(message: string, input: SignatureInput): NonNullable<Signed[
     if (value === undefined) throw refuse(`The signed message lacks "${name}".`);
     return value;
   };
-  const origin = originOf(input);
-  if (origin === null || hostOf(field("Domain"), origin) !== origin.host) {
+  const origins = originsOf(input).filter((url) => hostOf(field("Domain"), url) === url.host);
+  const [origin] = origins;
+  if (origin === undefined) {
     throw refuse("The signed message's Domain must be the host that is asked, and one of this service.");
   }
-  if (!isUri(field("URI"), origin, actionPath(tokenId, action))) {
-    throw refuse(`The signed message's URI must be ${origin.origin}${actionPath(tokenId, action)}.`);
+  if (!origins.some((url) => isUri(field("URI"), url, actionPath(tokenId, action)))) {
+    throw refuse(`The signed message's URI must be ${baseOf(origin)}${actionPath(tokenId, action)}.`);
   }
   if (field("Chain ID") !== String(config.CHAIN_ID))
     throw refuse(`The signed message's Chain ID must be ${config.CHAIN_ID}.`);
@@ -181,9 +182,11 @@ function checkFresh(message: string, input: SignatureInput): NonNullable<Signed[
   return { nonce: field("Nonce"), expiresAt: issuedAt + (FRESH_SECONDS + CLOCK_SKEW_SECONDS) * 1_000 };
 }
 
-/** The one of our base URLs that was asked; null where another host was. */
-const originOf = ({ host, config }: SignatureInput): URL | null =>
-  config.PUBLIC_URLS.map((url) => new URL(url)).find((url) => hostOf(host, url) === url.host) ?? null;
+/** Those of our base URLs whose host was asked. */
+const originsOf = ({ host, config }: SignatureInput): URL[] =>
+  config.PUBLIC_URLS.map((url) => new URL(url)).filter((url) => hostOf(host, url) === url.host);
+
+const baseOf = ({ origin, pathname }: URL): string => `${origin}${pathname.replace(/\/$/, "")}`;
 
 /** A host as the scheme of `origin` has it: in lower case, without the default port. Null where it is more than a host. */
 function hostOf(authority: string, { protocol }: URL): string | null {
@@ -199,8 +202,7 @@ function isUri(value: string, origin: URL, path: string): boolean {
   try {
     const uri = new URL(value);
     return (
-      uri.origin === origin.origin &&
-      uri.pathname === `${origin.pathname.replace(/\/$/, "")}${path}` &&
+      `${uri.origin}${uri.pathname}` === `${baseOf(origin)}${path}` &&
       `${uri.search}${uri.hash}${uri.username}${uri.password}` === ""
     );
   } catch {

@@ -6,7 +6,7 @@ import { type Database, inBackground, MAX_STATEMENTS, openDatabase, statementsLe
 import { publishDataKeys } from "../db/data-keys.ts";
 import { claimTurn, releaseScanLease, takeScanLease } from "../db/scan.ts";
 import { isTransient } from "../errors.ts";
-import { errorFields, levelOfFault, log } from "../log.ts";
+import { allClear, errorFields, levelOfFault, log } from "../log.ts";
 import { enqueue, sweep } from "../vms/sweep.ts";
 import { connectChain } from "./client.ts";
 import { PASS_MS, scanPass, startCursor } from "./scan.ts";
@@ -66,6 +66,7 @@ async function poll(config: EdgeConfig, afterPass: () => void): Promise<void> {
       if (result.outcome === "advanced" || result.outcome === "rolled_back") heldUntil = fence.leaseUntil;
       if (!result.caughtUp) pause = 0;
       if (await claimTurn(db, "sweptAt", now, config.SWEEP_INTERVAL_SECONDS * 1_000)) await sweep(context);
+      allClear("scan_pass_failed");
     } catch (error) {
       // The lease may be another's by now: take it again before the next write.
       heldUntil = 0;

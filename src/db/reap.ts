@@ -1,5 +1,5 @@
 // What the sweep over the vendors' machines reads and writes.
-import { and, asc, eq, gt, inArray, isNotNull, ne, or, sql } from "drizzle-orm";
+import { and, asc, eq, gt, inArray, isNotNull, isNull, ne, or, sql } from "drizzle-orm";
 import { SERVING_STEPS } from "../vms/states.ts";
 import { type Database, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
@@ -60,6 +60,24 @@ export async function runningPage(
     .orderBy(asc(vms.instanceId))
     .limit(limit);
   return rows.map((row) => ({ ...row, instanceId: row.instanceId ?? "" }));
+}
+
+/** Marks rows whose vendor says that their machines stopped. Resolves with those that were not marked yet. */
+export async function markStopped(db: Database, rows: readonly RunningRow[]): Promise<RunningRow[]> {
+  if (rows.length === 0) return [];
+  const marked = await db
+    .update(attempts)
+    .set({ detail: "the vendor says that it stopped" })
+    .where(
+      and(
+        sql`${attempts.incarnation} ${isOneOf(rows.map(({ incarnation }) => incarnation))}`,
+        eq(attempts.outcome, "running"),
+        isNull(attempts.goneAt),
+        isNull(attempts.detail),
+      ),
+    )
+    .returning({ incarnation: attempts.incarnation });
+  return rows.filter(({ incarnation }) => marked.some((one) => one.incarnation === incarnation));
 }
 
 /** Takes over the address that a running machine has at its vendor now. */

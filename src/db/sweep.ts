@@ -2,9 +2,10 @@
 import { and, asc, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
 import type { Database } from "./client.ts";
 import { WAKE_AFTER_MS } from "./scan.ts";
-import { catalogs, counters, nonces, purchases, vms } from "./schema.ts";
+import { catalogs, counters, nonces, OPEN, purchases, vms } from "./schema.ts";
 
 const CATALOG_ID = 1;
+const DAY_MS = 86_400_000;
 
 export type DueVm = Pick<typeof vms.$inferSelect, "incarnation" | "tokenId" | "blockNumber" | "expiresAt">;
 
@@ -102,6 +103,17 @@ export const countHeld = (db: Database, ownersReasons: readonly string[]) =>
     sql`SELECT 'refund_held' AS event, reason, COUNT(*) AS count FROM refunds
         WHERE state = 'held' AND reason NOT IN (SELECT value FROM json_each(${JSON.stringify(ownersReasons)})) GROUP BY reason
       UNION ALL SELECT 'payment_held', reason, COUNT(*) FROM payments WHERE state = 'held' GROUP BY reason`,
+  );
+
+/** Orders over x402 whose token the wallet does not buy, or whose payment it does not take, since before `since`: of a day. */
+export const countWaiting = (db: Database, since: number) =>
+  db.all<{ event: "purchase_waits" | "capture_waits"; count: number }>(
+    sql`SELECT 'purchase_waits' AS event, COUNT(*) AS count FROM payments
+        WHERE bought_at IS NOT NULL AND bought_at BETWEEN ${since - DAY_MS} AND ${since}
+          AND step = 'buy' AND cost IS NOT NULL AND purchase_tx IS NULL AND wake_at IS NOT NULL
+      UNION ALL SELECT 'capture_waits', COUNT(*) FROM payments LEFT JOIN vms ON vms.incarnation = payments.incarnation
+        WHERE ${sql.raw(OPEN)} AND payments.step = 'capture' AND settle_tx IS NULL
+          AND COALESCE(vms.running_at, payments.created_at) <= ${since}`,
   );
 
 /** Replaces one vendor's offers, leaving the other's as they were last read. */

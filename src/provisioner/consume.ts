@@ -3,7 +3,7 @@
 import { hasRoom } from "../db/client.ts";
 import { failVm, isFenced, loadVm, type TimedVm, wakeAt } from "../db/vms.ts";
 import { GiveUp, isTransient } from "../errors.ts";
-import { errorFields, levelOfFault, log, withLogScope } from "../log.ts";
+import { allClear, errorFields, levelOfFault, log, withLogScope } from "../log.ts";
 import type { Step } from "../vms/states.ts";
 import { refreshCatalog } from "./catalog.ts";
 import { type Context, DONE, type Next } from "./context.ts";
@@ -110,6 +110,7 @@ export async function consume(context: Context, message: Message<unknown>): Prom
     // Steps have their own wide events; every other job has this one.
     if (isJob(body) && body.kind !== "advance" && body.kind !== "payment")
       log("info", "job", { ...body, outcome: "done", ms: context.now() - began });
+    if (isJob(body)) allClear("job_failed", body.kind);
     message.ack();
   } catch (error) {
     if (isFenced(error)) {
@@ -124,7 +125,8 @@ export async function consume(context: Context, message: Message<unknown>): Prom
       await putOff(context, message);
       return;
     }
-    const fields = { ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) };
+    const about = isJob(body) ? body.kind : "unknown";
+    const fields = { about, ...job, id: message.id, outcome: "failed", ...times, ...errorFields(error) };
     log(levelOfFault(error), "job_failed", fields);
     const delay = Math.min(MAX_RETRY_SECONDS, 2 ** message.attempts) * (0.5 + Math.random() / 2);
     message.retry({ delaySeconds: Math.ceil(delay) });

@@ -17,7 +17,16 @@ import { allClear, errorFields, log } from "../log.ts";
 import { captureDeadline } from "../vms/payments.ts";
 import { pausedDeadline } from "../vms/states.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
-import { candidatesOf, isWithinShare, nextCandidate, offerOf, placeOf, vendorsOf } from "./candidates.ts";
+import {
+  candidatesOf,
+  isWithinShare,
+  nextCandidate,
+  offerOf,
+  placeOf,
+  recentStock,
+  stockOf,
+  vendorsOf,
+} from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -214,6 +223,7 @@ async function tryCandidate(
     log("page", "too_many_machines", { about: candidate.vendor, label });
     return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
   }
+  allClear("too_many_machines", candidate.vendor);
   const hostKey = generateHostKey();
   const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: number } as const;
   const attempt: store.Attempt = {
@@ -360,8 +370,9 @@ const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
   const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`;
   if (!(await giveBack(context, vm, { cause: "no_machine_in_time", detail }, step))) return endServed(context, vm);
-  // What was ordered over x402 is not paid for yet, and may have been ordered because it can't be had.
-  const level = isOurs(context, vm) ? "warn" : "page";
+  // What was ordered over x402 is not paid for yet; and whoever buys what the catalog calls sold out calls nobody (hard case 40).
+  const stock = recentStock((await loadCatalog(context.db))?.stock ?? {}, context.now());
+  const level = isOurs(context, vm) || stockOf(vm.tier, stock) === "none" ? "warn" : "page";
   log(level, "provisioning_failed", { about: vm.tier, incarnation: vm.incarnation, attempts: vm.attempt });
   return DONE;
 }

@@ -32,7 +32,7 @@ import {
 } from "../vms/payments.ts";
 import { TIERS } from "../vms/tiers.ts";
 import { type Context, operatorOf } from "./context.ts";
-import { isNotOurs, levelOfWait, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
+import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
 
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
@@ -177,9 +177,8 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
     paid: signedPaymentOf(row),
   } as const;
   const bought = await walletOf(context).order(order);
-  if (bought.state !== "waiting") allClear("purchase_waits");
-  else {
-    log(levelOfWait(bought.why), "purchase_waits", { payment: row.id, why: bought.why });
+  if (bought.state === "waiting") {
+    tellOfWait("purchase_waits", row, bought.why);
     const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
     return isHopeless || isLate || isOwed
       ? abandon(context, row, `purchase_${bought.why}`)
@@ -254,6 +253,10 @@ export async function provision(context: Context, row: store.Payment, vm: TimedV
   return lookAgain(context, row, WATCH_MS);
 }
 
+/** What an order waits for; a person is called by the sweep, where orders wait for long (hard case 40). */
+const tellOfWait = (event: "purchase_waits" | "capture_waits", { id }: store.Payment, why: string): void =>
+  log(why === "queued" ? "info" : "warn", event, { payment: id, why });
+
 const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !== null && vm.current;
 
 /** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
@@ -280,7 +283,6 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   }
   const taken = await wallet.order(await captureOf(context, row));
   if (taken.state !== "waiting") {
-    allClear("capture_waits");
     const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
     if (isUndone) return refuseCapture(context, row);
     if (row.state === "authorized") {
@@ -289,11 +291,11 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     return { waitSeconds: BLOCK_SECONDS / 2 };
   }
   if (taken.why !== "would_fail") {
-    log(levelOfWait(taken.why), "capture_waits", { payment: row.id, why: taken.why });
+    tellOfWait("capture_waits", row, taken.why);
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
   if (await isCoinShut(context)) {
-    log("page", "capture_waits", { payment: row.id, why: "coin_shut" });
+    tellOfWait("capture_waits", row, "coin_shut");
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
   // Has the payer moved its money? Two nodes have to say so before that is held against it.

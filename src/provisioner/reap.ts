@@ -161,7 +161,7 @@ async function followRows(
     last = row;
   }
   const gone = await replaceMissing(context, vendor, missing, rows.length);
-  tellOfLost(vendor, { running_machine_died: dead, running_machine_vanished: gone });
+  tellOfLost(vendor, { running_machine_died: dead, running_machine_vanished: gone }, await store.markStopped(db, dead));
   if (rows.length < ROWS_PER_TURN && last === rows.at(-1)) return;
   await config.JOBS.send({ kind: "reap", vendor, after: last?.instanceId ?? after }, { delaySeconds: 1 });
 }
@@ -177,15 +177,19 @@ async function followMachine(
   if (row.sshHost !== host || row.sshPort !== port) await store.moveAddress(db, vendor, instanceId, host, port);
 }
 
-/** A tenant may stop and delete its own machine; a person is called where several of them lose theirs at once. */
-function tellOfLost(vendor: VendorName, lost: Record<string, readonly store.RunningRow[]>): void {
-  const owners = new Set<string>();
+/**
+ * A tenant may stop and delete its own machine; a person is called where several of them lose theirs at once. What goes on
+ * being stopped is nothing new.
+ */
+function tellOfLost(
+  vendor: VendorName,
+  lost: { running_machine_died: readonly store.RunningRow[]; running_machine_vanished: readonly store.RunningRow[] },
+  stopped: readonly store.RunningRow[],
+): void {
   for (const [event, rows] of Object.entries(lost)) {
-    for (const { tokenId, instanceId, owner } of rows) {
-      log("warn", event, { vendor, tokenId, instanceId });
-      owners.add(owner);
-    }
+    for (const { tokenId, instanceId } of rows) log("warn", event, { vendor, tokenId, instanceId });
   }
+  const owners = new Set([...stopped, ...lost.running_machine_vanished].map(({ owner }) => owner));
   if (owners.size > MAX_ENDS) log("page", "machines_missing", { about: vendor, owners: owners.size });
   else allClear("machines_missing", vendor);
 }

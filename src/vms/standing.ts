@@ -3,15 +3,28 @@
 
 import { hasGas, readOffer } from "../chain/offers.ts";
 import type { ScanContext } from "../chain/scan.ts";
-import { countHeld, type StoredTiers } from "../db/sweep.ts";
+import { isPaused } from "../db/pauses.ts";
+import { countHeld, countWaiting, type StoredTiers } from "../db/sweep.ts";
 import { allClear, log } from "../log.ts";
 import { OWNERS_REASONS } from "./refunds.ts";
+
+/** The wallet is asked every ten seconds: what it has not done after so many looks does not pass by itself. */
+const WAITING_MS = 120_000;
 
 export async function checkStanding(context: ScanContext, tiers: StoredTiers): Promise<void> {
   const held = await countHeld(context.db, OWNERS_REASONS);
   for (const event of ["refund_held", "payment_held"] as const) {
     const reasons = held.filter((one) => one.event === event).map(({ reason, count }) => [reason ?? "none", count]);
     if (reasons.length > 0) log("page", event, { reasons: Object.fromEntries(reasons) });
+    else allClear(event);
+  }
+  // Why each of them waits, its warnings of the same name say. A pause was an operator's.
+  const waiting = (await isPaused(context.db, "payouts"))
+    ? []
+    : await countWaiting(context.db, context.now - WAITING_MS);
+  for (const event of ["purchase_waits", "capture_waits"] as const) {
+    const count = waiting.find((one) => one.event === event)?.count ?? 0;
+    if (count > 0) log("page", event, { count });
     else allClear(event);
   }
   await checkFunds(context, tiers);

@@ -96,6 +96,7 @@ export async function sweep(context: ScanContext): Promise<void> {
       log(levelOfFault(error), "sweep_part_failed", { part, ...errorFields(error) });
     }
   }
+  if (failed.length === 0) allClear("sweep_part_failed");
   log("info", "sweep", { outcome: failed.length === 0 ? "done" : "failed", failed, ms: Date.now() - began });
 }
 

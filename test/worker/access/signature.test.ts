@@ -63,6 +63,15 @@ test.each([
   expect(await read({ fields: { Domain: domain, URI: "https://API.example:443/credentials/42" }, host })).toBe(SIGNER);
 });
 
+test("of two base URLs with one host either is taken, and no third", async () => {
+  const urls = [API, `${API}/v1`, "http://api.example"];
+  for (const base of urls) expect(await read({ urls, fields: { URI: `${base}/credentials/42` } }), base).toBe(SIGNER);
+  expect(await read({ urls: [`${API}/v1`] })).toEqual([
+    "signature_invalid",
+    "The signed message's URI must be https://api.example/v1/credentials/42.",
+  ]);
+});
+
 test("another port is another host", async () => {
   const local = "http://127.0.0.1:8787";
   const asked = { api: local, urls: [local], host: "127.0.0.1:8787" };

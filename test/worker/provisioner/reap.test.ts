@@ -146,6 +146,25 @@ test("every part has its turn, whatever the time between turns: of two parts, tu
   expect(turnOf([1, 2, 3], 20)).toEqual([1, 2, 3]);
 });
 
+test("stopped pods of one person call somebody once, not each hour until they expire (hard case 40)", async () => {
+  const world = await deploy();
+  for (const index of [0, 1, 2, 3]) await buyAndRun(world, index);
+  const answer = await fetch(`${world.provisioner.VULTR_API_URL}/instances?per_page=500`, {
+    headers: { authorization: `Bearer ${world.provisioner.VULTR_API_KEY}` },
+  });
+  const list = (await answer.json()) as { instances: { status: string }[] };
+  for (const instance of list.instances) instance.status = "suspended";
+  await addFault("vultr", { call: "list", kind: "answer", status: 200, body: list });
+  const turn = async () => {
+    await settle();
+    await takePages();
+    await reap(world.context);
+    return takePages();
+  };
+  expect((await turn()).pages).toEqual(["machines_missing vultr"]);
+  expect(await turn()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["machines_missing vultr"]) });
+});
+
 test("an account that shows none of more than twenty machines is another account: none is replaced (hard case 13)", async () => {
   const world = await deploy();
   const tokenId = await buyAndRun(world, 0);

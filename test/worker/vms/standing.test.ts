@@ -1,8 +1,9 @@
 // Pages that are about the shop's own state, whatever is asked of it (hard case 40).
-import { beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
+import { refreshCatalog } from "../../../src/provisioner/catalog.ts";
 import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
 import { takePages } from "../paged.ts";
-import { give, usdcOf } from "../routes/x402/till.ts";
+import { accepted, give, usdcOf } from "../routes/x402/till.ts";
 
 const EMPTY_HANDED = "203.0.113.";
 let world: Deployment;
@@ -56,6 +57,53 @@ test("what is held for a person is told for as long as it is held, however it go
   expect((await look()).pages).toEqual(["refund_held"]);
   await world.sql.prepare("UPDATE refunds SET state = 'paid' WHERE reason = 'purchase_gone'").run();
   expect(await look()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["refund_held"]) });
+});
+
+test("orders that the wallet does not buy, or take the payment of, call nobody by themselves: the sweep does while they wait", async () => {
+  const short = await deploy({ provisioner: { PURCHASE_LIMIT_USDC_PER_DAY: "0.1" } });
+  const lookAt = async () => {
+    await short.sql.prepare("UPDATE cursors SET catalog_asked_at = 0").run();
+    await short.sweep();
+    return takePages();
+  };
+  await accepted(short, agent(1));
+  await takePages();
+  const lines: string[] = [];
+  vi.spyOn(console, "warn").mockImplementation((line: string) => void lines.push(line));
+  await short.drain(async () => lines.some((line) => line.includes('"purchase_waits"')));
+  vi.restoreAllMocks();
+  expect((await takePages()).pages).toEqual([]);
+  expect((await lookAt()).pages).toEqual([]);
+  await short.sql.prepare("UPDATE payments SET bought_at = bought_at - 120001").run();
+  expect((await lookAt()).pages).toEqual(["purchase_waits"]);
+  // An operator's own pause calls nobody.
+  await short.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'x', 'test')").run();
+  expect((await lookAt()).pages).toEqual([]);
+  await short.sql.prepare("DELETE FROM pauses").run();
+  await short.sql.prepare("UPDATE payments SET step = 'capture', created_at = created_at - 120001").run();
+  expect(await lookAt()).toMatchObject({
+    pages: ["capture_waits"],
+    cleared: expect.arrayContaining(["purchase_waits", "sweep_part_failed"]),
+  });
+  await short.sql.prepare("UPDATE payments SET state = 'settled', step = 'close'").run();
+  expect(await lookAt()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["capture_waits"]) });
+});
+
+test("whoever buys what the catalog calls sold out calls nobody; a machine that does not come although it is there does", async () => {
+  const fail = async (index: number) => {
+    const { tokenId } = await world.buy(index);
+    await world.scan();
+    await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE token_id = ?").bind(tokenId).run();
+    await world.drain();
+    expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "no_machine_in_time" });
+    return (await takePages()).pages;
+  };
+  await refreshCatalog(world.context);
+  expect(await fail(0)).toEqual(["provisioning_failed 0"]);
+  await world.sql
+    .prepare(`UPDATE catalogs SET stock = replace(replace(stock, '"high"', '"none"'), '"low"', '"none"')`)
+    .run();
+  expect(await fail(1)).toEqual([]);
 });
 
 test("a purchase that its buyer gave up before a machine ran is paid back, and calls nobody", async () => {
