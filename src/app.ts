@@ -187,7 +187,7 @@ export function createApp(config: EdgeConfig): Router {
 /** Whom this isolate knows as banned or over a limit never reaches the routes; lines go to the book behind the answer. */
 function serveUnknown(app: Router, config: EdgeConfig): Router {
   const serve = app.fetch;
-  const front = { app, config, headers: { ...CORS_HEADERS, ...SECURE_HEADERS } };
+  const front = { app, config, headers: { ...CORS_HEADERS, ...SECURE_HEADERS }, refusals: new Map() };
   app.fetch = (request, env, ctx) => {
     const waitUntil = (work: Promise<unknown>) => ctx?.waitUntil(work);
     const answer = refuseKnown(front, request, waitUntil) ?? serve(request, env, ctx);

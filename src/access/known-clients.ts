@@ -8,6 +8,7 @@ import { Tally } from "../tally.ts";
 import { isWellFormedKey, readKey } from "./admin-key.ts";
 import { limitedRouteOf } from "./admission.ts";
 import { banSentence, knownBan, knowsBans, secondsTo } from "./bans.ts";
+import { makeRoom } from "./bounded.ts";
 import { chargedField } from "./charged.ts";
 import { clientName } from "./client-name.ts";
 import { tellGuard } from "./guard.ts";
@@ -22,17 +23,23 @@ type Front = {
   config: EdgeConfig;
   /** Of every answer. */
   headers: Readonly<Record<string, string>>;
+  /** What refusals have had beside their id, by what they say. */
+  refusals: Map<string, Headers>;
 };
+
+/** Those of each second up to a window's end, of many routes. */
+const MAX_REFUSALS = 1_000;
 
 /**
  * The answer to a client that this isolate knows as banned or over its limit, or null: it isn't, or it may show that the ban
  * is not meant for it (an operator with a key; the owner of a token with a signature), or what it asks for has no limit.
  */
 export function refuseKnown(
-  { app, config, headers }: Front,
+  front: Front,
   request: Request,
   waitUntil: (work: Promise<unknown>) => void,
 ): Response | null {
+  const { app, config } = front;
   if (!knowsBans() && !knowsOverruns(config)) return null;
   const client = clientName(request.headers);
   const now = Date.now();
@@ -43,20 +50,13 @@ export function refuseKnown(
   if (route === null) return null;
   const answer = (code: "ip_banned" | "rate_limited", sentence: string, until: number): Response => {
     const requestId = crypto.randomUUID();
-    const all: Record<string, string> = {
-      ...headers,
-      "Content-Type": "application/json",
-      "X-Request-Id": requestId,
-      "Retry-After": String(secondsTo(until, now)),
-    };
-    const set = (name: string, value: string) => {
-      all[name] = value;
-    };
-    stateLimit(set, route, limitOf(config, route), 0, until, now);
     const status = STATUS_OF[code];
     const charged = chargedField(path, request.headers, status, null);
     // No error is thrown for it: its stack would cost more than the rest.
-    return new Response(JSON.stringify({ error: sentence, code, requestId, ...charged }), { status, headers: all });
+    const body = JSON.stringify({ error: sentence, code, requestId, ...charged });
+    const refusal = new Response(body, { status, headers: headersOf(front, route, until, now) });
+    refusal.headers.set("X-Request-Id", requestId);
+    return refusal;
   };
   if (bannedUntil !== null && !mayPassBan(request.headers, route)) {
     banned.add(client);
@@ -68,6 +68,24 @@ export function refuseKnown(
   const violations = countOverrun(config, client, route);
   if (violations > 0) waitUntil(tellGuard(config, client, route, violations));
   return answer("rate_limited", limitSentence(until, now), until);
+}
+
+/** Kept, since to make them takes longer than all else that a refusal does. */
+function headersOf(
+  { config, headers, refusals }: Pick<Front, "config" | "headers" | "refusals">,
+  route: LimitedRoute,
+  until: number,
+  now: number,
+): Headers {
+  const seconds = secondsTo(until, now);
+  const key = `${route} ${Math.ceil(until / 1_000)} ${seconds}`;
+  const known = refusals.get(key);
+  if (known !== undefined) return known;
+  const made = new Headers({ ...headers, "Content-Type": "application/json", "Retry-After": String(seconds) });
+  stateLimit((name, value) => made.set(name, value), route, limitOf(config, route), 0, until, now);
+  makeRoom(refusals, MAX_REFUSALS);
+  refusals.set(key, made);
+  return made;
 }
 
 const mayPassBan = (headers: Headers, route: LimitedRoute): boolean =>
