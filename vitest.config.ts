@@ -73,8 +73,9 @@ export default defineConfig({
           name: "worker",
           include: ["test/worker/**/*.test.ts"],
           isolate: false,
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          // The longest takes twenty seconds on quiet cores: a busy machine is no failure.
+          testTimeout: 180_000,
+          hookTimeout: 180_000,
           deps: {
             optimizer: {
               ssr: {
