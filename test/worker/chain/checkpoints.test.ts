@@ -13,9 +13,9 @@ test("checkpoints stay few over a million blocks, dense near the head, and the o
   expect(checkpoints.at(-1)).toEqual([0, hash(0)]);
   const numbers = checkpoints.map(([number]) => number);
   expect(numbers).toEqual([...numbers].sort((a, b) => b - a));
-  // Whatever a reorg's depth, the ancestor found lies less than as deep again below it.
+  // Whatever a reorg's depth, the ancestor found lies little deeper.
   for (const depth of [1, 2, 5, 17, 100, 5_000]) {
     const ancestor = numbers.find((number) => number <= 100_000 - depth);
-    expect(100_000 - (ancestor ?? 0)).toBeLessThanOrEqual(depth * 2 + 2);
+    expect(100_000 - (ancestor ?? 0)).toBeLessThanOrEqual(depth * 1.25 + 2);
   }
 });
