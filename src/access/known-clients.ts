@@ -54,7 +54,7 @@ export function refuseKnown(
     };
     stateLimit(set, route, limitOf(config, route), 0, until, now);
     const status = STATUS_OF[code];
-    const charged = chargedField(path, request.headers, status, null);
+    const charged = chargedField(path, request.headers, null);
     // No error is thrown for it: its stack would cost more than the rest.
     return new Response(JSON.stringify({ error: sentence, code, requestId, ...charged }), { status, headers: all });
   };

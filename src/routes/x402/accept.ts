@@ -23,7 +23,7 @@ import type { App } from "../../app.ts";
 import { readBalance, type Settlement } from "../../chain/authorization.ts";
 import type { Offer } from "../../chain/offers.ts";
 import * as store from "../../db/payments.ts";
-import { AppError, STATUS_OF } from "../../errors.ts";
+import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { isCapturedFirst, RETRY_SECONDS, requireSaleable, uncapturedRoom } from "./offer.ts";
 
@@ -99,7 +99,6 @@ async function shown(
     if (known?.id === id) error.charged = chargedOf(known);
     else if (error.code === "payment_required")
       throw await refuseStray(services, till, payment, today, offer, error, now);
-    else if (STATUS_OF[error.code] < 500) error.charged ??= "none";
     throw error;
   }
 }
