@@ -98,7 +98,7 @@ async function shown(
     if (!(error instanceof AppError)) throw error;
     if (known?.id === id) error.charged = chargedOf(known);
     else if (error.code === "payment_required")
-      throw await refuseStray(services, till, payment, today, offer, error, now);
+      throw await refuseStray(services, till, payment, today, async () => offer, error, now);
     throw error;
   }
 }
@@ -107,6 +107,7 @@ async function take(services: Services, asked: Asked, found: Found): Promise<sto
   const sameOrder = async () => (found.unless === undefined ? null : await store.sameOrder(services.db, found.unless));
   const terms = (await sameOrder()) ?? (await termsOf(services, asked, found));
   if ("balance" in terms) return takeUnpaid(services, asked, found, terms);
+  await requireRoom(services, "looks");
   const use = await lookForUse(services, asked.till, found.checked, asked.offer);
   if (typeof use !== "string") return takePaid(services, asked, found, use);
   if (use === "used") return takeUsed(services, asked, found);
