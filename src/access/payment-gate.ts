@@ -6,7 +6,12 @@ import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import { type Hex, isAddressEqual } from "viem";
 import type { App } from "../app.ts";
-import { authorizationSigner, readAuthorizationUse, type Settlement } from "../chain/authorization.ts";
+import {
+  authorizationSigner,
+  readAuthorizationUse,
+  type Settlement,
+  signatureForCoin,
+} from "../chain/authorization.ts";
 import { whyNotSigned } from "../chain/contract-signature.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
@@ -33,6 +38,8 @@ const CLAIM_MS = 60_000;
 /** From when on another request may take over what one has left lying. */
 const STALE_MS = 15_000;
 const PENDING_SECONDS = 2;
+/** What nodes are behind the one that the edge has asked: an authorization has to be good for each of them. */
+const BEHIND_SECONDS = 10;
 /** What final history is behind by. */
 const FINAL_MS = 1_200_000;
 const SETTLE_LOOKS = 8;
@@ -88,7 +95,16 @@ export async function checkPayment(
       const refused = { payer, refusal: "signature", charged: "none", code: "payment_invalid" } as const;
       throw await paymentRequired(till, config, demand, why, refused);
     }
-    return { ...namesOf(config, payment), payment, payload, requirement, demand, publicKey: signer.publicKey };
+    // Facilitators hand it to the coin as they get it.
+    const signed = { ...authorization, signature: await signatureForCoin(till.coin, authorization) };
+    return {
+      ...namesOf(config, payment),
+      payment: { ...payment, authorization: signed },
+      payload: { ...payload, payload: signedOf(signed) },
+      requirement,
+      demand,
+      publicKey: signer.publicKey,
+    };
   }
   const refused = { payer, refusal: "requirement", charged: "none" } as const;
   throw await paymentRequired(till, config, demands[0], refusalSentence("requirement"), refused);
@@ -121,7 +137,10 @@ function windowProblem(
   seconds: number,
   { chainTime, now }: { chainTime: number; now: number },
 ): [Refusal, string] | null {
-  if (validAfter > chainTime) return ["valid_after", "The authorization is not valid yet: sign one that is."];
+  if (validAfter > chainTime - BEHIND_SECONDS) {
+    const sentence = `The authorization is not valid yet: sign one that is since ${BEHIND_SECONDS} seconds ago.`;
+    return ["valid_after", sentence];
+  }
   if (validBefore < chainTime + seconds - SIGNING_SECONDS)
     return ["valid_before", `The authorization has to be good for ${seconds} seconds: sign a new one.`];
   if (validBefore > Math.max(chainTime, now) + seconds + SIGNING_SECONDS)

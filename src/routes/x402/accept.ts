@@ -127,9 +127,9 @@ async function termsOf(services: Services, asked: Asked, found: Found): Promise<
   try {
     await requireWindow(services, till, checked, offer.blockTimestamp, now);
     const market = await store.readMarket(db, now);
-    requireSaleable(config, offer, order, market, now);
-    const balance = await readBalance(chain, till.coin.address, checked.payment.authorization.from);
     const { value } = checked.payment.authorization;
+    requireSaleable(config, offer, { ...order, paid: value }, market, now);
+    const balance = await readBalance(chain, till.coin.address, checked.payment.authorization.from);
     const captureFirst = isCapturedFirst(config, order.tier, value, market.unpaid);
     const row = { ...checked, amount: String(value) };
     const terms = await withinLimits(services, asked, row, { captureFirst, balance }, "all");
