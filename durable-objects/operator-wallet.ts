@@ -58,6 +58,8 @@ type Prepared = {
 };
 
 const ADVANCE_MS = 15_000;
+/** Rows whose receipts are asked for together: of more, calls would wait for each other beyond their time limit. */
+const RECEIPTS_AT_ONCE = 4;
 const STUCK_MS = 60_000;
 const HOUR_MS = 3_600_000;
 const MAX_REPLACEMENTS = 10;
@@ -271,13 +273,13 @@ export class OperatorWallet extends DurableObject<object> {
     const { chain, account } = this.#services();
     const final = await readFinalNumber(chain);
     await this.#fillGap(open[0]);
-    for (const row of open) {
-      const mined = await this.#receiptOf(row);
+    let taken: number | undefined;
+    for await (const [row, mined] of this.#receiptsOf(open)) {
       if (mined !== null) {
         if (mined.blockNumber <= final) this.#close(row, mined);
         continue;
       }
-      const taken = await askTwo(chain, ({ client }) =>
+      taken ??= await askTwo(chain, ({ client }) =>
         client.getTransactionCount({ address: account.address, blockTag: "finalized" }),
       );
       if (taken <= row.nonce) await this.#keepSending(row);
@@ -358,6 +360,15 @@ export class OperatorWallet extends DurableObject<object> {
     log(level, `payment_${state}`, { order: row.id, kind: row.kind, txHash: mined.hash });
     // What still is so is told again with the next look, seconds from now.
     for (const event of ["payment_stuck", "operator_nonce_unclear", "operator_nonce_missing"]) allClear(event);
+  }
+
+  /** Rows with their receipts, some asked for together; one that can't be read fails in its turn. */
+  async *#receiptsOf(rows: readonly OrderRow[]): AsyncGenerator<[OrderRow, Mined | null]> {
+    for (let i = 0; i < rows.length; i += RECEIPTS_AT_ONCE) {
+      const looks = rows.slice(i, i + RECEIPTS_AT_ONCE).map((row) => [row, this.#receiptOf(row)] as const);
+      await Promise.allSettled(looks.map(([, look]) => look));
+      for (const [row, look] of looks) yield [row, await look];
+    }
   }
 
   /** The receipt of whichever of a row's transactions was mined. */

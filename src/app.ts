@@ -274,7 +274,7 @@ function answerError(error: Error, c: Context, requestId: string): Response {
       error: isPublic ? known.message : INTERNAL_SENTENCE,
       code: known?.code ?? "internal_error",
       requestId,
-      ...chargedField(c.req.path, c.req.raw.headers, status, known),
+      ...chargedField(c.req.path, c.req.raw.headers, known),
       ...(known?.details === undefined ? {} : { details: known.details }),
     },
     status as ContentfulStatusCode,

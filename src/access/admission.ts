@@ -65,11 +65,15 @@ export const limitedEvenIfBanned = (route: LimitedRoute): MiddlewareHandler<App>
     await next();
   });
 
-type Capped = "wallets" | "x402" | "lookups";
+/**
+ * `x402`: payments that would be claimed. `lookups`: token ids that are not known here. `looks`: payments that are about to be
+ * refused, and signatures that only a contract can confirm.
+ */
+type Capped = "wallets" | "x402" | "lookups" | "looks";
 
 /**
- * Caps over a /48 and over everybody, for what writes: an IPv6 client has as many addresses as it likes. What does not write
- * uses up nobody else's allowance, so a payment counts once it would be claimed (hard case 44).
+ * Caps over a /48 and over everybody, for what writes, and for what makes us ask the chain about a stranger's words: an IPv6
+ * client has as many addresses as it likes. What does neither uses up nobody else's allowance (hard case 44).
  */
 export async function requireRoom(
   { config, client }: Pick<App["Variables"], "config" | "client">,

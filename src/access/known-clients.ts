@@ -51,7 +51,7 @@ export function refuseKnown(
   const answer = (code: "ip_banned" | "rate_limited", sentence: string, until: number): Response => {
     const requestId = crypto.randomUUID();
     const status = STATUS_OF[code];
-    const charged = chargedField(path, request.headers, status, null);
+    const charged = chargedField(path, request.headers, null);
     // No error is thrown for it: its stack would cost more than the rest.
     const body = JSON.stringify({ error: sentence, code, requestId, ...charged });
     const refusal = new Response(body, { status, headers: headersOf(front, route, until, now) });

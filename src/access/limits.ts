@@ -19,7 +19,7 @@ export type Rule = Limit & {
 };
 
 /**
- * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last seven, six are caps over many
+ * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last nine, eight are caps over many
  * clients, and `rotations` is of a token and its owner.
  */
 export const LIMITS = {
@@ -38,6 +38,8 @@ export const LIMITS = {
   wallets_all: { requests: 600, windowSeconds: MINUTE, kept: true, closed: true, shared: true },
   lookups_block: { requests: 60, windowSeconds: MINUTE, shared: true },
   lookups_all: { requests: 600, windowSeconds: MINUTE, shared: true },
+  looks_block: { requests: 60, windowSeconds: MINUTE, shared: true },
+  looks_all: { requests: 600, windowSeconds: MINUTE, shared: true },
   rotations: { requests: 6, windowSeconds: DAY, kept: true, closed: true, shared: true },
 } as const satisfies Record<string, Rule>;
 

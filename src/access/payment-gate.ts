@@ -6,12 +6,18 @@ import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { PaymentPayload, PaymentRequirements } from "@x402/core/types";
 import { type Hex, isAddressEqual } from "viem";
 import type { App } from "../app.ts";
-import { authorizationSigner, readAuthorizationUse, type Settlement } from "../chain/authorization.ts";
+import {
+  authorizationSigner,
+  readAuthorizationUse,
+  type Settlement,
+  signatureForCoin,
+} from "../chain/authorization.ts";
 import { whyNotSigned } from "../chain/contract-signature.ts";
 import * as store from "../db/payments.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { authorizationOf, paymentId, SIGNING_SECONDS } from "../vms/payments.ts";
+import { requireRoom } from "./admission.ts";
 import { type Refusal, refusalSentence } from "./facilitator.ts";
 import { chargedOf, firstBlockOf, type Head, isNever, lookForUse, refusal } from "./payment-use.ts";
 import {
@@ -25,12 +31,15 @@ import {
 } from "./payment-wire.ts";
 
 type Services = Pick<App["Variables"], "db" | "chain" | "config">;
+type Counted = Services & Pick<App["Variables"], "client">;
 
 /** How long the sweep leaves a claim alone that a request is working on. */
 const CLAIM_MS = 60_000;
 /** From when on another request may take over what one has left lying. */
 const STALE_MS = 15_000;
 const PENDING_SECONDS = 2;
+/** What nodes are behind the one that the edge has asked: an authorization has to be good for each of them. */
+const BEHIND_SECONDS = 10;
 /** What final history is behind by. */
 const FINAL_MS = 1_200_000;
 const SETTLE_LOOKS = 8;
@@ -67,25 +76,35 @@ export const requestHash = (what: string): string => bytesToHex(sha256(utf8ToByt
  * today's demand where it fits none, and where its payer has not signed it.
  */
 export async function checkPayment(
-  { chain, config }: Services,
+  services: Counted,
   till: Till,
   payment: Payment,
   demands: readonly [Demand, ...Demand[]],
 ): Promise<Checked> {
+  const { chain, config } = services;
   const { authorization } = payment;
   const { payer } = namesOf(config, payment);
   for (const demand of demands) {
     const requirement = await requirementOf(till, demand);
     const payload = matchPayment(payment, requirement);
     if (payload === null) continue;
-    const signer = await authorizationSigner(chain, till.coin, authorization);
+    const signer = await authorizationSigner(chain, till.coin, authorization, () => requireRoom(services, "looks"));
     if (signer === null) {
       const sentence = "The payment's signature is not its payer's.";
       const why = await whyNotSigned(chain, authorization.from, authorization.signature, sentence);
       const refused = { payer, refusal: "signature", charged: "none", code: "payment_invalid" } as const;
       throw await paymentRequired(till, config, demand, why, refused);
     }
-    return { ...namesOf(config, payment), payment, payload, requirement, demand, publicKey: signer.publicKey };
+    // Facilitators hand it to the coin as they get it.
+    const signed = { ...authorization, signature: await signatureForCoin(till.coin, authorization) };
+    return {
+      ...namesOf(config, payment),
+      payment: { ...payment, authorization: signed },
+      payload: { ...payload, payload: signedOf(signed) },
+      requirement,
+      demand,
+      publicKey: signer.publicKey,
+    };
   }
   const refused = { payer, refusal: "requirement", charged: "none" } as const;
   throw await paymentRequired(till, config, demands[0], refusalSentence("requirement"), refused);
@@ -118,7 +137,10 @@ function windowProblem(
   seconds: number,
   { chainTime, now }: { chainTime: number; now: number },
 ): [Refusal, string] | null {
-  if (validAfter > chainTime) return ["valid_after", "The authorization is not valid yet: sign one that is."];
+  if (validAfter > chainTime - BEHIND_SECONDS) {
+    const sentence = `The authorization is not valid yet: sign one that is since ${BEHIND_SECONDS} seconds ago.`;
+    return ["valid_after", sentence];
+  }
   if (validBefore < chainTime + seconds - SIGNING_SECONDS)
     return ["valid_before", `The authorization has to be good for ${seconds} seconds: sign a new one.`];
   if (validBefore > Math.max(chainTime, now) + seconds + SIGNING_SECONDS)
@@ -170,21 +192,33 @@ type Shown = Pick<Checked, "id" | "payer" | "payment"> & { demand: Pick<Demand, 
 
 /**
  * The answer to a payment that does not fit: anybody may have submitted it for us. What has come in by it gets a row, and is
- * paid back (hard case 60); of any other the refusal says what the chain does.
+ * paid back (hard case 60), unless that is less than we sell anything for; of any other the refusal says what the chain does.
  */
 export async function refuseStray(
-  services: Services,
+  services: Counted,
   till: Till,
   payment: Payment,
   demand: Pick<Demand, "seconds">,
-  head: Head,
+  readHead: () => Promise<Head>,
   why: AppError,
   now: number,
 ): Promise<AppError> {
-  if (!isAddressEqual(payment.authorization.to, till.payTo)) return refusal(why, "none");
+  const { authorization } = payment;
+  if (!isAddressEqual(authorization.to, till.payTo)) return refusal(why, "none");
+  await requireRoom(services, "looks");
+  if ((await authorizationSigner(services.chain, till.coin, authorization)) === null) return refusal(why, "none");
   const names = namesOf(services.config, payment);
+  const head = await readHead();
   const use = await lookForUse(services, till, { payment, demand }, head);
   if (typeof use === "string") return refusal(why, use === "used" ? "unknown" : use);
+  if (authorization.value < services.config.CREDENTIALS_PRICE_USDC) {
+    return new AppError("payment_used", "This payment was taken, and is too small to be paid back.", {
+      details: [{ transaction: use.txHash }],
+      charged: authorization.value === 0n ? "none" : "yes",
+      cause: why,
+    });
+  }
+  await requireRoom(services, "x402");
   // Its identifier is free for what fits.
   const shown = { ...names, payment: { ...payment, identifier: null }, demand };
   const row = await claim(services, shown, { kind: "compute", request: requestHash(`stray/${names.id}`) }, head, now);

@@ -161,18 +161,23 @@ export function readPayment(headers: Headers, config: EdgeConfig): Payment | nul
     requireShort(name, value, MAX_HEADER_CHARS);
     return value === null ? [] : value.split(",").map((one) => one.trim());
   });
-  const payments = [...new Set(shown)].map((header) => paymentOf(header, config));
+  const different = [...new Set(shown)];
+  // Nobody has looked into the other one.
+  const charged = different.length > 1 ? "unknown" : "none";
+  const payments = different.map((header) => paymentOf(header, config, charged));
   const [first] = payments;
   if (first === undefined) return null;
   if (new Set(payments.map(({ authorization }) => JSON.stringify(signedOf(authorization)))).size > 1) {
-    throw malformed(config, "The request carries two different payments: send one of them.");
+    throw malformed(config, charged, "The request carries two different payments: send one of them.");
   }
   const identifiers = new Set(payments.flatMap(({ identifier }) => identifier ?? []));
-  if (identifiers.size > 1) throw malformed(config, "The request carries two payment identifiers: send one of them.");
+  if (identifiers.size > 1) {
+    throw malformed(config, charged, "The request carries two payment identifiers: send one of them.");
+  }
   return payments.find(({ identifier }) => identifier !== null) ?? first;
 }
 
-function paymentOf(header: string, config: EdgeConfig): Payment {
+function paymentOf(header: string, config: EdgeConfig, charged: Charged): Payment {
   try {
     const { more, ...payment } = readPayload(header);
     const { scheme, network, ...rest } = payment.accepted;
@@ -182,14 +187,14 @@ function paymentOf(header: string, config: EdgeConfig): Payment {
     return { ...payment, accepted, more };
   } catch (cause) {
     if (!(cause instanceof Unreadable)) throw cause;
-    throw malformed(config, `The payment header can't be read: ${cause.message}.`, cause);
+    throw malformed(config, charged, `The payment header can't be read: ${cause.message}.`, cause);
   }
 }
 
-const malformed = (config: EdgeConfig, sentence: string, cause?: unknown): AppError =>
+const malformed = (config: EdgeConfig, charged: Charged, sentence: string, cause?: unknown): AppError =>
   new AppError("payment_malformed", sentence, {
     cause,
-    charged: "none",
+    charged,
     headers: failureHeaders(config, "invalid_payload"),
   });
 

@@ -57,12 +57,14 @@ const authorizationHash = (coin: Coin, { from, to, value, validAfter, validBefor
 
 /**
  * Whether the payer signed it: a plain account by recovery, which asks nobody and gives its public key (65 bytes, hex); a
- * deployed contract by ERC-1271, which two nodes have to confirm. Null where it is neither's signature.
+ * deployed contract by ERC-1271, which two nodes have to confirm. Null where it is neither's signature. `beforeAsking` is
+ * awaited before any node is asked.
  */
 export async function authorizationSigner(
   chain: Chain,
   coin: Coin,
   authorization: Authorization,
+  beforeAsking: () => Promise<void> = async () => undefined,
 ): Promise<{ publicKey: Hex | null } | null> {
   const hash = authorizationHash(coin, authorization);
   const { signature, from } = authorization;
@@ -70,6 +72,7 @@ export async function authorizationSigner(
     const publicKey = await recover(hash, signature);
     if (publicKey !== null && publicKeyToAddress(publicKey) === getAddress(from)) return { publicKey };
   }
+  await beforeAsking();
   const isContracts = await isContractSignature(chain, getAddress(from), { hash, signature });
   return isContracts ? { publicKey: null } : null;
 }

@@ -23,7 +23,7 @@ import type { App } from "../../app.ts";
 import { readBalance, type Settlement } from "../../chain/authorization.ts";
 import type { Offer } from "../../chain/offers.ts";
 import * as store from "../../db/payments.ts";
-import { AppError, STATUS_OF } from "../../errors.ts";
+import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { isCapturedFirst, RETRY_SECONDS, requireSaleable, uncapturedRoom } from "./offer.ts";
 
@@ -98,8 +98,7 @@ async function shown(
     if (!(error instanceof AppError)) throw error;
     if (known?.id === id) error.charged = chargedOf(known);
     else if (error.code === "payment_required")
-      throw await refuseStray(services, till, payment, today, offer, error, now);
-    else if (STATUS_OF[error.code] < 500) error.charged ??= "none";
+      throw await refuseStray(services, till, payment, today, async () => offer, error, now);
     throw error;
   }
 }
@@ -108,6 +107,7 @@ async function take(services: Services, asked: Asked, found: Found): Promise<sto
   const sameOrder = async () => (found.unless === undefined ? null : await store.sameOrder(services.db, found.unless));
   const terms = (await sameOrder()) ?? (await termsOf(services, asked, found));
   if ("balance" in terms) return takeUnpaid(services, asked, found, terms);
+  await requireRoom(services, "looks");
   const use = await lookForUse(services, asked.till, found.checked, asked.offer);
   if (typeof use !== "string") return takePaid(services, asked, found, use);
   if (use === "used") return takeUsed(services, asked, found);
@@ -127,9 +127,9 @@ async function termsOf(services: Services, asked: Asked, found: Found): Promise<
   try {
     await requireWindow(services, till, checked, offer.blockTimestamp, now);
     const market = await store.readMarket(db, now);
-    requireSaleable(config, offer, order, market, now);
-    const balance = await readBalance(chain, till.coin.address, checked.payment.authorization.from);
     const { value } = checked.payment.authorization;
+    requireSaleable(config, offer, { ...order, paid: value }, market, now);
+    const balance = await readBalance(chain, till.coin.address, checked.payment.authorization.from);
     const captureFirst = isCapturedFirst(config, order.tier, value, market.unpaid);
     const row = { ...checked, amount: String(value) };
     const terms = await withinLimits(services, asked, row, { captureFirst, balance }, "all");

@@ -183,8 +183,11 @@ async function misfit(
   const known = await loadPayment(services.db, namesOf(services.config, payment).id);
   // A demand tells its payer to sign another one.
   if (known !== null) return chargedOf(known) === "none" ? refusal(error, "none") : used(known);
-  const { number: blockNumber, timestamp: blockTimestamp } = await askFirst(services.chain, (node) => readHead(node));
-  return refuseStray(services, till, payment, demand, { blockNumber, blockTimestamp }, error, now);
+  const head = async () => {
+    const { number: blockNumber, timestamp: blockTimestamp } = await askFirst(services.chain, (node) => readHead(node));
+    return { blockNumber, blockTimestamp };
+  };
+  return refuseStray(services, till, payment, demand, head, error, now);
 }
 
 type Admitted = {

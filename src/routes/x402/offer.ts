@@ -44,7 +44,8 @@ export async function currentOffer(
   return offer;
 }
 
-type Order = { tier: number; durationDays: number; region?: string | undefined };
+/** `paid`: what its payment pays, in 10^-6 USDC, where there is one: at an earlier price it may be another than today's. */
+type Order = { tier: number; durationDays: number; region?: string | undefined; paid?: bigint };
 type Rules = Pick<EdgeConfig, "CAPTURE_FIRST_TIERS" | "UNCAPTURED_LIMIT_USDC_PER_HOUR">;
 
 /** How much may be delivered before it is paid; beyond it every order is captured first. */
@@ -60,7 +61,7 @@ export const isCapturedFirst = (rules: Rules, tier: number, amount: bigint, unpa
 export function requireSaleable(
   { MAX_BASE_FEE_GWEI: maxBaseFee, PURCHASE_LIMIT_USDC_PER_DAY: limit }: EdgeConfig,
   offer: Offer,
-  { tier, durationDays, region }: Order,
+  { tier, durationDays, region, paid }: Order,
   market: Market,
   now: number,
 ): void {
@@ -116,7 +117,7 @@ export function requireSaleable(
     });
   };
   if (!active) throw refuse("tier_inactive", `Tier ${tier} is not sold at the moment`);
-  if (isSoldOut(tier, pricePerDay, regions)) {
+  if (isSoldOut(tier, paid === undefined ? pricePerDay : paid / BigInt(durationDays), regions)) {
     const where = regions === undefined ? "" : ` in ${region}`;
     const why = stockOf(tier, stock) === "none" ? "" : " that we can sell at its price";
     throw refuse("sold_out", `No vendor has a machine of tier ${tier}${where}${why} right now`);

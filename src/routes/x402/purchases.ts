@@ -3,7 +3,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import { type Address, getAddress, type Hex, hashMessage, recoverAddress } from "viem";
-import { limited } from "../../access/admission.ts";
+import { limited, requireRoom } from "../../access/admission.ts";
 import { jsonBody, limitedBody } from "../../access/body.ts";
 import { makeRoom } from "../../access/bounded.ts";
 import { requestHash } from "../../access/payment-gate.ts";
@@ -312,6 +312,7 @@ async function requireBodySignature(c: Context<App>, payer: Address): Promise<vo
   const plain = plainSignatureOf(signature);
   const signer = plain === null ? null : await recoverAddress({ hash: hashed, signature: plain }).catch(() => null);
   if (signer === payer) return;
+  await requireRoom(c.var, "looks");
   if (await isContractSignature(c.var.chain, payer, { hash: hashed, signature })) return;
   throw new AppError("body_signature_invalid", await whyNotSigned(c.var.chain, payer, signature, sentence));
 }

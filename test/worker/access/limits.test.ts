@@ -103,7 +103,17 @@ test.each(POLICIES)("%s %s counts as %s and says so", async (method, path, route
 });
 
 test("every row of the table has its path above", () => {
-  const caps = ["wallets_block", "wallets_all", "x402_block", "x402_all", "lookups_block", "lookups_all", "rotations"];
+  const caps = [
+    "wallets_block",
+    "wallets_all",
+    "x402_block",
+    "x402_all",
+    "lookups_block",
+    "lookups_all",
+    "looks_block",
+    "looks_all",
+    "rotations",
+  ];
   const named = [...new Set(POLICIES.map(([, , route]) => route)), ...caps];
   expect(named.sort()).toEqual(Object.keys(LIMITS).sort());
 });

@@ -1,7 +1,7 @@
 // The operator wallet's orders for x402: purchases, captures, transfers. Its payments are in refund.test.ts.
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { type Hex, keccak256, stringToHex } from "viem";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { WalletLedger } from "../../../durable-objects/wallet-ledger.ts";
 import { limitOf } from "../../../durable-objects/wallet-limits.ts";
@@ -591,4 +591,41 @@ test("what one node says of fees does not burn our gas money: a refund would hav
   const spent = wei - (await chain.reader.getBalance({ address: operator.address }));
   expect(spent).toBeGreaterThan(0n);
   expect(spent).toBeLessThan(10n ** 15n);
+});
+
+test("receipts of open orders are asked for some at a time: thousands of them, one after the other, kept honest refunds waiting", async () => {
+  const orders: WalletOrder[] = [];
+  for (const index of [1, 2, 3, 4]) {
+    const payment = await paidUs(agent(index), 5n);
+    orders.push({ kind: "pay", id: `some-${index}`, to: agent(index).address, amount: "5", owed: { payment } });
+  }
+  const hashes: Hex[] = [];
+  for (const order of orders) hashes.push(hashOf(await world.wallet.order(order)));
+  await chain.mine(4);
+  // The third one's receipt can't be read: that stops what is behind it, and nothing before it.
+  for (const node of ["first", "third"] as const) await addRpcFault({ kind: "down", includes: hashes[2] ?? "" }, node);
+  const asked: Hex[] = [];
+  let most = 0;
+  const real = globalThis.fetch;
+  const spy = vi.spyOn(globalThis, "fetch").mockImplementation(async (input, init) => {
+    const text = typeof init?.body === "string" ? init.body : "";
+    const about = text.includes("eth_getTransactionReceipt") ? hashes.filter((hash) => text.includes(hash)) : [];
+    asked.push(...about);
+    most = Math.max(most, new Set(asked).size);
+    return real(input, init).finally(() => {
+      for (const hash of about) asked.splice(asked.indexOf(hash), 1);
+    });
+  });
+  await runDurableObjectAlarm(world.wallet);
+  spy.mockRestore();
+  expect(most).toBe(4);
+  const states = async () => {
+    const found = [];
+    for (const order of orders) found.push((await world.wallet.order(order).catch(() => ({ state: "unread" }))).state);
+    return found;
+  };
+  expect(await states()).toEqual(["final", "final", "unread", "sent"]);
+  await clearRpcFaults();
+  await runDurableObjectAlarm(world.wallet);
+  expect(await states()).toEqual(["final", "final", "final", "final"]);
 });

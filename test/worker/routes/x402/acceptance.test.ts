@@ -244,6 +244,35 @@ test("hard case 56: what nobody has in the region, or below its share of the pri
   expect((await quote({ tier: 4 }))[0]).toBe(402);
 });
 
+test("hard case 56: a payment of an earlier, lower price is refused where nobody sells below its share: it waited for a machine that no vendor was asked for", async () => {
+  const { headers } = await signPurchaseOf(world, payer);
+  const offers = [{ region: "ewr", plan: "vc2-1c-1gb", stock: "high", usdPerHour: 0.03 }];
+  const stock = JSON.stringify({ vultr: { readAt: Date.now(), offers, maxCostShare: 1 } });
+  await run("INSERT INTO catalogs (id, tiers, stock) VALUES (1, ?, ?)", JSON.stringify(TIERS), stock);
+  // 0.50 USDC a day are 0.02 an hour, 1.00 are 0.04.
+  await setTier(PRICE * 2n);
+  try {
+    world.app = world.appOf({ ...world.edge });
+    expect((await ask()).status).toBe(402);
+    expect(await ask({}, headers)).toMatchObject({ status: 503, body: { code: "sold_out", charged: "none" } });
+    expect(await rows()).toEqual([]);
+    await run("UPDATE catalogs SET stock = replace(stock, '0.03', '0.02')");
+    expect((await ask({}, headers)).status).toBe(202);
+  } finally {
+    await setTier(PRICE);
+  }
+});
+
+test("a payment that is good since this very second is refused with what to sign: a node that is some blocks behind could not take it, and its order was given up", async () => {
+  const { timestamp } = await chain.reader.getBlock();
+  const from = async (validAfter: bigint) =>
+    told((await orderMachine(world, payer, {}, { validAfter: String(validAfter) })).answer);
+  const early = await from(timestamp - 9n);
+  expect(early).toMatchObject({ status: 402, body: { charged: "none" } });
+  expect(early.body["error"]).toBe("The authorization is not valid yet: sign one that is since 10 seconds ago.");
+  expect((await from(timestamp - 10n)).status).toBe(202);
+});
+
 test("hard case 60: a payment of an old price that a stranger has submitted is paid back: it stayed with us, and its payer was told that nothing was charged", async () => {
   const before = await usdcOf(payer.address);
   const { signed, headers } = await signPurchaseOf(world, payer);

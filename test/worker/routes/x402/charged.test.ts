@@ -1,6 +1,9 @@
 // Every error of a paid route says whether the payment that came with the request has moved money, and a refused one why.
+import { sha256 } from "@noble/hashes/sha2.js";
+import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { beforeEach, expect, test } from "vitest";
-import { paymentHeaderV2 } from "../../../world/payer.ts";
+import { USDC_ADDRESS } from "../../../world/addresses.ts";
+import { paymentHeaderV2, submit } from "../../../world/payer.ts";
 import { addFacilitatorFault, agent, chain, type Deployment, deploy, parts } from "../../deployment.ts";
 import { computeBody, give, orderMachine, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 
@@ -22,11 +25,12 @@ const reasonOf = (headers: Headers): unknown => {
   return header === null ? null : JSON.parse(atob(header)).errorReason;
 };
 
-test("what is malformed charges nothing, says so in one sentence, and leaves no row", async () => {
+test("what is malformed is refused in one sentence and leaves no row; a payment beside it may have been submitted", async () => {
   const { headers } = await signPurchaseOf(world, agent(1));
   const json = { "content-type": "application/json" };
-  const send = (init: RequestInit) =>
-    told(world.request(PATH, { method: "POST", ...init, headers: { ...json, ...headers, ...init.headers } }));
+  const sendBeside = (payment: object) => (init: RequestInit) =>
+    told(world.request(PATH, { method: "POST", ...init, headers: { ...json, ...payment, ...init.headers } }));
+  const send = sendBeside(headers);
   const refused = [
     await send({ body: "{}" }),
     await send({ body: "{" }),
@@ -42,9 +46,13 @@ test("what is malformed charges nothing, says so in one sentence, and leaves no 
   ];
   expect(refused.map(({ status }) => status)).toEqual([400, 400, 400, 400, 400, 413, 415, 400, 400, 400, 405]);
   for (const { charged, error, status } of refused) {
-    expect(charged, `${status} ${error}`).toBe("none");
+    expect(charged, `${status} ${error}`).toBe("unknown");
     expect(error).toMatch(/^[^\n]{10,300}\.$/);
   }
+  // Without a payment that can be read nothing was charged.
+  for (const payment of [{}, { "x-payment": "e30" }])
+    expect(await sendBeside(payment)({ body: JSON.stringify(computeBody()) })).toMatchObject({ charged: "none" });
+  expect(await sendBeside({})({ body: "{}" })).toMatchObject({ status: 400, charged: "none" });
   expect(await world.rows("SELECT * FROM payments")).toEqual([]);
   expect((await told(post(world, PATH, computeBody(), { ...headers, prefer: "wait=1' OR '1'='1" }))).status).toBe(202);
 });
@@ -105,12 +113,31 @@ test("what nobody has looked into is unknown, and what a row knows is told", asy
   await world.sql.prepare("ALTER TABLE hidden RENAME TO payments").run();
   expect(failed.map(({ status, charged }) => [status, charged])).toEqual([
     [500, "unknown"],
-    [400, "none"],
+    [400, "unknown"],
   ]);
   const limited = await deploy({ edge: { RATE_LIMITS: "x402=1/60" } });
   await post(limited, PATH, computeBody());
   expect(await told(post(limited, PATH, computeBody()))).toMatchObject({ status: 429, charged: "none" });
   expect(await told(post(limited, PATH, computeBody(), headers))).toMatchObject({ status: 429, charged: "unknown" });
+});
+
+test("a payment that a stranger has submitted, beside a body that nobody has signed for, is unknown: it said none", async () => {
+  const { headers, signed } = await signPurchaseOf(world, agent(1));
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  const sshPublicKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl";
+  const body = { ...computeBody(), sshPublicKey };
+  for (const bodySignature of [undefined, `0x${"12".repeat(65)}`]) {
+    const more = bodySignature === undefined ? {} : { "x-body-signature": bodySignature };
+    expect(await told(post(world, PATH, body, { ...headers, ...more }))).toMatchObject({
+      status: 401,
+      charged: "unknown",
+    });
+  }
+  // The same payment again is an order.
+  const digest = bytesToHex(sha256(utf8ToBytes(JSON.stringify(body))));
+  const signature = await agent(1).signMessage({ message: `ClawCloud Purchase: ${digest}` });
+  const accepted = await told(post(world, PATH, body, { ...headers, "x-body-signature": signature }));
+  expect(accepted).toMatchObject({ status: 202, charged: true });
 });
 
 test("while no two nodes can be asked, a refusal does not say that nothing was charged", async () => {

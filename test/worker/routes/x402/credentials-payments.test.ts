@@ -1,8 +1,9 @@
 // Payments that are not taken: other than what was asked for, of another time, unsigned, unreadable. None leaves a row.
+import type { Hex } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { paymentHeaderV1 } from "../../../world/payer.ts";
 import { agent, buyAndRun, chain, type Deployment, deploy, operator } from "../../deployment.ts";
-import { ask, paymentRows, quote, v2 } from "./paid-credentials.ts";
+import { ask, paymentRows, prepare, quote, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
 
 const payer = agent(0);
@@ -53,7 +54,7 @@ test("an authorization of another time than was asked for is 402: expired, not v
   const times: [object, string][] = [
     [{ validBefore: String(now - 1) }, "The authorization has to be good for 120 seconds: sign a new one."],
     [{ validBefore: String(now + 30) }, "The authorization has to be good for 120 seconds: sign a new one."],
-    [{ validAfter: String(now + 3_600) }, "The authorization is not valid yet: sign one that is."],
+    [{ validAfter: String(now + 3_600) }, "The authorization is not valid yet: sign one that is since 10 seconds ago."],
     [
       { validBefore: String(now + 10 * 365 * 86_400) },
       "The authorization may be good for 120 seconds and no longer: sign a new one.",
@@ -164,4 +165,12 @@ test("a header that can't be read is 400, never 500", async () => {
     expect((await send("payment-signature", encode({ ...good, accepted }))).status).toBeOneOf([400, 402]);
   }
   expect(await paymentRows(world)).toEqual([]);
+});
+
+test("a signature that ends in 0 or 1 is the coin's before the facilitator gets it: it was refused, or could not be settled", async () => {
+  const { requirement, signed } = await prepare(world, tokenId);
+  const end = signed.signature.endsWith("1b") ? "00" : "01";
+  const signature: Hex = `0x${signed.signature.slice(2, -2)}${end}`;
+  expect(await ask(world, tokenId, v2(requirement, { ...signed, signature }))).toMatchObject({ status: 200 });
+  expect(await paymentRows(world)).toMatchObject([{ state: "settled", signature: signed.signature }]);
 });
