@@ -1,13 +1,7 @@
 // A machine for a payment by x402: the token is bought with our money, its machine made as for any purchase, and the
 // payment taken once it answers; on the receipt of that the token goes to the payer. Where there is no machine nothing is
 // taken. Neither the row nor the edge is believed: signature, price and balance are looked at here again (hard case 4).
-import { getAddress } from "viem";
-import {
-  type AuthorizationUse,
-  authorizationSigner,
-  readAgreedBalance,
-  signatureForCoin,
-} from "../chain/authorization.ts";
+import { type AuthorizationUse, authorizationSigner, signatureForCoin } from "../chain/authorization.ts";
 import { readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
@@ -69,7 +63,12 @@ export async function check(context: Context, row: store.Payment): Promise<Turn>
   const use = await useOf(context, row);
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   const problem = await problemOf(context, row, use);
-  if (problem !== null) return abandon(context, row, problem);
+  if (problem !== null) {
+    // Somebody's transaction with it may be what a node has seen already that said no.
+    const newest = use.state === "unused" ? await useOf(context, row, "newest") : null;
+    const isUsed = newest?.state === "paid" || newest?.state === "unclear";
+    return isUsed ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, problem);
+  }
   if (use.state === "cancelled") return abandon(context, row, "cancelled");
   if (use.state === "paid" && row.state !== "settled") {
     // Somebody has submitted it: it is paid before it is delivered.
@@ -96,12 +95,12 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   if (!active) return "tier_inactive";
   if (authorization.value !== pricePerDay * BigInt(durationDays) && !(await wasQuoted(context, row))) return "price";
   // What has arrived is no more in the payer's account.
-  if (row.state !== "settled" && use.state !== "paid") {
-    const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
-    const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
+  if (row.state !== "settled" && use.state === "unused") {
+    const limits = { balance: use.balance, float: ANY, uncaptured: ANY };
+    const exceeded = await store.exceededLimit(db, row, limits, now());
     if (exceeded !== null) return exceeded;
     // A blocked account, or a signature that the coin does not take: better known before anything is bought.
-    const refusal = use.state === "unused" ? await walletOf(context).simulate(await captureOf(context, row)) : null;
+    const refusal = await walletOf(context).simulate(await captureOf(context, row));
     if (refusal === "would_fail") return "capture_would_fail";
   }
   const cost = String(pricePerDay * BigInt(durationDays));
@@ -258,7 +257,7 @@ const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !==
 
 /** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
 export async function capture(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
-  const { db, config, now } = context;
+  const { db, now } = context;
   // Without a machine only where the payment comes first.
   const isReady = vm === null ? row.cost === null : isServing(vm);
   const use = await useOf(context, row);
@@ -281,8 +280,9 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   const taken = await wallet.order(await captureOf(context, row));
   if (taken.state !== "waiting") {
     allClear("capture_waits");
-    const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
-    if (isUndone) return refuseCapture(context, row);
+    if (taken.state === "reverted") return refuseCapture(context, row, 0);
+    const mined = taken.state === "sent" ? taken.mined : null;
+    if (mined?.status === "reverted") return refuseCapture(context, row, mined.blockNumber);
     if (row.state === "authorized") {
       return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
     }
@@ -296,23 +296,26 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     log("page", "capture_waits", { payment: row.id, why: "coin_shut" });
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  // Has the payer moved its money? Two nodes have to say so before that is held against it.
-  const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
-  if (balance < BigInt(row.amount)) return refuseCapture(context, row);
-  // Its contract says no, or burns gas: whoever says it, and however, a minute is enough (hard cases 35 and 36).
-  if (row.failingSince !== null && now() - row.failingSince >= REFUSED_MS) return refuseCapture(context, row);
-  const failing = row.failingSince === null ? await store.movePayment(db, row, { failingSince: now() }) : row;
-  return failing === null ? null : { waitSeconds: WALLET_WAIT_SECONDS };
+  return refuseCapture(context, row, null);
 }
 
 /**
  * Held against the payer, unless a stranger's transaction with it has come between our two looks: that has paid us as well,
- * and may be seen before its logs are.
+ * and may be seen before its logs are. `failedAt`: the block in which ours has failed; null where it would fail.
  */
-async function refuseCapture(context: Context, row: store.Payment): Promise<Turn> {
-  const { state } = await useOf(context, row);
-  if (state === "paid" || state === "unclear") return { waitSeconds: BLOCK_SECONDS };
-  return abandon(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+async function refuseCapture(context: Context, row: store.Payment, failedAt: number | null): Promise<Turn> {
+  const { db, now } = context;
+  const use = await useOf(context, row, "newest");
+  if (use.state === "paid" || use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
+  // Two nodes don't have yet what came before ours.
+  if (use.blockNumber < (failedAt ?? 0)) return { waitSeconds: BLOCK_SECONDS };
+  // The payer has moved its money; or its contract says no, or burns gas: a minute of that is enough (hard cases 35 and 36).
+  const isShort = use.state === "unused" && use.balance < BigInt(row.amount);
+  const isRefused = row.failingSince !== null && now() - row.failingSince >= REFUSED_MS;
+  if (failedAt !== null || use.state === "cancelled" || isShort || isRefused)
+    return abandon(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+  if (row.failingSince === null) return store.movePayment(db, row, { failingSince: now() });
+  return { waitSeconds: WALLET_WAIT_SECONDS };
 }
 
 /** The coin is paused, or has blocked us: it takes nothing for us from anybody, and that is no payer's doing. */
