@@ -31,7 +31,10 @@ import { isNotOurs, levelOfWait, lookAgain, type Turn, transferOf, useOf, wallet
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't move (hard case 19), is given up. */
+/**
+ * A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't be moved for so
+ * long (hard case 19), is given up.
+ */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;
@@ -265,7 +268,8 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     if (!(await isConfirmed(context, use.blockNumber))) return { waitSeconds: BLOCK_SECONDS };
     log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash: use.txHash });
     const step = vm === null ? "buy" : "deliver";
-    return store.settlePayment(db, row, use, { state: "settled", step, settledAt: now(), wakeAt: now() + WATCH_MS });
+    const settled = { state: "settled", step, settledAt: now(), failingSince: null, wakeAt: now() + WATCH_MS } as const;
+    return store.settlePayment(db, row, use, settled);
   }
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   if (use.state === "cancelled") return abandon(context, row, "capture_refused");
@@ -348,17 +352,20 @@ export async function deliver(context: Context, row: store.Payment, vm: Vm | nul
   const mustWait = row.transferTx === null && !vm.current;
   const moved = mustWait ? WAITING : await walletOf(context).order(transferOf(row));
   if (isWithPayer && (moved.state === "waiting" || moved.state === "reverted")) return toClose(context, row);
-  const isHopeless = moved.state === "waiting" && isNotOurs(moved.why);
-  const isUndone =
-    moved.state === "reverted" ||
-    isHopeless ||
-    (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
-  if (isUndone) {
+  const isOverdue = now() > (row.failingSince ?? now()) + DELIVER_MS;
+  if (moved.state === "waiting" && (moved.why === "paused" || !(isNotOurs(moved.why) || isOverdue))) {
+    // From the first no: it may have been charged long before there was a machine. A pause is none, and the count is over.
+    const failingSince = moved.why === "paused" ? null : (row.failingSince ?? now());
+    if (failingSince === row.failingSince) return { waitSeconds: WALLET_WAIT_SECONDS };
+    return store.movePayment(db, row, { failingSince });
+  }
+  if (moved.state === "waiting" || moved.state === "reverted") {
     log("page", "token_not_delivered", { payment: row.id, tokenId: row.tokenId });
     return abandon(context, row, "not_delivered");
   }
-  if (moved.state === "waiting") return { waitSeconds: WALLET_WAIT_SECONDS };
-  if (row.transferTx === null) return store.movePayment(db, row, { transferTx: moved.hash, wakeAt: now() + WATCH_MS });
+  if (row.transferTx === null) {
+    return store.movePayment(db, row, { transferTx: moved.hash, failingSince: null, wakeAt: now() + WATCH_MS });
+  }
   if (moved.state === "sent" && moved.mined?.status !== "success") return { waitSeconds: BLOCK_SECONDS / 2 };
   allClear("token_not_delivered");
   log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, txHash: moved.hash });

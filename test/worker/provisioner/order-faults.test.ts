@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../src/chain/orders.ts";
 import { loadPayment } from "../../../src/db/payments.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
-import { capture, onMachine } from "../../../src/provisioner/order.ts";
+import { capture, deliver, onMachine } from "../../../src/provisioner/order.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { transfer } from "../../world/agent.ts";
@@ -478,4 +478,28 @@ test("what was charged first and can't be bought for a quarter of an hour is pai
   world.passTime(901);
   await playUntil(world, id, ({ state }) => state === "refunded");
   expect(await usdcOf(payer.address)).toBe(had.usdc);
+});
+
+test("what was charged first, long before its machine was up, is handed over after a pause and a no: its delivery had no time, and a running machine was ended", async () => {
+  const first = { CAPTURE_FIRST_TIERS: "0" };
+  world = await deploy({ edge: first, provisioner: first });
+  const { id } = await accepted();
+  await playUntil(world, id, ({ state, step }) => state === "settled" && step === "provision");
+  await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
+  world.passTime(1_000);
+  await playUntil(world, id, at("deliver"));
+  const waits = async (why: string) => {
+    const order = () => ({ state: "waiting", why });
+    const turn = await onMachine(withWallet({ order }), await loaded(id), deliver);
+    expect(await rowOf(id), why).toMatchObject({ step: "deliver", reason: null });
+    return turn;
+  };
+  for (const why of ["paused", "no_gas", "paused"]) await waits(why);
+  world.passTime(1_000);
+  for (const why of ["paused", "no_gas", "unproven"]) await waits(why);
+  expect(await theVm()).toMatchObject({ status: "running" });
+  await world.sql.prepare("DELETE FROM pauses").run();
+  const row = await playUntil(world, id, at("close"));
+  expect(row).toMatchObject({ state: "settled", reason: null });
+  expect(await ownerOf(row["token_id"])).toBe(payer.address);
 });
