@@ -5,7 +5,6 @@ import {
   type Authorization,
   type AuthorizationUse,
   authorizationSigner,
-  readAgreedBalance,
   readAuthorizationUse,
 } from "../src/chain/authorization.ts";
 import { type Chain, readTier } from "../src/chain/client.ts";
@@ -107,8 +106,7 @@ async function evidenceOfSale(
   if (use.blockTimestamp >= validBefore || use.blockTimestamp < validAfter) return "not_owed";
   const signer = await authorizationSigner(chain, coinOf(config), authorization);
   if (signer === null) return "not_owed";
-  const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
-  return balance < authorization.value ? "unproven" : { account: accountOf(services, paid), most: NO_LIMIT };
+  return use.balance < authorization.value ? "unproven" : { account: accountOf(services, paid), most: NO_LIMIT };
 }
 
 /**

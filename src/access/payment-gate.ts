@@ -328,14 +328,16 @@ export async function verify(services: Services, till: Till, row: store.Payment,
   try {
     const answer = await till.facilitator.verify(checked.payload, checked.requirement);
     if (answer.valid) return { verdict: "valid" };
-    const use = await useOf(services, till, row, checked);
+    const use = await useOf(services, till, row, checked, "newest");
     if (use.state === "paid") return { verdict: "paid", txHash: use.txHash, logIndex: use.logIndex };
-    if (use.state === "unclear") return { verdict: "unclear" };
+    // It may have seen a block that two of our nodes have not.
+    const isElsewhere = use.state === "unused" && answer.refusal === "nonce";
+    if (use.state === "unclear" || isElsewhere) return { verdict: "unclear" };
     await giveUp(services, row, answer.refusal);
     throw await refusedBy(services, till, checked, answer.refusal);
   } catch (error) {
     if (error instanceof AppError && error.code === "payment_required") throw error;
-    const use = await useOf(services, till, row, checked).catch(() => null);
+    const use = await useOf(services, till, row, checked, "newest").catch(() => null);
     if (use?.state === "paid") return { verdict: "paid", txHash: use.txHash, logIndex: use.logIndex };
     if (use?.state === "unclear") return { verdict: "unclear" };
     await giveUp(services, row, "facilitator");
@@ -378,8 +380,13 @@ export const giveUp = (
 const refusedBy = ({ config }: Services, till: Till, { payer, demand }: Checked, refusal: Refusal): Promise<AppError> =>
   paymentRequired(till, config, demand, refusalSentence(refusal), { payer, refusal, charged: "none" });
 
-const useOf = ({ chain }: Services, till: Till, row: Pick<store.Payment, "fromBlock">, { payment }: Checked) =>
-  readAuthorizationUse(chain, till.coin.address, payment.authorization, row.fromBlock);
+const useOf = (
+  { chain }: Services,
+  till: Till,
+  row: Pick<store.Payment, "fromBlock">,
+  { payment }: Checked,
+  block: "latest" | "newest",
+) => readAuthorizationUse(chain, till.coin.address, payment.authorization, row.fromBlock, block);
 
 /**
  * Settles what was verified. Resolves with the settled row once one receipt shows it; null while only the chain knows: the
@@ -397,13 +404,13 @@ export async function settle(
   const settling = await store.movePayment(db, row, { state: "settling", wakeAt: now + CLAIM_MS });
   if (settling === null) return null;
   // What a request before this one left may have arrived meanwhile.
-  const before = row.state === "settling" ? await useOf(services, till, row, checked) : null;
+  const before = row.state === "settling" ? await useOf(services, till, row, checked, "latest") : null;
   if (before?.state === "paid") return markSettled(services, settling, before, now);
   const answer = await till.facilitator.settle(checked.payload, checked.requirement);
-  const looks = answer.outcome === "refused" ? 1 : SETTLE_LOOKS;
+  const [looks, block] = answer.outcome === "refused" ? ([1, "newest"] as const) : ([SETTLE_LOOKS, "latest"] as const);
   for (let look = 0; look < looks; look++) {
     if (look > 0) await new Promise((resolve) => setTimeout(resolve, SETTLE_LOOK_MS));
-    const use = await useOf(services, till, row, checked).catch(() => null);
+    const use = await useOf(services, till, row, checked, block).catch(() => null);
     if (use?.state === "paid") return markSettled(services, settling, use, now);
     // Without two nodes' word it may have moved, whatever the facilitator says.
     if (answer.outcome === "refused" && use !== null && isNever(use)) {

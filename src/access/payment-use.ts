@@ -20,13 +20,15 @@ export type Head = { blockNumber: number; blockTimestamp: number };
 /**
  * Whether a payment that is about to be refused has been taken for us already: anybody may submit it (hard case 60). With the
  * transaction it goes on as paid; `used`: it is used up, and no two nodes show by what yet; otherwise what its refusal has to
- * say. Throws 409 where it was used so long ago that nobody looks for it.
+ * say. `seen`: its payer's balance, where that is what it is refused for; a look that finds more is of an older block, and
+ * says nothing. Throws 409 where it was used so long ago that nobody looks for it.
  */
 export async function lookForUse(
   { chain }: { chain: Chain },
   { coin }: Pick<Till, "coin">,
   { payment, demand }: { payment: Pick<Payment, "authorization">; demand: Pick<Demand, "seconds"> },
   head: Head,
+  seen?: bigint,
 ): Promise<Settlement | "used" | "none" | "unknown"> {
   const { authorization } = payment;
   const fromBlock = firstBlockOf(authorization, demand.seconds, head);
@@ -35,8 +37,9 @@ export async function lookForUse(
       if (await isUsedUp(chain, coin.address, authorization)) throw usedLongAgo();
       return "none";
     }
-    const use = await readAuthorizationUse(chain, coin.address, authorization, fromBlock);
+    const use = await readAuthorizationUse(chain, coin.address, authorization, fromBlock, "newest");
     if (use.state === "paid") return { txHash: use.txHash, logIndex: use.logIndex };
+    if (use.state === "unused" && seen !== undefined && use.balance > seen) return "unknown";
     // Used before the first block that was looked at, as far as anybody can see.
     if (use.state === "cancelled" && isSignedForLonger(authorization, demand.seconds, head)) throw usedLongAgo();
     return isNever(use) ? "none" : "used";

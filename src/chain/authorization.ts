@@ -14,12 +14,12 @@ import {
   toEventSelector,
 } from "viem";
 import { publicKeyToAddress } from "viem/accounts";
-import type { BlockChoice, Chain, Node } from "./client.ts";
+import type { Chain, Node } from "./client.ts";
 import { coinAbi } from "./contract.ts";
 import { isContractSignature } from "./contract-signature.ts";
 import { readLogs } from "./logs.ts";
 import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
-import { askFirst, type Receipt, readAgreedView, readReceipt, shownByTwo } from "./witness.ts";
+import { type AgreedBlock, askFirst, type Receipt, readAgreedView, readReceipt, shownByTwo } from "./witness.ts";
 
 /** `TransferWithAuthorization`; times in unix seconds of the chain, `value` in 10^-6 USDC. */
 export type Authorization = {
@@ -100,8 +100,8 @@ async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
 }
 
 export type AuthorizationUse =
-  /** At that block nobody had used it. */
-  | { state: "unused"; blockNumber: number; blockTimestamp: number }
+  /** At that block nobody had used it, and its payer had `balance`, 10^-6 USDC. */
+  | { state: "unused"; balance: bigint; blockNumber: number; blockTimestamp: number }
   | ({ state: "paid"; blockNumber: number } & Settlement)
   /** It is used up, and its money went nowhere: the payer took it back, or used its nonce for something else. */
   | { state: "cancelled"; blockNumber: number; blockTimestamp: number }
@@ -122,6 +122,7 @@ const CANCELLED = toEventSelector("event AuthorizationCanceled(address indexed a
 
 /**
  * What became of an authorization, as two nodes tell it at one block. `fromBlock`: where to look from for what used it.
+ * `newest` before its payer is refused: what a refusal is for may have been seen at a newer block than `latest` is of.
  * Throws `ChainUnavailable` where no two agree.
  */
 export async function readAuthorizationUse(
@@ -129,10 +130,10 @@ export async function readAuthorizationUse(
   coin: Address,
   sought: Sought,
   fromBlock: number,
-  blockTag: "latest" | "finalized" = "latest",
+  blockTag: "latest" | "newest" | "finalized" = "latest",
 ): Promise<AuthorizationUse> {
-  const { used, ...block } = await readState(chain, coin, sought, blockTag);
-  if (!used) return { state: "unused", ...block };
+  const { used, balance, ...block } = await readState(chain, coin, sought, blockTag);
+  if (!used) return { state: "unused", balance, ...block };
   const found = await shownByTwo(chain, (node) => findUse(node, coin, sought, fromBlock, block.blockNumber));
   if (found === null) {
     // Before anybody could have signed it for us?
@@ -146,23 +147,22 @@ export async function readAuthorizationUse(
   return { state: "paid", txHash: found.txHash, logIndex: outcome.logIndex, blockNumber: receipt.blockNumber };
 }
 
-/** Whether it is used up, as two nodes tell it now. */
+/** Whether it is used up, as two nodes tell it at the newest block that two have. */
 export const isUsedUp = async (chain: Chain, coin: Address, authorization: Sought): Promise<boolean> =>
-  (await readState(chain, coin, authorization, "latest")).used;
+  (await readState(chain, coin, authorization, "newest")).used;
 
-async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, block: BlockChoice) {
-  const args = [from, nonce] as const;
-  const callData = encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args });
-  const { data, ...at } = await readOfCoin(chain, coin, callData, block);
-  return { used: decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data }), ...at };
-}
-
-/** What a view of the coin returns at a block that two nodes have. */
-async function readOfCoin(chain: Chain, coin: Address, callData: Hex, block: BlockChoice) {
-  const { results, ...at } = await readAgreedView(chain, [{ target: coin, callData }], block);
-  const [answer] = results;
-  if (answer?.success !== true) throw new Error("the coin does not know a function of ERC-20 and EIP-3009");
-  return { data: answer.returnData, ...at };
+/** Its use and its payer's balance at one block: what has paid us has left that balance. */
+async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, block: AgreedBlock) {
+  const calls = [
+    encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args: [from, nonce] }),
+    encodeFunctionData({ abi: coinAbi, functionName: "balanceOf", args: [from] }),
+  ].map((callData) => ({ target: coin, callData }));
+  const { results, ...at } = await readAgreedView(chain, calls, block);
+  const [use, balance] = results;
+  if (use?.success !== true || balance?.success !== true)
+    throw new Error("the coin does not know a function of ERC-20 and EIP-3009");
+  const used = decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data: use.returnData });
+  return { used, balance: BigInt(balance.returnData), ...at };
 }
 
 /** The indexed fields of both events. */
@@ -212,10 +212,3 @@ export const readBalance = (chain: Chain, coin: Address, account: Address): Prom
   askFirst(chain, ({ client }) =>
     client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),
   );
-
-/** The same at a block that two nodes have. */
-export async function readAgreedBalance(chain: Chain, coin: Address, account: Address): Promise<bigint> {
-  const callData = encodeFunctionData({ abi: coinAbi, functionName: "balanceOf", args: [account] });
-  const { data } = await readOfCoin(chain, coin, callData, "latest");
-  return decodeFunctionResult({ abi: coinAbi, functionName: "balanceOf", data });
-}

@@ -55,26 +55,34 @@ export const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.lengt
 
 type Asked<T> = { agreed: T | null; answers: T[]; cause: unknown };
 
-/** Asks all nodes. Resolves as soon as enough of them agree, so that a node that hangs costs nothing, or `stop` says so. */
+/** What enough of the answers say alike; null where too few do. */
+function agreedAmong<T>(chain: Chain, answers: readonly T[]): T | null {
+  const counts = new Map<string, number>();
+  for (const answer of answers) {
+    const text = textOf(answer);
+    const count = (counts.get(text) ?? 0) + 1;
+    counts.set(text, count);
+    if (count >= witnessesOf(chain)) return answer;
+  }
+  return null;
+}
+
+/** Asks all nodes, until they have said enough: unless told otherwise until enough agree, so that one that hangs costs nothing. */
 async function askAll<T>(
   chain: Chain,
   ask: (node: Node) => Promise<T>,
-  stop: (answers: readonly T[]) => boolean = () => false,
+  isEnough = (answers: readonly T[]): boolean => agreedAmong(chain, answers) !== null,
 ): Promise<Asked<T>> {
-  const counts = new Map<string, number>();
   const answers: T[] = [];
   let cause: unknown;
   return new Promise((resolve) => {
     let pending = chain.nodes.length;
+    const end = () => resolve({ agreed: agreedAmong(chain, answers), answers, cause });
     for (const node of chain.nodes) {
       ask(node)
         .then((answer) => {
           answers.push(answer);
-          const text = textOf(answer);
-          const count = (counts.get(text) ?? 0) + 1;
-          counts.set(text, count);
-          if (count >= witnessesOf(chain)) resolve({ agreed: answer, answers, cause });
-          else if (stop(answers)) resolve({ agreed: null, answers, cause });
+          if (isEnough(answers)) end();
         })
         .catch((error: unknown) => {
           cause = error;
@@ -82,7 +90,7 @@ async function askAll<T>(
         })
         .finally(() => {
           pending -= 1;
-          if (pending === 0) resolve({ agreed: null, answers, cause });
+          if (pending === 0) end();
         });
     }
   });
@@ -175,24 +183,37 @@ export async function readFinalNumber(chain: Chain): Promise<number> {
 /** Nodes this far apart are on their way to the same head: there is no need to hear what a third one says. */
 const NEIGHBOUR_BLOCKS = 3;
 
-/** Calls at one block that two nodes have, answered alike by both; `latest` is the highest that both have. */
+/**
+ * `latest`: the highest block that the first two nodes to answer have both, which may be some behind. `newest`: the highest
+ * that any two have; every node is heard for it, so it is for the moment before something is held against somebody.
+ */
+export type AgreedBlock = BlockChoice | "newest";
+
+/** Calls at one block that two nodes have, answered alike by both. */
 export async function readAgreedView(
   chain: Chain,
   calls: readonly { target: Address; callData: Hex }[],
-  block: BlockChoice = "latest",
+  block: AgreedBlock = "latest",
 ): Promise<BlockView> {
   const at = (number: number) => askTwo(chain, (node) => readAtOneBlock(node, calls, number));
-  if (block !== "latest") return at(block === "finalized" ? await readFinalNumber(chain) : block);
+  if (block !== "latest" && block !== "newest") return at(block === "finalized" ? await readFinalNumber(chain) : block);
   const areNeighbours = ([one, other]: readonly BlockView[]) =>
     one !== undefined &&
     other !== undefined &&
     one.blockNumber !== other.blockNumber &&
     Math.abs(one.blockNumber - other.blockNumber) <= NEIGHBOUR_BLOCKS;
-  const { agreed, answers, cause } = await askAll(chain, (node) => readAtOneBlock(node, calls), areNeighbours);
-  if (agreed !== null) return agreed;
+  const isEnough = (some: readonly BlockView[]) =>
+    block === "latest" && (agreedAmong(chain, some) !== null || areNeighbours(some));
+  const { agreed, answers, cause } = await askAll(chain, (node) => readAtOneBlock(node, calls), isEnough);
+  if (block === "latest" && agreed !== null) return agreed;
   const numbers = answers.map(({ blockNumber }) => blockNumber).sort((a, b) => b - a);
-  const [highest, second] = numbers;
+  const [highest, second] = [numbers[0], numbers[witnessesOf(chain) - 1]];
   if (highest === undefined || second === undefined) throw unanswered(cause);
+  const alike = agreedAmong(
+    chain,
+    answers.filter(({ blockNumber }) => blockNumber === second),
+  );
+  if (alike !== null) return alike;
   // The same block, and another answer: somebody lies, or is on a fork.
   if (highest === second) log("security", "rpc_sources_disagree", { answers: answers.length });
   return at(second);

@@ -329,7 +329,7 @@ export const payments = sqliteTable(
     cost: text(),
     /** Purchases that were ordered for it and reverted. */
     reverts: integer().notNull().default(0),
-    /** Since when the capture would fail: unix milliseconds. */
+    /** Since when the capture would fail, or the token can't be handed over: unix milliseconds. */
     failingSince: integer("failing_since"),
     /** What we paid for the token and have not got back yet counts while this is set: unix milliseconds of the order. */
     boughtAt: integer("bought_at"),

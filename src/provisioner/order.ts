@@ -1,13 +1,7 @@
 // A machine for a payment by x402: the token is bought with our money, its machine made as for any purchase, and the
 // payment taken once it answers; on the receipt of that the token goes to the payer. Where there is no machine nothing is
 // taken. Neither the row nor the edge is believed: signature, price and balance are looked at here again (hard case 4).
-import { getAddress } from "viem";
-import {
-  type AuthorizationUse,
-  authorizationSigner,
-  readAgreedBalance,
-  signatureForCoin,
-} from "../chain/authorization.ts";
+import { type AuthorizationUse, authorizationSigner, signatureForCoin } from "../chain/authorization.ts";
 import { readHead, readTier } from "../chain/client.ts";
 import { coinOf } from "../chain/coin.ts";
 import { canDeliver, type WalletOrder } from "../chain/orders.ts";
@@ -37,7 +31,10 @@ import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;
 const WALLET_WAIT_SECONDS = 10;
-/** A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't move (hard case 19), is given up. */
+/**
+ * A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't be moved for so
+ * long (hard case 19), is given up.
+ */
 const DELIVER_MS = 900_000;
 /** What may pass between a quote's block and its payment's arrival, beside the time that a quote is kept. */
 const QUOTE_SLACK_SECONDS = 120;
@@ -69,7 +66,12 @@ export async function check(context: Context, row: store.Payment): Promise<Turn>
   const use = await useOf(context, row);
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   const problem = await problemOf(context, row, use);
-  if (problem !== null) return abandon(context, row, problem);
+  if (problem !== null) {
+    // Somebody's transaction with it may be what a node has seen already that said no.
+    const newest = use.state === "unused" ? await useOf(context, row, "newest") : null;
+    const isUsed = newest?.state === "paid" || newest?.state === "unclear";
+    return isUsed ? { waitSeconds: BLOCK_SECONDS } : abandon(context, row, problem);
+  }
   if (use.state === "cancelled") return abandon(context, row, "cancelled");
   if (use.state === "paid" && row.state !== "settled") {
     // Somebody has submitted it: it is paid before it is delivered.
@@ -96,12 +98,12 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   if (!active) return "tier_inactive";
   if (authorization.value !== pricePerDay * BigInt(durationDays) && !(await wasQuoted(context, row))) return "price";
   // What has arrived is no more in the payer's account.
-  if (row.state !== "settled" && use.state !== "paid") {
-    const balance = await readAgreedBalance(chain, config.USDC_ADDRESS, authorization.from);
-    const exceeded = await store.exceededLimit(db, row, { balance, float: ANY, uncaptured: ANY }, now());
+  if (row.state !== "settled" && use.state === "unused") {
+    const limits = { balance: use.balance, float: ANY, uncaptured: ANY };
+    const exceeded = await store.exceededLimit(db, row, limits, now());
     if (exceeded !== null) return exceeded;
     // A blocked account, or a signature that the coin does not take: better known before anything is bought.
-    const refusal = use.state === "unused" ? await walletOf(context).simulate(await captureOf(context, row)) : null;
+    const refusal = await walletOf(context).simulate(await captureOf(context, row));
     if (refusal === "would_fail") return "capture_would_fail";
   }
   const cost = String(pricePerDay * BigInt(durationDays));
@@ -261,7 +263,7 @@ const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !==
 
 /** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
 export async function capture(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
-  const { db, config, now } = context;
+  const { db, now } = context;
   // Without a machine only where the payment comes first.
   const isReady = vm === null ? row.cost === null : isServing(vm);
   const use = await useOf(context, row);
@@ -269,7 +271,8 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     if (!(await isConfirmed(context, use.blockNumber))) return { waitSeconds: BLOCK_SECONDS };
     log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash: use.txHash });
     const step = vm === null ? "buy" : "deliver";
-    return store.settlePayment(db, row, use, { state: "settled", step, settledAt: now(), wakeAt: now() + WATCH_MS });
+    const settled = { state: "settled", step, settledAt: now(), failingSince: null, wakeAt: now() + WATCH_MS } as const;
+    return store.settlePayment(db, row, use, settled);
   }
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   if (use.state === "cancelled") return abandon(context, row, "capture_refused");
@@ -283,8 +286,9 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
   }
   const taken = await wallet.order(await captureOf(context, row));
   if (taken.state !== "waiting") {
-    const isUndone = taken.state === "reverted" || (taken.state === "sent" && taken.mined?.status === "reverted");
-    if (isUndone) return refuseCapture(context, row);
+    if (taken.state === "reverted") return refuseCapture(context, row, 0);
+    const mined = taken.state === "sent" ? taken.mined : null;
+    if (mined?.status === "reverted") return refuseCapture(context, row, mined.blockNumber);
     if (row.state === "authorized") {
       return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
     }
@@ -298,23 +302,26 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     tellOfWait("capture_waits", row, "coin_shut");
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  // Has the payer moved its money? Two nodes have to say so before that is held against it.
-  const balance = await readAgreedBalance(context.chain, config.USDC_ADDRESS, getAddress(row.payer));
-  if (balance < BigInt(row.amount)) return refuseCapture(context, row);
-  // Its contract says no, or burns gas: whoever says it, and however, a minute is enough (hard cases 35 and 36).
-  if (row.failingSince !== null && now() - row.failingSince >= REFUSED_MS) return refuseCapture(context, row);
-  const failing = row.failingSince === null ? await store.movePayment(db, row, { failingSince: now() }) : row;
-  return failing === null ? null : { waitSeconds: WALLET_WAIT_SECONDS };
+  return refuseCapture(context, row, null);
 }
 
 /**
  * Held against the payer, unless a stranger's transaction with it has come between our two looks: that has paid us as well,
- * and may be seen before its logs are.
+ * and may be seen before its logs are. `failedAt`: the block in which ours has failed; null where it would fail.
  */
-async function refuseCapture(context: Context, row: store.Payment): Promise<Turn> {
-  const { state } = await useOf(context, row);
-  if (state === "paid" || state === "unclear") return { waitSeconds: BLOCK_SECONDS };
-  return abandon(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+async function refuseCapture(context: Context, row: store.Payment, failedAt: number | null): Promise<Turn> {
+  const { db, now } = context;
+  const use = await useOf(context, row, "newest");
+  if (use.state === "paid" || use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
+  // Two nodes don't have yet what came before ours.
+  if (use.blockNumber < (failedAt ?? 0)) return { waitSeconds: BLOCK_SECONDS };
+  // The payer has moved its money; or its contract says no, or burns gas: a minute of that is enough (hard cases 35 and 36).
+  const isShort = use.state === "unused" && use.balance < BigInt(row.amount);
+  const isRefused = row.failingSince !== null && now() - row.failingSince >= REFUSED_MS;
+  if (failedAt !== null || use.state === "cancelled" || isShort || isRefused)
+    return abandon(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+  if (row.failingSince === null) return store.movePayment(db, row, { failingSince: now() });
+  return { waitSeconds: WALLET_WAIT_SECONDS };
 }
 
 /** The coin is paused, or has blocked us: it takes nothing for us from anybody, and that is no payer's doing. */
@@ -347,17 +354,20 @@ export async function deliver(context: Context, row: store.Payment, vm: Vm | nul
   const mustWait = row.transferTx === null && !vm.current;
   const moved = mustWait ? WAITING : await walletOf(context).order(transferOf(row));
   if (isWithPayer && (moved.state === "waiting" || moved.state === "reverted")) return toClose(context, row);
-  const isHopeless = moved.state === "waiting" && isNotOurs(moved.why);
-  const isUndone =
-    moved.state === "reverted" ||
-    isHopeless ||
-    (moved.state === "waiting" && now() > (row.settledAt ?? now()) + DELIVER_MS);
-  if (isUndone) {
+  const isOverdue = now() > (row.failingSince ?? now()) + DELIVER_MS;
+  if (moved.state === "waiting" && (moved.why === "paused" || !(isNotOurs(moved.why) || isOverdue))) {
+    // From the first no: it may have been charged long before there was a machine. A pause is none, and the count is over.
+    const failingSince = moved.why === "paused" ? null : (row.failingSince ?? now());
+    if (failingSince === row.failingSince) return { waitSeconds: WALLET_WAIT_SECONDS };
+    return store.movePayment(db, row, { failingSince });
+  }
+  if (moved.state === "waiting" || moved.state === "reverted") {
     log("page", "token_not_delivered", { payment: row.id, tokenId: row.tokenId });
     return abandon(context, row, "not_delivered");
   }
-  if (moved.state === "waiting") return { waitSeconds: WALLET_WAIT_SECONDS };
-  if (row.transferTx === null) return store.movePayment(db, row, { transferTx: moved.hash, wakeAt: now() + WATCH_MS });
+  if (row.transferTx === null) {
+    return store.movePayment(db, row, { transferTx: moved.hash, failingSince: null, wakeAt: now() + WATCH_MS });
+  }
   if (moved.state === "sent" && moved.mined?.status !== "success") return { waitSeconds: BLOCK_SECONDS / 2 };
   allClear("token_not_delivered");
   log("info", "token_delivered", { payment: row.id, tokenId: row.tokenId, txHash: moved.hash });

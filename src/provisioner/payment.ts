@@ -78,8 +78,11 @@ export const walletOf = ({ config }: Context): DurableObjectStub<OperatorWallet>
   config.OPERATOR_WALLET.get(config.OPERATOR_WALLET.idFromName("operator"));
 
 /** What became of a payment's authorization, by two nodes. */
-export const useOf = ({ chain, config }: Context, row: store.Payment, blockTag: "latest" | "finalized" = "latest") =>
-  readAuthorizationUse(chain, config.USDC_ADDRESS, authorizationOf(row), row.fromBlock, blockTag);
+export const useOf = (
+  { chain, config }: Context,
+  row: store.Payment,
+  blockTag: "latest" | "newest" | "finalized" = "latest",
+) => readAuthorizationUse(chain, config.USDC_ADDRESS, authorizationOf(row), row.fromBlock, blockTag);
 
 /** Leaves the row to the sweep, which looks again after so long. */
 export async function lookAgain({ db, now }: Context, row: store.Payment, ms: number): Promise<null> {

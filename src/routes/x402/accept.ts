@@ -108,19 +108,23 @@ async function take(services: Services, asked: Asked, found: Found): Promise<sto
   const terms = (await sameOrder()) ?? (await termsOf(services, asked, found));
   if ("balance" in terms) return takeUnpaid(services, asked, found, terms);
   await requireRoom(services, "looks");
-  const use = await lookForUse(services, asked.till, found.checked, asked.offer);
+  const balanceSeen = "why" in terms ? terms.balanceSeen : undefined;
+  const use = await lookForUse(services, asked.till, found.checked, asked.offer, balanceSeen);
   if (typeof use !== "string") return takePaid(services, asked, found, use);
   if (use === "used") return takeUsed(services, asked, found);
   // What is open may be this very order, made at the same instant.
-  const same = terms instanceof AppError ? await sameOrder() : terms;
+  if (!("why" in terms)) return terms;
+  const same = await sameOrder();
   if (same !== null) return same;
-  throw terms instanceof AppError ? refusal(terms, use) : terms;
+  throw refusal(terms.why, use);
 }
 
 type Terms = { captureFirst: boolean; balance: bigint };
+/** `balanceSeen`: what its payer had, of an order that is beyond a limit. */
+type Refused = { why: AppError; balanceSeen?: bigint };
 
 /** On which terms an order would be taken, or why not; nothing is written for it. */
-async function termsOf(services: Services, asked: Asked, found: Found): Promise<Terms | AppError> {
+async function termsOf(services: Services, asked: Asked, found: Found): Promise<Terms | Refused> {
   const { config, chain, db } = services;
   const { till, order, offer, now } = asked;
   const { checked } = found;
@@ -133,12 +137,14 @@ async function termsOf(services: Services, asked: Asked, found: Found): Promise<
     const captureFirst = isCapturedFirst(config, order.tier, value, market.unpaid);
     const row = { ...checked, amount: String(value) };
     const terms = await withinLimits(services, asked, row, { captureFirst, balance }, "all");
-    if (typeof terms === "string") return await limitError(services, till, checked, terms);
+    if (typeof terms === "string") {
+      return { why: await limitError(services, till, checked, terms), balanceSeen: balance };
+    }
     // Its payer has signed it and has the money: it would be written.
     if (found.known === null) await requireRoom(services, "x402");
     return terms;
   } catch (error) {
-    if (error instanceof AppError) return error;
+    if (error instanceof AppError) return { why: error };
     throw error;
   }
 }
@@ -209,7 +215,7 @@ async function takeUnpaid(services: Services, asked: Asked, found: Found, terms:
   // A row that was there before counts all others: they may have come since.
   const latest = await withinLimits(services, asked, row, terms, known === null ? "earlier" : "all");
   if (typeof latest === "string") {
-    const use = await lookForUse(services, till, checked, offer);
+    const use = await lookForUse(services, till, checked, offer, terms.balance);
     if (typeof use !== "string") return settle(services, row, use, now);
     if (use === "used") return proceed(services, row, { state: "authorized" }, now);
     await giveUp(services, row, latest);

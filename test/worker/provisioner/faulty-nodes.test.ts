@@ -3,6 +3,7 @@
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { readAuthorizationUse } from "../../../src/chain/authorization.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
@@ -112,6 +113,97 @@ test("an order that a stranger pays while two nodes have no log of it yet is not
   await playOn(world, closed(id));
   await expectDelivered(id);
 });
+
+/** One of three is a block behind, and heard before one of the others: the first two to answer agree on the block before. */
+async function lagByOne(): Promise<void> {
+  await addRpcFault({ kind: "lag", blocks: 1 }, "third");
+  await addRpcFault({ kind: "delay", ms: 300 }, "first");
+}
+
+test("what a stranger has submitted in the newest block is not to be signed again: a refusal was seen there, and the use looked up a block earlier (hard cases 28 and 60)", async () => {
+  const order = await signPurchaseOf(world, payer);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  await lagByOne();
+  const sent = await post(world, "/x402/purchase-compute", order.body, order.headers);
+  const body = (await sent.json()) as { purchaseId: string };
+  expect(sent.status, JSON.stringify(body)).toBe(202);
+  await clearRpcFaults();
+  await playOn(world, closed(body.purchaseId));
+  await expectDelivered(body.purchaseId);
+});
+
+test("nor is it where its payer has nothing left, and nothing was written for it: the money stayed with us (hard case 60)", async () => {
+  const poor = privateKeyToAccount(generatePrivateKey());
+  await give(payer, poor.address, PRICE);
+  const order = await signPurchaseOf(world, poor);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  await lagByOne();
+  const sent = await post(world, "/x402/purchase-compute", order.body, order.headers);
+  const body = (await sent.json()) as { purchaseId: string };
+  expect(sent.status, JSON.stringify(body)).toBe(202);
+  await clearRpcFaults();
+  await playOn(world, closed(body.purchaseId));
+  expect(await ownerOf((await rowOf(body.purchaseId))["token_id"])).toBe(poor.address);
+});
+
+test("an empty account that one node alone has seen is no reason to sign again: two have not got the block that emptied it (hard case 60)", async () => {
+  const poor = privateKeyToAccount(generatePrivateKey());
+  await give(payer, poor.address, PRICE);
+  const order = await signPurchaseOf(world, poor);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  const send = () => post(world, "/x402/purchase-compute", order.body, order.headers);
+  world.app = world.appOf({ ...world.edge, RPC_URLS: behindOne(world.edge.RPC_URLS) });
+  await addRpcFault({ kind: "lag", blocks: 1 }, "third");
+  const unclear = await send();
+  expect(unclear.status, await unclear.clone().text()).toBe(503);
+  expect(await unclear.json()).toMatchObject({ charged: "unknown" });
+  await clearRpcFaults();
+  expect((await send()).status).toBe(202);
+});
+
+test("a facilitator that has seen a use which two of our nodes have not got yet refuses nothing: our own look an instant later finds it", async () => {
+  const order = await signPurchaseOf(world, payer);
+  await submit(chain, agent(3), order.signed, USDC_ADDRESS);
+  world.app = world.appOf({ ...world.edge, RPC_URLS: behindOne(world.edge.RPC_URLS) });
+  await addRpcFault({ kind: "lag", blocks: 1 }, "third");
+  const { status } = await post(world, "/x402/purchase-compute", order.body, order.headers);
+  await clearRpcFaults();
+  expect(status).toBe(202);
+  const [row] = await world.rows("SELECT id FROM payments");
+  await playOn(world, closed(String(row?.["id"])));
+  await expectDelivered(String(row?.["id"]));
+});
+
+/** The honest one first, and the third twice. */
+const behindOne = ([, honest = "", third = ""]: readonly string[]) => [honest, `${third}/a`, `${third}/b`];
+
+test("an order that a stranger pays in the newest block is not given up at its check (hard case 28)", async () => {
+  const { id, signed } = await accepted(world, payer);
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  await lagByOne();
+  let looks = 0;
+  await world.drain(async () => ++looks > 3 || (await rowOf(id))["step"] !== "check");
+  expect(await rowOf(id)).toMatchObject({ state: "authorized", reason: null });
+  await clearRpcFaults();
+  await playOn(world, closed(id));
+  await expectDelivered(id);
+});
+
+test.each(["unused", "paid"] as const)(
+  "of an authorization that is %s in the newest block, a look before a refusal says so, and never by an older block than two have",
+  async (state) => {
+    const { signed, payment } = await signedTo(payer, PRICE);
+    if (state === "paid") await submit(chain, agent(3), signed, USDC_ADDRESS);
+    else await chain.mine(1);
+    await lagByOne();
+    const number = Number(await chain.reader.getBlockNumber());
+    const sought = { ...payment, value: PRICE };
+    const look = (block: "latest" | "newest") =>
+      readAuthorizationUse(world.context.chain, USDC_ADDRESS, sought, payment.fromBlock, block);
+    expect(await look("latest")).toMatchObject({ state: "unused", blockNumber: number - 1 });
+    expect(await look("newest")).toMatchObject({ state, blockNumber: number });
+  },
+);
 
 /** One liar, heard after an honest node and before the other: what it says is what two agree on, where only a part is held against another. */
 async function lieSecond(...lies: RpcFault[]): Promise<void> {

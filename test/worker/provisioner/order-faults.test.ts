@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../src/chain/orders.ts";
 import { loadPayment } from "../../../src/db/payments.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
-import { capture, onMachine } from "../../../src/provisioner/order.ts";
+import { capture, deliver, onMachine } from "../../../src/provisioner/order.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { transfer } from "../../world/agent.ts";
@@ -18,6 +18,7 @@ import {
   addRpcFault,
   agent,
   chain,
+  clearRpcFaults,
   type Deployment,
   deploy,
   deployer,
@@ -52,6 +53,7 @@ beforeEach(async () => {
 });
 afterEach(async () => {
   await chain.node.setAutomine(true);
+  await clearRpcFaults();
 });
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
@@ -190,30 +192,98 @@ test("a process that dies between the wallet's word and the row's buys, captures
   expect(await ownerOf(done["token_id"])).toBe(payer.address);
 });
 
-test("a stranger's transaction that overtakes our capture has paid us; it was held against the payer once, and his machine ended (hard case 2)", async () => {
-  const { id, signed } = await accepted();
-  await untilMachineRuns(id);
-  await chain.node.setAutomine(false);
-  await world.drain(async () => (await rowOf(id))["state"] === "settling");
-  await chain.dropAll();
-  // Between the look at the chain and the one at our own transaction, the stranger's is mined, and ours behind it.
-  const order = async (given: WalletOrder) => {
-    await chain.node.setAutomine(true);
-    await submit(chain, agent(3), signed, USDC_ADDRESS);
-    await runDurableObjectAlarm(world.wallet);
-    return world.wallet.order(given);
-  };
-  const slow = { idFromName: () => "operator", get: () => ({ order, simulate: () => null }) };
-  const config = { ...world.context.config, OPERATOR_WALLET: slow } as unknown as Context["config"];
+/** The same context, with a wallet in place of ours. */
+const withWallet = (wallet: object): Context => ({
+  ...world.context,
+  config: {
+    ...world.context.config,
+    OPERATOR_WALLET: { idFromName: () => "operator", get: () => wallet },
+  } as unknown as Context["config"],
+});
+async function loaded(id: string) {
   const row = await loadPayment(world.db, id);
   if (row === null) throw new Error("there is no such payment");
-  expect(await onMachine({ ...world.context, config }, row, capture)).toMatchObject({
-    waitSeconds: expect.any(Number),
-  });
-  const settled = await playUntil(world, id, at("close"));
-  expect(settled).toMatchObject({ state: "settled", reason: null });
-  expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
-  expect(await ownerOf(settled["token_id"])).toBe(payer.address);
+  return row;
+}
+
+test.each([
+  ["all nodes have its block", 0],
+  ["the first two to answer have only the block before (hard case 28)", 2],
+])(
+  "a stranger's transaction that overtakes our capture has paid us, and %s: it was held against the payer, and his machine ended (hard case 2)",
+  async (_, blocks) => {
+    const { id, signed } = await accepted();
+    await untilMachineRuns(id);
+    await chain.node.setAutomine(false);
+    await world.drain(async () => (await rowOf(id))["state"] === "settling");
+    await chain.dropAll();
+    // Between the look at the chain and the one at our own transaction, the stranger's is mined, and ours behind it.
+    const order = async (given: WalletOrder) => {
+      await chain.node.setAutomine(true);
+      await submit(chain, agent(3), signed, USDC_ADDRESS);
+      await runDurableObjectAlarm(world.wallet);
+      return world.wallet.order(given);
+    };
+    if (blocks > 0) {
+      await addRpcFault({ kind: "lag", blocks });
+      await addRpcFault({ kind: "delay", ms: 400 }, "third");
+    }
+    const turn = await onMachine(withWallet({ order, simulate: () => null }), await loaded(id), capture);
+    expect(turn).toMatchObject({ waitSeconds: expect.any(Number) });
+    await clearRpcFaults();
+    const settled = await playUntil(world, id, at("close"));
+    expect(settled).toMatchObject({ state: "settled", reason: null });
+    expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
+    expect(await ownerOf(settled["token_id"])).toBe(payer.address);
+  },
+);
+
+test("nor is it where ours would fail, and the payer has nothing left: his balance was read a block later than the use (hard case 60)", async () => {
+  const balance = await usdcOf(payer.address);
+  await give(payer, deployer.address, balance - PRICE);
+  try {
+    const { id, signed } = await accepted();
+    await untilMachineRuns(id);
+    await set(id, "step = 'capture'");
+    // The first node is slow to tell balances, and the third to tell uses: it is a block behind.
+    const slow = ["70a08231", undefined, "e94a0102"];
+    const nodes = world.context.chain.nodes.map((node, i) => {
+      const request = async (call: never) => {
+        const isSlow = slow[i] !== undefined && JSON.stringify(call).includes(slow[i]);
+        if (isSlow) await new Promise((resolve) => setTimeout(resolve, 400));
+        return node.client.request(call);
+      };
+      return { ...node, client: { ...node.client, request } as unknown as typeof node.client };
+    });
+    const order = async (given: WalletOrder) => {
+      await submit(chain, agent(3), signed, USDC_ADDRESS);
+      const answer = await world.wallet.order(given);
+      expect(answer).toMatchObject({ why: "would_fail" });
+      await addRpcFault({ kind: "lag", blocks: 1 });
+      return answer;
+    };
+    const simulate = (given: WalletOrder) => world.wallet.simulate(given);
+    const context = { ...withWallet({ order, simulate }), chain: { ...world.context.chain, nodes } };
+    expect(await onMachine(context, await loaded(id), capture)).toMatchObject({ waitSeconds: expect.any(Number) });
+    await clearRpcFaults();
+    const settled = await playUntil(world, id, at("close"));
+    expect(settled).toMatchObject({ state: "settled", reason: null });
+    expect(await ownerOf(settled["token_id"])).toBe(payer.address);
+  } finally {
+    await give(deployer, payer.address, balance - PRICE);
+  }
+});
+
+test("our capture's own failure is held against its payer only by a look that is no older than it", async () => {
+  const { id } = await accepted();
+  await untilMachineRuns(id);
+  await set(id, "step = 'capture', state = 'settling'");
+  const blockNumber = Number(await chain.reader.getBlockNumber()) + 1;
+  const order = () => ({ state: "sent", hash: "0x1", mined: { hash: "0x1", status: "reverted", blockNumber } });
+  const turn = async () => onMachine(withWallet({ order, simulate: () => null }), await loaded(id), capture);
+  expect(await turn()).toMatchObject({ waitSeconds: expect.any(Number) });
+  await chain.mine(1);
+  expect(await turn()).toMatchObject({ state: "releasing", reason: "capture_refused" });
 });
 
 test("a capture that a reorg took back and its payer then cancelled is for a person: the books say so (hard case 16)", async () => {
@@ -408,4 +478,28 @@ test("what was charged first and can't be bought for a quarter of an hour is pai
   world.passTime(901);
   await playUntil(world, id, ({ state }) => state === "refunded");
   expect(await usdcOf(payer.address)).toBe(had.usdc);
+});
+
+test("what was charged first, long before its machine was up, is handed over after a pause and a no: its delivery had no time, and a running machine was ended", async () => {
+  const first = { CAPTURE_FIRST_TIERS: "0" };
+  world = await deploy({ edge: first, provisioner: first });
+  const { id } = await accepted();
+  await playUntil(world, id, ({ state, step }) => state === "settled" && step === "provision");
+  await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
+  world.passTime(1_000);
+  await playUntil(world, id, at("deliver"));
+  const waits = async (why: string) => {
+    const order = () => ({ state: "waiting", why });
+    const turn = await onMachine(withWallet({ order }), await loaded(id), deliver);
+    expect(await rowOf(id), why).toMatchObject({ step: "deliver", reason: null });
+    return turn;
+  };
+  for (const why of ["paused", "no_gas", "paused"]) await waits(why);
+  world.passTime(1_000);
+  for (const why of ["paused", "no_gas", "unproven"]) await waits(why);
+  expect(await theVm()).toMatchObject({ status: "running" });
+  await world.sql.prepare("DELETE FROM pauses").run();
+  const row = await playUntil(world, id, at("close"));
+  expect(row).toMatchObject({ state: "settled", reason: null });
+  expect(await ownerOf(row["token_id"])).toBe(payer.address);
 });

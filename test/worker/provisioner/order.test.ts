@@ -272,7 +272,7 @@ test("captured, and the token can't move: paid back on final history, and the ma
   await chain.mine(1);
   await chain.node.setAutomine(true);
   await playUntil(world, id, ({ state }) => state === "settled");
-  await world.sql.prepare("UPDATE payments SET settled_at = 1 WHERE id = ?").bind(id).run();
+  await world.sql.prepare("UPDATE payments SET failing_since = 1 WHERE id = ?").bind(id).run();
   const row = await playUntil(world, id, inState("refunded"));
   expect(row).toMatchObject({ reason: "not_delivered", held: 1 });
   expect(await usdcOf(agent(2).address)).toBe(before);

@@ -7,10 +7,12 @@ import type { FacilitatorFault } from "../../../world/facilitator.ts";
 import { cancel, submit } from "../../../world/payer.ts";
 import {
   addFacilitatorFault,
+  addRpcFault,
   agent,
   buyAndRun,
   chain,
   clearFacilitatorFaults,
+  clearRpcFaults,
   type Deployment,
   deploy,
   PATIENCE_MS,
@@ -201,6 +203,19 @@ test("hard case 2: somebody submits it between verify and settle: 200, charged o
   await expect.poll(states, { timeout: PATIENCE_MS, interval: 20 }).toEqual(["settling"]);
   const hash = await submit(chain, agent(1), signed, USDC_ADDRESS);
   expect(await asked).toMatchObject({ status: 200, body: { payment: { transaction: hash } } });
+  expect(await charged()).toBe(PRICE);
+});
+
+test("a settlement that is refused for what a stranger's did in the newest block is no refusal: the use was looked up a block earlier (hard case 28)", async () => {
+  const { headers, signed } = await prepare(world, tokenId);
+  await addFacilitatorFault({ ...once, kind: "refuse", reason: "insufficient_funds", afterUse: true });
+  const asked = ask(world, tokenId, headers);
+  await expect.poll(states, { timeout: PATIENCE_MS, interval: 20 }).toEqual(["settling"]);
+  await addRpcFault({ kind: "lag", blocks: 1 }, "third");
+  await addRpcFault({ kind: "delay", ms: 300 });
+  const hash = await submit(chain, agent(1), signed, USDC_ADDRESS);
+  expect(await asked).toMatchObject({ status: 200, body: { payment: { transaction: hash } } });
+  await clearRpcFaults();
   expect(await charged()).toBe(PRICE);
 });
 
