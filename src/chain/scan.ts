@@ -39,6 +39,8 @@ const NEAR_HEAD_SECONDS = 100;
 export const PASS_MS = 24_000;
 /** What of it one node may take for logs, of the overlap as well and but for a request that is under way. */
 const READ_MS = 8_000;
+/** Of a range, as checkpoints. */
+const MAX_SALES_BLOCKS = 64;
 /** Tokens whose owners are asked for, by calls of this size, where logs of transfers can't be had. */
 const MAX_OWNERS = 5_000;
 const OWNERS_PER_CALL = 500;
@@ -234,9 +236,21 @@ async function conclude(
   const { head, end, caughtUp } = seen;
   const moved = seen.events.transfersMissing ? await readMoved(context, node, seen.events, end, until) : [];
   const events = { ...seen.events, transfers: [...seen.events.transfers, ...moved] };
-  const move = { head: end, checkpoints: addCheckpoint(cursor.checkpoints, [end.number, end.hash]), spans, now };
+  const passed = [...salesBlocks(seen.events, cursor, end), [end.number, end.hash] satisfies Checkpoint];
+  const checkpoints = passed.reduce(addCheckpoint, cursor.checkpoints);
+  const move = { head: end, checkpoints, spans, now };
   const queued = await store.applyEvents(db, config, events, head.timestamp, now, { fence, move });
   return { queued, caughtUp, outcome };
+}
+
+/**
+ * The blocks of a range that have sales, the newest of them: a chain that is set back to within a range that was read at once
+ * has other ones there (hard case 32).
+ */
+function salesBlocks({ purchases }: ChainEvents, cursor: store.Cursor, end: Head): Checkpoint[] {
+  const blocks = new Map(purchases.map(({ blockNumber, blockHash }) => [blockNumber, blockHash]));
+  const within = [...blocks].filter(([number]) => number > cursor.blockNumber && number < end.number);
+  return within.sort(([a], [b]) => a - b).slice(-MAX_SALES_BLOCKS);
 }
 
 /**

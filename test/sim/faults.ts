@@ -144,6 +144,12 @@ const SHOP: ReadonlySet<Kind> = new Set([
 ]);
 const SHARE_OF_SHOPS = 0.25;
 
+let often: readonly Kind[] = [];
+/** From here on every run of this process has these, at their most: a search for what they alone bring about. */
+export const strikeOften = (kinds: readonly Kind[]): void => {
+  often = kinds;
+};
+
 export class Faults {
   /** All that were drawn, masked ones too. */
   readonly drawn: Strike[] = [];
@@ -174,10 +180,11 @@ export class Faults {
     for (const [kind, most] of Object.entries(KINDS) as [Kind, number][]) {
       const { unit } = this.#streamOf(kind);
       const share = unit();
-      const often = unit();
+      const rate = unit();
       // Many runs know few kinds, so that each gets its turn without the others' noise.
-      if (share < SHARE_OF_KINDS && !isOut(kind)) this.#rates.set(kind, most * (0.1 + 0.9 * often * often));
+      if (share < SHARE_OF_KINDS && !isOut(kind)) this.#rates.set(kind, most * (0.1 + 0.9 * rate * rate));
     }
+    for (const kind of often) this.#rates.set(kind, KINDS[kind]);
   }
 
   /** Whether a fault of that kind happens here and now. */

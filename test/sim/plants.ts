@@ -1,5 +1,6 @@
 // Bugs as somebody in a hurry would write them, each one a decision of this product taken away. The first seven are what
 // `npm test` holds the checker to; `npm run sim -- --plant <bug>` takes any.
+import type { Kind } from "./faults.ts";
 
 type Edit = { file: string; from: string; to: string };
 
@@ -104,6 +105,12 @@ async function callOnce(`,
       from: "const view = await readFinalToken(chain, vm.tokenId);",
       to: "const view = await readAgreedToken(chain, vm.tokenId);",
     },
+    // So does the wallet.
+    {
+      file: "durable-objects/wallet-evidence.ts",
+      from: "const { owner, blockNumber } = await readFinalToken(",
+      to: "const { owner, blockNumber } = await readAgreedToken(",
+    },
   ],
   /** Hard case 17: the buyer is paid back, whoever owns the token by now. */
   pay_whoever_bought: [
@@ -111,6 +118,11 @@ async function callOnce(`,
       file: "src/provisioner/refund.ts",
       from: "return view.owner === purchase.buyer ? {",
       to: "return view.owner !== null ? {",
+    },
+    {
+      file: "durable-objects/wallet-evidence.ts",
+      from: "if (owner === null || !isAddressEqual(owner, to)) return",
+      to: "if (owner === null) return",
     },
   ],
   /** Hard case 16: an order whose answer was lost is paid as if it were new. */
@@ -185,6 +197,11 @@ async function callOnce(`,
       file: "src/provisioner/payment.ts",
       from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
       to: 'const use = await useOf(context, row);\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
+    },
+    {
+      file: "durable-objects/wallet-evidence.ts",
+      from: 'return isPayers ? paidFor(services, payment, "finalized")',
+      to: 'return isPayers ? paidFor(services, payment, "latest")',
     },
   ],
   /** An order waits for the link of its token, whatever became of the token's machine meanwhile. */
@@ -399,6 +416,40 @@ async function callOnce(`,
 export type PlantName = keyof typeof PLANTS;
 /** In the order above. */
 export const PLANT_NAMES = Object.keys(PLANTS) as PlantName[];
+
+/** What has to happen for each of these to be noticed: a search for it plays worlds that have it. */
+export const OFTEN: Readonly<Partial<Record<PlantName, readonly Kind[]>>> = {
+  skip_the_lookup: ["vendor_hangs_after"],
+  swallow_a_failed_list: ["lists_fail"],
+  wait_for_no_order: ["vendor_acts_late", "vendor_hangs_after", "list_stale"],
+  believe_any_banner: ["stranger_answers"],
+  leave_ghosts: ["vendor_acts_too_late", "vendor_hangs_after"],
+  pay_before_final: ["market_empty", "reorg", "token_sold"],
+  pay_whoever_bought: ["market_empty", "token_sold"],
+  keep_the_old_incarnation: ["reorg"],
+  keep_what_was_invented: ["node_lies"],
+  pay_back_before_final: ["reorg", "stranger_submits"],
+  wait_for_the_link: ["operator_ends", "machine_vanishes"],
+  pay_by_any_transfer: ["payer_batches", "stranger_batches"],
+  call_it_cancelled: ["logs_late", "stranger_submits", "payer_submits"],
+  agree_on_a_part: ["receipts_differ"],
+  serve_any_held_token: ["order_is_long"],
+  believe_every_order: ["database_written"],
+  keep_no_accounts: ["database_written"],
+  believe_any_spelling: ["database_written"],
+  pay_back_anybodys: ["database_written"],
+  pay_whoever_is_named: ["database_written"],
+  pay_what_is_named: ["database_written"],
+  pay_any_gas: ["payer_delegates"],
+  sign_while_paused: ["operator_pauses"],
+  call_it_internal: ["d1_down"],
+  never_ask_for_less_than_the_overlap: ["nodes_capped"],
+  wait_out_the_storm: ["dense_storm"],
+  wait_until_it_has_outgrown_us: ["chain_set_back"],
+  end_none_of_many: ["crowd_buys"],
+  replace_without_end: ["tenant_deletes"],
+  wait_out_the_pause: ["long_pause"],
+};
 
 /** A seed that finds each. What a seed plays changes with the simulator: a search from seed 1 then finds another. */
 export const FOUND_AT: Readonly<Record<PlantName, number>> = {

@@ -5,7 +5,8 @@ import { createHash } from "node:crypto";
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { program } from "commander";
-import { PLANT_NAMES } from "./plants.ts";
+import { KINDS, type Kind } from "./faults.ts";
+import { OFTEN, PLANT_NAMES, type PlantName } from "./plants.ts";
 
 type Tally = { runs: number; written: number; strikes: Record<string, number>; digest: string };
 type Broken = { seed: number; rule: string; text: string; written: boolean; report: string };
@@ -15,7 +16,8 @@ type Options = {
   runs: number;
   seeds?: number[];
   jobs: number;
-  plant?: string;
+  plant?: PlantName;
+  often?: Kind[];
   goOn?: boolean;
   shrink: boolean;
   history?: boolean;
@@ -36,6 +38,13 @@ const number = (text: string): number => {
   return value;
 };
 
+const kinds = (list: string): Kind[] => {
+  const named = list.split(",");
+  const unknown = named.find((name) => !Object.hasOwn(KINDS, name));
+  if (unknown !== undefined) program.error(`there is no "${unknown}"; ${Object.keys(KINDS).join(", ")}`);
+  return named as Kind[];
+};
+
 program
   .name("npm run sim --")
   .description("Runs the product against a model world, over and over, and checks what must always hold.")
@@ -46,6 +55,11 @@ program
   )
   .option("--jobs <number>", "processes", number, availableParallelism())
   .option("--plant <bug>", `with a bug put in, to see it found: ${PLANT_NAMES.join(", ")}`)
+  .option(
+    "--often <list>",
+    "what strikes in every run, at its most; for a bug that is put in, what it takes to be noticed",
+    kinds,
+  )
   .option("--go-on", "report each run that breaks a rule in a line, and play the others; a total by rule at the end")
   .option("--no-shrink", "don't look for the shortest history that breaks the rule")
   .option("--history", "print what happens in each run")
@@ -179,6 +193,8 @@ async function play(): Promise<void> {
   const { install } = await import("./install.ts");
   const { runSeed } = await import("./world.ts");
   const { shrink } = await import("./shrink.ts");
+  const { strikeOften } = await import("./faults.ts");
+  strikeOften(options.often ?? (options.plant === undefined ? [] : (OFTEN[options.plant] ?? [])));
   install();
   const hash = createHash("sha256");
   const tally: Tally = { runs: 0, written: 0, strikes: {}, digest: "" };
