@@ -68,9 +68,15 @@ test("a chain that is set back by hundreds of blocks sells again with its next o
   const { tokenId } = await buy(chain, agent(4), 0, 1);
   expect(tokenId).toBe(lost.tokenId);
   // Not only when the chain has outgrown what it was: that takes a second a block.
-  const credentials = async () =>
-    (await fetch(`${world.url}/credentials/${tokenId}`, { headers: await fixedHeaders(agent(4), tokenId) })).status;
-  await expect.poll(credentials, { timeout: 180_000, interval: 500 }).toBe(200);
+  const credentials = async () => {
+    const answer = await fetch(`${world.url}/credentials/${tokenId}`, {
+      headers: await fixedHeaders(agent(4), tokenId),
+    });
+    const { code } = (await answer.json()) as { code?: string };
+    const cursor = await first("SELECT block_number, checkpoints, scanned_at FROM cursors");
+    return answer.status === 200 ? "served" : JSON.stringify({ status: answer.status, code, cursor });
+  };
+  await expect.poll(credentials, { timeout: 180_000, interval: 500 }).toBe("served");
   expect(Number(await chain.reader.getBlockNumber())).toBeLessThan(before + depth);
 });
 
