@@ -272,7 +272,9 @@ test("a payment that is good since this very second is refused with what to sign
   const early = await from(timestamp);
   expect(early).toMatchObject({ status: 402, body: { charged: "none" } });
   expect(early.body["error"]).toBe("The authorization is not valid yet: sign one that is since 10 seconds ago.");
-  expect((await from(timestamp - 60n)).status).toBe(202);
+  // The facilitator goes by its own clock, which the chain's may be ahead of here.
+  const past = Math.min(Number(timestamp), Math.floor(Date.now() / 1_000)) - 60;
+  expect((await from(BigInt(past))).status).toBe(202);
 });
 
 test("hard case 60: a payment of an old price that a stranger has submitted is paid back: it stayed with us, and its payer was told that nothing was charged", async () => {
