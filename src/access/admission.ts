@@ -66,8 +66,9 @@ export const limitedEvenIfBanned = (route: LimitedRoute): MiddlewareHandler<App>
   });
 
 /**
- * `x402`: payments that would be claimed. `lookups`: token ids that are not known here. `looks`: payments that are about to be
- * refused, and signatures that only a contract can confirm.
+ * `x402`: payments that would be claimed. `lookups`: token ids that are not known here, and are asked of the chain: one /48
+ * could use up what the nodes give us, and the scan would be without them. `looks`: payments that are about to be refused, and
+ * signatures that only a contract can confirm.
  */
 type Capped = "wallets" | "x402" | "lookups" | "looks";
 
@@ -96,12 +97,6 @@ export const capped =
     await requireRoom(c.var, what);
     await next();
   };
-
-/**
- * The same for what makes us ask the chain about a token that we don't know: without it one /48 could use up what the nodes
- * give us, and the scan would be without them.
- */
-export const countLookup = (c: Context<App>): Promise<void> => requireRoom(c.var, "lookups");
 
 /**
  * Orders a new key within the limit of a token's owner: each has his own, so that a seller uses up none of his buyer's. What

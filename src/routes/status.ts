@@ -1,6 +1,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
-import { countLookup, limitedBeside } from "../access/admission.ts";
+import { limitedBeside, requireRoom } from "../access/admission.ts";
+import { makeRoom } from "../access/bounded.ts";
 import type { App, Router } from "../app.ts";
 import { readToken } from "../chain/client.ts";
 import { askFirst } from "../chain/witness.ts";
@@ -114,9 +115,10 @@ async function requireOnChain(c: Context<App>, tokenId: number, now: number): Pr
   const { chain } = c.var;
   let look = looks.get(tokenId);
   if (look === undefined || look.at <= now - LOOK_CACHE_MS) {
-    await countLookup(c);
+    await requireRoom(c.var, "lookups");
     const view = await askFirst(chain, (node) => readToken(chain, node, BigInt(tokenId)));
-    if (looks.size >= LOOK_CACHE_ENTRIES) looks.clear();
+    looks.delete(tokenId);
+    makeRoom(looks, LOOK_CACHE_ENTRIES);
     look = { isThere: view.owner !== null, at: now };
     looks.set(tokenId, look);
   }
