@@ -144,9 +144,8 @@ export const fenceByGeneration = (db: Database, vm: Vm, move: SQLiteUpdateSetSou
     .update(vms)
     .set({
       ...move,
-      generation: vm.generation + 1,
+      ...nextTurn(vm),
       lease: sql`CASE WHEN ${vms.generation} = ${vm.generation} THEN '' END`,
-      leaseUntil: 0,
     })
     .where(eq(vms.incarnation, vm.incarnation));
 
