@@ -346,6 +346,10 @@ const rpcControlUrls = { first: parts.proxyControlUrl, third: parts.secondProxyC
 /** Makes one of the three RPC URLs lag, lie or fail, the first unless told; the second is always honest. */
 export const addRpcFault = (fault: RpcFault, node: keyof typeof rpcControlUrls = "first") =>
   post(`${rpcControlUrls[node]}/faults`, fault);
+/** The same at both that are not always honest. */
+export async function addRpcFaults(fault: RpcFault): Promise<void> {
+  for (const node of ["first", "third"] as const) await addRpcFault(fault, node);
+}
 /** RPC_URLS without the honest one. */
 export const CONTROLLED_NODES = [parts.rpcUrls[0], parts.rpcUrls[2]].join(",");
 /** The requests for logs that the controlled nodes got since the last call of this. */

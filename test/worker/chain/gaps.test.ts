@@ -2,9 +2,9 @@
 // a time, and nothing else waits for it.
 import { afterEach, expect, test } from "vitest";
 import { buy } from "../../world/agent.ts";
-import type { RpcFault } from "../../world/rpc-proxy.ts";
 import {
   addRpcFault,
+  addRpcFaults,
   agent,
   CONTROLLED_NODES,
   chain,
@@ -14,6 +14,8 @@ import {
   parts,
   takeLogRequests,
 } from "../deployment.ts";
+import { operator } from "../routes/admin/operator.ts";
+import { hideSale } from "./hidden-sale.ts";
 
 /** Of one sweep, for two nodes: twenty pieces of 25 requests, and what it takes to learn their range. */
 const MOST_REQUESTS = 2 * 20 * 25 + 2 * 12;
@@ -22,9 +24,6 @@ afterEach(async () => {
   await clearRpcFaults();
 });
 
-const everyNode = async (fault: RpcFault) => {
-  for (const node of ["first", "third"] as const) await addRpcFault(fault, node);
-};
 const gapsOf = (world: Deployment) => world.rows("SELECT token_id, read_to, tries FROM gaps ORDER BY token_id");
 
 /** Sweeps as often as every half minute of ours, and scans between, until the token is known. */
@@ -53,20 +52,14 @@ async function hideBehind(world: Deployment, blocks: number) {
   await world.scan();
   await mineMany(blocks);
   await world.scan();
-  await everyNode({ kind: "drop_logs" });
-  const hidden = await buy(chain, agent(1), 1, 1);
-  await chain.mine(60);
-  await world.scan();
-  await clearRpcFaults();
-  await buy(chain, agent(2), 2, 1);
-  await world.scan();
-  return hidden;
+  await addRpcFaults({ kind: "drop_logs" });
+  return hideSale(world, { blocks: 60 });
 }
 
 test("a gap of 1,500 requests to each node is closed over several sweeps: one sweep once asked for all of it, and the scan stood still (hard case 30)", async () => {
   const world = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES } });
   const hidden = await hideBehind(world, 1_500);
-  await everyNode({ kind: "max_range", blocks: 1 });
+  await addRpcFaults({ kind: "max_range", blocks: 1 });
   const sweeps = await sweepUntilKnown(world, hidden.tokenId, 40);
   expect(sweeps).toBeGreaterThan(1);
   expect(await world.vm(hidden.tokenId)).toMatchObject({ tier: 1 });
@@ -130,16 +123,13 @@ test("an operator's scan ends where its time does and says where to go on (hard 
   const from = Number(await chain.reader.getBlockNumber());
   await mineMany(700);
   await world.scan();
-  await everyNode({ kind: "max_range", blocks: 1 });
-  const key = await world.operatorKey();
+  await addRpcFaults({ kind: "max_range", blocks: 1 });
+  const ask = operator(world, await world.operatorKey());
   const read = async (fromBlock: number) => {
-    const answer = await world.request("/admin/scan", {
-      method: "POST",
-      headers: { "x-api-key": key, "content-type": "application/json" },
-      body: JSON.stringify({ fromBlock, toBlock: from + 700 }),
-    });
-    expect(answer.status).toBe(200);
-    return (await answer.json()) as { toBlock: number; next: number | null };
+    const range = { fromBlock, toBlock: from + 700 };
+    const { status, body } = await ask<{ toBlock: number; next: number | null }>("POST", "/admin/scan", range);
+    expect(status).toBe(200);
+    return body;
   };
   await takeLogRequests();
   let calls = 0;
@@ -158,13 +148,13 @@ test("the books of 700 blocks at one a request are closed in parts, each of whic
   const world = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES } });
   const from = Number(await chain.reader.getBlockNumber());
   await mineMany(700);
-  await everyNode({ kind: "max_range", blocks: 1 });
-  const key = await world.operatorKey();
+  await addRpcFaults({ kind: "max_range", blocks: 1 });
+  const ask = operator(world, await world.operatorKey());
   const read = async (toBlock: number) => {
     const path = `/admin/payments/reconcile?fromBlock=${from}&toBlock=${toBlock}`;
-    const answer = await world.request(path, { headers: { "x-api-key": key } });
-    expect(answer.status).toBe(200);
-    return (await answer.json()) as { fromBlock: number; toBlock: number };
+    const { status, body } = await ask<{ fromBlock: number; toBlock: number }>("GET", path);
+    expect(status).toBe(200);
+    return body;
   };
   let calls = 0;
   for (let next = from + 600; next >= from; calls++) {

@@ -15,6 +15,7 @@ import { submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
 import {
   addRpcFault,
+  addRpcFaults,
   agent,
   CONTROLLED_NODES,
   chain,
@@ -32,9 +33,6 @@ afterEach(async () => {
 });
 
 const TRANSFER = toEventSelector("event Transfer(address indexed, address indexed, uint256 indexed)");
-const everyNode = async (fault: RpcFault) => {
-  for (const node of ["first", "third"] as const) await addRpcFault(fault, node);
-};
 const cursorOf = async (world: Deployment) => (await world.rows("SELECT * FROM cursors"))[0] ?? {};
 const ownerOf = async (world: Deployment, tokenId: number) => (await world.vm(tokenId))?.["owner"];
 const lower = (index: number) => agent(index).address.toLowerCase();
@@ -60,7 +58,7 @@ test.each(PLANS)(
   "where every node gives $name, the scan catches up and then works at the head (hard case 30)",
   async ({ fault, settings }) => {
     const world = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES, ...settings } });
-    await everyNode(fault);
+    await addRpcFaults(fault);
     const early = await buy(chain, agent(0), 0, 1);
     await chain.mine(40);
     const late = await buy(chain, agent(1), 1, 1);
@@ -86,7 +84,7 @@ test("an order is paid, served and found in the books where every node gives ten
     const nodes = { RPC_URLS: CONTROLLED_NODES };
     const world = await deploy({ edge: nodes, provisioner: nodes });
     const before = Number(await chain.reader.getBlockNumber());
-    await everyNode({ kind: "max_range", blocks });
+    await addRpcFaults({ kind: "max_range", blocks });
     const { id } = await accepted(world, agent(1));
     await chain.mine(30);
     await playOn(world, async () => (await paymentRow(world, id))["step"] === "idle");
@@ -108,7 +106,7 @@ test("what became of an authorization, and the coin's transfers, are found in wh
   await chain.mine(20);
   const head = Number(await chain.reader.getBlockNumber());
   for (const fault of PLANS.map((plan) => plan.fault)) {
-    await everyNode(fault);
+    await addRpcFaults(fault);
     const nodes = connectChain({ ...world.edge, RPC_URLS: CONTROLLED_NODES.split(","), RPC_TIMEOUT_MS: 500 });
     const sought = { ...payment, value: BigInt(payment.value) };
     const use = await readAuthorizationUse(nodes, USDC_ADDRESS, sought, payment.fromBlock);
@@ -171,7 +169,7 @@ test("SCAN_MAX_RANGE binds at once: no request asks for more, whatever was learn
 
 test("what one isolate learned of a node is known to the next (hard case 30)", async () => {
   const world = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES } });
-  await everyNode({ kind: "max_range", blocks: 10, as: "unnamed" });
+  await addRpcFaults({ kind: "max_range", blocks: 10, as: "unnamed" });
   await chain.mine(60);
   await world.scan();
   await chain.mine(60);
@@ -240,7 +238,7 @@ test("a block whose transfers no node gives: purchases and chain time go on, own
   const world = await deploy({ edge: { RPC_URLS: CONTROLLED_NODES } });
   const first = await buy(chain, agent(0), 0, 1);
   await world.scan();
-  await everyNode({ kind: "refuse", method: "eth_getLogs", includes: TRANSFER, message: "response is too large" });
+  await addRpcFaults({ kind: "refuse", method: "eth_getLogs", includes: TRANSFER, message: "response is too large" });
   await transfer(chain, agent(0), agent(1).address, first.tokenId);
   const second = await buy(chain, agent(2), 1, 1);
   await transfer(chain, agent(2), agent(3).address, second.tokenId);
@@ -252,7 +250,7 @@ test("a block whose transfers no node gives: purchases and chain time go on, own
   const { number, timestamp } = await chain.reader.getBlock();
   expect(await cursorOf(world)).toMatchObject({ block_number: Number(number), block_timestamp: Number(timestamp) });
   // The owners can't be had either: time goes on, and the sweep finds what was missed.
-  await everyNode({ kind: "refuse", method: "eth_call", message: "out of order" });
+  await addRpcFaults({ kind: "refuse", method: "eth_call", message: "out of order" });
   await transfer(chain, agent(1), agent(4).address, first.tokenId);
   await chain.mine(1);
   await world.scan();
@@ -404,7 +402,7 @@ test("two nodes that lag are no reorg (hard case 32)", async () => {
     await world.scan();
   }
   const before = await cursorOf(world);
-  await everyNode({ kind: "lag", blocks: 5 });
+  await addRpcFaults({ kind: "lag", blocks: 5 });
   await expect(scanPass(await world.scanContext())).rejects.toMatchObject({ code: "chain_unavailable" });
   expect((await cursorOf(world))["block_hash"]).toBe(before["block_hash"]);
 });

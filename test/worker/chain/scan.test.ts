@@ -7,6 +7,7 @@ import { buy, fixedHeaders, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
 import {
   addRpcFault,
+  addRpcFaults,
   agent,
   CONTROLLED_NODES,
   chain,
@@ -19,6 +20,7 @@ import {
   takeLogRequests,
 } from "../deployment.ts";
 import { billOf } from "../meter.ts";
+import { hideSale } from "./hidden-sale.ts";
 
 let world: Deployment;
 beforeEach(async () => {
@@ -180,8 +182,7 @@ test("three nodes that hang when they are asked for logs leave the fourth its pa
   const key = (index: number) => `${parts.rpcUrls[index]}/key`;
   const urls = [parts.rpcUrls[0], key(0), key(2), parts.rpcUrls[1]].join(",");
   const alone = await deploy({ edge: { RPC_URLS: urls, RPC_TIMEOUT_MS: "2000" } });
-  for (const node of ["first", "third"] as const)
-    await addRpcFault({ kind: "max_range", blocks: 0, as: "nothing" }, node);
+  await addRpcFaults({ kind: "max_range", blocks: 0, as: "nothing" });
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await chain.mine(50);
   const context = await alone.scanContext();
@@ -411,13 +412,7 @@ test("a sale that was missed before the scan had passed its block is looked for 
 /** The first sale that is scanned is hidden by a node; a later one is seen. */
 async function hideFirstSale() {
   await addRpcFault({ kind: "drop_logs" });
-  const hidden = await buy(chain, agent(0), 1, 1);
-  await chain.mine(15);
-  await world.scan();
-  await clearRpcFaults();
-  await buy(chain, agent(1), 0, 1);
-  await world.scan();
-  return hidden;
+  return hideSale(world, { blocks: 15 });
 }
 
 test("the very first sale, hidden by a node, is found although no earlier one shows the gap", async () => {

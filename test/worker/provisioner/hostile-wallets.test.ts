@@ -8,7 +8,7 @@ import artifacts from "../../world/contracts/artifacts.json";
 import { delegate, undelegate } from "../../world/payer.ts";
 import {
   addFault,
-  addRpcFault,
+  addRpcFaults,
   agent,
   chain,
   clearRpcFaults,
@@ -138,7 +138,7 @@ test("a capture that no node takes is replaced at its nonce by a transaction tha
     includes: payer.address.slice(2).toLowerCase(),
     message: "intrinsic gas too high",
   } as const;
-  for (const node of ["first", "third"] as const) await addRpcFault(refuse, node);
+  await addRpcFaults(refuse);
   const { id } = await accepted(world, payer);
   await playOn(world, async () => ["settling", "releasing"].includes(String((await rowOf(id))["state"])));
   const other = await accepted(world, agent(3));
@@ -157,10 +157,8 @@ test("a capture that no node takes while our gas money is short waits for more: 
   const payer = agent(1);
   const before = await usdcOf(payer.address);
   const message = "insufficient funds for gas * price + value";
-  for (const node of ["first", "third"] as const) {
-    const includes = payer.address.slice(2).toLowerCase();
-    await addRpcFault({ kind: "refuse", method: "eth_sendRawTransaction", includes, message }, node);
-  }
+  const includes = payer.address.slice(2).toLowerCase();
+  await addRpcFaults({ kind: "refuse", method: "eth_sendRawTransaction", includes, message });
   const { id } = await accepted(world, payer);
   await playOn(world, async () => ["settling", "releasing"].includes(String((await rowOf(id))["state"])));
   for (let minute = 0; minute < 5; minute++) {

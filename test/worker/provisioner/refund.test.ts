@@ -17,6 +17,7 @@ import {
   deployer,
   operator,
 } from "../deployment.ts";
+import { operator as asOperator, type Operator } from "../routes/admin/operator.ts";
 import { paidUs, setBlocked } from "../routes/x402/till.ts";
 
 const usdcAbi = parseAbi([
@@ -194,6 +195,11 @@ async function refuseOnChain(world: Deployment, to: `0x${string}`): Promise<void
   await runDurableObjectAlarm(world.wallet);
 }
 
+/** An operator's word for a refund of a purchase without a machine. */
+async function payByHand(ask: Operator, tokenId: number, reason: string): Promise<void> {
+  expect((await ask("POST", `/admin/refunds/${tokenId}/failed/pay`, { reason })).status).toBe(200);
+}
+
 test("a refund that reverted is tried again once what made it revert has passed: its order was used up for ever", async () => {
   const world = await deploy();
   const tokenId = await failedPurchase(world);
@@ -236,10 +242,7 @@ test("a refund that reverts three times is an operator's, whose word tries it on
     await payOut(world, Date.now() + tries * 10_000_000 + 61_000);
     expect(await refundOf(world, tokenId)).toMatchObject({ state: tries < 3 ? "due" : "held", reason: "reverted" });
   }
-  const headers = { "x-api-key": await world.operatorKey(), "content-type": "application/json" };
-  const path = `/admin/refunds/${tokenId}/failed/pay`;
-  const answer = await world.request(path, { method: "POST", headers, body: JSON.stringify({ reason: "unblocked" }) });
-  expect(answer.status).toBe(200);
+  await payByHand(asOperator(world, await world.operatorKey()), tokenId, "unblocked");
   await payOut(world, Date.now() + 50_000_000);
   await chain.mine(4);
   await runDurableObjectAlarm(world.wallet);
@@ -257,11 +260,9 @@ test("a refund above what leaves in a day is an operator's: it was in `paying` f
   const held = { state: "held", reason: "above_limit" };
   await payOut(world);
   expect(await refundOf(world, tokenId)).toMatchObject(held);
-  const headers = { "x-api-key": await world.operatorKey(), "content-type": "application/json" };
+  const ask = asOperator(world, await world.operatorKey());
   const approve = async () => {
-    const body = JSON.stringify({ reason: "thirty days of an H100" });
-    const answer = await world.request(`/admin/refunds/${tokenId}/failed/pay`, { method: "POST", headers, body });
-    expect(answer.status).toBe(200);
+    await payByHand(ask, tokenId, "thirty days of an H100");
     await payOut(world, Date.now() + 61_000);
   };
   // What operators approve has a limit of its own.

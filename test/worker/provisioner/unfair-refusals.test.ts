@@ -3,7 +3,16 @@
 import { runInDurableObject } from "cloudflare:test";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
-import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy, operator } from "../deployment.ts";
+import {
+  addRpcFault,
+  addRpcFaults,
+  agent,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+  operator,
+} from "../deployment.ts";
 import { accepted, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../routes/x402/till.ts";
 
 const PRICE = 500_000n;
@@ -82,8 +91,7 @@ test("while our gas money is used up nothing is given up for it: nodes refuse th
   const { id } = await accepted(world, payer);
   await machineRuns();
   const message = "insufficient funds for gas * price + value: balance 1, tx cost 2, overshot 1";
-  for (const node of ["first", "third"] as const)
-    await addRpcFault({ kind: "refuse", method: "eth_sendRawTransaction", message }, node);
+  await addRpcFaults({ kind: "refuse", method: "eth_sendRawTransaction", message });
   await twoMinutes(id, async () => {
     await aMinuteLater();
   });

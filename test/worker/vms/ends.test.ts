@@ -2,7 +2,7 @@
 import { encodeFunctionData, parseAbi } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
-import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy } from "../deployment.ts";
+import { addRpcFault, addRpcFaults, agent, chain, clearRpcFaults, type Deployment, deploy } from "../deployment.ts";
 import { takePages } from "../paged.ts";
 
 const DAY = 86_400;
@@ -100,8 +100,7 @@ test("machines that two nodes don't agree about keep no other from its end, and 
   await passTime(DAY + 60);
   const [last] = await world.rows("SELECT MAX(token_id) AS id FROM vms");
   const includes = Number(last?.["id"]).toString(16).padStart(64, "0");
-  for (const node of ["first", "third"] as const)
-    await addRpcFault({ kind: "refuse", method: "eth_call", includes, message: "out of order" }, node);
+  await addRpcFaults({ kind: "refuse", method: "eth_call", includes, message: "out of order" });
   await world.sweep();
   expect(await statuses()).toEqual([
     { status: "expired", count: 100 },
