@@ -66,7 +66,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "durable-objects/(operator-wallet|wallet-)", tests: worker("provisioner/(wallet|order|refund)") },
   { path: "migrations/", tests: [...worker("db/"), ...e2e("d1-stand-in")] },
   { path: "test/worker/[^/]+$", tests: worker("chain/", "vms/") },
-  ...["access", "routes/x402", "routes/admin"].map((area) => ({
+  ...["access", "chain", "routes/x402", "routes/admin"].map((area) => ({
     path: `test/worker/${area}/`,
     tests: worker(`${area}/`),
   })),
