@@ -1,11 +1,22 @@
-// In which order test files start: by their last durations, or by size where there are none; but these first, which wait
-// longer than they look, so that none of them is left alone at the end.
+// In which order test files start: by their last durations, or by size where there are none, as on a clean clone; but these
+// first, the longest of each project, so that none of them is left alone at the end.
 import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 export const SLOW = [
+  "test/e2e/sim.test.ts",
+  "test/e2e/start.test.ts",
+  "test/e2e/bad-day.test.ts",
+  "test/e2e/nodes.test.ts",
   "test/e2e/chaos.test.ts",
-  "test/worker/access/ip-guard-storage.test.ts",
+  "test/worker/chain/gaps.test.ts",
   "test/worker/routes/x402/credentials-faults.test.ts",
+  "test/worker/provisioner/order-faults.test.ts",
+  "test/worker/access/ip-guard-storage.test.ts",
+  "test/worker/chain/logs.test.ts",
+  "test/worker/provisioner/faulty-nodes.test.ts",
+  "test/worker/provisioner/hostile-wallets.test.ts",
+  "test/worker/provisioner/held-tokens.test.ts",
+  "test/worker/vms/ends.test.ts",
   "test/worker/provisioner/payment.test.ts",
   "test/worker/routes/admin/payments.test.ts",
 ];
@@ -13,7 +24,10 @@ export const SLOW = [
 export class SlowFirst extends BaseSequencer {
   override async sort(specifications: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(specifications);
-    const rank = ({ moduleId }: TestSpecification) => (SLOW.some((path) => moduleId.endsWith(path)) ? 0 : 1);
+    const rank = ({ moduleId }: TestSpecification) => {
+      const place = SLOW.findIndex((path) => moduleId.endsWith(path));
+      return place === -1 ? SLOW.length : place;
+    };
     // Projects stay together: a workerd serves one file after the other of its project.
     return sorted.sort((a, b) => (a.project === b.project ? rank(a) - rank(b) : 0));
   }

@@ -1,7 +1,7 @@
 // A deployment of both Workers inside workerd for one test: a database of its own, its own name at the vendors, the real
 // chain and vendors of `parts.ts`. The queue is a list that the test drains itself, so that every order of messages can
 // be played; the real queue runs in the end-to-end tests.
-import { type D1Migration, reset, runInDurableObject } from "cloudflare:test";
+import { type D1Migration, evictDurableObject, reset, runInDurableObject } from "cloudflare:test";
 import { env } from "cloudflare:workers";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
@@ -103,6 +103,16 @@ export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, setti
     Object.assign(instance, { env: { ...env, ...settings } });
   });
 
+/** The vendors' gates give out their last lists for some seconds: here they end, and the next ones ask anew. */
+export async function forgetLists(): Promise<void> {
+  for (const vendor of ["vultr", "runpod"]) {
+    const gate = bindings.VENDOR_GATE.get(bindings.VENDOR_GATE.idFromName(vendor));
+    // Only what runs can be evicted.
+    await runInDurableObject(gate, () => undefined);
+    await evictDurableObject(gate);
+  }
+}
+
 export type Deployment = Awaited<ReturnType<typeof deploy>>;
 
 /** All in one, which the local D1 takes: one by one, with a record of each, half of a test's set-up would be this. */
@@ -120,6 +130,9 @@ export async function deploy(
   await reset();
   await migrate(bindings.DB);
   await Promise.all([clearFaults(), clearMachines(), chain.node.setAutomine(true)]);
+  // A chain that was set back has its time behind the clock, by as long as that took: to the Workers it stands still.
+  const timestamp = BigInt(Math.floor(Date.now() / 1_000));
+  if ((await chain.reader.getBlock()).timestamp < timestamp) await chain.node.setNextBlockTimestamp({ timestamp });
   await chain.mine(2);
   const sent: Sent[] = [];
   const jobs = {

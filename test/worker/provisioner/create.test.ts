@@ -1,5 +1,4 @@
 import { connect } from "cloudflare:sockets";
-import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { isFenced, loadVm, openAttempt, takeLease } from "../../../src/db/vms.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
@@ -13,6 +12,7 @@ import {
   clearFaults,
   type Deployment,
   deploy,
+  forgetLists,
   IMPATIENT,
   journal,
   PATIENCE_MS,
@@ -163,7 +163,7 @@ test("a machine that turns up after its attempt was given up is ended by the nex
   await clearFaults();
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 2 });
-  await evictAllDurableObjects();
+  await forgetLists();
   await reap(world.context);
   const left = await world.machines("vultr");
   expect(left.map((machine) => machine.label)).toEqual([expect.stringMatching(/-2$/)]);

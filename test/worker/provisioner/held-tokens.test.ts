@@ -1,10 +1,9 @@
 // Tokens that are left of orders which came to nothing: they serve the next order that asks for what is left of them, and
 // no bargain (hard case 33). Money and time are read at the coin and the contract.
-import { evictAllDurableObjects } from "cloudflare:test";
 import { parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { reap } from "../../../src/provisioner/reap.ts";
-import { addFault, agent, chain, clearFaults, type Deployment, deploy } from "../deployment.ts";
+import { addFault, agent, chain, clearFaults, type Deployment, deploy, forgetLists } from "../deployment.ts";
 import { unlocked } from "../parts.ts";
 import { accepted, claw, ownerOf, paymentRow, playOn, setTier, sold, usdcOf } from "../routes/x402/till.ts";
 
@@ -130,7 +129,7 @@ async function loseFor({ incarnation }: Row, tier: number): Promise<void> {
   await unlocked();
   await world.context.vendors[vendorOf(tier)].delete(String(vm?.["instance_id"]));
   await addFault(vendorOf(tier), { call: "create", kind: "sold_out" });
-  await evictAllDurableObjects();
+  await forgetLists();
   await reap(world.context);
   await playOn(world, async () => {
     await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE status = 'provisioning'").run();

@@ -1,5 +1,5 @@
 // An order whose messages, nodes and processes misbehave: what is bought, captured and handed over stays one of each.
-import { evictAllDurableObjects, runDurableObjectAlarm } from "cloudflare:test";
+import { runDurableObjectAlarm } from "cloudflare:test";
 import type { Abi, Address, Hex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../src/chain/orders.ts";
@@ -22,6 +22,7 @@ import {
   type Deployment,
   deploy,
   deployer,
+  forgetLists,
   operator,
 } from "../deployment.ts";
 import { unlocked } from "../parts.ts";
@@ -91,7 +92,7 @@ async function untilTokenMoves(id: string): Promise<void> {
 async function loseMachine(): Promise<void> {
   await unlocked();
   await world.context.vendors.vultr.delete(String((await theVm())["instance_id"]));
-  await evictAllDurableObjects();
+  await forgetLists();
   await reap(world.context);
 }
 /** As one branch's token is left in an order when another branch wins. */

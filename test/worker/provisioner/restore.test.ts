@@ -1,11 +1,10 @@
 // What a lost or restored database, and a purchase that vanishes at a bad moment, must not cost anybody.
-import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { startCursor } from "../../../src/chain/scan.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { buy } from "../../world/agent.ts";
-import { addFault, agent, chain, clearFaults, deploy, IMPATIENT } from "../deployment.ts";
+import { addFault, agent, chain, clearFaults, deploy, forgetLists, IMPATIENT } from "../deployment.ts";
 
 test("a database that was emptied ends nobody's machine: the next order takes a number of its own (hard case 13)", async () => {
   const world = await deploy();
@@ -19,7 +18,7 @@ test("a database that was emptied ends nobody's machine: the next order takes a 
   await startCursor(context);
   await world.scan();
   // The vendors' gate remembers its last list for a few seconds; a restore takes longer than that.
-  await evictAllDurableObjects();
+  await forgetLists();
   await world.drain();
   await reap(world.context);
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 2 });
@@ -72,7 +71,7 @@ test("a RunPod address that moved is taken over by the next look at the vendor (
   await world.drain();
   const before = await world.vm(tokenId);
   await world.sql.prepare("UPDATE vms SET ssh_host = '198.51.100.1', ssh_port = 9").run();
-  await evictAllDurableObjects();
+  await forgetLists();
   await reap(world.context);
   expect(await world.vm(tokenId)).toMatchObject({
     ssh_host: before?.["ssh_host"],
@@ -96,7 +95,7 @@ test("an imported machine, known by its instance id alone, is followed where its
   expect(renamed.status).toBe(200);
   await world.sql.prepare("UPDATE attempts SET label = 'imported-42', mark = ''").run();
   await world.sql.prepare("UPDATE vms SET ssh_host = '198.51.100.1', ssh_port = 9").run();
-  await evictAllDurableObjects();
+  await forgetLists();
   await reap(world.context);
   expect(await world.vm(tokenId)).toMatchObject({ ssh_host: before?.["ssh_host"], ssh_port: before?.["ssh_port"] });
 });

@@ -1,7 +1,6 @@
 // Another key for a machine that runs, and what may go wrong on the way to it (hard cases 15 and 25).
 
 import { connect } from "cloudflare:sockets";
-import { evictAllDurableObjects } from "cloudflare:test";
 import { expect, test } from "vitest";
 import { advance } from "../../../src/provisioner/consume.ts";
 import type { Context } from "../../../src/provisioner/context.ts";
@@ -15,6 +14,7 @@ import {
   clearFaults,
   type Deployment,
   deploy,
+  forgetLists,
   IMPATIENT,
   journal,
 } from "../deployment.ts";
@@ -357,7 +357,7 @@ test("a machine under rotation is neither ghost nor orphan, whatever it is calle
   await world.sql.prepare("UPDATE vms SET lease = '', lease_until = 0").run();
   await turn(world);
   await passTime(10);
-  await evictAllDurableObjects();
+  await forgetLists();
   await reap(world.context);
   expect((await world.machines("vultr")).map(({ id }) => id)).toEqual([machine?.id]);
   await clearFaults();

@@ -418,7 +418,8 @@ async function handedOver(index: number, paid: Awaited<ReturnType<typeof paidUs>
   const purchase = String(row?.["incarnation"]);
   const to = agent(index).address;
   const transfer = { kind: "transfer", id: `transfer/${tokenId}`, to, tokenId, purchase, paid } as const;
-  expect(await world.wallet.order(transfer)).toMatchObject({ state: "sent" });
+  const sent = await world.wallet.order(transfer);
+  expect(sent, JSON.stringify(sent)).toMatchObject({ state: "sent" });
   await chain.mine(4);
   return { purchase, tokenId };
 }
