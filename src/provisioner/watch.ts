@@ -12,7 +12,7 @@ import { placeOf } from "./candidates.ts";
 import { ask, type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
 import { isTooLate, keepMachine, STALL_MS, tooLate } from "./create.ts";
 import { isOurs, tellOrder } from "./order.ts";
-import { type Machine, VendorError } from "./vendors/vendor.ts";
+import { type Machine, type Vendor, VendorError } from "./vendors/vendor.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
@@ -171,8 +171,7 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
       continue;
     }
     try {
-      await ask(context, attempt.provider, (vendor) => vendor.delete(instanceId));
-      const left = await ask(context, attempt.provider, (vendor) => vendor.get(instanceId));
+      const left = await ask(context, attempt.provider, (vendor) => deleteAndLook(vendor, instanceId), DELETE_CALLS);
       if (left === null) {
         await store.markGone(context.db, attempt, context.now());
         await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId);
@@ -184,6 +183,16 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
     }
   }
   return allGone;
+}
+
+/**
+ * One permit for both calls: with one for each, machines that end at the same time take the permits for their deletes from each
+ * other's looks, and none is ever seen gone.
+ */
+const DELETE_CALLS = 2;
+async function deleteAndLook(vendor: Vendor, instanceId: string): Promise<Machine | null> {
+  await vendor.delete(instanceId);
+  return vendor.get(instanceId);
 }
 
 /** The machine of an order whose answer never came: its id once a list shows it, "none" once it is sure there is none. */

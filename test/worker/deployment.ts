@@ -34,6 +34,7 @@ import { type Context, createContext } from "../../src/provisioner/context.ts";
 import type { Job } from "../../src/provisioner/jobs.ts";
 import { followPayment } from "../../src/provisioner/payment.ts";
 import { refund } from "../../src/provisioner/refund.ts";
+import type { VendorName } from "../../src/provisioner/vendors/vendor.ts";
 import { enqueue, sweep } from "../../src/vms/sweep.ts";
 import { developmentAccount } from "../world/accounts.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
@@ -103,10 +104,12 @@ export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, setti
     Object.assign(instance, { env: { ...env, ...settings } });
   });
 
+export const vendorGate = (vendor: VendorName) => bindings.VENDOR_GATE.get(bindings.VENDOR_GATE.idFromName(vendor));
+
 /** The vendors' gates give out their last lists for some seconds: here they end, and the next ones ask anew. */
 export async function forgetLists(): Promise<void> {
-  for (const vendor of ["vultr", "runpod"]) {
-    const gate = bindings.VENDOR_GATE.get(bindings.VENDOR_GATE.idFromName(vendor));
+  for (const vendor of ["vultr", "runpod"] as const) {
+    const gate = vendorGate(vendor);
     // Only what runs can be evicted.
     await runInDurableObject(gate, () => undefined);
     await evictDurableObject(gate);

@@ -1,3 +1,4 @@
+import { runInDurableObject } from "cloudflare:test";
 import { parseAbi } from "viem";
 import { expect, test } from "vitest";
 import { advance } from "../../../src/provisioner/consume.ts";
@@ -12,6 +13,7 @@ import {
   type Deployment,
   deploy,
   deployer,
+  vendorGate,
 } from "../deployment.ts";
 
 const DAY = 86_400;
@@ -59,6 +61,21 @@ test("the end of the paid time ends the machine at the vendor: expired, then ter
   expect(await world.machines("vultr")).toEqual([]);
   const gone = await world.request(`/credentials/${tokenId}`, { headers: await fixedHeaders(agent(0), tokenId) });
   expect(await code(gone)).toEqual([404, "vm_terminated"]);
+});
+
+test("the last permit of a vendor's rate ends a machine: machines that ended at once took it from each other's looks, and none was seen gone", async () => {
+  const world = await deploy();
+  const tokenId = await running(world);
+  await passTime(DAY + 10);
+  await world.scan();
+  await world.sweep();
+  const [job] = world.sent.splice(0);
+  // One permit, and no other for a minute.
+  await runInDurableObject(vendorGate("vultr"), (_, { storage }) =>
+    storage.kv.put("bucket", { tokens: 1, at: Date.now() + 60_000, closedUntil: 0 }),
+  );
+  if (job !== undefined) await world.run(job.body);
+  expect(await world.vm(tokenId)).toMatchObject({ status: "terminated" });
 });
 
 test("an imported machine, known by its instance id alone, ends with its paid time", async () => {
