@@ -33,7 +33,8 @@ const transferOf = (paid: Paid, { tokenId, purchase }: { tokenId: number; purcha
 /** A token that the wallet has bought for a payment, and handed over. */
 async function sell(paid: Paid, tier = 0) {
   const token = await buyFor(paid, tier);
-  expect(await world.wallet.order(transferOf(paid, token))).toMatchObject({ state: "sent" });
+  const sent = await world.wallet.order(transferOf(paid, token));
+  expect(sent, JSON.stringify(sent)).toMatchObject({ state: "sent" });
   await chain.mine(4);
   await runDurableObjectAlarm(world.wallet);
   return token;
@@ -108,7 +109,8 @@ test("two tokens don't leave for one payment, the second while the first is on i
   const [paid, other] = [await paidUs(thief, 500_000n), await paidUs(honest, 500_000n)];
   const [token, another] = [await buyFor(paid), await buyFor(other)];
   await chain.node.setAutomine(false);
-  expect(await world.wallet.order(transferOf(paid, token))).toMatchObject({ state: "sent" });
+  const sent = await world.wallet.order(transferOf(paid, token));
+  expect(sent, JSON.stringify(sent)).toMatchObject({ state: "sent" });
   expect(await world.wallet.order(transferOf(paid, another))).toEqual({ state: "waiting", why: "unproven" });
   await chain.node.setAutomine(true);
   await chain.mine(1);
