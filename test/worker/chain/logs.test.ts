@@ -379,10 +379,10 @@ test("a chain set back by 36 blocks, below the cursor, is a reorg as soon as a b
   await expectRolledBack(world, tokenId);
 });
 
-test("a chain set back by 1,500 blocks is a reorg at the first checkpoint that it passes (hard case 32)", async () => {
+test("a chain set back by 600 blocks is a reorg at the first checkpoint that it passes (hard case 32)", async () => {
   const world = await deploy();
-  const tokenId = await setBack(world, 1_500, 250);
-  await chain.mine(510);
+  const tokenId = await setBack(world, 600, 200);
+  await chain.mine(260);
   await expectRolledBack(world, tokenId);
 });
 
