@@ -35,8 +35,8 @@ const migrations = await readD1Migrations("migrations");
 
 export default defineConfig({
   test: {
-    // Files wait for blocks, boots and polls more than they compute: four of them keep two cores busy.
-    maxWorkers: 4,
+    // Files wait for blocks, boots and polls more than they compute: three of them keep two cores busy.
+    maxWorkers: 3,
     silent: "passed-only",
     reporters: [new AreaReporter()],
     sequence: { sequencer: SlowFirst },

@@ -80,6 +80,9 @@ const chainDefinition = defineChain({
 const transport = http(parts.chainUrl, { retryCount: 0 });
 const clientOptions = { chain: chainDefinition, transport, pollingInterval: 20, cacheTime: 0 };
 
+/** Some transactions are never mined. */
+const SETTLED_MS = 2_000;
+
 /** The chain as a customer and as a test reach it. It mines on each transaction; `mine` adds empty blocks. */
 export const chain = {
   reader: createPublicClient(clientOptions),
@@ -88,6 +91,18 @@ export const chain = {
     .extend(publicActions)
     .extend(walletActions),
   mine: (blocks = 1) => chain.node.mine({ blocks }),
+  /** Until what was sent is mined: the node says that it has a transaction a moment before it mines it. */
+  settled: async () => {
+    if (!(await chain.node.getAutomine())) return;
+    const end = Date.now() + SETTLED_MS;
+    while ((await chain.node.getTxpoolStatus()).pending > 0 && Date.now() < end)
+      await new Promise((resolve) => setTimeout(resolve, 2));
+  },
+  /** Takes the newest blocks away; what was in them waits again. */
+  rollback: async (blocks: number) => {
+    await chain.settled();
+    await chain.node.request({ method: "anvil_rollback" as never, params: [blocks] as never });
+  },
   /** What waits to be mined: whatever a test left there has the nonces of the next one. */
   dropAll: () => chain.node.request({ method: "anvil_dropAllTransactions" as never }),
 };
@@ -136,6 +151,8 @@ export async function deploy(
   // A chain that was set back has its time behind the clock, by as long as that took: to the Workers it stands still.
   const timestamp = BigInt(Math.floor(Date.now() / 1_000));
   if ((await chain.reader.getBlock()).timestamp < timestamp) await chain.node.setNextBlockTimestamp({ timestamp });
+  // Gas costs what it costs on a new chain: each empty block makes it an eighth cheaper.
+  await chain.node.setNextBlockBaseFeePerGas({ baseFeePerGas: 1_000_000_000n });
   await chain.mine(2);
   const sent: Sent[] = [];
   const jobs = {
@@ -262,6 +279,7 @@ export async function deploy(
     },
     /** Scans until nothing is left to read; queues what it found. */
     scan: async () => {
+      await chain.settled();
       const outcomes: string[] = [];
       for (let pass = 0; pass < 50; pass++) {
         const result = await scanPass(await scanContext());

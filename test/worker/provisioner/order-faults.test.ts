@@ -290,7 +290,7 @@ test("our capture's own failure is held against its payer only by a look that is
 test("a capture that a reorg took back and its payer then cancelled is for a person: the books say so (hard case 16)", async () => {
   const { id, signed } = await accepted();
   await playUntil(world, id, at("close"));
-  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await chain.rollback(2);
   await chain.dropAll();
   expect(await charged()).toBe(0n);
   await cancel(chain, payer, signed, USDC_ADDRESS);
@@ -345,7 +345,7 @@ test("a machine that fails for good while its token is on its way is owed to the
 test("an order given up while a reorg has its purchase leaves no machine behind: it ran on for nobody once the purchase was back (seed 10838)", async () => {
   const { id, signed } = await accepted();
   await untilMachineRuns(id);
-  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await chain.rollback(2);
   await chain.dropAll();
   await cancel(chain, payer, signed, USDC_ADDRESS);
   await chain.mine(2);

@@ -372,7 +372,7 @@ test("a reorg undoes what a stranger submitted, and nobody does so again: releas
   await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
   await world.drain(async () => (await rowOf(id))["state"] === "refund_due");
   const depth = Number((await chain.reader.getBlockNumber()) - head);
-  await chain.node.request({ method: "anvil_rollback" as never, params: [depth] as never });
+  await chain.rollback(depth);
   await chain.dropAll();
   await chain.mine(depth);
   expect(await usdcOf(agent(1).address)).toBe(before);
@@ -394,7 +394,7 @@ test("a reorg takes capture and transfer back: both are sent again, and the book
   const before = await usdcOf(agent(1).address);
   const { id } = await accepted(1);
   const row = await playUntil(world, id, at("close"));
-  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await chain.rollback(2);
   expect(await usdcOf(agent(1).address)).toBe(before);
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);

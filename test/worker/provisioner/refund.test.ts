@@ -384,7 +384,7 @@ test("a payment that a reorg takes back is broadcast until it stands (hard case 
   await world.wallet.order(payment);
   await chain.mine(1);
   expect(await payments(agent(3).address)).toBe(before + 1);
-  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await chain.rollback(2);
   await chain.dropAll();
   expect(await payments(agent(3).address)).toBe(before);
   await runDurableObjectAlarm(world.wallet);

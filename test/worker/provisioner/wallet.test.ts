@@ -227,7 +227,7 @@ test("a nonce that a reorg has left free is filled: what waits behind it would n
   const owed = { payment };
   await world.wallet.order({ kind: "pay", id: "behind a gap", to: agent(3).address, amount: "5", owed });
   expect(await usdcOf(agent(3).address)).toBe(before + 5n);
-  await chain.node.request({ method: "anvil_rollback" as never, params: [2] as never });
+  await chain.rollback(2);
   await chain.dropAll();
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);
@@ -465,7 +465,7 @@ test("what was signed before payouts paused gets no other nonce in the pause: wi
   const before = await usdcOf(agent(3).address);
   const refund = { kind: "pay", id: "nonce taken", to: agent(3).address, amount: "5", owed: { payment } } as const;
   expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
-  await chain.node.request({ method: "anvil_rollback" as never, params: [1] as never });
+  await chain.rollback(1);
   await chain.dropAll();
   await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
   await chain.mine(4);
@@ -590,6 +590,7 @@ test("what one node says of fees does not burn our gas money: a refund would hav
   const refund = { kind: "pay", id: "dear", to: agent(3).address, amount: "500000", owed: { payment } } as const;
   expect(await world.wallet.order(refund)).toMatchObject({ state: "sent" });
   await clearRpcFaults();
+  await chain.settled();
   const spent = wei - (await chain.reader.getBalance({ address: operator.address }));
   expect(spent).toBeGreaterThan(0n);
   expect(spent).toBeLessThan(10n ** 15n);
