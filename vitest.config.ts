@@ -103,6 +103,8 @@ export default defineConfig({
         test: {
           name: "e2e",
           include: ["test/e2e/**/*.test.ts", "test/world/**/*.test.ts"],
+          // Files share nothing but what they import, which takes seconds for each.
+          isolate: false,
           testTimeout: 300_000,
           hookTimeout: 120_000,
         },

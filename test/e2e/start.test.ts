@@ -95,13 +95,6 @@ test.concurrent("an act that fails says which phase and why, and the world stays
   await untilGone(family);
 });
 
-test.concurrent("with --once an act that fails ends the run with 1 and the name of its phase", async (context) => {
-  const run = start(context, "--once", "--tier", "9");
-  expect(await run.ended).toBe(1);
-  expect(run.output()).toMatch(/^failed: phase "purchase" of tier 9$/m);
-  expect(run.output()).not.toContain("x402");
-});
-
 test.concurrent("an option that does not exist is refused with the usage", async (context) => {
   const run = start(context, "--twice");
   expect(await run.ended).not.toBe(0);
