@@ -28,6 +28,8 @@ import { freePort } from "./ports.ts";
 const CHAIN_ID = 8453;
 /** Of one transaction, by EIP-7825. */
 export const MAX_TRANSACTION_GAS = 16_777_216n;
+/** How many blocks back the chain's state can be read. */
+const STATES = 500;
 const AGENT_COUNT = 5;
 const AGENT_BALANCE_USDC6 = 10_000_000_000n;
 
@@ -61,6 +63,8 @@ export async function startChain(options: ChainOptions = {}) {
   const blockTime = options.blockTimeSeconds ?? 1;
   const epoch = String(options.epochBlocks ?? 1);
   const args = ["--port", String(port), "--chain-id", String(CHAIN_ID), "--slots-in-an-epoch", epoch, "--silent"];
+  // Without it anvil writes each older state to a folder in the home directory, and leaves it there when it is killed.
+  args.push("--prune-history", String(STATES));
   // No node takes a transaction above 2^24 gas, as on Base (EIP-7825).
   args.push("--enable-tx-gas-limit");
   if (blockTime > 0) args.push("--block-time", String(blockTime));
