@@ -64,7 +64,9 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },
   { path: "durable-objects/vendor-gate", tests: worker("provisioner/(failover|reap|create)") },
   { path: "durable-objects/(operator-wallet|wallet-)", tests: worker("provisioner/(wallet|order|refund)") },
-  { path: "migrations/", tests: [...worker("db/"), ...e2e("d1-stand-in")] },
+  { path: "migrations/", tests: [...worker("db/"), ...e2e("d1-stand-in", "migrations")] },
+  { path: "test/world/migrations", tests: e2e("d1-stand-in", "migrations") },
+  { path: "(src/provisioner/)?wrangler.toml", tests: e2e("deploy", "upload") },
   { path: "test/worker/[^/]+$", tests: worker("chain/", "vms/") },
   ...["access", "chain", "routes/x402", "routes/admin"].map((area) => ({
     path: `test/worker/${area}/`,
@@ -73,7 +75,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/world/(start|world|http|agent)", tests: e2e("start") },
   { path: "test/world/(http|server)", tests: e2e("connections") },
   { path: "test/world/(facilitator|payer)", tests: e2e("facilitator", "x402") },
-  { path: "test/world/(bare-workers|build-cache|wrangler-reads|shop)", tests: e2e("restart", "import", "flood") },
+  { path: "test/world/(bare-workers|build-cache|wrangler-reads|shop)", tests: e2e("restart", "import", "flood", "upload") },
   {
     path: "test/world/(vultr|runpod|vendor-server|ssh-)",
     tests: [...worker("provisioner/vendors/"), ...e2e("main-job")],

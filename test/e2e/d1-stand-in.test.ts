@@ -1,10 +1,10 @@
 // The simulator's D1 (node:sqlite) held to the real one: the same calls on both, the same answers.
-import { readD1Migrations } from "@cloudflare/vitest-plugin";
 import { convertV4MiniflareOptions, Miniflare } from "miniflare";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { openDatabase } from "../../src/db/client.ts";
 import { isFenced, loadVm, takeLease } from "../../src/db/vms.ts";
 import { createDatabase, StandInD1 } from "../sim/d1.ts";
+import { readMigrations } from "../world/migrations.ts";
 
 type Case = (database: D1Database) => Promise<unknown>;
 
@@ -135,7 +135,7 @@ const CASES: Record<string, Case> = {
   },
 };
 
-const migrations = await readD1Migrations("migrations");
+const migrations = readMigrations();
 let real: Miniflare;
 beforeAll(async () => {
   const options = convertV4MiniflareOptions({

@@ -1,7 +1,6 @@
-// D1's interface over node:sqlite. A test holds it to the real one (test/worker/db/stand-in.test.ts).
-import { readdirSync, readFileSync } from "node:fs";
-import { join } from "node:path";
+// D1's interface over node:sqlite. A test holds it to the real one (test/e2e/d1-stand-in.test.ts).
 import { DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlite";
+import { readMigrations } from "../world/migrations.ts";
 
 type Row = Record<string, unknown>;
 type Cross = <T>(what: string, effect: () => T) => Promise<T>;
@@ -9,16 +8,11 @@ type Prepared = { statement: StatementSync; hasRows: boolean };
 type Result = { success: true; results: Row[]; meta: { changes: number; last_row_id: number } };
 
 const MAX_PARAMETERS = 100;
-const MIGRATIONS = join(import.meta.dirname, "../../migrations");
 
 /** An empty database in memory, migrated. */
 export function createDatabase(): DatabaseSync {
   const database = new DatabaseSync(":memory:");
-  for (const file of readdirSync(MIGRATIONS)
-    .filter((name) => name.endsWith(".sql"))
-    .sort()) {
-    database.exec(readFileSync(join(MIGRATIONS, file), "utf8").replaceAll("--> statement-breakpoint", ""));
-  }
+  for (const { queries } of readMigrations()) for (const query of queries) database.exec(query);
   return database;
 }
 

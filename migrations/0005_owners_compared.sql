@@ -1,1 +1,0 @@
-ALTER TABLE `cursors` ADD `compared_to` integer DEFAULT -1 NOT NULL;

@@ -1,1 +1,0 @@
-CREATE INDEX `payment_links_by_payment` ON `payment_links` (`payment`);

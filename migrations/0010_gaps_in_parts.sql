@@ -1,1 +1,0 @@
-ALTER TABLE `gaps` ADD `read_to` integer DEFAULT -1 NOT NULL;

@@ -1,1 +1,0 @@
-ALTER TABLE `vms` ADD `put_off` integer DEFAULT 0 NOT NULL;
