@@ -1,11 +1,12 @@
 import { mkdtempSync, readFileSync, rmSync, statfsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { cloudflareTest, readD1Migrations } from "@cloudflare/vitest-plugin";
+import { cloudflareTest } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
 
 import { SlowFirst } from "./test/order.ts";
 import { AreaReporter } from "./test/report.ts";
 import { bookVariables, gateVariables, startPartsProcess } from "./test/worker/parts.ts";
+import { readMigrations } from "./test/world/migrations.ts";
 
 // The programs that tests start, some dozen of them, are compiled once.
 process.env["NODE_COMPILE_CACHE"] ??= fileURLToPath(new URL("node_modules/.cache/node", import.meta.url).href);
@@ -31,7 +32,7 @@ function roomIn(folder: string): number {
   }
 }
 
-const migrations = await readD1Migrations("migrations");
+const migrations = readMigrations();
 
 export default defineConfig({
   test: {
@@ -53,7 +54,6 @@ export default defineConfig({
               verbose: false,
               miniflare: {
                 compatibilityDate: "2026-10-01",
-                compatibilityFlags: ["nodejs_compat"],
                 d1Databases: ["DB"],
                 queueProducers: { JOBS: "jobs" },
                 durableObjects: {

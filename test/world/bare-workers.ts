@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4MiniflareOptions } from "miniflare";
 import { WRANGLER } from "../../src/admin/wrangler.ts";
 import { builtOnce } from "./build-cache.ts";
+import { readMigrations } from "./migrations.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const run = promisify(execFile);
@@ -71,10 +72,9 @@ export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
 
 /** Builds each Worker, unless these sources were built before. */
 export async function buildWorkers(sources: readonly WorkerSource[]): Promise<BuiltWorkers> {
-  const reading = readOnce();
-  const building = sources.map((source) => buildWorker(source, reading));
-  const [{ migrations }, ...workers] = await Promise.all([reading, ...building]);
-  return { workers, migrations };
+  const reading = readConsumers();
+  const workers = await Promise.all(sources.map((source) => buildWorker(source, reading)));
+  return { workers, migrations: readMigrations().map(({ queries }) => queries) };
 }
 
 /** What a Worker is built from, and what says how. */
@@ -82,27 +82,41 @@ const SOURCES = ["src", "durable-objects", "wrangler.toml", "package.json", "pac
 const BAD_DAY = ["bad-day", "bad-day-edge", "bad-day-provisioner"].map((name) => `test/world/${name}.ts`);
 const TEST_SOURCES = ["test/bench", "test/worker/meter.ts", ...BAD_DAY];
 
-async function buildWorker(source: WorkerSource, reading: ReturnType<typeof readOnce>) {
-  const { name, config, entry, variables, objects, database = "clawcloud", consumes, batchSize, port } = source;
+const FORM = "upload.form";
+
+/** Resolves with the folder of what wrangler would upload. */
+function build({ config, entry }: Pick<WorkerSource, "config" | "entry">): Promise<string> {
   const entries = entry === undefined ? [] : [entry];
   const isOurs = [config, ...entries].some((path) => path.startsWith("test/"));
   const what = [config, ...entries].join("-").replaceAll(/\W+/g, "-");
-  const outdir = await builtOnce(what, isOurs ? [...SOURCES, ...TEST_SOURCES] : SOURCES, async (folder) => {
-    await wrangler(["deploy", ...entries, "-c", config, "--dry-run", "--outdir", folder]);
+  return builtOnce(what, isOurs ? [...SOURCES, ...TEST_SOURCES] : SOURCES, async (folder) => {
+    const out = ["--outdir", folder, "--outfile", join(folder, FORM)];
+    await wrangler(["deploy", ...entries, "-c", config, "--dry-run", ...out]);
   });
+}
+
+/** What wrangler uploads of a Worker (Cloudflare's API, "Upload Worker Module"). */
+export async function uploadFormOf(config: string): Promise<FormData> {
+  const body = await readFile(join(await build({ config }), FORM));
+  const [boundary = ""] = /(?<=^--)[^\r\n]+/.exec(body.subarray(0, 200).toString("latin1")) ?? [];
+  return new Response(body, { headers: { "content-type": `multipart/form-data; boundary=${boundary}` } }).formData();
+}
+
+async function buildWorker(source: WorkerSource, reading: Promise<Consumer[]>) {
+  const { name, variables, objects, database = "clawcloud", consumes, batchSize, port } = source;
+  const outdir = await build(source);
   return {
     name,
     ...(port === undefined ? {} : { port }),
     options: {
       name,
       compatibilityDate: "2026-10-01",
-      compatibilityFlags: ["nodejs_compat"],
       modules: await modulesOf(outdir),
       modulesRoot: outdir,
       bindings: variables,
       d1Databases: { DB: database },
       queueProducers: { JOBS: "clawcloud-jobs" },
-      queueConsumers: consumes ? consumersOf((await reading).consumers, batchSize) : {},
+      queueConsumers: consumes ? consumersOf(await reading, batchSize) : {},
       durableObjects: Object.fromEntries(
         Object.entries(objects).map(([binding, { className, of }]) => [
           binding,
@@ -202,11 +216,15 @@ async function migrate(database: Database, migrations: readonly string[][]): Pro
 
 const CONSUMER = "src/provisioner/wrangler.toml";
 
-/** The statements of each migration, as wrangler takes them apart, and the queues of the one Worker that consumes any. */
-async function readOnce(): Promise<{ migrations: string[][]; consumers: Consumer[] }> {
+/** The queues of the one Worker that consumes any. */
+async function readConsumers(): Promise<Consumer[]> {
   const file = "read.json";
-  const folder = await builtOnce("read", ["migrations", CONSUMER, "package-lock.json"], async (made) => {
-    await writeFile(join(made, file), await runQuietly([READER, "migrations", CONSUMER]));
-  });
-  return JSON.parse(await readFile(join(folder, file), "utf8"));
+  const folder = await builtOnce(
+    "read",
+    [CONSUMER, "test/world/wrangler-reads.ts", "package-lock.json"],
+    async (made) => {
+      await writeFile(join(made, file), await runQuietly([READER, CONSUMER]));
+    },
+  );
+  return (JSON.parse(await readFile(join(folder, file), "utf8")) as { consumers: Consumer[] }).consumers;
 }
