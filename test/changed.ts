@@ -75,7 +75,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/world/(start|world|http|agent)", tests: e2e("start") },
   { path: "test/world/(http|server)", tests: e2e("connections") },
   { path: "test/world/(facilitator|payer)", tests: e2e("facilitator", "x402") },
-  { path: "test/world/(bare-workers|build-cache|wrangler-reads|shop)", tests: e2e("restart", "import", "flood", "upload") },
+  {
+    path: "test/world/(bare-workers|build-cache|wrangler-reads|shop)",
+    tests: e2e("restart", "import", "flood", "upload"),
+  },
   {
     path: "test/world/(vultr|runpod|vendor-server|ssh-)",
     tests: [...worker("provisioner/vendors/"), ...e2e("main-job")],
@@ -84,6 +87,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     path: "test/world/bad-day",
     tests: [...worker("db/client", "(routes|provisioner)/database-down"), ...e2e("bad-day")],
   },
+  { path: "test/world/silent-port", tests: worker("provisioner/banner") },
   { path: "test/worker/paged", tests: worker("vms/standing") },
   { path: "test/world/pager", tests: worker("log.test.ts") },
   { path: "test/world/(accounts|chain|contracts|rpc-proxy|addresses|ports)", tests: e2e("world-chain", "repository") },

@@ -1,4 +1,5 @@
 // The outside world of the worker tests, as a process of its own: prints where everything is, ends with its parent.
+import { startSilentPort } from "../world/silent-port.ts";
 import { operatorKey, startParts } from "../world/world.ts";
 import { LOCKED_MS, type PartsInfo } from "./parts.ts";
 
@@ -21,6 +22,7 @@ const parts = await startParts({
     bootMs: { starting: 10, running: 30, sshd: 50 },
   },
 });
+const silent = await startSilentPort();
 const info: PartsInfo = {
   chainUrl: parts.chain.url,
   proxyUrl: parts.proxy.url,
@@ -34,6 +36,7 @@ const info: PartsInfo = {
   runpodControlUrl: parts.runpod.controlUrl,
   runpodKey: parts.keys.runpod,
   sshPort: parts.sshPort,
+  silentPort: silent.port,
   operatorKey: operatorKey(parts),
   pagerUrl: parts.pager.url,
   facilitatorUrl: parts.facilitator.url,
@@ -42,5 +45,5 @@ const info: PartsInfo = {
 };
 console.log(JSON.stringify(info));
 // Standard input closes when the parent ends, however it ends.
-process.stdin.on("close", () => void parts.stop().then(() => process.exit(0)));
+process.stdin.on("close", () => void Promise.all([parts.stop(), silent.stop()]).then(() => process.exit(0)));
 process.stdin.resume();

@@ -18,6 +18,8 @@ export type PartsInfo = {
   runpodControlUrl: string;
   runpodKey: string;
   sshPort: number;
+  /** Where no connection is ever made. */
+  silentPort: number;
   operatorKey: string;
   pagerUrl: string;
   facilitatorUrl: string;
