@@ -38,6 +38,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/db/data-keys", tests: worker("credentials/") },
   { path: "src/db/import", tests: e2e("import") },
   { path: "src/provisioner/(candidates|catalog|create|watch|banner|cloud-init)", tests: machines },
+  { path: "src/provisioner/cloud-init", tests: e2e("cloud-init", "repository") },
   {
     path: "src/provisioner/(consume|context|index|jobs|wrangler)",
     tests: worker("provisioner/(queue|create|restore|database-down)"),

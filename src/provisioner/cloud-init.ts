@@ -9,14 +9,19 @@ const SSHD_RULES = [
   "HostKey /etc/ssh/ssh_host_ed25519_key",
 ];
 
-/** #cloud-config user data (JSON is YAML): key-only root login, our host key, a firewall that opens SSH alone. */
+/**
+ * #cloud-config user data (JSON is YAML): key-only root login, our host key, a firewall that opens SSH alone. Vultr's vendor
+ * data asks for an upgrade of all packages, which the mark would wait for: each of its keys that matters is set here (hard case
+ * 50).
+ */
 export function cloudConfig(spec: MachineSpec, sshPort: number): string {
   const rules = sshPort === 22 ? SSHD_RULES : [...SSHD_RULES, `Port ${sshPort}`];
   const config = {
     ssh_pwauth: false,
     disable_root: false,
+    package_update: false,
+    package_upgrade: false,
     ssh_deletekeys: true,
-    ssh_genkeytypes: [],
     ssh_keys: { ed25519_private: spec.hostKey.privateKey, ed25519_public: spec.hostKey.publicKey },
     users: [{ name: "root", ssh_authorized_keys: [spec.publicKey] }],
     write_files: [{ path: "/etc/ssh/sshd_config.d/00-clawcloud.conf", content: `${rules.join("\n")}\n` }],
