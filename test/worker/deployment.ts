@@ -83,21 +83,36 @@ const clientOptions = { chain: chainDefinition, transport, pollingInterval: 20, 
 /** Some transactions are never mined. */
 const SETTLED_MS = 2_000;
 
+/** Until what was sent is mined: the node says that it has a transaction a moment before it mines it. */
+async function settled(): Promise<void> {
+  if (!(await node.getAutomine())) return;
+  const end = Date.now() + SETTLED_MS;
+  while ((await node.getTxpoolStatus()).pending > 0 && Date.now() < end)
+    await new Promise((resolve) => setTimeout(resolve, 2));
+}
+const node = createTestClient({ mode: "anvil", ...clientOptions })
+  .extend(publicActions)
+  .extend(walletActions);
+/** What a test looks at is there once it has been sent. */
+const settledTransport: typeof transport = (options) => {
+  const sent = transport(options);
+  return {
+    ...sent,
+    request: async (body) => {
+      if (LOOKS.has(body.method)) await settled();
+      return sent.request(body);
+    },
+  } as typeof sent;
+};
+const LOOKS = new Set(["eth_call", "eth_getBalance"]);
+
 /** The chain as a customer and as a test reach it. It mines on each transaction; `mine` adds empty blocks. */
 export const chain = {
-  reader: createPublicClient(clientOptions),
+  reader: createPublicClient({ ...clientOptions, transport: settledTransport }),
   wallet: (account: LocalAccount) => createWalletClient({ ...clientOptions, account }),
-  node: createTestClient({ mode: "anvil", ...clientOptions })
-    .extend(publicActions)
-    .extend(walletActions),
-  mine: (blocks = 1) => chain.node.mine({ blocks }),
-  /** Until what was sent is mined: the node says that it has a transaction a moment before it mines it. */
-  settled: async () => {
-    if (!(await chain.node.getAutomine())) return;
-    const end = Date.now() + SETTLED_MS;
-    while ((await chain.node.getTxpoolStatus()).pending > 0 && Date.now() < end)
-      await new Promise((resolve) => setTimeout(resolve, 2));
-  },
+  node,
+  mine: (blocks = 1) => node.mine({ blocks }),
+  settled,
   /** Takes the newest blocks away; what was in them waits again. */
   rollback: async (blocks: number) => {
     await chain.settled();

@@ -98,7 +98,8 @@ test("machines that two nodes don't agree about keep no other from its end, and 
   await buyMany(101, 0);
   await pretendToRun();
   await passTime(DAY + 60);
-  const [last] = await world.rows("SELECT MAX(token_id) AS id FROM vms");
+  // No multiple of a word's length, which is where parts of any call begin.
+  const [last] = await world.rows("SELECT MAX(token_id) AS id FROM vms WHERE token_id % 32 <> 0");
   const includes = Number(last?.["id"]).toString(16).padStart(64, "0");
   await addRpcFaults({ kind: "refuse", method: "eth_call", includes, message: "out of order" });
   await world.sweep();

@@ -108,10 +108,8 @@ export const mined = async (sent: Promise<Hex>) => chain.reader.waitForTransacti
 export const sold = (): Promise<bigint> => chain.reader.readContract({ ...claw, functionName: "nextTokenId" });
 export const ownerOf = (tokenId: unknown): Promise<Hex> =>
   chain.reader.readContract({ ...claw, functionName: "ownerOf", args: [BigInt(tokenId as number)] });
-export const usdcOf = async (account: Hex): Promise<bigint> => {
-  await chain.settled();
-  return chain.reader.readContract({ ...coin, functionName: "balanceOf", args: [account] });
-};
+export const usdcOf = (account: Hex): Promise<bigint> =>
+  chain.reader.readContract({ ...coin, functionName: "balanceOf", args: [account] });
 export const give = (from: LocalAccount, to: Hex, amount: bigint) =>
   mined(chain.wallet(from).writeContract({ ...coin, functionName: "transfer", args: [to, amount] }));
 /** The coin's own list: it takes nothing for such an account, nor from it. */
