@@ -243,6 +243,7 @@ async function tryCandidate(
     createSentAt: now(),
     startedAt: now(),
     instanceId: null,
+    seenAt: null,
     bootDeadlineAt: null,
     endedAt: null,
     outcome: null,

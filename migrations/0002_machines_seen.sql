@@ -1,0 +1,1 @@
+ALTER TABLE `attempts` ADD `seen_at` integer;
