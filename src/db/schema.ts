@@ -134,8 +134,6 @@ export const attempts = sqliteTable(
     /** Written before the request leaves: from here on a machine may exist. */
     createSentAt: integer("create_sent_at").notNull(),
     instanceId: text("instance_id"),
-    /** When the vendor first showed its machine: before that, not to know it proves nothing (hard case 49). */
-    seenAt: integer("seen_at"),
     bootDeadlineAt: integer("boot_deadline_at"),
     startedAt: integer("started_at").notNull(),
     endedAt: integer("ended_at"),

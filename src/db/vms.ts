@@ -246,9 +246,6 @@ export async function closeAttempt(
   return vm.generation + 1;
 }
 
-export const markSeen = (db: Database, attempt: Attempt, now: number) =>
-  db.update(attempts).set({ seenAt: now }).where(isAttempt(attempt, attempt.number));
-
 /** The vendor knows the machine no more. */
 export const markGone = (db: Database, attempt: Attempt, now: number) =>
   db.batch([

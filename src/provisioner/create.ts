@@ -243,7 +243,6 @@ async function tryCandidate(
     createSentAt: now(),
     startedAt: now(),
     instanceId: null,
-    seenAt: null,
     bootDeadlineAt: null,
     endedAt: null,
     outcome: null,

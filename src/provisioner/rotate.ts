@@ -100,8 +100,6 @@ async function nextAttempt(
     keyId: dataKeyId(DATA_PUBLIC_KEY),
     startedAt: context.now(),
     instanceId,
-    // It ran.
-    seenAt: context.now(),
     bootDeadlineAt: null,
     endedAt: null,
     outcome: null,

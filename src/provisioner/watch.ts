@@ -70,26 +70,18 @@ const isQuietOver = ({ config }: Context, attempt: store.Attempt, readAt: number
 /** Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). */
 export async function boot(context: Context, vm: store.TimedVm): Promise<Next> {
   const { config, now } = context;
-  const attempts = await store.loadAttempts(context.db, vm.incarnation);
-  const attempt = attempts.find((one) => one.number === vm.attempt);
+  const attempt = await currentAttempt(context, vm);
   const { instanceId } = vm;
-  if (attempt === undefined || instanceId === null) {
+  if (attempt === null || instanceId === null) {
     return goOn(await store.moveVm(context.db, vm, { step: "create", wakeAt: now() + STALL_MS }));
   }
-  const wasSeen = attempt.seenAt !== null;
   if (now() > (attempt.bootDeadlineAt ?? 0) || (await isTooLate(context, vm))) {
-    if (!wasSeen) tellHidden(attempts, attempt);
-    const why = wasSeen ? "the machine did not answer SSH in time" : "the vendor did not show the machine in time";
-    return abandon(context, vm, attempt, "boot_timeout", why);
+    return abandon(context, vm, attempt, "boot_timeout", "the machine did not answer SSH in time");
   }
   const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { instanceId });
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
   const [listed] = answer.snapshot.machines;
   const machine = listed ?? (await lookUp(context, attempt, instanceId));
-  if (machine !== null && machine !== "vanished" && !wasSeen) {
-    await store.markSeen(context.db, attempt, now());
-    allClear("machines_not_shown", attempt.provider);
-  }
   if (machine === "vanished") return abandon(context, vm, attempt, "died", "the vendor knows it no more");
   if (machine?.state === "dead") return abandon(context, vm, attempt, "died", "the vendor says that it stopped");
   if (machine?.state === "up" && machine.host !== null && machine.port !== null) {
@@ -231,17 +223,7 @@ async function abandon(
   return goOn(await store.closeAttempt(context.db, vm, attempt.number, end, move));
 }
 
-/** One machine that its vendor never shows may be its own fault; two in a row of a purchase are the vendor's, or our key's. */
-function tellHidden(attempts: readonly store.Attempt[], { number, provider, label }: store.Attempt): void {
-  const before = attempts.find((one) => one.number === number - 1);
-  const isSecond = before?.provider === provider && before.instanceId !== null && before.seenAt === null;
-  log(isSecond ? "page" : "warn", "machines_not_shown", { about: provider, label });
-}
-
-/**
- * A machine that the list does not show (yet): asked for by its id. A vendor may hide a new one for a minute, so that only what
- * was seen can vanish (hard case 49).
- */
+/** A machine that the list does not show (yet): asked for by its id. */
 async function lookUp(
   context: Context,
   attempt: store.Attempt,
@@ -250,7 +232,7 @@ async function lookUp(
   try {
     const machine = await ask(context, attempt.provider, (vendor) => vendor.get(instanceId));
     const young = context.now() < attempt.createSentAt + context.config.LISTING_LAG_MS;
-    return machine ?? (young || attempt.seenAt === null ? null : "vanished");
+    return machine ?? (young ? null : "vanished");
   } catch (error) {
     if (error instanceof VendorError) return null;
     throw error;
