@@ -1,4 +1,5 @@
-// How a test run ends: counts, a table of areas, what was slow, and the failures last, each with its whole story.
+// How a test run ends: counts, a table of areas, what was slow, what passed at a second try, and the failures last, each with
+// its whole story.
 import { dirname } from "node:path";
 import { DefaultReporter, type TestCase, type TestModule } from "vitest/node";
 
@@ -10,6 +11,7 @@ export class AreaReporter extends DefaultReporter {
     const modules = this.ctx.state.getTestModules();
     this.#printAreas(modules);
     this.#printSlowest(modules);
+    this.#printSecondTries(modules);
     this.#nameWhatDidNotRun();
     // The default order is failures first: they scroll away.
     super.reportSummary(files, errors);
@@ -63,11 +65,25 @@ export class AreaReporter extends DefaultReporter {
     print(`the ${SLOWEST} slowest tests`, testRows);
   }
 
+  /** CI tries a failed test once more, so that one defect of a test doesn't hold up the rest: it is one all the same. */
+  #printSecondTries(modules: readonly TestModule[]): void {
+    const flaky = modules.flatMap((one) => [...one.children.allTests("passed")]).filter((test) => isFlaky(test));
+    if (flaky.length === 0) return;
+    this.log("  Failed first, and passed when tried again:");
+    for (const test of flaky) {
+      const [why] = test.result().errors ?? [];
+      this.log(`  ${test.module.relativeModuleId}: ${test.fullName}\n    ${why?.message ?? "without an error"}`);
+    }
+    this.log();
+  }
+
   #nameWhatDidNotRun(): void {
     if (this.ctx.projects.some(({ name }) => name === "long")) return;
     this.log("  Not in this run: npm run test:long, which a release needs.\n");
   }
 }
+
+const isFlaky = (test: TestCase): boolean => test.diagnostic()?.flaky === true;
 
 /** Set-up of the file included. */
 function durationOf(module: TestModule): number {

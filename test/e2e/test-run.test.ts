@@ -26,6 +26,10 @@ export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: 
       join(root, "broken/b.check.mjs"),
       'test("does not hold", () => { throw new Error("the cause", { cause: new Error("the cause of the cause") }); });',
     );
+    writeFileSync(
+      join(root, "fine/d.check.mjs"),
+      'let tries = 0; test("holds at last", { retry: 1 }, () => { if (++tries < 2) throw new Error("not yet"); });',
+    );
     const env = { ...process.env, NO_COLOR: "1", FORCE_COLOR: undefined, VITEST: undefined };
     const { code, text } = await new Promise<{ code: unknown; text: string }>((resolve) => {
       execFile(process.execPath, [VITEST, "run", "--root", root], { env }, (error, stdout, stderr) =>
@@ -35,10 +39,11 @@ export default { test: { globals: true, include: ["**/*.check.mjs"], reporters: 
     expect(code, text).toBe(1);
     expect(text).toMatch(/^ +1 +1 +1 +0 +\d+\.\d {2}broken$/m);
     expect(text).toMatch(/^ +1 +0 +1 +0 +\d+\.\d {2}absent$/m);
-    expect(text).toMatch(/^ +1 +2 +0 +1 +\d+\.\d {2}fine$/m);
+    expect(text).toMatch(/^ +2 +3 +0 +1 +\d+\.\d {2}fine$/m);
     const order = [
       "the 10 slowest files",
       "the 10 slowest tests",
+      "fine/d.check.mjs: holds at last\n    not yet",
       "Not in this run: npm run test:long",
       "FAIL",
       "Error: the cause\n",
