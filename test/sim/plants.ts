@@ -1,4 +1,4 @@
-// Bugs as somebody in a hurry would write them, each one a decision of this product taken away. The first seven are what
+// Bugs as somebody in a hurry would write them, each one a decision of this product taken away. The first three are what
 // `npm test` holds the checker to; `npm run sim -- --plant <bug>` takes any.
 import type { Kind } from "./faults.ts";
 

@@ -30,11 +30,14 @@ async function buyFor(paid: Paid, tier = 0) {
 }
 const transferOf = (paid: Paid, { tokenId, purchase }: { tokenId: number; purchase: string }) =>
   ({ kind: "transfer", id: `transfer/${nameOf(paid)}/${tokenId}`, to: paid.from, tokenId, purchase, paid }) as const;
+async function handOver(paid: Paid, token: { tokenId: number; purchase: string }): Promise<void> {
+  const sent = await world.wallet.order(transferOf(paid, token));
+  expect(sent, JSON.stringify(sent)).toMatchObject({ state: "sent" });
+}
 /** A token that the wallet has bought for a payment, and handed over. */
 async function sell(paid: Paid, tier = 0) {
   const token = await buyFor(paid, tier);
-  const sent = await world.wallet.order(transferOf(paid, token));
-  expect(sent, JSON.stringify(sent)).toMatchObject({ state: "sent" });
+  await handOver(paid, token);
   await chain.mine(4);
   await runDurableObjectAlarm(world.wallet);
   return token;
@@ -109,8 +112,7 @@ test("two tokens don't leave for one payment, the second while the first is on i
   const [paid, other] = [await paidUs(thief, 500_000n), await paidUs(honest, 500_000n)];
   const [token, another] = [await buyFor(paid), await buyFor(other)];
   await chain.node.setAutomine(false);
-  const sent = await world.wallet.order(transferOf(paid, token));
-  expect(sent, JSON.stringify(sent)).toMatchObject({ state: "sent" });
+  await handOver(paid, token);
   expect(await world.wallet.order(transferOf(paid, another))).toEqual({ state: "waiting", why: "unproven" });
   await chain.node.setAutomine(true);
   await chain.mine(1);
