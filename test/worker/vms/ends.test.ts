@@ -95,12 +95,16 @@ test("five hundred machines that end in the same minute end within one sweep (ha
 }, 300_000);
 
 test("machines that two nodes don't agree about keep no other from its end, and end once they do (hard case 39)", async () => {
+  const lastToken = async () => Number((await world.rows("SELECT MAX(token_id) AS id FROM vms"))[0]?.["id"]);
+  // The last number is odd, so that no offset in a call, each a multiple of 32, contains its digits.
+  await buyMany(1, 0);
+  if ((await lastToken()) % 2 === 1) await buyMany(1, 0);
+  world = await deploy();
   await buyMany(101, 0);
   await pretendToRun();
   await passTime(DAY + 60);
   // The last one is asked for by itself.
-  const [last] = await world.rows("SELECT MAX(token_id) AS id FROM vms");
-  const includes = Number(last?.["id"]).toString(16).padStart(64, "0");
+  const includes = (await lastToken()).toString(16).padStart(64, "0");
   await addRpcFaults({ kind: "refuse", method: "eth_call", includes, message: "out of order" });
   await world.sweep();
   expect(await statuses()).toEqual([
