@@ -23,7 +23,7 @@ const MAX_RETRY_SECONDS = 60;
 const PUT_OFF_SECONDS = 10;
 const DEAD_LETTER_WAIT_MS = 60_000;
 
-const STEPS: Record<Step, (context: Context, vm: TimedVm) => Promise<Next>> = {
+const STEPS: Record<Step, (context: Context, vm: TimedVm, wasSeen: boolean) => Promise<Next>> = {
   create,
   find,
   boot,
@@ -44,11 +44,12 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
     if (vm === null || vm.generation !== generation) return;
     const next =
       count < MAX_STEPS_PER_MESSAGE && hasRoom()
-        ? await runStep(context, vm)
+        ? await runStep(context, vm, job.seen === true)
         : { kind: "send" as const, generation, afterSeconds: 0 };
     if (next.kind === "done") return;
     if (next.kind === "send") {
-      const body = { ...job, generation: next.generation };
+      const { kind, incarnation } = job;
+      const body: Job = { kind, incarnation, generation: next.generation, ...(next.seen ? { seen: next.seen } : {}) };
       await context.config.JOBS.send(body, { delaySeconds: next.afterSeconds });
       return;
     }
@@ -57,10 +58,10 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
 }
 
 /** Runs one step, with its one wide event: what only waits is for debugging. */
-const runStep = (context: Context, vm: TimedVm): Promise<Next> =>
+const runStep = (context: Context, vm: TimedVm, wasSeen: boolean): Promise<Next> =>
   withLogScope({ tokenId: vm.tokenId, step: vm.step }, async () => {
     const began = context.now();
-    const next = await takeStep(context, vm);
+    const next = await takeStep(context, vm, wasSeen);
     const waits = next.kind === "send" && next.generation === vm.generation;
     log(waits ? "debug" : "info", "step", {
       status: vm.status,
@@ -73,9 +74,9 @@ const runStep = (context: Context, vm: TimedVm): Promise<Next> =>
     return next;
   });
 
-async function takeStep(context: Context, vm: TimedVm): Promise<Next> {
+async function takeStep(context: Context, vm: TimedVm, wasSeen: boolean): Promise<Next> {
   try {
-    return await STEPS[vm.step](context, vm);
+    return await STEPS[vm.step](context, vm, wasSeen);
   } catch (error) {
     if (!(error instanceof GiveUp)) throw error;
     if (error.code === "token_not_valid" && vm.runningAt !== null) return endServed(context, vm);

@@ -24,7 +24,7 @@ export type Context = {
 
 /** How a step ended: a message after a while, the next step at once, or nothing left to do. */
 export type Next =
-  | { kind: "send"; generation: number; afterSeconds: number }
+  | { kind: "send"; generation: number; afterSeconds: number; seen?: true }
   | { kind: "continue"; generation: number }
   | { kind: "done" };
 

@@ -3,7 +3,8 @@
  * A message whose generation is not the row's any more is dropped.
  */
 export type Job =
-  | { kind: "advance"; incarnation: string; generation: number }
+  /** `seen`: the vendor has shown the machine that boots. A message without it proves nothing (hard case 49). */
+  | { kind: "advance"; incarnation: string; generation: number; seen?: true }
   | { kind: "refund"; incarnation: string; of: "failed" | "late" }
   | { kind: "payment"; payment: string; generation: number }
   | { kind: "catalog" }

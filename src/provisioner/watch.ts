@@ -17,6 +17,7 @@ import { type Machine, type Vendor, VendorError } from "./vendors/vendor.ts";
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
 const SCRUB_WAIT_SECONDS = 60;
+const NOT_SHOWN = "not_shown";
 /** Less than this is not worth a transaction. */
 const SHORT_SECONDS = 60;
 const LOST = "no answer, and no list showed a machine";
@@ -67,22 +68,29 @@ async function findMachine(
 const isQuietOver = ({ config }: Context, attempt: store.Attempt, readAt: number): boolean =>
   readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;
 
-/** Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). */
-export async function boot(context: Context, vm: store.TimedVm): Promise<Next> {
+/**
+ * Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). `wasSeen`: an earlier poll was
+ * shown the machine.
+ */
+export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean): Promise<Next> {
   const { config, now } = context;
-  const attempt = await currentAttempt(context, vm);
+  const attempts = await store.loadAttempts(context.db, vm.incarnation);
+  const attempt = attempts.find((one) => one.number === vm.attempt);
   const { instanceId } = vm;
-  if (attempt === null || instanceId === null) {
+  if (attempt === undefined || instanceId === null) {
     return goOn(await store.moveVm(context.db, vm, { step: "create", wakeAt: now() + STALL_MS }));
   }
   if (now() > (attempt.bootDeadlineAt ?? 0) || (await isTooLate(context, vm))) {
-    return abandon(context, vm, attempt, "boot_timeout", "the machine did not answer SSH in time");
+    if (wasSeen) return abandon(context, vm, attempt, "boot_timeout", "the machine did not answer SSH in time");
+    tellHidden(attempts, attempt);
+    return abandon(context, vm, attempt, NOT_SHOWN, "the vendor did not show the machine in time");
   }
   const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { instanceId });
   if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
   const [listed] = answer.snapshot.machines;
-  const machine = listed ?? (await lookUp(context, attempt, instanceId));
+  const machine = listed ?? (await lookUp(context, attempt, instanceId, wasSeen));
   if (machine === "vanished") return abandon(context, vm, attempt, "died", "the vendor knows it no more");
+  if (machine !== null && !wasSeen) allClear("machines_not_shown", attempt.provider);
   if (machine?.state === "dead") return abandon(context, vm, attempt, "died", "the vendor says that it stopped");
   if (machine?.state === "up" && machine.host !== null && machine.port !== null) {
     const banner = await readBanner(machine.host, machine.port, BANNER_TIMEOUT_MS);
@@ -97,7 +105,8 @@ export async function boot(context: Context, vm: store.TimedVm): Promise<Next> {
       return scrubAt === null ? DONE : goOn(generation);
     }
   }
-  return sendAfter(vm.generation, config.POLL_SECONDS);
+  const poll = { kind: "send", generation: vm.generation, afterSeconds: config.POLL_SECONDS } as const;
+  return wasSeen || machine !== null ? { ...poll, seen: true } : poll;
 }
 
 /** The vendor has no more use for the host key of a machine that runs (hard case 15); it is asked until it lets it go. */
@@ -223,16 +232,27 @@ async function abandon(
   return goOn(await store.closeAttempt(context.db, vm, attempt.number, end, move));
 }
 
-/** A machine that the list does not show (yet): asked for by its id. */
+/** One machine that its vendor never shows may be a fault of its own. Two in a row of a purchase are the vendor's, or our key's. */
+function tellHidden(attempts: readonly store.Attempt[], { number, provider, label }: store.Attempt): void {
+  const before = attempts.find((one) => one.number === number - 1);
+  const isSecond = before?.provider === provider && before.outcome === NOT_SHOWN;
+  log(isSecond ? "page" : "warn", "machines_not_shown", { about: provider, label });
+}
+
+/**
+ * A machine that the list does not show is asked for by its id. A vendor may hide a new machine for a minute, so that only one
+ * that was seen can vanish (hard case 49).
+ */
 async function lookUp(
   context: Context,
   attempt: store.Attempt,
   instanceId: string,
+  wasSeen: boolean,
 ): Promise<Machine | "vanished" | null> {
   try {
     const machine = await ask(context, attempt.provider, (vendor) => vendor.get(instanceId));
     const young = context.now() < attempt.createSentAt + context.config.LISTING_LAG_MS;
-    return machine ?? (young ? null : "vanished");
+    return machine ?? (young || !wasSeen ? null : "vanished");
   } catch (error) {
     if (error instanceof VendorError) return null;
     throw error;

@@ -18,6 +18,7 @@ import {
   PATIENCE_MS,
   signPurchase,
 } from "../deployment.ts";
+import { takePages } from "../paged.ts";
 
 const outcomes = async (world: Deployment) =>
   (await world.rows("SELECT region, outcome FROM attempts ORDER BY number")).map(
@@ -167,6 +168,52 @@ test("a machine that turns up after its attempt was given up is ended by the nex
   await reap(world.context);
   const left = await world.machines("vultr");
   expect(left.map((machine) => machine.label)).toEqual([expect.stringMatching(/-2$/)]);
+});
+
+/** The vendor shows no machine, neither in its list nor by its id. */
+async function hideMachines(): Promise<void> {
+  await addFault("vultr", { call: "list", kind: "lagging_list", ms: 600_000 });
+  await addFault("vultr", {
+    call: "get",
+    kind: "answer",
+    status: 404,
+    body: { error: "Invalid instance.", status: 404 },
+  });
+}
+
+test("a machine that its vendor does not show for a while is waited for: eight were bought in eight regions within four minutes (hard case 49)", async () => {
+  const world = await deploy();
+  await hideMachines();
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  // Longer than a list may lag.
+  await world.drainToBoot(tokenId, 40);
+  expect(await world.machines("vultr")).toHaveLength(1);
+  await clearFaults();
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 1 });
+  expect(await world.machines("vultr")).toHaveLength(1);
+});
+
+test("two machines in a row that their vendor never shows call a person, until it shows one (hard case 49)", async () => {
+  const world = await deploy();
+  await hideMachines();
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  const giveUp = async (number: number) => {
+    await world.drainToBoot(tokenId);
+    await takePages();
+    await world.sql.prepare("UPDATE attempts SET boot_deadline_at = 1 WHERE number = ?").bind(number).run();
+    await world.drain(async () => (await world.vm(tokenId))?.["attempt"] === number + 1);
+    return (await takePages()).pages;
+  };
+  expect(await giveUp(1)).toEqual([]);
+  expect(await giveUp(2)).toEqual(["machines_not_shown vultr"]);
+  await clearFaults();
+  await world.drain();
+  expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 3 });
+  expect((await takePages()).cleared).toContain("machines_not_shown vultr");
+  expect(await world.machines("vultr")).toHaveLength(1);
 });
 
 test("two consumers with the same message order one machine", async () => {

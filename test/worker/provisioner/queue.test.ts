@@ -40,7 +40,7 @@ test("a poll writes nothing, takes no lease, and is a new delayed message, not a
   expect(bill.rowsWritten).toBe(0);
   expect(await world.vm(tokenId)).toEqual(before);
   expect(result).toEqual({ acks: 1, retries: [] });
-  expect(world.sent).toEqual([{ body: job, delaySeconds: 1 }]);
+  expect(world.sent).toEqual([{ body: { ...job, seen: true }, delaySeconds: 1 }]);
 });
 
 test("a message of another generation than the row's is acknowledged and dropped (hard case 11)", async () => {
