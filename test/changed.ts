@@ -86,7 +86,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   {
     path: "test/world/bad-day",
-    tests: [...worker("db/client", "(routes|provisioner)/database-down"), ...e2e("bad-day")],
+    tests: [...worker("db/client", "(routes|provisioner)/database-down")],
   },
   { path: "test/world/silent-port", tests: worker("provisioner/banner") },
   { path: "test/worker/paged", tests: worker("vms/standing") },

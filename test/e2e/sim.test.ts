@@ -1,14 +1,14 @@
-// The seeded simulator: a hundred worlds in which everything may go wrong, and proof that its checks find what they are
+// The seeded simulator: fifty worlds in which everything may go wrong, and proof that its checks find what they are
 // there for. test/long plays some thousand and every bug; `npm run sim` as many as one has time for.
 import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { FAILED_SEEDS } from "../sim/failed-seeds.ts";
-import { PLANT_NAMES, PLANTS } from "../sim/plants.ts";
+import { PLANTS } from "../sim/plants.ts";
 import { hunt, sim } from "../sim/spawn.ts";
 
-test("a hundred worlds: every rule holds in all of them", async () => {
-  const { code, output } = await sim("--seed", "1", "--runs", "100");
-  expect(output).toContain("100 runs");
+test("fifty worlds: every rule holds in all of them", async () => {
+  const { code, output } = await sim("--seed", "1", "--runs", "50");
+  expect(output).toContain("50 runs");
   expect(code).toBe(0);
 });
 
@@ -66,12 +66,9 @@ test("every bug that can be planted finds its place: one had lost it when the li
   }
 });
 
-test.each(PLANT_NAMES.slice(0, 3).map((plant, i) => ({ plant, shrinks: i === 0 })))(
-  "the bug $plant is found within a thousand seeds",
-  async ({ plant, shrinks }) => {
-    const { code, output, seed } = await hunt(plant, 1_000, ...(shrinks ? [] : ["--no-shrink"]));
-    expect(seed, output).toBeLessThanOrEqual(1_000);
-    expect(output.includes("The shortest history that breaks the same rule:")).toBe(shrinks);
-    expect(code).toBe(1);
-  },
-);
+test("a planted bug is found within a thousand seeds", async () => {
+  const { code, output, seed } = await hunt("retry_a_create_blindly", 1_000);
+  expect(seed, output).toBeLessThanOrEqual(1_000);
+  expect(output).toContain("The shortest history that breaks the same rule:");
+  expect(code).toBe(1);
+});

@@ -1,6 +1,7 @@
-// Larger runs of `npm run chaos` than the one that `npm test` plays.
-import { test } from "vitest";
-import { playChaos } from "../e2e/chaos-run.ts";
+// Larger runs of `npm run chaos` than the one that `npm test` plays, and one that is interrupted.
+import { expect, test } from "vitest";
+import { playChaos, startChaos } from "../e2e/chaos-run.ts";
+import { processesOf, untilGone } from "../e2e/child.ts";
 
 const MINUTE = 60_000;
 
@@ -20,3 +21,14 @@ test(
   },
   30 * MINUTE,
 );
+
+test("an interrupt in the middle leaves no process behind", async (context) => {
+  const run = startChaos(context, { purchases: 2, seconds: 60 });
+  await run.says(/begins to blow/);
+  const family = processesOf(run.pid);
+  // anvil, the Workers' own process and workerd below it.
+  expect(family.length).toBeGreaterThan(2);
+  run.kill("SIGINT");
+  expect(await run.ended).toBe(130);
+  await untilGone(family);
+});

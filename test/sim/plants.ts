@@ -1,5 +1,5 @@
-// Bugs as somebody in a hurry would write them, each one a decision of this product taken away. The first three are what
-// `npm test` holds the checker to; `npm run sim -- --plant <bug>` takes any.
+// Bugs as somebody in a hurry would write them, each one a decision of this product taken away: `npm run test:long`
+// finds them all, and `npm run sim -- --plant <bug>` takes any.
 import type { Kind } from "./faults.ts";
 
 type Edit = { file: string; from: string; to: string };
