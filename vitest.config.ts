@@ -75,6 +75,7 @@ export default defineConfig({
         test: {
           name: "worker",
           include: ["test/worker/**/*.test.ts"],
+          setupFiles: ["test/worker/source-maps.ts"],
           isolate: false,
           retry,
           // The longest takes twenty seconds on quiet cores: a busy machine is no failure.

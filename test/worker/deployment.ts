@@ -77,7 +77,8 @@ const chainDefinition = defineChain({
   nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
   rpcUrls: { default: { http: [parts.chainUrl] } },
 });
-const transport = http(parts.chainUrl, { retryCount: 0 });
+// On a busy machine a few hundred blocks take anvil more than the ten seconds that a client waits by default.
+const transport = http(parts.chainUrl, { retryCount: 0, timeout: 60_000 });
 const clientOptions = { chain: chainDefinition, transport, pollingInterval: 20, cacheTime: 0 };
 
 /** Some transactions are never mined. */

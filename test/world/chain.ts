@@ -89,7 +89,8 @@ export async function startChain(options: ChainOptions = {}) {
     nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
     rpcUrls: { default: { http: [url] } },
   });
-  const transport = http(url, { retryCount: 0 });
+  // On a busy machine a few hundred blocks take anvil more than the ten seconds that a client waits by default.
+  const transport = http(url, { retryCount: 0, timeout: 60_000 });
   const deployer = developmentAccount(9);
   const agents = Array.from({ length: AGENT_COUNT }, (_, index) => developmentAccount(index));
   const operator = developmentAccount(8);
