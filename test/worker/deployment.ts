@@ -43,6 +43,7 @@ import { Weather, weatheredDatabase } from "../world/bad-day.ts";
 import type { FacilitatorFault } from "../world/facilitator.ts";
 import type { LogRequest, RpcFault } from "../world/rpc-proxy.ts";
 import type { Fault } from "../world/vendor-server.ts";
+import { asInvocation, limitStatements } from "./meter.ts";
 import type { PartsInfo } from "./parts.ts";
 
 type TestBindings = {
@@ -55,6 +56,7 @@ type TestBindings = {
   PARTS: PartsInfo;
 };
 const bindings = env as unknown as TestBindings;
+limitStatements(bindings.DB);
 /** The chain and the vendors of this workerd. */
 export const parts = bindings.PARTS;
 /** How long a test waits for what comes by itself: a busy machine is slow. */
@@ -266,10 +268,12 @@ export async function deploy(
     app,
     /** A request as Cloudflare passes it on. */
     request: (path: string, init: RequestInit = {}) =>
-      deployment.app.request(`https://api.example${path}`, {
-        ...init,
-        headers: { "cf-connecting-ip": "203.0.113.7", ...(init.headers as Record<string, string> | undefined) },
-      }),
+      asInvocation(() =>
+        deployment.app.request(`https://api.example${path}`, {
+          ...init,
+          headers: { "cf-connecting-ip": "203.0.113.7", ...(init.headers as Record<string, string> | undefined) },
+        }),
+      ),
     bootstrapKey,
     /** Makes the first operator's key. */
     operatorKey: async (name = "test"): Promise<string> => {
@@ -298,7 +302,7 @@ export async function deploy(
       await chain.settled();
       const outcomes: string[] = [];
       for (let pass = 0; pass < 50; pass++) {
-        const result = await scanPass(await scanContext());
+        const result = await asInvocation(async () => scanPass(await scanContext()));
         outcomes.push(result.outcome);
         await enqueue(edge.JOBS, result.queued);
         if (result.caughtUp) return outcomes;
@@ -306,9 +310,9 @@ export async function deploy(
       throw new Error(`the scan does not catch up: ${outcomes.join(", ")}`);
     },
     /** One message, as the consumer takes it. */
-    step: (job: Job & { kind: "advance" }) => advance(context, job),
-    follow: (job: { payment: string; generation: number }) => followPayment(context, job),
-    sweep: async (now = Date.now()) => sweep(await scanContext(now)),
+    step: (job: Job & { kind: "advance" }) => asInvocation(() => advance(context, job)),
+    follow: (job: { payment: string; generation: number }) => asInvocation(() => followPayment(context, job)),
+    sweep: (now = Date.now()) => asInvocation(async () => sweep(await scanContext(now))),
     /** Runs queued jobs, delays cut short, until the queue is empty or `until` holds. */
     drain: async (until: () => Promise<boolean> = async () => false, timeoutMs = 45_000) => {
       const end = Date.now() + timeoutMs;
@@ -321,11 +325,12 @@ export async function deploy(
       }
     },
     /** One job, once. */
-    run: async (job: Job): Promise<void> => {
-      if (job.kind === "advance") await advance(context, job);
-      if (job.kind === "payment") await followPayment(context, job);
-      if (job.kind === "refund") await refund(context, { incarnation: job.incarnation, kind: job.of });
-    },
+    run: (job: Job): Promise<void> =>
+      asInvocation(async () => {
+        if (job.kind === "advance") await advance(context, job);
+        if (job.kind === "payment") await followPayment(context, job);
+        if (job.kind === "refund") await refund(context, { incarnation: job.incarnation, kind: job.of });
+      }),
     /** Until a token's machine is ordered and was looked for so often. */
     drainToBoot: async (tokenId: number, looks = 1) => {
       let seen = 0;
