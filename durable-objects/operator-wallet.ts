@@ -30,6 +30,7 @@ import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
 import { inItsOwnWords } from "../src/errors.ts";
 import { allClear, errorFields, levelOfFault, log, sendLogs } from "../src/log.ts";
+import { Connections } from "../src/outbound.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 import { limitOf, type Refusal } from "./wallet-limits.ts";
@@ -58,7 +59,7 @@ type Prepared = {
 };
 
 const ADVANCE_MS = 15_000;
-/** Rows whose receipts are asked for together: of more, calls would wait for each other beyond their time limit. */
+/** Rows whose receipts are asked for together: behind more, orders that come meanwhile would wait for a connection. */
 const RECEIPTS_AT_ONCE = 4;
 const STUCK_MS = 60_000;
 const HOUR_MS = 3_600_000;
@@ -72,6 +73,7 @@ const FILL_GAS = 30_000n;
 const MAX_REFUSED_FEES = 3;
 export class OperatorWallet extends DurableObject<object> {
   readonly #ledger: WalletLedger;
+  readonly #connections = new Connections();
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(state: DurableObjectState, env: object) {
@@ -80,7 +82,11 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /** Gives an order, or says how the order of that id stands. */
-  async order(order: WalletOrder): Promise<OrderState> {
+  order(order: WalletOrder): Promise<OrderState> {
+    return this.#connections.run(() => this.#order(order));
+  }
+
+  async #order(order: WalletOrder): Promise<OrderState> {
     const known = this.#ledger.row(order.id);
     if (known !== undefined && !isTriedAgain(known, order)) return this.#stateOf(known, order);
     const prepared = await inItsOwnWords(this.#prepare(order));
@@ -96,14 +102,14 @@ export class OperatorWallet extends DurableObject<object> {
 
   /** Whether an order would fail on chain; null where nothing is known to be in its way. Nothing is asked about what it is for. */
   async simulate(order: WalletOrder): Promise<Refusal | null> {
-    const gas = await this.#estimate(this.#rowsOf(order, ""));
+    const gas = await this.#connections.run(() => this.#estimate(this.#rowsOf(order, "")));
     return gas === null ? "would_fail" : null;
   }
 
   override async alarm(): Promise<void> {
     const { LOG_BOOK } = provisionerConfig(this.env);
     try {
-      await this.#advance();
+      await this.#connections.run(() => this.#advance());
     } catch (error) {
       log("error", "operator_wallet_failed", errorFields(error));
     }

@@ -9,6 +9,7 @@ import { DurableObject } from "cloudflare:workers";
 import { familyOfLabel } from "../src/chain/incarnation.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
+import { Connections } from "../src/outbound.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Supplies, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";
@@ -51,6 +52,7 @@ const TROUBLE_MS: Record<TroubleKind, number> = { no_stock: 60_000, no_boot: 600
 const MAX_TROUBLE_MS = 3_600_000;
 
 export class VendorGate extends DurableObject<object> {
+  readonly #connections = new Connections();
   #snapshot: Snapshot | undefined;
   #index: (ReturnType<typeof indexOf> & { snapshot: Snapshot }) | undefined;
   #reading: Promise<Snapshot> | undefined;
@@ -155,7 +157,7 @@ export class VendorGate extends DurableObject<object> {
   async #isUnknown(now: number, instanceId: string): Promise<boolean> {
     if (this.take(now).waitSeconds > 0) return false;
     try {
-      return (await this.#reported(now, this.#vendor().get(instanceId))) === null;
+      return (await this.#reported(now, (vendor) => vendor.get(instanceId))) === null;
     } catch (error) {
       this.#tell("vendor_get_failed", errorFields(error));
       return false;
@@ -217,7 +219,7 @@ export class VendorGate extends DurableObject<object> {
     if (this.#reading === undefined) {
       const { waitSeconds } = this.take(now);
       if (waitSeconds > 0) return notNow(waitSeconds);
-      this.#reading = this.#reported(now, this.#vendor().list())
+      this.#reading = this.#reported(now, (vendor) => vendor.list())
         .then((machines) => ({ machines, readAt: now }))
         .finally(() => {
           this.#reading = undefined;
@@ -245,7 +247,7 @@ export class VendorGate extends DurableObject<object> {
       const vendor = this.#vendor();
       const waitSeconds = vendor.prepareCalls === 0 ? 0 : this.take(now, vendor.prepareCalls).waitSeconds;
       if (waitSeconds > 0) return notNow(waitSeconds);
-      this.#preparing = this.#reported(now, vendor.prepare()).finally(() => {
+      this.#preparing = this.#reported(now, () => vendor.prepare()).finally(() => {
         this.#preparing = undefined;
       });
     }
@@ -264,9 +266,9 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /** One call is one success or one fault, however many wait for it. */
-  async #reported<T>(now: number, call: Promise<T>): Promise<T> {
+  async #reported<T>(now: number, call: (vendor: Vendor) => Promise<T>): Promise<T> {
     try {
-      const answer = await call;
+      const answer = await this.#connections.run(() => call(this.#vendor()));
       this.report(now, false);
       return answer;
     } catch (error) {

@@ -17,6 +17,7 @@ import type { EdgeConfig } from "./config.ts";
 import { type Database, openDatabase } from "./db/client.ts";
 import { AppError, isDatabaseUnavailable, STATUS_OF } from "./errors.ts";
 import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "./log.ts";
+import { Connections } from "./outbound.ts";
 import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
 import { mountAdminLogs } from "./routes/admin/logs.ts";
@@ -123,11 +124,12 @@ export function createApp(config: EdgeConfig): Router {
     c.header("X-Request-Id", requestId);
     c.header("Access-Control-Allow-Origin", CORS_HEADERS["Access-Control-Allow-Origin"]);
     c.header("Access-Control-Expose-Headers", CORS_HEADERS["Access-Control-Expose-Headers"]);
-    return withLogScope({ requestId }, async () => {
+    const serve = async () => {
       const began = Date.now();
       await next();
       logRequest(c, Date.now() - began);
-    });
+    };
+    return withLogScope({ requestId }, () => new Connections().run(serve));
   });
   app.use(async (c, next) => {
     await next();

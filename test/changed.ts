@@ -60,6 +60,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/vms/(shop|states)", tests: worker("routes/pause") },
   { path: "src/vms/(waits|tiers)", tests: worker("vms/", "routes/public") },
   { path: "src/[^/]+$", tests: worker("[^/]+.test.ts", "routes/(public|bad-input)") },
+  { path: "src/outbound", tests: [...worker("provisioner/(banner|create|wallet)"), ...e2e("sim")] },
   { path: "src/(app|errors)", tests: worker("db/client", "routes/database-down") },
   { path: "durable-objects/ip-guard", tests: [...worker("access/"), ...e2e("(restart|flood)")] },
   { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },

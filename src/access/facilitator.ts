@@ -14,6 +14,7 @@ import { importJWK, SignJWT } from "jose";
 import type { EdgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
+import { inTurn } from "../outbound.ts";
 
 const JWT_SECONDS = 120;
 const RETRY_SECONDS = 5;
@@ -101,7 +102,7 @@ export function createFacilitator(client: HTTPFacilitatorClient): Facilitator {
   return {
     verify: async (payload, requirement) => {
       try {
-        const { isValid, invalidReason } = await client.verify(payload, requirement);
+        const { isValid, invalidReason } = await inTurn(() => client.verify(payload, requirement));
         return isValid ? { valid: true } : refused(invalidReason);
       } catch (error) {
         if (error instanceof VerifyError) return refused(error.invalidReason);
@@ -111,7 +112,7 @@ export function createFacilitator(client: HTTPFacilitatorClient): Facilitator {
     },
     settle: async (payload, requirement) => {
       try {
-        const { success, errorReason, transaction } = await client.settle(payload, requirement);
+        const { success, errorReason, transaction } = await inTurn(() => client.settle(payload, requirement));
         return success ? { outcome: "settled", transaction } : settlementRefused(errorReason);
       } catch (error) {
         if (error instanceof SettleError) return settlementRefused(error.errorReason);

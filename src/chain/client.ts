@@ -18,6 +18,7 @@ import {
 import type { ChainConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { allClear, log } from "../log.ts";
+import { inTurn } from "../outbound.ts";
 import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
 import type { Spans } from "./logs.ts";
 
@@ -97,18 +98,19 @@ const ofChain =
   (transport: Transport, name: string, chainIds: ChainIds): Transport =>
   (options) => {
     const inner = transport(options);
+    const send: typeof inner.request = (call) => inTurn(() => inner.request(call));
     const expected = options.chain?.id;
     const chainId = async (): Promise<number> => {
       const told = chainIds.get(name);
       if (told !== undefined && (told.id === expected || Date.now() - told.at < ASK_AGAIN_MS)) return told.id;
-      const id = hexToNumber((await inner.request({ method: "eth_chainId" })) as Hex);
+      const id = hexToNumber((await send({ method: "eth_chainId" })) as Hex);
       if (id === expected) allClear("rpc_of_another_chain", name);
       else log("page", "rpc_of_another_chain", { about: name, chainId: id, expected });
       chainIds.set(name, { id, at: Date.now() });
       return id;
     };
     const request = async (call: Parameters<typeof inner.request>[0]) => {
-      const [answer, id] = await Promise.all([inner.request(call), chainId()]);
+      const [answer, id] = await Promise.all([send(call), chainId()]);
       if (id === expected) return answer;
       throw new AppError("chain_answered_nonsense", `The RPC node ${name} is of chain ${id}, not of ${expected}.`);
     };

@@ -7,6 +7,7 @@ import { publishDataKeys } from "../db/data-keys.ts";
 import { claimTurn, releaseScanLease, takeScanLease } from "../db/scan.ts";
 import { isTransient } from "../errors.ts";
 import { allClear, errorFields, levelOfFault, log } from "../log.ts";
+import { Connections } from "../outbound.ts";
 import { enqueue, sweep } from "../vms/sweep.ts";
 import { connectChain } from "./client.ts";
 import { PASS_MS, scanPass, startCursor } from "./scan.ts";
@@ -27,7 +28,7 @@ const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, 
  * next one tries again.
  */
 export const pollChain = (config: EdgeConfig, afterPass: () => void = () => {}): Promise<void> =>
-  inBackground(() => poll(config, afterPass));
+  new Connections().run(() => inBackground(() => poll(config, afterPass)));
 
 async function poll(config: EdgeConfig, afterPass: () => void): Promise<void> {
   const db = openDatabase(config.DB);

@@ -14,6 +14,7 @@ import { boughtUntil, type NewRefund, oweRefund } from "../db/refunds.ts";
 import { loadCatalog, saveSoldOut } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
+import { inTurn } from "../outbound.ts";
 import { captureDeadline } from "../vms/payments.ts";
 import { pausedDeadline } from "../vms/states.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
@@ -110,7 +111,8 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
       pair ??= ownKeyOf(vm, wanted) ?? (await makeKeys(context, vm));
       const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
       const order = { candidate, supplies, number, pair, settle };
-      const outcome = await tryCandidate(context, vm, lease, order, tried);
+      // The turn comes before the intent: an order that waited behind it would reach the vendor after the quiet time.
+      const outcome = await inTurn(() => tryCandidate(context, vm, lease, order, tried));
       if (outcome.kind !== "refused") return outcome;
       if (outcome.waitSeconds === 0) continue;
       waitSeconds = Math.min(waitSeconds, outcome.waitSeconds);

@@ -3,6 +3,7 @@ import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
 import { inBackground } from "../db/client.ts";
 import { isTransient } from "../errors.ts";
 import { allClear, errorFields, log, sendLogs, setLogLevel } from "../log.ts";
+import { Connections } from "../outbound.ts";
 import { consume, consumeDead, putOff } from "./consume.ts";
 import { type Context, createContext, requireDataKey } from "./context.ts";
 
@@ -16,7 +17,7 @@ export default {
     try {
       const config = provisionerConfig(env);
       setLogLevel(config.LOG_LEVEL);
-      await inBackground(() => takeBatch(createContext(config), batch));
+      await new Connections().run(() => inBackground(() => takeBatch(createContext(config), batch)));
     } catch (error) {
       log("page", "batch_refused", errorFields(error));
       batch.retryAll({ delaySeconds: 30 });

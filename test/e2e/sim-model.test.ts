@@ -7,7 +7,10 @@ import { ModelChain } from "../sim/chain.ts";
 import { cancelledLog, coinLog, usedLog } from "../sim/chain-logs.ts";
 import { Clock } from "../sim/clock.ts";
 import { type Code, paidTo, type SignedAuthorization, useKey, wordsOf } from "../sim/contracts.ts";
+import { createDatabase, StandInD1 } from "../sim/d1.ts";
+import { Faults } from "../sim/faults.ts";
 import { createRandom } from "../sim/random.ts";
+import { Runtime } from "../sim/runtime.ts";
 import { USDC_ADDRESS } from "../world/addresses.ts";
 
 const account = privateKeyToAccount(`0x${"5a".repeat(32)}`);
@@ -99,4 +102,31 @@ test("an account that changes its mind: tried out its signature is good, and in 
   expect(chain.play({ kind: "take", authorization }, OPERATOR, chain.head).success).toBe(true);
   chain.submit({ kind: "call", from: PAYER, call: { kind: "take", authorization } });
   expect(mine()[0]?.success).toBe(false);
+});
+
+test("a task has six connections and an invocation a thousand statements: one more breaks a rule (52, 54)", async () => {
+  const broken: string[] = [];
+  const own = { platform: createRandom(1), shop: createRandom(2) };
+  const faults = new Faults(createRandom(3), own, new Set(), () => 0);
+  faults.active = false;
+  const says = { note: () => undefined, violate: (_rule: string, text: string) => void broken.push(text) };
+  const runtime = new Runtime(new Clock(0), faults, createRandom(4), says);
+  const d1 = new StandInD1(createDatabase(), (what, statements, effect) =>
+    runtime.crossDatabase(what, statements, effect),
+  );
+  const select = d1.prepare("SELECT 1");
+  const task = { name: "an object", dead: false, onDeath: () => undefined, connections: 0 };
+  for (let call = 0; call < 3; call++) {
+    const end = runtime.within(task, () => runtime.openConnection("a node"));
+    runtime.within(task, () => runtime.openConnection("a socket"));
+    await runtime.within(task, () => d1.batch(Array(1_000).fill(select)));
+    if (call === 0) end();
+  }
+  expect([task.connections, broken]).toEqual([5, []]);
+  for (let more = 0; more < 2; more++) runtime.within(task, () => runtime.openConnection("a vendor"));
+  const isRefused = await runtime.run("the cron", async () => {
+    await d1.batch(Array(1_000).fill(select));
+    await expect(select.run()).rejects.toThrow("Too many API requests by single Worker invocation.");
+  });
+  expect([isRefused, broken]).toEqual(["done", ["a vendor, of an object", "the cron"]]);
 });

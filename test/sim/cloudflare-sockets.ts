@@ -1,14 +1,16 @@
 // Stands in for `cloudflare:sockets`: connections to the SSH banners of the run that is under way.
-type Dial = (host: string, port: number) => Promise<string | null>;
+type Line = { banner: Promise<string | null>; close: () => Promise<void> };
+type Dial = (host: string, port: number) => Line;
 
-let dial: Dial = async () => null;
+let dial: Dial = () => ({ banner: Promise.resolve(null), close: async () => undefined });
 
 export const dialWith = (next: Dial): void => {
   dial = next;
 };
 
 export function connect({ hostname, port }: { hostname: string; port: number }) {
-  let banner: Promise<string | null> | null = dial(hostname, port);
+  const { banner: first, close } = dial(hostname, port);
+  let banner = first;
   const read = async () => {
     const line = await banner;
     banner = Promise.resolve(null);
@@ -20,6 +22,6 @@ export function connect({ hostname, port }: { hostname: string; port: number }) 
     opened: Promise.resolve(),
     closed: Promise.resolve(),
     readable: { getReader: () => ({ read }) },
-    close: async () => undefined,
+    close,
   };
 }

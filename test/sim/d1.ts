@@ -3,7 +3,7 @@ import { DatabaseSync, type SQLInputValue, type StatementSync } from "node:sqlit
 import { readMigrations } from "../world/migrations.ts";
 
 type Row = Record<string, unknown>;
-type Cross = <T>(what: string, effect: () => T) => Promise<T>;
+type Cross = <T>(what: string, statements: number, effect: () => T) => Promise<T>;
 type Prepared = { statement: StatementSync; hasRows: boolean };
 type Result = { success: true; results: Row[]; meta: { changes: number; last_row_id: number } };
 
@@ -22,7 +22,7 @@ export class StandInD1 {
   readonly #prepared = new Map<string, Prepared>();
   readonly #changes: StatementSync;
 
-  constructor(database: DatabaseSync, cross: Cross = async (_what, effect) => effect()) {
+  constructor(database: DatabaseSync, cross: Cross = async (_what, _statements, effect) => effect()) {
     this.#database = database;
     this.#changes = database.prepare("SELECT changes() AS changes");
     this.#cross = cross;
@@ -34,7 +34,7 @@ export class StandInD1 {
 
   /** All or nothing. */
   batch(statements: readonly StandInStatement[]): Promise<Result[]> {
-    return this.#cross("a D1 batch", () => {
+    return this.#cross("a D1 batch", statements.length, () => {
       this.#database.exec("SAVEPOINT batch");
       try {
         const results = statements.map((statement) => this.execute(statement));
@@ -48,7 +48,7 @@ export class StandInD1 {
   }
 
   single<T>(statement: StandInStatement, read: (statement: StandInStatement) => T): Promise<T> {
-    return this.#cross("a D1 statement", () => read(statement));
+    return this.#cross("a D1 statement", 1, () => read(statement));
   }
 
   execute({ sql, values }: StandInStatement): Result {

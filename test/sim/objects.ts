@@ -82,6 +82,7 @@ class ObjectStub {
     const task: Task = {
       name: this.#label,
       dead: false,
+      connections: 0,
       onDeath: () => {
         this.#living = undefined;
         die(new Error("The Durable Object was reset."));

@@ -411,6 +411,14 @@ async function callOnce(`,
       to: 'await isPaused(db, "provisioning");',
     },
   ],
+  /** Hard case 52: what leaves starts its clock, and waits for a connection with it running. */
+  send_at_once: [
+    {
+      file: "src/outbound.ts",
+      from: "if (this.#free === 0) return",
+      to: "if (this.#free === Number.NEGATIVE_INFINITY) return",
+    },
+  ],
 } as const satisfies Record<string, readonly Edit[]>;
 
 export type PlantName = keyof typeof PLANTS;
@@ -493,4 +501,5 @@ export const FOUND_AT: Readonly<Record<PlantName, number>> = {
   end_none_of_many: 1,
   replace_without_end: 33,
   wait_out_the_pause: 33,
+  send_at_once: 1,
 };

@@ -46,7 +46,9 @@ export function prepared(sql: string): StatementSync {
   return known;
 }
 
-const d1 = new StandInD1(database, (what, effect) => current().runtime.crossDatabase(what, effect));
+const d1 = new StandInD1(database, (what, statements, effect) =>
+  current().runtime.crossDatabase(what, statements, effect),
+);
 
 const namespace = (of: "gates" | "wallets") => ({
   idFromName: (name: string) => ({ name, toString: () => name }),
@@ -110,7 +112,8 @@ export function bind(runtime: Runtime): Bound {
     (provisioner.queue as unknown as (batch: Batch, env: object, ctx: object) => Promise<void>)(batch, variables, {
       waitUntil: () => undefined,
     });
-  const settings = { batchSize: 10, maxRetries: 10 };
+  // As in src/provisioner/wrangler.toml.
+  const settings = { batchSize: 5, maxRetries: 10 };
   const dead = new SimulatedQueue(runtime, { name: "clawcloud-jobs-dead", ...settings, deadLetters: null }, consume);
   const jobs = new SimulatedQueue(runtime, { name: "clawcloud-jobs", ...settings, deadLetters: dead }, consume);
   const env = () => variables;

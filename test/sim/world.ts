@@ -52,6 +52,8 @@ import { restartSeals } from "./seals.ts";
 import { checkSent } from "./till.ts";
 import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorName } from "./vendors.ts";
 
+/** Until the close of a socket comes that nobody has accepted. */
+const CLOSE_MS = 21_000;
 const START = Date.UTC(2026, 0, 1);
 const LOOK_MS = 5_000;
 const CRON_MS = { trouble: 30_000, quiet: 120_000 };
@@ -139,11 +141,17 @@ export class World {
     this.random = random.fork();
     const own = { platform: createRandom(seed ^ PLATFORM_SEED), shop: createRandom(seed ^ SHOP_SEED) };
     this.faults = new Faults(random.fork(), own, without, () => this.clock.now - START);
-    this.runtime = new Runtime(this.clock, this.faults, random.fork(), (text) => this.note(text));
+    this.runtime = new Runtime(this.clock, this.faults, random.fork(), {
+      note: (text) => this.note(text),
+      violate: (rule, text) => this.violate(rule, text),
+    });
     enter({
       clock: this.clock,
       random: random.fork(),
-      fetch: (url, init) => this.#fetch(url, init),
+      fetch: (url, init) => {
+        const end = this.runtime.openConnection(url);
+        return this.#fetch(url, init).finally(end);
+      },
       log: (lines) => this.#log(lines),
     });
     restartKeys();
@@ -159,7 +167,7 @@ export class World {
     };
     this.vendors = { vultr: new ModelVultr(this.runtime, watcher), runpod: new ModelRunpod(this.runtime, watcher) };
     this.chain.watchSent = (hash, call) => checkSent(this, hash, call);
-    dialWith((host, port) => this.runtime.cross("a banner", () => this.#banner(host, port)));
+    dialWith((host, port) => this.#dial(host, port));
     this.bound = bind(this.runtime);
     this.#ordersLeft = Math.max(0, this.random.int(-1, 3));
     this.#purchasesLeft = this.random.int(this.#ordersLeft === 0 ? 1 : 0, this.#ordersLeft > 1 ? 1 : 3);
@@ -389,9 +397,15 @@ export class World {
     }
   }
 
-  #banner(host: string, port: number): string | null {
+  #dial(host: string, port: number) {
     const vendor = host.startsWith("vultr") ? this.vendors.vultr : this.vendors.runpod;
-    return vendor.banner(host, port);
+    const end = this.runtime.openConnection("a socket");
+    const banner = this.runtime.cross("a banner", () => vendor.banner(host, port));
+    const close = async () => {
+      if ((await banner) === null) await this.clock.sleep(CLOSE_MS);
+      end();
+    };
+    return { banner, close };
   }
 
   async #fetch(url: string, init: RequestInit): Promise<unknown> {

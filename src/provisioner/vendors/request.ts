@@ -1,4 +1,5 @@
 // One HTTP call to a vendor: timeout, size cap, a text for operators with the secrets taken out.
+import { inTurn } from "../../outbound.ts";
 import { VendorError, type VendorName } from "./vendor.ts";
 
 const MAX_ANSWER_BYTES = 8_000_000;
@@ -15,6 +16,15 @@ export type VendorAnswer = { status: number; body: unknown; headers: Headers; de
 export async function callVendor(
   access: VendorAccess,
   method: "GET" | "POST" | "PATCH" | "DELETE",
+  path: string,
+  body?: object,
+): Promise<VendorAnswer> {
+  return inTurn(() => send(access, method, path, body));
+}
+
+async function send(
+  access: VendorAccess,
+  method: Parameters<typeof callVendor>[1],
   path: string,
   body?: object,
 ): Promise<VendorAnswer> {
