@@ -64,17 +64,22 @@ export const podEnvironment = (spec: MachineSpec): Record<string, string> => ({
 /**
  * Start arguments of a pod. The host key and sshd's rules are in place before the image's own start script, which keeps
  * a host key that it finds, adds PUBLIC_KEY and starts sshd.
+ *
+ * RunPod takes what is JSON for {cmd, entrypoint} and splits the rest as Python's shlex does; quotes with a `$` in them it
+ * refuses (hard case 53). So the script travels as one word of base64, and the shell's braces stand for a space.
  */
 export function podStartArguments(): string {
   const steps = [
     "set -e",
-    "umask 077",
+    // The start script must not inherit the mask: the tenant's files would be for root alone.
+    "(umask 077; mkdir -p /etc/ssh; rm -f /etc/ssh/ssh_host_ed25519_key",
+    'printf %s "$CLAWCLOUD_HOST_KEY" | base64 -d > /etc/ssh/ssh_host_ed25519_key)',
     "mkdir -p /etc/ssh/sshd_config.d",
-    'printf %s "$CLAWCLOUD_HOST_KEY" | base64 -d > /etc/ssh/ssh_host_ed25519_key',
     "ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key > /etc/ssh/ssh_host_ed25519_key.pub",
     `printf "%s\\n" ${SSHD_RULES.map((rule) => `"${rule}"`).join(" ")} "VersionAddendum $CLAWCLOUD_MARK" > /etc/ssh/sshd_config.d/00-clawcloud.conf`,
     "unset CLAWCLOUD_HOST_KEY",
-    "exec /start.sh",
+    "exec /start.sh < /dev/null",
   ];
-  return `bash -c '${steps.join("; ")}'`;
+  // In braces: the shell reads all of it before it begins, since its input is the script itself.
+  return `bash -c {base64,-d}<<<${btoa(`{\n${steps.join("\n")}\n}\n`)}|bash`;
 }

@@ -1,14 +1,9 @@
-// What the repository promises about itself: who holds which secret, artifacts that match their sources, a start script
-// that a shell runs.
+// What the repository promises about itself: who holds which secret, artifacts that match their sources.
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { unstable_readConfig } from "wrangler";
 import { EDGE_VARIABLES, PROVISIONER_VARIABLES } from "../../src/config.ts";
-import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
-import { podEnvironment, podStartArguments } from "../../src/provisioner/cloud-init.ts";
 import { artifacts } from "../world/chain.ts";
 import { compileContracts } from "../world/contracts/compile.ts";
 
@@ -77,32 +72,4 @@ test("every variable of both Workers is in the README's tables", () => {
   const readme = readFileSync("README.md", "utf8");
   const missing = [...EDGE_VARIABLES, ...PROVISIONER_VARIABLES].filter((name) => !readme.includes(`\`${name}\``));
   expect(missing).toEqual([]);
-});
-
-test("a pod's start arguments, run by a real shell, put host key and mark in place and end in the image's start script", () => {
-  const root = mkdtempSync(join(tmpdir(), "clawcloud-pod-"));
-  try {
-    const hostKey = generateHostKey();
-    const spec = { label: "l", mark: "c0ffee", region: "COMMUNITY", plan: "p", publicKey: "ssh-rsa AAAA", hostKey };
-    mkdirSync(join(root, "ssh"));
-    writeFileSync(
-      join(root, "start.sh"),
-      '#!/bin/sh\necho "started with $PUBLIC_KEY and host key <$CLAWCLOUD_HOST_KEY>"\n',
-      { mode: 0o755 },
-    );
-    const script = podStartArguments()
-      .replaceAll("/etc/ssh", join(root, "ssh"))
-      .replaceAll("/start.sh", join(root, "start.sh"));
-    const output = execFileSync("sh", ["-c", script], {
-      env: { PATH: process.env["PATH"], ...podEnvironment(spec) },
-    }).toString();
-    expect(output).toBe("started with ssh-rsa AAAA and host key <>\n");
-    expect(readFileSync(join(root, "ssh/ssh_host_ed25519_key"), "utf8")).toBe(hostKey.privateKey);
-    expect(readFileSync(join(root, "ssh/ssh_host_ed25519_key.pub"), "utf8").trim()).toBe(hostKey.publicKey);
-    const rules = readFileSync(join(root, "ssh/sshd_config.d/00-clawcloud.conf"), "utf8").trim().split("\n");
-    expect(rules).toContain("VersionAddendum c0ffee");
-    expect(rules).toContain("PasswordAuthentication no");
-  } finally {
-    rmSync(root, { recursive: true, force: true });
-  }
 });

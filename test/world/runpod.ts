@@ -1,6 +1,8 @@
 // RunPod REST v2 as its document and its behaviour are known: pods with a life, and SSH on a mapped port behind each.
 import { randomBytes } from "node:crypto";
 import type { Context } from "hono";
+import { isRefused, scriptOf, WENT_WRONG } from "./pod-arguments.ts";
+import { streamLog } from "./pod-log.ts";
 import { freePort } from "./ports.ts";
 import { type Door, openDoor } from "./ssh-door.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
@@ -156,6 +158,12 @@ export async function startRunpod(options: RunpodOptions) {
       return pod === undefined ? problem(c, 404, "Not Found", "pod not found") : c.json(view(pod));
     }),
   );
+  // A stream that does not end: the container's last lines, then silence.
+  app.get("/v2/pods/:id/logs", (c) => {
+    const pod = pods.get(c.req.param("id"));
+    if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
+    return streamLog(pod);
+  });
   // A tenant can do this from inside, with the key that every pod carries. Another environment or other arguments start the
   // container anew: its disk, and with it the host key, is gone, and its port is another one.
   app.patch("/v2/pods/:id", async (c) => {
@@ -200,6 +208,7 @@ export async function startRunpod(options: RunpodOptions) {
     if (!sold || wanted?.count === undefined || server.takeFault("create", ["sold_out"], cloud) !== undefined) {
       return problem(c, 400, "Bad Request", NO_CAPACITY);
     }
+    if (isRefused(String(body["args"] ?? ""))) return problem(c, 400, "Bad Request", WENT_WRONG);
     const now = Date.now();
     const late = server.takeFault("create", ["late_address"], cloud);
     const pod: Pod = {
@@ -253,12 +262,13 @@ export async function startRunpod(options: RunpodOptions) {
   async function startContainer(pod: Pod): Promise<void> {
     const publicKey = pod.env["PUBLIC_KEY"];
     if (publicKey === undefined || !pod.ports.includes("22/tcp") || !pods.has(pod.id)) return;
-    const ours = pod.args.startsWith("bash -c '") && pod.args.endsWith("exec /start.sh'");
+    const script = scriptOf(pod.args);
+    const ours = script?.includes("exec /start.sh") === true;
     const givenKey = ours ? pod.env["CLAWCLOUD_HOST_KEY"] : null;
     // Without the key its sshd has nothing to start with.
     if (givenKey === undefined) return;
     const hostKey = givenKey === null ? null : Buffer.from(givenKey, "base64").toString();
-    const mark = pod.args.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
+    const mark = script?.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
     const hardware = { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id };
     const addendum = pod.wrongMark ? "somebody-else" : mark;
     const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum };

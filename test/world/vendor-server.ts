@@ -28,7 +28,9 @@ const faultSchema = z.strictObject({
   times: z.int().min(1).optional(),
   region: z.string().optional(),
   ms: z.int().min(0).optional(),
-  /** For `answer`: what is answered instead, without the effect. */
+  /** For `answer`: what is answered instead of the effect, or where `effect` is true in place of its answer. `text` is no JSON. */
+  effect: z.boolean().optional(),
+  text: z.string().optional(),
   status: z.int().min(200).max(599).optional(),
   body: z.unknown().optional(),
   headers: z.record(z.string(), z.string()).optional(),
@@ -78,7 +80,8 @@ export class VendorServer {
         requestBody,
         status: c.res.status,
         contentType: c.res.headers.get("content-type"),
-        responseBody: await jsonOf(c.res),
+        // A stream does not end.
+        responseBody: c.res.headers.get("content-type") === "text/event-stream" ? null : await jsonOf(c.res),
         at: Date.now(),
       });
       if (this.journal.length > MAX_JOURNAL) this.journal.shift();
@@ -143,8 +146,10 @@ export class VendorServer {
   ): Promise<Response> {
     const before = this.takeFault(call, ["rate_limited", "error_before", "timeout_before", "answer"], region);
     if (before?.kind === "answer") {
+      if (before.effect === true) await effect();
+      const { status = 500, text = JSON.stringify(before.body ?? {}) } = before;
       const headers = { "content-type": "application/json", ...before.headers };
-      return new Response(JSON.stringify(before.body ?? {}), { status: before.status ?? 500, headers });
+      return new Response(text === "" ? null : text, { status, headers });
     }
     if (before?.kind === "rate_limited") return answers.rateLimited();
     if (before?.kind === "error_before") return answers.failed();
