@@ -1,6 +1,7 @@
 // Models of Vultr and RunPod behind their HTTP APIs: machines with a life, and answers that come late, wrong or never.
 
-import { type Answer, answer } from "./http.ts";
+import { type Meaning, ordersRefused } from "../world/vendor-words.ts";
+import { type Answer, answer, failure } from "./http.ts";
 import type { Runtime } from "./runtime.ts";
 
 export type VendorName = "vultr" | "runpod";
@@ -32,7 +33,7 @@ export type Machine = {
 export type Watcher = { created(machine: Machine): void; deleting(machine: Machine): void };
 
 type Request = { method: string; path: string; body: Record<string, unknown> | null };
-type Wording = { failed: Answer; limited: Answer; soldOut: Answer; refused: Answer; unknown: Answer; locked: Answer };
+type Wording = { failed: Answer; limited: Answer; unknown: Answer; locked: Answer };
 const MACHINES_IN_ADDRESS_POOL = 12;
 const TIMEOUT_MS = 30_000;
 const LISTING_LAG_MS = 29_000;
@@ -51,6 +52,7 @@ export abstract class ModelVendor {
   readonly #watcher: Watcher;
   #made = 0;
   #late = false;
+  #refused = 0;
 
   constructor(name: VendorName, runtime: Runtime, watcher: Watcher, wording: Wording) {
     this.name = name;
@@ -104,8 +106,15 @@ export abstract class ModelVendor {
 
   protected refuseOrder(): Answer | null {
     const { faults, clock } = this.runtime;
-    if (clock.now < this.emptyUntil || faults.strikes("sold_out")) return this.wording.soldOut;
-    return faults.strikes("refused") ? this.wording.refused : null;
+    if (clock.now < this.emptyUntil || faults.strikes("sold_out")) return this.#refuse("sold out");
+    return faults.strikes("refused") ? this.#refuse("person", "limit", "not there") : null;
+  }
+
+  /** In the vendor's own words, one after the other: nothing is drawn. */
+  #refuse(...meanings: readonly Meaning[]): Answer {
+    const words = meanings.flatMap((means) => ordersRefused(this.name, means));
+    const { status, body } = words[this.#refused++ % words.length] ?? { status: 403, body: "" };
+    return typeof body === "string" ? failure(status, body) : answer(status, body);
   }
 
   protected make(order: Pick<Machine, "label" | "mark" | "publicKey" | "region" | "plan">): Machine {
@@ -195,8 +204,6 @@ export class ModelVultr extends ModelVendor {
     super("vultr", runtime, watcher, {
       failed: text(500, "Internal server error"),
       limited: text(429, "rate limit exceeded"),
-      soldOut: text(400, "Server add failed: The selected plan is not available in the selected region"),
-      refused: text(400, "You have reached the maximum number of active instances."),
       unknown: text(404, "Invalid instance."),
       locked: text(500, "Unable to destroy server: Server is currently locked"),
     });
@@ -286,8 +293,6 @@ export class ModelRunpod extends ModelVendor {
     super("runpod", runtime, watcher, {
       failed: text(500, "Internal server error"),
       limited: answer(429, { title: "Too many requests", status: 429 }, { "retry-after": "5" }),
-      soldOut: text(400, "There are no longer any instances available with the requested specifications."),
-      refused: text(402, "Your balance is too low."),
       unknown: text(404, "Pod not found"),
       locked: text(400, "Pod is locked"),
     });
