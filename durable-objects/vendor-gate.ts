@@ -8,7 +8,7 @@
 import { DurableObject } from "cloudflare:workers";
 import { familyOfLabel } from "../src/chain/incarnation.ts";
 import { provisionerConfig } from "../src/config.ts";
-import { errorFields, log, sendLogs } from "../src/log.ts";
+import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { Connections } from "../src/outbound.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Supplies, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
@@ -25,7 +25,7 @@ export type Permit = { waitSeconds: number; watched: boolean };
 
 /** Where machines could not be had or did not come up, until when that counts, and how often it happened. */
 type Trouble = { until: number; times: number };
-export type TroubleKind = "no_stock" | "no_boot";
+export type TroubleKind = "no_stock" | "refused" | "no_boot";
 
 export type Snapshot = { machines: Machine[]; readAt: number };
 type Refusal = { ok: false; message: string; retryAfterSeconds: number };
@@ -48,8 +48,11 @@ const SUPPLIES_AGE_MS = 3_600_000;
 const FAULTS_TO_OPEN = 5;
 const FIRST_OPEN_MS = 10_000;
 const MAX_OPEN_MS = 300_000;
-const TROUBLE_MS: Record<TroubleKind, number> = { no_stock: 60_000, no_boot: 600_000 };
+const TROUBLE_MS: Record<TroubleKind, number> = { no_stock: 60_000, refused: 60_000, no_boot: 600_000 };
 const MAX_TROUBLE_MS = 3_600_000;
+/** Vultr counts a machine against the account's limit for up to two minutes after its end; half a minute is ours. */
+const LIMIT_SETTLES_MS = 150_000;
+const LIMIT_FORGOTTEN_MS = 600_000;
 
 export class VendorGate extends DurableObject<object> {
   readonly #connections = new Connections();
@@ -118,6 +121,7 @@ export class VendorGate extends DurableObject<object> {
 
   /** The order has made a machine. */
   placed(family: string, mark: string, instanceId: string): void {
+    this.ctx.storage.kv.delete("limitSince");
     const ordered = this.#ordered(family);
     this.#keepOrdered(
       family,
@@ -125,13 +129,29 @@ export class VendorGate extends DurableObject<object> {
     );
   }
 
-  /** The order that bears a mark has made none, or the vendor has said that it knows the machine of an id no more. */
-  released(family: string, what: string): void {
+  /**
+   * The order that bears a mark has made none, or the vendor has said that it knows the machine of an id no more, which ended
+   * at `endedAt`.
+   */
+  released(family: string, what: string, endedAt?: number): void {
+    if (endedAt !== undefined) this.ctx.storage.kv.put("endedAt", endedAt);
     const ordered = this.#ordered(family);
     this.#keepOrdered(
       family,
       ordered.filter(({ mark, instanceId }) => mark !== what && instanceId !== what),
     );
+  }
+
+  /**
+   * The account's limit has refused an order. True while it may still count a machine that has ended: for a while after the
+   * end, and after the first such refusal, since in a busy shop a machine has always just ended.
+   */
+  metLimit(now: number): boolean {
+    const { kv } = this.ctx.storage;
+    const known = kv.get<number>("limitSince") ?? 0;
+    const since = known > now - LIMIT_FORGOTTEN_MS ? known : now;
+    if (since !== known) kv.put("limitSince", since);
+    return Math.min(since, kv.get<number>("endedAt") ?? 0) > now - LIMIT_SETTLES_MS;
   }
 
   /** How many machines of a purchase there are, or may be. */
@@ -227,6 +247,7 @@ export class VendorGate extends DurableObject<object> {
     }
     try {
       this.#snapshot = await this.#reading;
+      this.#noteAccess(true);
       return { ok: true, snapshot: this.#snapshot };
     } catch (error) {
       return this.#refusal("vendor_list_failed", error, now);
@@ -279,9 +300,24 @@ export class VendorGate extends DurableObject<object> {
 
   #refusal(event: string, error: unknown, now: number): Refusal {
     this.#tell(event, errorFields(error));
+    if ((error as { action?: string }).action === "page") this.#noteAccess(false, errorFields(error));
     const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
     if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
     return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
+  }
+
+  /** The vendor takes our key, or says no to calls that need nothing else: a person is called once, and called off. */
+  #noteAccess(isTaken: boolean, fields: Record<string, unknown> = {}): void {
+    const wasRefused = this.ctx.storage.kv.get<boolean>("accessRefused") === true;
+    if (isTaken && !wasRefused) return;
+    if (isTaken) {
+      this.ctx.storage.kv.delete("accessRefused");
+      allClear("vendor_access_refused", this.#name());
+    } else {
+      this.ctx.storage.kv.put("accessRefused", true);
+      log("page", "vendor_access_refused", { about: this.#name(), ...fields });
+    }
+    this.ctx.waitUntil(sendLogs(provisionerConfig(this.env).LOG_BOOK));
   }
 
   /** The line goes to the book at once: nothing else sends what an object logs. */

@@ -269,6 +269,8 @@ const provisionerFields = z.object({
   LISTING_LAG_MS: integer(0).prefault("30000"),
   POLL_SECONDS: integer(0, 3_600).prefault("2"),
   BOOT_TIMEOUT_SECONDS: integer(1).prefault("600"),
+  /** A machine whose system has run for so long without a public address gets none. */
+  ADDRESS_TIMEOUT_SECONDS: integer(1).prefault("120"),
 });
 
 // Without a wallet nothing can be paid back: whoever wants that says so.

@@ -11,7 +11,7 @@ import { HELD_TOKEN_COST, shortenDeadline } from "../db/orders.ts";
 import { isPaused } from "../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../db/payments.ts";
 import { boughtUntil, type NewRefund, oweRefund } from "../db/refunds.ts";
-import { loadCatalog, saveSoldOut } from "../db/sweep.ts";
+import { loadCatalog } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
 import { inTurn } from "../outbound.ts";
@@ -30,6 +30,7 @@ import {
 } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
+import { pageIfRefusedEverywhere, type Refused, refused } from "./refused.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { isPast, verifyPurchase } from "./verify.ts";
 
@@ -95,8 +96,10 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
   }
   // One that has run before may be a payer's by now.
   const wanted = order?.row ?? (vm.runningAt === null ? null : await paymentOfPurchase(db, vm.incarnation));
-  let candidates = await rankCandidates(context, vm.tier, wanted);
+  const ranked = await rankCandidates(context, vm.tier, wanted);
+  let candidates = ranked;
   let pair: LoginKey | undefined;
+  const renewed = new Set<VendorName>();
   // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
   let waitSeconds = Number.POSITIVE_INFINITY;
   for (;;) {
@@ -114,8 +117,14 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
       // The turn comes before the intent: an order that waited behind it would reach the vendor after the quiet time.
       const outcome = await inTurn(() => tryCandidate(context, vm, lease, order, tried));
       if (outcome.kind !== "refused") return outcome;
-      if (outcome.waitSeconds === 0) continue;
-      waitSeconds = Math.min(waitSeconds, outcome.waitSeconds);
+      if (outcome.action === "skip_candidate" && !renewed.has(candidate.vendor)) {
+        // What the order named may be gone: an image, or a firewall that was removed by hand.
+        renewed.add(candidate.vendor);
+        await context.gate(candidate.vendor).forgetSupplies();
+      }
+      const isRefusedEverywhere = pageIfRefusedEverywhere(candidate.vendor, ranked, tried);
+      if (outcome.waitSeconds === 0 && !isRefusedEverywhere) continue;
+      waitSeconds = Math.min(waitSeconds, isRefusedEverywhere ? PAGED_WAIT_SECONDS : outcome.waitSeconds);
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
       log("warn", "create_put_off", { vendor: candidate.vendor, ...errorFields(error) });
@@ -186,9 +195,6 @@ type Preparation = { supplies: Supplies; taken: number; settle: Settle };
 /** Without a private key where the login is the buyer's own. */
 type LoginKey = SshKeyPair | (Pick<SshKeyPair, "publicKey"> & { privateKey: null; broughtBy: string });
 type Order = Omit<Preparation, "taken"> & { candidate: Candidate; number: number; pair: LoginKey };
-/** The vendor made nothing: another candidate may do at once, or the vendor again after a while. */
-type Refused = { kind: "refused"; waitSeconds: number };
-
 /**
  * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
  * order, and the highest attempt number that a machine of this incarnation bears at the vendor. That is above our own
@@ -298,37 +304,6 @@ export async function keepMachine(
   });
 }
 
-async function refused(
-  context: Context,
-  vm: store.Vm,
-  lease: string,
-  attempt: store.Attempt,
-  error: VendorError,
-): Promise<Next | Refused> {
-  const { db, now, gate } = context;
-  const refusal = { about: error.vendor, label: attempt.label, ...errorFields(error) };
-  log(error.action === "page" ? "page" : "warn", "create_refused", refusal);
-  if (error.action === "unknown") {
-    // The row stands at `find` since before the request left; nothing is ordered again until that has an answer.
-    const wakeAt = now() + STALL_MS;
-    return sendAfter(await store.moveVm(db, vm, { step: "find", wakeAt }), context.config.POLL_SECONDS);
-  }
-  const outcome = error.action === "next_candidate" ? "sold_out" : error.action === "wait" ? "wait" : "refused";
-  await store.closeRefused(db, vm, lease, attempt.number, outcome, error.message, now());
-  await gate(error.vendor).released(labelFamily(vm.incarnation), attempt.mark);
-  attempt.outcome = outcome;
-  attempt.endedAt = now();
-  if (error.action === "next_candidate") {
-    await gate(error.vendor).remember(now(), placeOf(attempt), "no_stock");
-    await saveSoldOut(db, error.vendor, attempt);
-    return { kind: "refused", waitSeconds: 0 };
-  }
-  if (error.action === "wait") return { kind: "refused", waitSeconds: Math.max(1, error.retryAfterSeconds) };
-  // A key, the balance, or a request that the vendor will never take, unless what it names was removed by hand.
-  await gate(error.vendor).forgetSupplies();
-  return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
-}
-
 async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Promise<Next> {
   const wait = Math.min(MAX_WAIT_SECONDS, seconds);
   const wakeAt = context.now() + wait * 1_000 + STALL_MS;
@@ -370,7 +345,9 @@ const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
 
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
 export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
-  const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts`;
+  const last = (await store.loadAttempts(context.db, vm.incarnation)).at(-1);
+  const why = last === undefined ? "" : `; the last one: ${last.outcome ?? "not ended"}, ${last.detail ?? "no answer"}`;
+  const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts${why}`;
   if (!(await giveBack(context, vm, { cause: "no_machine_in_time", detail }, step))) return endServed(context, vm);
   // What was ordered over x402 is not paid for yet; and whoever buys what the catalog calls sold out calls nobody (hard case 40).
   const stock = recentStock((await loadCatalog(context.db))?.stock ?? {}, context.now());

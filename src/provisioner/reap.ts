@@ -1,6 +1,6 @@
 // Machines at the vendors held against our rows, with every sweep: ghosts and orphans end, addresses that moved are
 // followed, and a purchase whose machine is gone goes back to work. Each turn does a bounded part of it.
-import { labelFamily, tokenOfLabel } from "../chain/incarnation.ts";
+import { familyOfLabel, labelFamily, tokenOfLabel } from "../chain/incarnation.ts";
 import { readFinalToken } from "../chain/witness.ts";
 import { hasRoom } from "../db/client.ts";
 import * as store from "../db/reap.ts";
@@ -133,6 +133,7 @@ async function endStray(
   log("warn", `${what}_ended`, { label, instanceId });
   try {
     await ask(context, vendor, (at) => at.delete(instanceId));
+    await context.gate(vendor).released(familyOfLabel(label), instanceId, context.now());
   } catch (error) {
     if (!(error instanceof VendorError)) throw error;
     log("warn", "delete_put_off", { label, ...errorFields(error) });

@@ -20,6 +20,7 @@ const SCRUB_WAIT_SECONDS = 60;
 const NOT_SHOWN = "not_shown";
 /** Less than this is not worth a transaction. */
 const SHORT_SECONDS = 60;
+const MAX_LOG_CHARS = 1_500;
 const LOST = "no answer, and no list showed a machine";
 /** Vendors' clocks and ours. */
 const CLOCK_SKEW_MS = 120_000;
@@ -80,23 +81,22 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
   if (attempt === undefined || instanceId === null) {
     return goOn(await store.moveVm(context.db, vm, { step: "create", wakeAt: now() + STALL_MS }));
   }
-  if (now() > (attempt.bootDeadlineAt ?? 0) || (await isTooLate(context, vm))) {
-    if (wasSeen) return abandon(context, vm, attempt, "boot_timeout", "the machine did not answer SSH in time");
-    tellHidden(attempts, attempt);
-    return abandon(context, vm, attempt, NOT_SHOWN, "the vendor did not show the machine in time");
-  }
+  const isOver = now() > (attempt.bootDeadlineAt ?? 0) || (await isTooLate(context, vm));
   const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { instanceId });
-  if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
-  const [listed] = answer.snapshot.machines;
+  const listed = answer.ok ? answer.snapshot.machines[0] : undefined;
   const machine = listed ?? (await lookUp(context, attempt, instanceId, wasSeen));
-  if (machine === "vanished") return abandon(context, vm, attempt, "died", "the vendor knows it no more");
-  if (machine !== null && !wasSeen) allClear("machines_not_shown", attempt.provider);
-  if (machine?.state === "dead") return abandon(context, vm, attempt, "died", "the vendor says that it stopped");
-  if (machine?.state === "up" && machine.host !== null && machine.port !== null) {
-    const banner = await readBanner(machine.host, machine.port, BANNER_TIMEOUT_MS);
+  const shown = machine === "vanished" ? null : machine;
+  if (shown !== null && !wasSeen) allClear("machines_not_shown", attempt.provider);
+  // Of a list that failed nothing is concluded from one answer alone.
+  const isGone = machine === "vanished" && answer.ok;
+  const end = endOfWait(shown, { isGone, isOver, wasSeen, addressSeconds: config.ADDRESS_TIMEOUT_SECONDS });
+  if (end?.outcome === NOT_SHOWN) tellHidden(attempts, attempt);
+  if (end !== null) return abandon(context, vm, attempt, end.outcome, end.detail);
+  if (shown?.state === "up" && shown.host !== null && shown.port !== null) {
+    const { host, port } = shown;
+    const banner = await readBanner(host, port, BANNER_TIMEOUT_MS);
     if (banner?.includes(attempt.mark)) {
       const late = await lateness(context, vm);
-      const { host, port } = machine;
       const scrubAt = context.vendors[attempt.provider].scrub === null ? null : now() + STALL_MS;
       const generation = await store.publish(context.db, vm, attempt, { host, port, now: now(), scrubAt, ...late });
       log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
@@ -105,8 +105,10 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
       return scrubAt === null ? DONE : goOn(generation);
     }
   }
-  const poll = { kind: "send", generation: vm.generation, afterSeconds: config.POLL_SECONDS } as const;
-  return wasSeen || machine !== null ? { ...poll, seen: true } : poll;
+  log("debug", "machine_not_ready", { label: attempt.label, why: whyNotReady(shown) });
+  const afterSeconds = answer.ok || shown !== null ? config.POLL_SECONDS : Math.ceil(answer.retryAfterSeconds);
+  const poll = { kind: "send", generation: vm.generation, afterSeconds } as const;
+  return wasSeen || shown !== null ? { ...poll, seen: true } : poll;
 }
 
 /** The vendor has no more use for the host key of a machine that runs (hard case 15); it is asked until it lets it go. */
@@ -183,7 +185,7 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
       const left = await ask(context, attempt.provider, (vendor) => deleteAndLook(vendor, instanceId), DELETE_CALLS);
       if (left === null) {
         await store.markGone(context.db, attempt, context.now());
-        await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId);
+        await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId, context.now());
       } else allGone = false;
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
@@ -227,7 +229,7 @@ async function abandon(
   const at = context.now();
   log("warn", "attempt_abandoned", { label: attempt.label, outcome });
   await context.gate(attempt.provider).remember(at, placeOf(attempt), "no_boot");
-  const end = { outcome, detail, now: at, gone: false };
+  const end = { outcome, detail: `${detail}${await lastWords(context, attempt)}`, now: at, gone: false };
   const move = { step: "clear", wakeAt: at + STALL_MS } as const;
   return goOn(await store.closeAttempt(context.db, vm, attempt.number, end, move));
 }
@@ -237,6 +239,47 @@ function tellHidden(attempts: readonly store.Attempt[], { number, provider, labe
   const before = attempts.find((one) => one.number === number - 1);
   const isSecond = before?.provider === provider && before.outcome === NOT_SHOWN;
   log(isSecond ? "page" : "warn", "machines_not_shown", { about: provider, label });
+}
+
+/** Why a machine is not waited for any longer; null while it is. */
+function endOfWait(
+  machine: Machine | null,
+  seen: { isGone: boolean; isOver: boolean; wasSeen: boolean; addressSeconds: number },
+): { outcome: string; detail: string } | null {
+  if (seen.isGone && !seen.isOver) return { outcome: "died", detail: "the vendor knows it no more" };
+  if (machine?.state === "dead") return { outcome: "died", detail: "the vendor says that it stopped" };
+  if (seen.isOver && machine === null && !seen.wasSeen) {
+    return { outcome: NOT_SHOWN, detail: "the vendor did not show the machine in time" };
+  }
+  const why = whyNotReady(machine);
+  if (seen.isOver) return { outcome: "boot_timeout", detail: `the machine did not answer SSH in time: ${why}` };
+  return isWithoutAddress(machine, seen.addressSeconds) ? { outcome: "no_address", detail: why } : null;
+}
+
+/** What a machine still lacks, for operators. */
+function whyNotReady(machine: Machine | null): string {
+  if (machine === null) return "its vendor did not tell of it";
+  if (machine.state !== "up" || (machine.host === null && machine.upSeconds === null)) {
+    return `its vendor had it at ${machine.phase}`;
+  }
+  if (machine.host === null) return "it runs without a public address";
+  return `at ${machine.phase}, SSH did not answer with its mark`;
+}
+
+/** At RunPod's community cloud some never get one. While the image is being pulled nothing runs yet, and that counts not. */
+const isWithoutAddress = (machine: Machine | null, seconds: number): boolean =>
+  machine?.state === "up" && machine.host === null && (machine.upSeconds ?? 0) >= seconds;
+
+/** The end of the machine's log, where its vendor keeps one. */
+async function lastWords(context: Context, { provider, instanceId }: store.Attempt): Promise<string> {
+  try {
+    if (instanceId === null || context.vendors[provider].readLog === null) return "";
+    const lines = await ask(context, provider, async (vendor) => vendor.readLog?.(instanceId) ?? []);
+    return lines.length === 0 ? "" : `; its log ends: ${lines.join(" | ").slice(-MAX_LOG_CHARS)}`;
+  } catch (error) {
+    if (error instanceof VendorError) return "";
+    throw error;
+  }
 }
 
 /**

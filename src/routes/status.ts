@@ -44,7 +44,10 @@ const statusBody = z
         region: z.string(),
         startedAt: isoTime,
         endedAt: isoTime.nullable(),
-        outcome: z.string().nullable(),
+        outcome: z.string().nullable().openapi({
+          description:
+            "running; sold_out, refused or wait (asked again later) by the provider; of a machine that was made, boot_timeout (no login in time), no_address (no public address), died or vanished; lost: the order made none",
+        }),
       }),
     ),
     delivery: deliverySchema.optional().openapi({ description: "While it waits for its machine" }),

@@ -1,10 +1,14 @@
 // One HTTP call to a vendor: timeout, size cap, a text for operators with the secrets taken out.
+import type { z } from "zod";
+import { log } from "../../log.ts";
 import { inTurn } from "../../outbound.ts";
 import { VendorError, type VendorName } from "./vendor.ts";
 
 const MAX_ANSWER_BYTES = 8_000_000;
 const DETAIL_CHARS = 500;
-const USER_AGENT = "clawcloud-provisioner/1.3";
+/** Whoever says longer is asked again all the same: a wrong date must not close a vendor for good. */
+const MAX_RETRY_AFTER_SECONDS = 3_600;
+export const USER_AGENT = "clawcloud-provisioner/1.3";
 
 export type VendorAccess = { vendor: VendorName; baseUrl: string; apiKey: string; timeoutMs: number };
 export type VendorAnswer = { status: number; body: unknown; headers: Headers; detail: string };
@@ -42,6 +46,8 @@ async function send(
         ...(body === undefined ? {} : { "content-type": "application/json" }),
       },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+      // A redirect would send the order, and the key, to an address that nobody configured.
+      redirect: "manual",
       signal: limit.signal,
     });
     const text = await response.text();
@@ -61,13 +67,70 @@ async function send(
   }
 }
 
-/** Seconds to wait by `Retry-After` (whole seconds), or undefined. */
+/** Seconds to wait by `Retry-After`, which is seconds or a date (RFC 9110), an hour at most; undefined where it is neither. */
 export function retryAfter(headers: Headers): number | undefined {
-  const seconds = Number(headers.get("retry-after") ?? Number.NaN);
-  return Number.isInteger(seconds) && seconds >= 0 ? seconds : undefined;
+  const value = headers.get("retry-after")?.trim() ?? "";
+  if (/^\d+(\.\d+)?$/.test(value)) return boundWait(Number(value));
+  // Anything else may look like a date to the parser: a bare number is a year.
+  const until = /\d\d:\d\d:\d\d/.test(value) ? Date.parse(value) : Number.NaN;
+  if (Number.isNaN(until)) return undefined;
+  // By the vendor's own clock where it tells the time.
+  const now = Date.parse(headers.get("date") ?? "");
+  return boundWait((until - (Number.isNaN(now) ? Date.now() : now)) / 1_000);
 }
 
-function quote(text: string, apiKey: string): string {
+export const boundWait = (seconds: number): number =>
+  Math.ceil(Math.min(MAX_RETRY_AFTER_SECONDS, Math.max(0, seconds)));
+
+/** Official clients take every 2xx to a change as success, whatever its body: so do we. */
+export const isSuccess = ({ status }: VendorAnswer): boolean => status >= 200 && status < 300;
+
+/** The answer in the documented shape; throws `VendorError` `unknown`. */
+export function parseAnswer<T>(vendor: VendorName, answer: VendorAnswer, schema: z.ZodType<T>): T {
+  const result = schema.safeParse(answer.body);
+  if (result.success) return result.data;
+  throw new VendorError(vendor, "unknown", `${answer.detail}: the answer has another shape than documented`);
+}
+
+/** The rows of a list that can be read: an odd one, of whomever, must not hide the others. It is logged, and left out. */
+export function readRows<T>(vendor: VendorName, rows: readonly unknown[], schema: z.ZodType<T>): T[] {
+  const read = rows.map((row) => schema.safeParse(row));
+  const odd = read.find((result) => !result.success);
+  if (odd !== undefined) {
+    const count = read.filter((result) => !result.success).length;
+    const fields = odd.error?.issues.map((issue) => issue.path.join("."));
+    log("warn", "vendor_rows_left_out", { vendor, count, of: rows.length, fields });
+  }
+  return read.flatMap((result) => (result.success ? [result.data] : []));
+}
+
+/**
+ * The machines of a list. A row of ours without an id would be missed: then the list is not complete (hard case 51).
+ * `name` is the field that bears our label.
+ */
+export function readMachines<T>(
+  vendor: VendorName,
+  rows: readonly unknown[],
+  schema: z.ZodType<T>,
+  name: "label" | "name",
+  { DEPLOYMENT_ID }: { DEPLOYMENT_ID: string },
+): T[] {
+  const isOurs = (row: unknown) =>
+    String((row as Record<string, unknown> | null)?.[name]).startsWith(`clawcloud-${DEPLOYMENT_ID}-`);
+  if (rows.some((row) => isOurs(row) && !schema.safeParse(row).success)) {
+    throw new VendorError(vendor, "wait", "a list names a machine of ours that can't be read");
+  }
+  return readRows(vendor, rows, schema);
+}
+
+/** Of a vendor's date: see `Machine.createdAt`. */
+export function timeOf(date: string | null | undefined): number {
+  const at = Date.parse(date ?? "");
+  return Number.isNaN(at) ? Number.POSITIVE_INFINITY : at;
+}
+
+/** What a vendor says, without keys and passwords. */
+export function quote(text: string, apiKey: string): string {
   return (
     text
       .replaceAll(apiKey, "[key]")

@@ -4,8 +4,20 @@ import type { ProvisionerConfig } from "../../config.ts";
 import type { Offer } from "../../db/schema.ts";
 import { log } from "../../log.ts";
 import { podEnvironment, podStartArguments } from "../cloud-init.ts";
-import { callVendor, retryAfter, type VendorAnswer } from "./request.ts";
-import { type Machine, type MachineSpec, type Vendor, type VendorAction, VendorError } from "./vendor.ts";
+import { readPodLog } from "./pod-log.ts";
+import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
+import {
+  boundWait,
+  callVendor,
+  isSuccess,
+  parseAnswer,
+  readMachines,
+  readRows,
+  retryAfter,
+  timeOf,
+  type VendorAnswer,
+} from "./request.ts";
+import { type Machine, type MachineSpec, type Vendor, VendorError } from "./vendor.ts";
 
 /**
  * The cards of tiers 4 to 7: what was paid for, then the next larger ones; cards in one group are as good as each other.
@@ -21,30 +33,44 @@ export const RUNPOD_GPUS: Readonly<Record<number, readonly (readonly string[])[]
 const SSH_PORT = 22;
 const MAX_PAGES = 50;
 
+// Only the id is required: a field of any other kind than documented is as good as missing.
+const text = z.string().nullish().catch(null);
+const portSchema = z.object({
+  private: z.literal(SSH_PORT),
+  public: z.number(),
+  type: z.literal("tcp"),
+  // No public address, although it is called one: RFC 1918, RFC 6598, link-local.
+  ip: z
+    .string()
+    .regex(/^(?!10\.|192\.168\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.)\S+$/),
+});
 const podSchema = z.object({
   id: z.string().min(1),
-  // One odd pod of the account must not hide the others: only what we can't do without is required.
-  name: z.string().nullish(),
-  status: z.string(),
-  env: z.record(z.string(), z.string()).nullish(),
-  createdAt: z.string(),
-  ssh: z.object({ direct: z.object({ host: z.string(), port: z.number() }).nullish() }).nullish(),
+  name: text,
+  status: text,
+  env: z.record(z.string(), z.unknown()).nullish().catch(null),
+  createdAt: text,
+  ssh: z
+    .object({ direct: z.object({ host: z.string().min(1), port: z.number() }).nullish() })
+    .nullish()
+    .catch(null),
+  runtime: z
+    .object({ uptime: z.number().nullish().catch(null), ports: z.array(z.unknown()).nullish().catch(null) })
+    .nullish()
+    .catch(null),
 });
 const podPage = z.object({
-  pods: z.array(podSchema),
+  pods: z.array(z.unknown()),
   pagination: z.object({ hasNextPage: z.boolean(), nextCursor: z.string().nullable() }).optional(),
 });
-const gpuCatalog = z.object({
-  gpus: z.array(
-    z.object({
-      id: z.string(),
-      secure: z.boolean(),
-      community: z.boolean(),
-      availability: z.string().optional(),
-      price: z.object({ secure: z.number().nullish(), community: z.number().nullish() }).nullish(),
-    }),
-  ),
+const gpuSchema = z.object({
+  id: z.string(),
+  secure: z.boolean(),
+  community: z.boolean(),
+  availability: z.string().optional(),
+  price: z.object({ secure: z.number().nullish(), community: z.number().nullish() }).nullish(),
 });
+const gpuCatalog = z.object({ gpus: z.array(z.unknown()) });
 
 const STATUS: Record<string, Machine["state"]> = {
   PROVISIONING: "starting",
@@ -55,19 +81,6 @@ const STATUS: Record<string, Machine["state"]> = {
   TERMINATED: "dead",
 };
 const STOCK: Record<string, Offer["stock"]> = { NONE: "none", LOW: "low", MEDIUM: "low", HIGH: "high" };
-
-// A 400 on create is either no capacity or a broken cross-field rule; only the text tells.
-const NO_CAPACITY =
-  /no longer any instances available|no instances (?:currently )?available|does not have the resources|try a different machine|something went wrong.*try again/i;
-
-const CREATE_ACTIONS: Record<number, VendorAction> = {
-  401: "page",
-  402: "page",
-  403: "next_candidate",
-  404: "page",
-  422: "page",
-  429: "wait",
-};
 
 export function createRunpod(config: ProvisionerConfig): Vendor {
   const access = {
@@ -85,8 +98,8 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
       const query: string = cursor === null ? "" : `?cursor=${encodeURIComponent(cursor)}`;
       const answer = await callVendor(access, "GET", `/v2/pods${query}`);
       if (answer.status !== 200) throw refusal(answer);
-      const page = parse(answer, podPage);
-      machines.push(...page.pods.map(toMachine));
+      const page = parseAnswer("runpod", answer, podPage);
+      machines.push(...readMachines("runpod", page.pods, podSchema, "name", config).map(toMachine));
       cursor = page.pagination?.hasNextPage ? (page.pagination.nextCursor ?? "") : null;
       if (cursor !== null && (cursor === "" || seen.has(cursor) || seen.size > MAX_PAGES)) {
         throw new VendorError("runpod", "wait", "a list does not end");
@@ -115,8 +128,8 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
         // Account keys must never reach a customer's machine.
         startSsh: false,
       });
-      if (answer.status === 201) return toMachine(parse(answer, podSchema));
-      throw refusal(answer);
+      if (answer.status === 201) return toMachine(parseAnswer("runpod", answer, podSchema));
+      throw refusalOfOrder("runpod", answer, detailOf(answer), waitSeconds(answer.headers));
     },
 
     // A change of the environment would start the pod anew from its image. But every pod has a key to its own API inside,
@@ -130,22 +143,21 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
       const answer = await callVendor(access, "GET", `/v2/pods/${pathId(instanceId)}`);
       if (answer.status === 404) return null;
       if (answer.status !== 200) throw refusal(answer);
-      const pod = parse(answer, podSchema);
+      const pod = parseAnswer("runpod", answer, podSchema);
       // "Permanently deleted", says the document of this status.
       return pod.status === "TERMINATED" ? null : toMachine(pod);
     },
 
     async delete(instanceId) {
       const answer = await callVendor(access, "DELETE", `/v2/pods/${pathId(instanceId)}`);
-      if (answer.status === 204 || answer.status === 404) return;
+      if (isSuccess(answer) || answer.status === 404) return;
       // A lock can be set from inside the pod; it must not keep a machine alive that nobody pays for.
       if (answer.status === 400) await callVendor(access, "PATCH", `/v2/pods/${pathId(instanceId)}`, { locked: false });
-      // The lock, 409 and 5xx pass; the caller looks and asks again.
-      if (answer.status === 400 || answer.status === 409 || answer.status >= 500) {
-        throw new VendorError("runpod", "wait", answer.detail, { status: answer.status });
-      }
-      throw refusal(answer);
+      // The caller looks, and asks again.
+      throw refusalOfChange("runpod", answer, detailOf(answer), waitSeconds(answer.headers));
     },
+
+    readLog: (instanceId) => readPodLog(access, pathId(instanceId)),
 
     list,
 
@@ -157,7 +169,8 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
         const query = `?include=AVAILABILITY&product=POD&count=1&cloud=${cloud}`;
         const answer = await callVendor(access, "GET", `/v2/catalog/gpus${query}`);
         if (answer.status !== 200) throw refusal(answer);
-        for (const gpu of parse(answer, gpuCatalog).gpus) {
+        const { gpus } = parseAnswer("runpod", answer, gpuCatalog);
+        for (const gpu of readRows("runpod", gpus, gpuSchema)) {
           if (!wanted.has(gpu.id)) continue;
           const sold = cloud === "SECURE" ? gpu.secure : gpu.community;
           const usdPerHour = cloud === "SECURE" ? gpu.price?.secure : gpu.price?.community;
@@ -175,44 +188,44 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
 }
 
 function toMachine(pod: z.output<typeof podSchema>): Machine {
-  const state = STATUS[pod.status];
+  const { runtime } = pod;
+  const state = STATUS[pod.status ?? ""];
   // Loud, but one odd pod must not hide the others of a list: it waits until its boot deadline.
-  if (state === undefined) log("error", "vendor_status_unknown", { vendor: "runpod", status: pod.status.slice(0, 40) });
+  if (state === undefined)
+    log("error", "vendor_status_unknown", { vendor: "runpod", status: String(pod.status).slice(0, 40) });
+  const mark = pod.env?.["CLAWCLOUD_MARK"];
   return {
     instanceId: pod.id,
     label: pod.name ?? "",
-    mark: pod.env?.["CLAWCLOUD_MARK"] ?? null,
-    createdAt: Date.parse(pod.createdAt),
+    mark: typeof mark === "string" ? mark : null,
+    createdAt: timeOf(pod.createdAt),
     state: state ?? "starting",
-    host: pod.ssh?.direct?.host ?? null,
-    port: pod.ssh?.direct?.port ?? null,
+    ...addressOf(pod),
+    phase: state === "up" && runtime == null ? `${pod.status}, its container is not` : String(pod.status),
+    upSeconds: state === "up" ? (runtime?.uptime ?? null) : null,
   };
 }
 
-function refusal(answer: VendorAnswer): VendorError {
-  const { status, detail, headers } = answer;
-  const wait = waitSeconds(headers);
-  const options = { status, ...(wait === undefined ? {} : { retryAfterSeconds: wait }) };
-  if (status >= 500) return new VendorError("runpod", "unknown", detail, options);
-  if (status === 400) {
-    const text = String((answer.body as { detail?: unknown } | null)?.detail);
-    return new VendorError("runpod", NO_CAPACITY.test(text) ? "next_candidate" : "page", detail, options);
+/** `ssh.direct` is at times missing where the mapping of its port is there. */
+function addressOf({ ssh, runtime }: z.output<typeof podSchema>): Pick<Machine, "host" | "port"> {
+  if (ssh?.direct != null) return { host: ssh.direct.host, port: ssh.direct.port };
+  for (const row of runtime?.ports ?? []) {
+    const mapped = portSchema.safeParse(row);
+    if (mapped.success) return { host: mapped.data.ip, port: mapped.data.public };
   }
-  return new VendorError("runpod", CREATE_ACTIONS[status] ?? "page", detail, options);
+  return { host: null, port: null };
 }
+
+const detailOf = ({ body }: VendorAnswer): string => String((body as { detail?: unknown } | null)?.detail ?? "");
+
+const refusal = (answer: VendorAnswer): VendorError => refusalOfCall("runpod", answer, waitSeconds(answer.headers));
 
 /** The longest of Retry-After and the reset of every exhausted window of `RateLimit` (structured field: r left, t seconds). */
 function waitSeconds(headers: Headers): number | undefined {
   const resets = [...(headers.get("ratelimit") ?? "").matchAll(/;r=0;t=(\d+)/g)].map((match) => Number(match[1]));
   const after = retryAfter(headers);
   const all = after === undefined ? resets : [...resets, after];
-  return all.length === 0 ? undefined : Math.max(...all);
-}
-
-function parse<T>(answer: VendorAnswer, schema: z.ZodType<T>): T {
-  const result = schema.safeParse(answer.body);
-  if (result.success) return result.data;
-  throw new VendorError("runpod", "unknown", `${answer.detail}: the answer has another shape than documented`);
+  return all.length === 0 ? undefined : boundWait(Math.max(...all));
 }
 
 /** An empty id would name the whole collection. */

@@ -25,12 +25,16 @@ export type Machine = {
   label: string;
   /** As the vendor carries it (tag, env); null where it has none of ours. */
   mark: string | null;
-  /** Unix milliseconds. */
+  /** Unix milliseconds; infinite where the vendor's date can't be read: too young for whatever goes by age. */
   createdAt: number;
   /** `up` means that the vendor says so: SSH opens later. `dead` will not come up any more. */
   state: "starting" | "up" | "dead";
   host: string | null;
   port: number | null;
+  /** Where the vendor says that it stands, in the vendor's words: for operators. */
+  phase: string;
+  /** Seconds that its system has run for, by the vendor; null where the vendor does not say. */
+  upSeconds: number | null;
 };
 
 export type Vendor = {
@@ -51,6 +55,8 @@ export type Vendor = {
   get(instanceId: string): Promise<Machine | null>;
   /** Settled when the vendor took the order or had no such machine. */
   delete(instanceId: string): Promise<void>;
+  /** The last lines that a machine's system has written, without secrets. Null where the vendor keeps none. */
+  readLog: ((instanceId: string) => Promise<string[]>) | null;
   /** All machines of the account. Complete, or it throws: an answer cut short would buy a second machine. */
   list(): Promise<Machine[]>;
   /** What could be had at this moment; no reservation. */
@@ -61,12 +67,15 @@ export type Vendor = {
 
 /**
  * What to do about a vendor's answer:
- * - `next_candidate`: nothing was made, try another region or plan
+ * - `next_candidate`: sold out there and nothing was made, try another region or plan; of a change: it never will
+ * - `skip_candidate`: this order is not taken there and nothing was made; where every candidate says so, it is the request
+ *   or the account
+ * - `at_limit`: nothing was made, the account has as many machines as it may; one that was just ended counts for a while
  * - `wait`: nothing was made, the same call may work after `retryAfterSeconds`
- * - `page`: nothing was made and nothing will be until a person acts (money, key, a malformed request)
+ * - `page`: nothing was made and nothing will be until a person acts (money, key, account)
  * - `unknown`: something may have been made: look before anything else
  */
-export type VendorAction = "next_candidate" | "wait" | "page" | "unknown";
+export type VendorAction = "next_candidate" | "skip_candidate" | "at_limit" | "wait" | "page" | "unknown";
 
 export class VendorError extends Error {
   override readonly name = "VendorError";

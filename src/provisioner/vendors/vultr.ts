@@ -1,18 +1,12 @@
-// Vultr API v2 (https://www.vultr.com/api/). What its answers mean is collected in the tables below.
+// Vultr API v2 (https://www.vultr.com/api/). What its refusals mean is in refusals.ts.
 import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
 import type { Offer } from "../../db/schema.ts";
-import { log } from "../../log.ts";
+import { errorFields, log } from "../../log.ts";
 import { cloudConfig, SPENT_CLOUD_CONFIG } from "../cloud-init.ts";
-import { callVendor, retryAfter, type VendorAnswer } from "./request.ts";
-import {
-  type Machine,
-  type MachineSpec,
-  type Supplies,
-  type Vendor,
-  type VendorAction,
-  VendorError,
-} from "./vendor.ts";
+import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
+import { callVendor, isSuccess, parseAnswer, readMachines, readRows, timeOf, type VendorAnswer } from "./request.ts";
+import { type Machine, type MachineSpec, type Supplies, type Vendor, VendorError } from "./vendor.ts";
 
 /** By tier. */
 export const VULTR_PLANS: readonly string[] = ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb", "vc2-4c-8gb"];
@@ -27,31 +21,32 @@ const PAGE_SIZE = 500;
 const MAX_PAGES = 50;
 const NO_ADDRESS = "0.0.0.0";
 
+// Only the id is required: a field of any other kind than documented is as good as missing.
+const text = z.string().nullish().catch(null);
 const instanceSchema = z.object({
   id: z.string().min(1),
-  // One odd object of the account must not hide the others: only what we can't do without is required.
-  label: z.string().nullish(),
-  tags: z.array(z.string()).nullish(),
-  date_created: z.string(),
-  main_ip: z.string(),
-  status: z.string(),
-  power_status: z.string(),
-  server_status: z.string(),
+  label: text,
+  tags: z.array(z.unknown()).nullish().catch(null),
+  date_created: text,
+  main_ip: text,
+  status: text,
+  power_status: text,
+  server_status: text,
 });
-const instancePage = z.object({
-  instances: z.array(instanceSchema),
-  meta: z.object({ links: z.object({ next: z.string() }) }),
+type Instance = z.output<typeof instanceSchema>;
+const instanceAnswer = z.object({ instance: instanceSchema });
+/** Without `meta` a list may have been cut short. */
+const meta = z.object({
+  total: z.number().nullish().catch(null),
+  links: z.object({ next: z.string().nullish() }),
 });
+const instancePage = z.object({ instances: z.array(z.unknown()), meta });
 const groupSchema = z.object({ id: z.string().min(1), description: z.string() });
-const rulePage = z.object({ firewall_rules: z.array(z.object({ ip_type: z.string(), port: z.string() })) });
-const groupPage = z.object({
-  firewall_groups: z.array(groupSchema),
-  meta: z.object({ links: z.object({ next: z.string() }) }),
-});
-const osPage = z.object({
-  os: z.array(z.object({ id: z.number(), name: z.string() })),
-  meta: z.object({ links: z.object({ next: z.string() }) }),
-});
+const ruleSchema = z.object({ ip_type: z.string(), port: z.string() });
+const rulePage = z.object({ firewall_rules: z.array(z.unknown()) });
+const groupPage = z.object({ firewall_groups: z.array(z.unknown()), meta });
+const osSchema = z.object({ id: z.number(), name: z.string() });
+const osPage = z.object({ os: z.array(z.unknown()), meta });
 
 // `status` is an open set: what is not here is loud and counts as starting.
 const STATUS: Record<string, "starting" | "up" | "dead"> = {
@@ -63,14 +58,6 @@ const STATUS: Record<string, "starting" | "up" | "dead"> = {
   closed: "dead",
 };
 
-// Prose of a 400 on create, most telling first. Anything else is our request's fault: it fails everywhere alike.
-const REFUSALS: readonly [RegExp, VendorAction][] = [
-  [/not available in the selected region/i, "next_candidate"],
-  [/maximum number of active instances/i, "page"],
-  [/maximum monthly|exceed.*limit/i, "page"],
-  [/open a support request/i, "page"],
-];
-
 export function createVultr(config: ProvisionerConfig): Vendor {
   const access = {
     vendor: "vultr" as const,
@@ -81,11 +68,11 @@ export function createVultr(config: ProvisionerConfig): Vendor {
 
   async function read<T>(path: string, schema: z.ZodType<T>): Promise<T> {
     const answer = await callVendor(access, "GET", path);
-    if (answer.status !== 200) throw refusal(answer);
-    return parse(answer, schema);
+    if (answer.status !== 200) throw refusalOfCall("vultr", answer);
+    return parseAnswer("vultr", answer, schema);
   }
 
-  async function pages<Page extends { meta: { links: { next: string } } }>(
+  async function pages<Page extends { meta: z.output<typeof meta> }>(
     path: string,
     schema: z.ZodType<Page>,
   ): Promise<Page[]> {
@@ -97,7 +84,7 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       const next = cursor === "" ? "" : `&cursor=${encodeURIComponent(cursor)}`;
       const page = await read(`${path}${separator}per_page=${PAGE_SIZE}${next}`, schema);
       all.push(page);
-      cursor = page.meta.links.next;
+      cursor = page.meta.links.next ?? "";
       if (seen.has(cursor) || seen.size > MAX_PAGES) throw new VendorError("vultr", "wait", "a list does not end");
       seen.add(cursor);
     } while (cursor !== "");
@@ -107,20 +94,21 @@ export function createVultr(config: ProvisionerConfig): Vendor {
   /** The image by name, since ids are not promised to last. */
   async function findOs(): Promise<number> {
     const all = (await pages("/os", osPage)).flatMap((page) => page.os);
-    return all.find((os) => os.name === config.VULTR_OS)?.id ?? DEFAULT_OS_ID;
+    return readRows("vultr", all, osSchema).find((os) => os.name === config.VULTR_OS)?.id ?? DEFAULT_OS_ID;
   }
 
   /** One firewall group per deployment, with SSH open and nothing else; found by its description, made once. */
   async function ensureFirewall(): Promise<string> {
     const description = `clawcloud-${config.DEPLOYMENT_ID} ssh-${config.VULTR_SSH_PORT}`;
     const groups = (await pages("/firewalls", groupPage)).flatMap((page) => page.firewall_groups);
-    let group = groups.find((one) => one.description === description);
+    let group = readRows("vultr", groups, groupSchema).find((one) => one.description === description);
     if (group === undefined) {
       const made = await callVendor(access, "POST", "/firewalls", { description });
-      if (made.status !== 201) throw refusal(made);
-      group = parse(made, z.object({ firewall_group: groupSchema })).firewall_group;
+      if (!isSuccess(made)) throw refusalOfCall("vultr", made);
+      group = parseAnswer("vultr", made, z.object({ firewall_group: groupSchema })).firewall_group;
     }
-    const { firewall_rules: rules } = await read(`/firewalls/${group.id}/rules`, rulePage);
+    const { firewall_rules } = await read(`/firewalls/${group.id}/rules`, rulePage);
+    const rules = readRows("vultr", firewall_rules, ruleSchema);
     for (const [ip_type, subnet] of [
       ["v4", "0.0.0.0"],
       ["v6", "::"],
@@ -129,24 +117,23 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       if (rules.some((rule) => rule.ip_type === ip_type && rule.port === port)) continue;
       const rule = { ip_type, protocol: "tcp", subnet, subnet_size: 0, port, notes: "ssh" };
       const added = await callVendor(access, "POST", `/firewalls/${group.id}/rules`, rule);
-      if (added.status !== 201) throw refusal(added);
+      if (!isSuccess(added)) throw refusalOfCall("vultr", added);
     }
     return group.id;
   }
 
-  const list = async (): Promise<Machine[]> =>
-    (await pages("/instances", instancePage)).flatMap((page) =>
-      page.instances.map((instance) => toMachine(instance, config.VULTR_SSH_PORT)),
+  async function list(): Promise<Machine[]> {
+    const all = await pages("/instances", instancePage);
+    const rows = all.flatMap((page) => page.instances);
+    if (rows.length < (all.at(-1)?.meta.total ?? 0)) throw new VendorError("vultr", "wait", "a list is cut short");
+    return readMachines("vultr", rows, instanceSchema, "label", config).map((one) =>
+      toMachine(one, config.VULTR_SSH_PORT),
     );
+  }
 
-  /** A change of one machine. What is refused for good is refused for this machine alone. */
   async function change(method: "PATCH" | "POST", instanceId: string, action: string, fields: object): Promise<void> {
     const answer = await callVendor(access, method, `/instances/${pathId(instanceId)}${action}`, fields);
-    if (answer.status === 202) return;
-    if (answer.status === 400 || answer.status === 404) {
-      throw new VendorError("vultr", "next_candidate", answer.detail, { status: answer.status });
-    }
-    throw refusal(answer);
+    if (!isSuccess(answer)) throw refusalOfChange("vultr", answer, errorOf(answer));
   }
 
   const kinds: [string, readonly string[]][] = [
@@ -174,10 +161,8 @@ export function createVultr(config: ProvisionerConfig): Vendor {
         backups: "disabled",
         activation_email: false,
       });
-      if (answer.status === 202) {
-        return toMachine(parse(answer, z.object({ instance: instanceSchema })).instance, config.VULTR_SSH_PORT);
-      }
-      throw refusal(answer);
+      if (answer.status !== 202) throw refusalOfOrder("vultr", answer, errorOf(answer));
+      return toMachine(parseAnswer("vultr", answer, instanceAnswer).instance, config.VULTR_SSH_PORT);
     },
 
     async reinstall(instanceId, spec) {
@@ -197,80 +182,78 @@ export function createVultr(config: ProvisionerConfig): Vendor {
       const answer = await callVendor(access, "GET", `/instances/${pathId(instanceId)}`);
       // Vultr answers an id that it knows no more with 404, at times with a 400 that says so.
       if (answer.status === 404 || isUnknownInstance(answer)) return null;
-      if (answer.status !== 200) throw refusal(answer);
-      return toMachine(parse(answer, z.object({ instance: instanceSchema })).instance, config.VULTR_SSH_PORT);
+      if (answer.status !== 200) throw refusalOfCall("vultr", answer);
+      return toMachine(parseAnswer("vultr", answer, instanceAnswer).instance, config.VULTR_SSH_PORT);
     },
 
     async delete(instanceId) {
       const answer = await callVendor(access, "DELETE", `/instances/${pathId(instanceId)}`);
-      if (answer.status === 204 || answer.status === 404 || isUnknownInstance(answer)) return;
-      // "Server is currently locked": just after create, passes by itself.
-      if (answer.status >= 500) throw new VendorError("vultr", "wait", answer.detail, { status: answer.status });
-      throw refusal(answer);
+      if (isSuccess(answer) || answer.status === 404 || isUnknownInstance(answer) || isBeingEnded(answer)) return;
+      throw refusalOfChange("vultr", answer, errorOf(answer));
     },
+
+    readLog: null,
 
     list,
 
     catalogCalls: config.VULTR_REGIONS.length * kinds.length,
     async catalog(): Promise<Offer[]> {
-      const schema = z.object({ available_plans: z.array(z.string()) });
       const offers: Offer[] = [];
+      let failure: unknown;
       for (const region of config.VULTR_REGIONS) {
         for (const [kind, plans] of kinds) {
-          const { available_plans } = await read(`/regions/${region}/availability?type=${kind}`, schema);
-          for (const plan of plans)
-            offers.push({ region, plan, stock: available_plans.includes(plan) ? "high" : "none" });
+          try {
+            const { available_plans: sold } = await read(`/regions/${region}/availability?type=${kind}`, planIds);
+            for (const plan of plans) offers.push({ region, plan, stock: sold.includes(plan) ? "high" : "none" });
+          } catch (error) {
+            // One region that is withdrawn, or odd, hides no other. One that does not answer takes its time each time.
+            if (!(error instanceof VendorError) || error.status === 429 || error.cause !== undefined) throw error;
+            log("warn", "region_left_out", { vendor: "vultr", region, ...errorFields(error) });
+            failure = error;
+          }
         }
       }
+      if (offers.length === 0 && failure !== undefined) throw failure;
       return offers;
     },
   };
 }
 
+const planIds = z.object({ available_plans: z.array(z.unknown()) });
+
 // In full, also on a change: it replaces them all.
 const tagsOf = ({ label, mark }: MachineSpec): string[] => ["clawcloud", label, mark];
 
-function toMachine(instance: z.output<typeof instanceSchema>, port: number): Machine {
-  const { id, main_ip: ip } = instance;
+function toMachine(instance: Instance, port: number): Machine {
+  const { id, main_ip: ip, status, power_status: power, server_status: server } = instance;
   const label = instance.label ?? "";
-  const tags = instance.tags ?? [];
-  const state = STATUS[instance.status];
+  const tags = (instance.tags ?? []).filter((tag) => typeof tag === "string");
+  const state = STATUS[status ?? ""];
   // Loud, but one odd machine must not hide the others of a list: it waits until its boot deadline.
   if (state === undefined)
-    log("error", "vendor_status_unknown", { vendor: "vultr", status: instance.status.slice(0, 40) });
+    log("error", "vendor_status_unknown", { vendor: "vultr", status: String(status).slice(0, 40) });
   // `active` is not booted: the server has to be running and `ok` too.
-  const up = state === "up" && instance.power_status === "running" && instance.server_status === "ok";
+  const up = state === "up" && power === "running" && server === "ok";
   return {
     instanceId: id,
     label,
     mark: tags.find((tag) => tag !== "clawcloud" && tag !== label) ?? null,
-    createdAt: Date.parse(instance.date_created),
+    createdAt: timeOf(instance.date_created),
     state: up ? "up" : state === "dead" ? "dead" : "starting",
-    host: ip === NO_ADDRESS || ip === "" ? null : ip,
+    host: ip == null || ip === NO_ADDRESS || ip === "" ? null : ip,
     port,
+    phase: [status, power, server].join("/"),
+    upSeconds: null,
   };
 }
 
-/** What to do about a refusal, by status first and prose last. A 5xx on create leaves the outcome open. */
-function refusal(answer: VendorAnswer): VendorError {
-  const { status, detail } = answer;
-  const text = (answer.body as { error?: unknown } | null)?.error;
-  const byText = REFUSALS.find(([pattern]) => pattern.test(String(text)))?.[1];
-  const wait = retryAfter(answer.headers);
-  const options = { status, ...(wait === undefined ? {} : { retryAfterSeconds: wait }) };
-  if (status === 429) return new VendorError("vultr", "wait", detail, { retryAfterSeconds: 2, ...options });
-  if (status >= 500) return new VendorError("vultr", "unknown", detail, options);
-  return new VendorError("vultr", byText ?? "page", detail, options);
-}
+const errorOf = ({ body }: VendorAnswer): string => String((body as { error?: unknown } | null)?.error ?? "");
 
-const isUnknownInstance = ({ status, body }: VendorAnswer): boolean =>
-  status === 400 && /invalid instance|instance not found/i.test(String((body as { error?: unknown } | null)?.error));
+const isUnknownInstance = (answer: VendorAnswer): boolean =>
+  answer.status === 400 && /invalid instance|instance not found/i.test(errorOf(answer));
 
-function parse<T>(answer: VendorAnswer, schema: z.ZodType<T>): T {
-  const result = schema.safeParse(answer.body);
-  if (result.success) return result.data;
-  throw new VendorError("vultr", "unknown", `${answer.detail}: the answer has another shape than documented`);
-}
+/** It has taken an earlier order to end it. */
+const isBeingEnded = (answer: VendorAnswer): boolean => /pending destruction/i.test(errorOf(answer));
 
 /** An empty id would name the whole collection. */
 function pathId(id: string): string {

@@ -25,58 +25,6 @@ const failure = (work: Promise<unknown>) =>
     (error: VendorError) => error,
   );
 
-const NO_STOCK_VULTR = {
-  error: "Server add failed: The selected plan is not available in the selected region",
-  status: 400,
-};
-const NO_STOCK_RUNPOD = {
-  title: "Bad Request",
-  status: 400,
-  detail: "There are no longer any instances available with the requested specifications.",
-};
-
-test.each([
-  ["vultr", 400, NO_STOCK_VULTR, "next_candidate"],
-  [
-    "vultr",
-    400,
-    {
-      error: "Server add failed: You have reached the maximum number of active instances for this account.",
-      status: 400,
-    },
-    "page",
-  ],
-  [
-    "vultr",
-    400,
-    { error: "Server add failed: Please open a support request for access to this product.", status: 400 },
-    "page",
-  ],
-  ["vultr", 400, { error: "Invalid plan chosen.", status: 400 }, "page"],
-  ["vultr", 401, { error: "Unauthorized IP address: 203.0.113.9", status: 401 }, "page"],
-  ["vultr", 429, { error: "rate limit exceeded", status: 429 }, "wait"],
-  ["vultr", 500, { error: "Internal server error", status: 500 }, "unknown"],
-  ["vultr", 202, { hello: "world" }, "unknown"],
-  ["runpod", 400, NO_STOCK_RUNPOD, "next_candidate"],
-  ["runpod", 400, { title: "Bad Request", status: 400, detail: "gpu and cpu can't both be given" }, "page"],
-  ["runpod", 402, { title: "Payment Required", status: 402, detail: "balance too low" }, "page"],
-  ["runpod", 403, { title: "Forbidden", status: 403, detail: "access denied" }, "next_candidate"],
-  ["runpod", 422, { title: "Unprocessable Entity", status: 422, detail: "Unknown GPU type: X" }, "page"],
-  ["runpod", 429, { title: "Too Many Requests", status: 429, detail: "rate limit exceeded" }, "wait"],
-  ["runpod", 503, { title: "Unavailable", status: 503, detail: "later" }, "unknown"],
-  ["runpod", 201, { id: "x" }, "unknown"],
-] as const)("%s: a create that is answered %i %j means %s", async (name, status, body, action) => {
-  const world = await deploy();
-  const vendor = world.context.vendors[name];
-  const supplies = await vendor.prepare();
-  await addFault(name, { call: "create", kind: "answer", status, body, times: 1 });
-  expect(await failure(vendor.create(await specOf(world, vendor), supplies))).toMatchObject({
-    name: "VendorError",
-    vendor: name,
-    action,
-  });
-});
-
 test("RunPod's wait is the longest of Retry-After and every exhausted window", async () => {
   const world = await deploy();
   const headers = { "retry-after": "3", ratelimit: '"minute";r=0;t=12, "hour";r=0;t=40, "day";r=9;t=9000' };
@@ -85,6 +33,26 @@ test("RunPod's wait is the longest of Retry-After and every exhausted window", a
   expect(await failure(vendor.create(await specOf(world, vendor), {}))).toMatchObject({
     action: "wait",
     retryAfterSeconds: 40,
+  });
+});
+
+test.each([
+  ["7", 7],
+  ["2.5", 3],
+  ["999999999", 3_600],
+  ["Sun, 06 Nov 1994 08:49:47 GMT", 10],
+  ["Sunday, 06-Nov-94 08:49:47 GMT", 10],
+  ["Sun, 06 Nov 1994 08:49:30 GMT", 0],
+  ["Sun, 06 Nov 2094 08:49:37 GMT", 3_600],
+  ["-5", 2],
+  ["soon", 2],
+] as const)("Retry-After: %s asks for %i seconds, an hour at most", async (value, seconds) => {
+  const world = await deploy();
+  const headers = { "retry-after": value, date: "Sun, 06 Nov 1994 08:49:37 GMT" };
+  await addFault("vultr", { call: "get", kind: "answer", status: 429, headers, times: 1 });
+  expect(await failure(world.context.vendors.vultr.get("x"))).toMatchObject({
+    action: "wait",
+    retryAfterSeconds: seconds,
   });
 });
 
@@ -121,26 +89,6 @@ test.each(["vultr", "runpod"] as const)(
     if (vendor.scrub !== null) expect(await failure(vendor.scrub(""))).toMatchObject({ action: "page" });
   },
 );
-
-test.each([
-  [400, { error: "Bad request.", status: 400 }, "next_candidate"],
-  [404, { error: "instance not found", status: 404 }, "next_candidate"],
-  [401, { error: "Unauthorized IP address: 203.0.113.9", status: 401 }, "page"],
-  [429, { error: "rate limit exceeded", status: 429 }, "wait"],
-  [500, { error: "Internal server error", status: 500 }, "unknown"],
-] as const)("vultr: a machine whose change or reinstallation is answered %i %j: %s", async (status, body, action) => {
-  const world = await deploy();
-  const vendor = world.context.vendors.vultr;
-  const spec = await specOf(world, vendor);
-  const { instanceId } = await vendor.create(spec, await vendor.prepare());
-  await addFault("vultr", { call: "change", kind: "answer", status, body, times: 2 });
-  expect(await failure(vendor.scrub?.(instanceId) ?? Promise.resolve())).toMatchObject({ action });
-  expect(await failure(vendor.reinstall?.(instanceId, spec) ?? Promise.resolve())).toMatchObject({ action });
-  await addFault("vultr", { call: "reinstall", kind: "answer", status, body, times: 1 });
-  expect(await failure(vendor.reinstall?.(instanceId, spec) ?? Promise.resolve())).toMatchObject({ action });
-  await unlocked();
-  await vendor.delete(instanceId);
-});
 
 test("what a vendor says about a failure is quoted without keys, passwords or user data", async () => {
   const world = await deploy();
