@@ -89,6 +89,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     path: "test/world/bad-day",
     tests: [...worker("db/client", "(routes|provisioner)/database-down")],
   },
+  { path: "test/world/(disk|shell|sftp|ssh-)", tests: e2e("ssh-door") },
   { path: "test/world/silent-port", tests: worker("provisioner/banner") },
   { path: "test/worker/paged", tests: worker("vms/standing") },
   { path: "test/world/pager", tests: worker("log.test.ts") },

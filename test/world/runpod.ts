@@ -1,6 +1,7 @@
 // RunPod REST v2 as its document and its behaviour are known: pods with a life, and SSH on a mapped port behind each.
 import { randomBytes } from "node:crypto";
 import type { Context } from "hono";
+import type { DiskFile } from "./disk.ts";
 import { freePort } from "./ports.ts";
 import { type Door, openDoor } from "./ssh-door.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
@@ -261,7 +262,7 @@ export async function startRunpod(options: RunpodOptions) {
     const mark = pod.args.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
     const hardware = { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id };
     const addendum = pod.wrongMark ? "somebody-else" : mark;
-    const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum };
+    const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum, files: writtenByArguments(pod) };
     // Between the order and the boot another process may have taken the port; ports move at RunPod anyway.
     pod.door = await openDoor("127.0.0.1", pod.sshPort, hardware, keys).catch(() =>
       openDoor("127.0.0.1", 0, hardware, keys),
@@ -320,6 +321,12 @@ export async function startRunpod(options: RunpodOptions) {
     },
   };
 }
+
+/** Files that the start arguments write from the environment; keys stay out of sight. */
+const writtenByArguments = ({ args, env }: Pod): DiskFile[] =>
+  [...args.matchAll(/"\$(\w+)" \| base64 -d > (\/[\w./-]+)/g)]
+    .map(([, name = "", path = ""]) => ({ path, base64: env[name] ?? "" }))
+    .filter(({ path }) => !path.startsWith("/etc/ssh/"));
 
 async function close(pod: Pod): Promise<void> {
   for (const timer of pod.timers) clearTimeout(timer);

@@ -2,6 +2,7 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import type { Context } from "hono";
 import { parse } from "yaml";
+import { type WrittenFile, writtenFiles } from "./disk.ts";
 import { type Door, type Hardware, openDoor } from "./ssh-door.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
@@ -387,7 +388,7 @@ function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: nu
     ssh_pwauth?: boolean;
     ssh_keys?: { ed25519_private?: string };
     users?: { name?: string; ssh_authorized_keys?: string[] }[];
-    write_files?: { path: string; content: string }[];
+    write_files?: WrittenFile[];
     runcmd?: (string | string[])[];
   };
   const commands = (config.runcmd ?? [])
@@ -396,12 +397,13 @@ function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: nu
   const opened = commands.includes(`ufw allow ${sshPort}/tcp`);
   const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
   const listens =
-    sshPort === 22 || (config.write_files ?? []).some((file) => file.content.includes(`Port ${sshPort}\n`));
+    sshPort === 22 || (config.write_files ?? []).some((file) => file.content?.includes(`Port ${sshPort}\n`));
   if (!opened || !passes || !listens || config.ssh_pwauth !== false) return null;
   const mark = commands.map((command) => /VersionAddendum (\S+?)'/.exec(command)?.[1]).find((one) => one !== undefined);
   return {
     hostKey: config.ssh_keys?.ed25519_private ?? null,
     authorizedKeys: (config.users ?? []).find((user) => user.name === "root")?.ssh_authorized_keys ?? [],
     addendum: instance.markShift ? "somebody-else" : (mark ?? ""),
+    files: writtenFiles(config.write_files),
   };
 }
