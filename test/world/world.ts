@@ -5,7 +5,7 @@ import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import { WEATHER_PATH, type WorkerWeather } from "./bad-day.ts";
-import { startBareWorkers, type WorkerSource } from "./bare-workers.ts";
+import { buildWorkers, runWorkers, type WorkerSource } from "./bare-workers.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
 import { type FacilitatorOptions, startFacilitator } from "./facilitator.ts";
 import { startPager } from "./pager.ts";
@@ -27,6 +27,8 @@ export type WorldOptions = PartsOptions & {
   /** Over the Workers' variables. */
   edge?: Record<string, string>;
   provisioner?: Record<string, string>;
+  /** Hears of each step of the start: what is done, and what comes next. */
+  tell?: (done: string, next: string) => void;
   /** Whether the Workers' database and objects can fail and stall: `setWeather` tells them to. */
   badDays?: boolean;
 };
@@ -153,7 +155,9 @@ async function makeOperatorKey(edgeUrl: string, bootstrapKey: string): Promise<s
 
 /** Starts everything. `stop` leaves no process and no file behind but the Workers' build. */
 export async function startWorld(options: WorldOptions = {}) {
+  const { tell = () => undefined } = options;
   const parts = await startParts(options);
+  tell("the chain and the vendors are up", "building both Workers, once for all later starts");
   let edgeUrl: string | undefined;
   const front = await startFront(() => edgeUrl);
   const url = `http://127.0.0.1:${front.port}`;
@@ -164,10 +168,11 @@ export async function startWorld(options: WorldOptions = {}) {
     edge: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge },
     provisioner: { ...variables.provisioner, ...options.provisioner },
   });
-  const workers = await startBareWorkers(
+  const built = await buildWorkers(
     options.badDays ? sources.map((one) => ({ ...one, entry: `test/world/bad-day-${one.name}.ts` })) : sources,
-    ({ message }) => lines.push(message),
   );
+  tell("both Workers are built", "starting both Workers");
+  const workers = await runWorkers(built, ({ message }) => lines.push(message));
   const adminKey = await makeOperatorKey(workers.url("edge"), bootstrapKey);
   edgeUrl = workers.url("edge");
   const edge = await workers.miniflare.getWorker("edge");
