@@ -11,16 +11,16 @@ const WAIT_MS = 240_000;
 export type Child = ReturnType<typeof startChild>;
 
 /**
- * Starts a program in the repository's folder and keeps what it prints. When the test is finished, in whichever way, nothing of
+ * Starts a program in the repository's folder, or another, and keeps what it prints. When the test is finished, in whichever way, nothing of
  * it lives on.
  */
 export function startChild(
   { onTestFinished }: Pick<TestContext, "onTestFinished">,
   program: string,
   args: readonly string[],
-  { detached = false }: { detached?: boolean } = {},
+  { detached = false, cwd = root }: { detached?: boolean; cwd?: string } = {},
 ) {
-  const child = spawn(program, args, { cwd: root, detached, stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(program, args, { cwd, detached, stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
   const collect = (data: Buffer) => {
     output += data.toString();

@@ -75,6 +75,9 @@ export async function openDoor(host: string, port: number, hardware: Hardware, k
   };
 }
 
+/** Whether it is the door of a machine that has booted to the end. */
+export const isConfigured = (keys: DoorKeys | null): keys is DoorKeys => (keys?.authorizedKeys.length ?? 0) > 0;
+
 export type Door = Awaited<ReturnType<typeof openDoor>>;
 
 const usualFiles = ({ name }: Hardware, { authorizedKeys }: DoorKeys): DiskFile[] => [
