@@ -78,7 +78,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     path: `test/worker/${area}/`,
     tests: worker(`${area}/`),
   })),
-  { path: "test/world/(start|world|http|agent)", tests: e2e("start") },
+  { path: "test/world/(start|show|guide|narrator|dev|kept|log-lines|world|http|agent)", tests: e2e("start") },
   { path: "test/world/(http|server)", tests: e2e("connections") },
   { path: "test/world/(facilitator|payer)", tests: e2e("facilitator", "x402") },
   {
@@ -96,6 +96,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/world/(vendor-words|pod-log)", tests: worker("provisioner/(vendors/words|vendor-answers)") },
   { path: "test/world/vendor-words", tests: e2e("sim") },
   { path: "test/world/pod-arguments", tests: [...e2e("pod-arguments"), ...worker("provisioner/create")] },
+  { path: "test/world/(disk|shell|sftp|ssh-)", tests: e2e("ssh-door") },
   { path: "test/world/silent-port", tests: worker("provisioner/banner") },
   { path: "test/worker/paged", tests: worker("vms/standing") },
   { path: "test/world/pager", tests: worker("log.test.ts") },

@@ -1,24 +1,26 @@
 // Programs of the repository as a script or a person runs them, and what they leave behind.
 import { spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { expect, type TestContext } from "vitest";
 
-const root = new URL("../../", import.meta.url).pathname;
+const root = fileURLToPath(new URL("../../", import.meta.url).href);
 /** Generous: on a machine that others use as well, a world takes minutes to come up. */
 const WAIT_MS = 240_000;
 
 export type Child = ReturnType<typeof startChild>;
 
 /**
- * Starts a program in the repository's folder and keeps what it prints. When the test is finished, in whichever way, nothing of
+ * Starts a program in the repository's folder, or another, and keeps what it prints. When the test is finished, in whichever way, nothing of
  * it lives on.
  */
 export function startChild(
   { onTestFinished }: Pick<TestContext, "onTestFinished">,
   program: string,
   args: readonly string[],
+  { detached = false, cwd = root }: { detached?: boolean; cwd?: string } = {},
 ) {
-  const child = spawn(program, args, { cwd: root, stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(program, args, { cwd, detached, stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
   const collect = (data: Buffer) => {
     output += data.toString();
@@ -41,6 +43,8 @@ export function startChild(
     ended,
     output: () => output,
     kill: (signal: "SIGINT" | "SIGTERM") => child.kill(signal),
+    /** What a terminal does on Ctrl-C to all that it runs; for one that was started `detached`. */
+    interruptAll: () => process.kill(-(child.pid ?? Number.NaN), "SIGINT"),
     /** Waits until it has printed what matches. */
     says: async (what: RegExp, waitMs = WAIT_MS): Promise<string> => {
       for (const until = Date.now() + waitMs; Date.now() < until; ) {

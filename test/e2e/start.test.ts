@@ -1,5 +1,6 @@
 // `npm start` as a script or a reader uses it.
 import { expect, type TestContext, test } from "vitest";
+import { makeNarrator } from "../world/narrator.ts";
 import { isAlive, processesOf, startChild, untilGone } from "./child.ts";
 
 const start = (context: TestContext, ...args: string[]) => startChild(context, "npm", ["start", "--", ...args]);
@@ -80,19 +81,46 @@ test.concurrent("a signal while the world is coming up leaves no process", async
 
 test.concurrent("an act that fails says which phase and why, and the world stays up until Ctrl-C", async (context) => {
   // Nobody sells tier 9.
-  const run = start(context, "--tier", "9");
+  const run = startChild(context, "npm", ["start", "--", "--tier", "9"], { detached: true });
   await run.says(/The world is up\. Ctrl-C ends it\./);
   expect(run.output()).toMatch(/^failed: phase "purchase" of tier 9\n {2}because: .*"getTierConfig" reverted/m);
   expect(run.output()).toMatch(
     /^failed: phase "quote, sign" of x402\n {2}because: \/x402\/purchase-compute answered 400/m,
   );
+  expect(run.output().match(/^ {2}The world stays up: .* Ctrl-C and npm start again\.$/gm)).toHaveLength(2);
+  expect(run.output()).toMatch(/s {2}this takes about 40 s /);
   const [, url] = /API +(http:\S+)/.exec(run.output()) ?? [];
   expect((await fetch(`${url}/tiers`)).status).toBe(200);
   const family = processesOf(run.pid);
   expect(family.every(isAlive)).toBe(true);
-  run.kill("SIGINT");
+  // A terminal's Ctrl-C reaches the chain and workerd as well.
+  run.interruptAll();
   await run.ended;
   await untilGone(family);
+});
+
+test.concurrent("a step that takes long gives a sign of life every four seconds, in a pipe as on a terminal", () => {
+  let now = 1_000;
+  const lines: string[] = [];
+  const narrator = makeNarrator(
+    (line) => lines.push(line),
+    () => now,
+  );
+  const pass = (ms: number) => {
+    for (const end = now + ms; now < end; now += 250) narrator.look();
+  };
+  pass(9_000);
+  narrator.say("one step is over");
+  narrator.begin("building");
+  pass(9_000);
+  narrator.begin(undefined);
+  pass(9_000);
+  narrator.stop();
+  expect(lines).toEqual([
+    "  9.0 s  one step is over",
+    " 13.0 s  … building, for 4.0 s so far",
+    " 17.0 s  … building, for 8.0 s so far",
+  ]);
 });
 
 test.concurrent("an option that does not exist is refused with the usage", async (context) => {

@@ -30,7 +30,11 @@ const CHAIN_ID = 8453;
 export const MAX_TRANSACTION_GAS = 16_777_216n;
 /** How many blocks back the chain's state can be read. */
 const STATES = 500;
+/** How often a chain that is kept is written, beside its end. */
+const STATE_SECONDS = "60";
 const AGENT_COUNT = 5;
+/** A chain that is kept is written at its end. */
+const STOP_MS = 10_000;
 const AGENT_BALANCE_USDC6 = 10_000_000_000n;
 
 export const artifacts = JSON.parse(
@@ -43,6 +47,9 @@ export type ChainOptions = {
   blockTimeSeconds?: number;
   /** How many blocks make an epoch: two epochs below the head history is final. */
   epochBlocks?: number;
+  port?: number;
+  /** A file that keeps the chain: a start goes on where the one before it ended. */
+  stateFile?: string;
 };
 export type Chain = Awaited<ReturnType<typeof startChain>>;
 
@@ -59,7 +66,7 @@ const archOfPackage = () => (process.arch === "x64" ? "amd64" : process.arch);
 
 /** Starts anvil on a free port and puts the contracts in place. Block time 0 mines one block per transaction. */
 export async function startChain(options: ChainOptions = {}) {
-  const port = await freePort();
+  const port = options.port ?? (await freePort());
   const blockTime = options.blockTimeSeconds ?? 1;
   const epoch = String(options.epochBlocks ?? 1);
   const args = ["--port", String(port), "--chain-id", String(CHAIN_ID), "--slots-in-an-epoch", epoch, "--silent"];
@@ -67,6 +74,7 @@ export async function startChain(options: ChainOptions = {}) {
   args.push("--prune-history", String(STATES));
   // No node takes a transaction above 2^24 gas, as on Base (EIP-7825).
   args.push("--enable-tx-gas-limit");
+  if (options.stateFile !== undefined) args.push("--state", options.stateFile, "--state-interval", STATE_SECONDS);
   if (blockTime > 0) args.push("--block-time", String(blockTime));
   const anvil = spawn(anvilBinary(), args, { stdio: ["ignore", "ignore", "inherit"] });
   // However this process ends (wrangler ends it at once on a signal), the chain ends with it.
@@ -98,23 +106,27 @@ export async function startChain(options: ChainOptions = {}) {
   const node = connect(chain, transport);
 
   await Promise.race([failed, answers(() => node.getChainId())]);
-  await place(node, MULTICALL3_ADDRESS, artifacts.Multicall3.bytecode as Hex);
-  const usdcArgs = [deployer.address];
-  await place(node, USDC_ADDRESS, deployData(usdcAbi, artifacts.UsdCoin.bytecode, usdcArgs));
-  const clawArgs = [deployer.address, USDC_ADDRESS];
-  await place(node, CONTRACT_ADDRESS, deployData(clawAbi, artifacts.ClawCloudVMs.bytecode, clawArgs));
-  // The accounts' ETH comes with anvil; their USDC is minted here.
-  for (const agent of [...agents, operator]) {
-    await node.writeContract({
-      account: deployer,
-      address: USDC_ADDRESS,
-      abi: usdcAbi,
-      functionName: "mint",
-      args: [agent.address, AGENT_BALANCE_USDC6],
-      gas: 200_000n,
-    });
+  if ((await node.getCode({ address: CONTRACT_ADDRESS })) === undefined) await found();
+
+  async function found(): Promise<void> {
+    await place(node, MULTICALL3_ADDRESS, artifacts.Multicall3.bytecode as Hex);
+    const usdcArgs = [deployer.address];
+    await place(node, USDC_ADDRESS, deployData(usdcAbi, artifacts.UsdCoin.bytecode, usdcArgs));
+    const clawArgs = [deployer.address, USDC_ADDRESS];
+    await place(node, CONTRACT_ADDRESS, deployData(clawAbi, artifacts.ClawCloudVMs.bytecode, clawArgs));
+    // The accounts' ETH comes with anvil; their USDC is minted here.
+    for (const agent of [...agents, operator]) {
+      await node.writeContract({
+        account: deployer,
+        address: USDC_ADDRESS,
+        abi: usdcAbi,
+        functionName: "mint",
+        args: [agent.address, AGENT_BALANCE_USDC6],
+        gas: 200_000n,
+      });
+    }
+    await node.mine({ blocks: 1 });
   }
-  await node.mine({ blocks: 1 });
 
   return {
     url,
@@ -184,7 +196,7 @@ async function stopProcess(child: ChildProcess): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const gone = new Promise((resolve) => child.once("exit", resolve));
   child.kill("SIGTERM");
-  const forced = setTimeout(() => child.kill("SIGKILL"), 2_000);
+  const forced = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
   await gone;
   clearTimeout(forced);
 }

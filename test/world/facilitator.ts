@@ -51,6 +51,7 @@ export type FacilitatorExchange = {
 export type FacilitatorOptions = {
   /** Asked of every call but the controls' where it is given. */
   bearerToken?: string;
+  port?: number;
 };
 
 type Payment = { paymentPayload: PaymentPayload; paymentRequirements: PaymentRequirements };
@@ -169,7 +170,7 @@ export async function startFacilitator(chain: Chain, options: FacilitatorOptions
   const pause = (ms: number, client: AbortSignal) =>
     sleep(ms, undefined, { signal: AbortSignal.any([client, stopping.signal]) }).catch(() => undefined);
 
-  const { port, stop } = await listen(app.fetch);
+  const { port, stop } = await listen(app.fetch, options.port);
   const url = `http://127.0.0.1:${port}`;
   return {
     url,

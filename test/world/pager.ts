@@ -5,7 +5,7 @@ import { listen } from "./server.ts";
 export type Page = { headers: Record<string, string>; body: string };
 
 /** `POST /page` takes one; `GET /pages` shows those taken; `POST /refuse/:times` answers the next ones with 503. */
-export async function startPager() {
+export async function startPager(atPort = 0) {
   const pages: Page[] = [];
   let refusals = 0;
   const app = new Hono()
@@ -22,6 +22,6 @@ export async function startPager() {
       refusals = Number(c.req.param("times"));
       return c.body(null, 204);
     });
-  const { port, stop } = await listen(app.fetch);
+  const { port, stop } = await listen(app.fetch, atPort);
   return { url: `http://127.0.0.1:${port}`, pages, stop };
 }

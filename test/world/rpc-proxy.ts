@@ -95,7 +95,7 @@ function poster(target: string, agent: Agent): (body: string) => Promise<string>
     });
 }
 
-export async function startRpcProxy(target: string) {
+export async function startRpcProxy(target: string, atPort = 0) {
   // A connection that has been idle for so long may be about to be closed.
   const agent = new Agent({ keepAlive: true, timeout: 4_000 });
   const post = poster(target, agent);
@@ -249,7 +249,7 @@ export async function startRpcProxy(target: string) {
     return forward(call);
   }
 
-  const { port, stop } = await listen(app.fetch);
+  const { port, stop } = await listen(app.fetch, atPort);
   const url = `http://127.0.0.1:${port}`;
   return {
     url,

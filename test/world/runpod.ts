@@ -1,10 +1,11 @@
 // RunPod REST v2 as its document and its behaviour are known: pods with a life, and SSH on a mapped port behind each.
 import { randomBytes } from "node:crypto";
 import type { Context } from "hono";
+import type { DiskFile } from "./disk.ts";
 import { isRefused, scriptOf, WENT_WRONG } from "./pod-arguments.ts";
 import { streamLog } from "./pod-log.ts";
 import { freePort } from "./ports.ts";
-import { type Door, openDoor } from "./ssh-door.ts";
+import { type Door, type DoorKeys, isConfigured, openDoor } from "./ssh-door.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type RunpodOptions = VendorServerOptions & {
@@ -13,7 +14,10 @@ export type RunpodOptions = VendorServerOptions & {
   bootMs?: { starting: number; running: number; sshd: number };
   listLagMs?: number;
   requestsPerMinute?: number;
+  /** What `save` of an earlier one gave. */
+  saved?: RunpodSaved | undefined;
 };
+export type RunpodSaved = { pod: Omit<Pod, "door" | "timers">; door: DoorKeys | null }[];
 
 type Gpu = { id: string; name: string; memory: number; secure: number; community: number };
 const GPUS: Gpu[] = [
@@ -269,9 +273,9 @@ export async function startRunpod(options: RunpodOptions) {
     if (givenKey === undefined) return;
     const hostKey = givenKey === null ? null : Buffer.from(givenKey, "base64").toString();
     const mark = script?.includes("VersionAddendum $CLAWCLOUD_MARK") ? (pod.env["CLAWCLOUD_MARK"] ?? "") : "";
-    const hardware = { name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id };
+    const hardware = hardwareOf(pod);
     const addendum = pod.wrongMark ? "somebody-else" : mark;
-    const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum };
+    const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum, files: writtenByArguments(pod) };
     // Between the order and the boot another process may have taken the port; ports move at RunPod anyway.
     pod.door = await openDoor("127.0.0.1", pod.sshPort, hardware, keys).catch(() =>
       openDoor("127.0.0.1", 0, hardware, keys),
@@ -318,18 +322,35 @@ export async function startRunpod(options: RunpodOptions) {
     };
   }
 
+  for (const { pod: saved, door } of options.saved ?? []) {
+    const pod: Pod = { ...saved, door: undefined, timers: [] };
+    pods.set(pod.id, pod);
+    // One that was still booting boots anew.
+    if (isConfigured(door)) pod.door = await openDoor("127.0.0.1", pod.sshPort, hardwareOf(pod), door);
+    else if (pod.boots) bootUp(pod);
+  }
   await server.start();
   return {
     server,
     apiUrl: server.origin,
     controlUrl: `${server.origin}/control`,
     pods,
+    save: (): RunpodSaved =>
+      [...pods.values()].map(({ door, timers: _, ...pod }) => ({ pod, door: door?.save() ?? null })),
     stop: async () => {
       await clearMachines();
       await server.stop();
     },
   };
 }
+
+const hardwareOf = (pod: Pod) => ({ name: pod.id, vcpu: 8, memoryMb: 32_768, gpu: pod.gpu.id });
+
+/** Files that the start arguments write from the environment; keys stay out of sight. */
+const writtenByArguments = ({ args, env }: Pod): DiskFile[] =>
+  [...(scriptOf(args) ?? "").matchAll(/"\$(\w+)" \| base64 -d > (\/[\w./-]+)/g)]
+    .map(([, name = "", path = ""]) => ({ path, base64: env[name] ?? "" }))
+    .filter(({ path }) => !path.startsWith("/etc/ssh/"));
 
 async function close(pod: Pod): Promise<void> {
   for (const timer of pod.timers) clearTimeout(timer);

@@ -11,10 +11,10 @@ export const KEEP_ALIVE = { keepAliveTimeout: 0 };
 export type Listening = { port: number; stop: () => Promise<void> };
 type Answer = Response | Promise<Response>;
 
-/** Listens on any free port. */
-export function listen(fetch: (request: Request) => Answer): Promise<Listening> {
+/** Listens on that port; on any free one where it is 0. */
+export function listen(fetch: (request: Request) => Answer, port = 0): Promise<Listening> {
   return new Promise((resolve) => {
-    const server = serve({ fetch, hostname: "127.0.0.1", port: 0, serverOptions: KEEP_ALIVE }, (info) =>
+    const server = serve({ fetch, hostname: "127.0.0.1", port, serverOptions: KEEP_ALIVE }, (info) =>
       resolve({ port: info.port, stop: () => stop(server as Server) }),
     );
   });
@@ -24,7 +24,7 @@ export function listen(fetch: (request: Request) => Answer): Promise<Listening> 
  * Cloudflare in front of a Worker: an address that is known before the Worker's own, and the client's address in a header.
  * Answers 503 as long as `target` has no URL.
  */
-export function startFront(target: () => string | undefined): Promise<Listening> {
+export function startFront(target: () => string | undefined, atPort = 0): Promise<Listening> {
   const server = createServer(KEEP_ALIVE, (request, response) => {
     // Cloudflare answers TRACE and CONNECT itself.
     if (request.method === "TRACE") return void response.writeHead(405).end();
@@ -47,7 +47,7 @@ export function startFront(target: () => string | undefined): Promise<Listening>
   });
   return new Promise((resolve, reject) => {
     server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
+    server.listen(atPort, "127.0.0.1", () => {
       const address = server.address();
       if (address === null || typeof address === "string") return reject(new Error("no port in the front's address"));
       resolve({ port: address.port, stop: () => stop(server) });

@@ -1,12 +1,13 @@
 // `npm start`: the local world with the main job in front of the reader. Options: --once, --serve, --json, --tier.
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
+import { enableCompileCache } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs, styleText } from "node:util";
-import type { LocalAccount } from "viem/accounts";
-import { buy, type Credentials, fixedHeaders, freshHeaders, waitForStatus } from "./agent.ts";
-import { fetchAgain, tellError } from "./http.ts";
-import { runOverSsh } from "./ssh-client.ts";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { tellError } from "./http.ts";
+import { color, makeNarrator } from "./narrator.ts";
+import type { Phase } from "./show.ts";
 import type { World } from "./world.ts";
 
 const USAGE = `Usage: npm start                     buy a VM in the local world and log in, then stay up
@@ -14,27 +15,28 @@ const USAGE = `Usage: npm start                     buy a VM in the local world 
        npm start -- --serve --json   bring the world up, print one line of JSON, stay up
        npm start -- --tier 2         buy that tier instead of tier 0`;
 
-/** Three acts of one client stay below the 30 an hour that `/credentials` allows. */
-const CREDENTIALS_TRIES = 9;
-/** The rest after a try doubles up to the longest: two minutes in all. */
-const FIRST_REST_MS = 1_500;
-const LONGEST_REST_MS = 24_000;
+/** Measured on two quiet cores: 44 s with a build of the Workers, which later starts don't need. */
+const DURATION = "this takes about 40 s on two cores, and more where they are busy: a line comes every few seconds";
+const HOW_TO_GO_ON =
+  "  The world stays up: buy by hand as /llms.txt says, or read on below. For another try, Ctrl-C and npm start again.";
+/** How many of the Workers' last warnings are shown with a failure. */
+const WARNINGS = 5;
 /** How long a stop waits for a start that is under way. */
 const START_PATIENCE_MS = 120_000;
 
-const began = performance.now();
-const color = (format: Parameters<typeof styleText>[0], text: string) =>
-  styleText(format, text, { stream: process.stdout, validateStream: true });
-const seconds = (from: number) => `${((performance.now() - from) / 1_000).toFixed(1)} s`;
 const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
-const say = (text: string) => console.log(`${color("dim", seconds(began).padStart(7))}  ${text}`);
 
+enableCompileCache(fileURLToPath(new URL("../../node_modules/.cache/node", import.meta.url).href));
 const options = readOptions();
+// Of JSON there is one line, and nothing else.
+const narrator = makeNarrator(options.json ? () => undefined : console.log);
+const { say } = narrator;
 let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;
-let keyFolder: string | undefined;
+const keyFolder = options.once || options.serve ? undefined : mkdtempSync(join(tmpdir(), "clawcloud-keys-"));
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
   process.on(signal, () => {
+    if (stopping === undefined) say("stopping everything");
     void shutDown().finally(() => process.exit(0));
   });
 }
@@ -46,213 +48,88 @@ setInterval(() => {
 }, 1_000).unref();
 
 try {
-  if (!options.json) say("starting the chain, the vendors and both Workers");
-  const { startWorld } = await import("./world.ts");
-  starting = startWorld();
-  // Loading them takes seconds of one thread: not between two requests on one connection, but while processes come up.
-  const loading = options.serve ? undefined : loadClients();
-  const [up, clients] = await Promise.all([starting, loading]);
+  if (!options.serve) say(DURATION);
+  say("starting the chain, the vendors and both Workers");
+  narrator.begin("loading the local world");
+  // One after the other: each holds the thread, on a busy machine for seconds, and no sign of life comes meanwhile.
+  for (const load of [() => import("viem"), () => import("./facilitator.ts"), () => import("miniflare")]) {
+    await load();
+    await wait(0);
+  }
+  const [{ startWorld }, { describe, printGuide }] = await Promise.all([import("./world.ts"), import("./guide.ts")]);
+  starting = startWorld({ tell: tellStep });
+  // Loading the clients takes seconds of one thread: not between two requests on one connection, but while processes come up.
+  const loading = options.serve ? undefined : import("./show.ts");
+  const [world, show] = await Promise.all([starting, loading]);
   if (stopping !== undefined) await stopped();
-  if (options.json) console.log(JSON.stringify(describe(up)));
-  else say(`the API answers at ${color("cyan", up.url)}`);
-  if (clients !== undefined) await play(up, clients);
+  narrator.begin(undefined);
+  if (options.json) console.log(JSON.stringify(describe(world)));
+  else say(`the API answers at ${color("cyan", world.url)}`);
+  const failures = show === undefined ? 0 : await play(world, show);
   if (options.once) {
     await shutDown();
     process.exit(0);
   }
-  if (!options.json) printGuide(up);
+  if (show !== undefined) say(failures === 0 ? "all done" : `${failures} of 2 acts failed, as told above`);
+  if (!options.json) printGuide(world);
 } catch (error) {
   await end(error);
 }
 
+/** A step of the start is over, and the next one begins. */
+function tellStep(done: string, next: string): void {
+  if (stopping !== undefined) return;
+  say(done);
+  narrator.begin(next);
+}
+
 /** Acts one after the other. With --once the first that fails ends the run; else it is told, and the world stays up. */
-async function play(up: World, clients: Clients): Promise<void> {
+async function play(world: World, { mainJob, paidJob }: typeof import("./show.ts")): Promise<number> {
+  const stage = { world, narrator, keyFolder };
   const acts = [
-    () => mainJob(up, options.tier),
-    ...(options.once ? [() => mainJob(up, 4)] : []),
-    () => paidJob(up, clients, options.tier),
+    () => mainJob(stage, options.tier),
+    ...(options.once ? [() => mainJob(stage, 4)] : []),
+    () => paidJob(stage, options.tier),
   ];
   const phases: Phase[] = [];
+  let failures = 0;
   for (const act of acts) {
     try {
       phases.push(...(await act()));
     } catch (error) {
-      if (options.once || stopping !== undefined) return end(error);
-      tellFailure(error);
+      if (options.once || stopping !== undefined) await end(error, world);
+      failures += 1;
+      tellFailure(error, world);
+      console.error(HOW_TO_GO_ON);
     }
   }
   if (options.once) printPhases(phases);
+  return failures;
 }
 
-function tellFailure(error: unknown): void {
-  console.error(color("red", `failed: ${tellError(error)}`));
+/** The error with all its causes, and what the Workers warned of last; no secret of this world in either. */
+function tellFailure(error: unknown, world?: World): void {
+  const hide = (text: string) =>
+    (world?.secrets ?? [])
+      .reduce((rest, secret) => rest.replaceAll(secret, "[hidden]"), text)
+      .replaceAll(/-----BEGIN [\s\S]*?-----END [A-Z ]+-----/g, "[hidden]");
+  console.error(color("red", `failed: ${hide(tellError(error))}`));
+  const warnings = world?.lines.filter((line) => /"level":"(?:warn|error|page)"/.test(line)).slice(-WARNINGS) ?? [];
+  if (warnings.length > 0)
+    console.error(`  the Workers' last warnings:\n${warnings.map((line) => `    ${hide(line)}`).join("\n")}`);
 }
 
 /** Whatever fails while everything is being stopped is no failure: whoever stops it ends the process. */
-async function end(error: unknown): Promise<void> {
+async function end(error: unknown, world?: World): Promise<never> {
   if (stopping !== undefined) return stopped();
-  tellFailure(error);
+  tellFailure(error, world);
   await shutDown();
-  process.exit(1);
+  return process.exit(1);
 }
 
 /** Never resolves: whoever stops everything ends the process. */
 function stopped(): Promise<never> {
   return new Promise(() => undefined);
-}
-
-type Clients = Awaited<ReturnType<typeof loadClients>>;
-
-async function loadClients() {
-  const [{ payFetch }, { readQuote }] = await Promise.all([import("./payer-clients.ts"), import("./payer.ts")]);
-  return { payFetch, readQuote };
-}
-
-type Phase = { tier: number | "x402"; name: string; ms: number };
-
-/** Runs parts of a job and keeps their times; an error names the part. */
-function timed(tier: Phase["tier"]) {
-  const phases: Phase[] = [];
-  const phase = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
-    const from = performance.now();
-    try {
-      const result = await work();
-      phases.push({ tier, name, ms: performance.now() - from });
-      return result;
-    } catch (cause) {
-      throw new Error(`phase "${name}" of ${tier === "x402" ? tier : `tier ${tier}`}`, { cause });
-    }
-  };
-  return { phases, phase };
-}
-
-type Purchase = {
-  status: string;
-  step: string;
-  message: string;
-  tokenId: string;
-  amount: string;
-  statusUrl: string;
-  transactions: { settlement: string | null };
-};
-
-/** The same over x402, with the stock client: one request, which the client pays for by itself. */
-async function paidJob({ chain, url }: World, { payFetch, readQuote }: Clients, tier: number): Promise<Phase[]> {
-  const [, agent] = chain.agents;
-  if (agent === undefined) throw new Error("the world has no second agent");
-  // The client's requests as it makes them: the order without a payment, then with one. Either may be sent again as it is; the
-  // whole of it may not, since the client would sign another payment, which is another purchase.
-  const send: typeof fetch = async (...request) => {
-    const answer = await fetchAgain(...request);
-    if (answer.status === 402) say(`quoted ${Number(readQuote(answer).accepts[0]?.amount) / 1e6} USDC by a 402`);
-    return answer;
-  };
-  const { phases, phase } = timed("x402");
-  say(`agent ${color("cyan", agent.address)} buys tier ${tier} for one day over x402, with @x402/fetch`);
-  const purchase = await phase("quote, sign", async () => {
-    const answer = await payFetch(agent, send)(`${url}/x402/purchase-compute`, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({ tier, durationDays: 1 }),
-    });
-    if (answer.status !== 202)
-      throw new Error(`/x402/purchase-compute answered ${answer.status}: ${await answer.text()}`);
-    return (await answer.json()) as Purchase;
-  });
-  say(`accepted, ${color("yellow", purchase.status)}: ${purchase.message}`);
-  const { transactions } = await phase("machine", () =>
-    followPurchase(purchase.statusUrl, ({ status }) => status === "settled"),
-  );
-  say(`the machine answers, ${purchase.amount} USDC taken in transaction ${transactions.settlement?.slice(0, 18)}…`);
-  const { tokenId } = await phase("token", () =>
-    followPurchase(purchase.statusUrl, ({ step }) => step === "close" || step === "idle"),
-  );
-  say(`token ${color("green", tokenId)} is the agent's`);
-  const credentials = await phase("credentials", () => fetchCredentials(url, agent, Number(tokenId)));
-  const result = await phase("ssh", () => runOverSsh(credentials, "uname -a"));
-  say(`${color("dim", "$ uname -a")}\n${result.output.trim().replace(/^/gm, "         ")}`);
-  return phases;
-}
-
-async function followPurchase(statusUrl: string, isDone: (purchase: Purchase) => boolean): Promise<Purchase> {
-  let told = "";
-  for (;;) {
-    const purchase = (await (await fetchAgain(statusUrl)).json()) as Purchase;
-    if (isDone(purchase)) return purchase;
-    if (["releasing", "released", "refunded"].includes(purchase.status)) throw new Error(purchase.message);
-    if (purchase.message !== told) say(purchase.message);
-    told = purchase.message;
-    // The limit is 60 a minute and address.
-    await wait(1_200);
-  }
-}
-
-/** The main job as a customer's agent does it. Throws an error that names the phase. */
-async function mainJob({ chain, url }: World, tier: number): Promise<Phase[]> {
-  const [agent] = chain.agents;
-  if (agent === undefined) throw new Error("the world has no agent");
-  const { phases, phase } = timed(tier);
-  say(`agent ${color("cyan", agent.address)} buys tier ${tier} for one day`);
-  const { tokenId, cost, txHash } = await phase("purchase", () => buy(chain, agent, tier, 1));
-  say(
-    `paid ${Number(cost) / 1e6} USDC, got token ${color("green", String(tokenId))} in transaction ${txHash.slice(0, 18)}…`,
-  );
-  await phase("noticed", () => firstAttempt(url, tokenId));
-  say("the purchase was seen on chain and a machine is on order");
-  await phase("machine", () =>
-    waitForStatus(url, tokenId, ["running", "failed"], {
-      onChange: (status, body) => {
-        const tried = body.attempts.map((attempt) => `${attempt.provider} ${attempt.region}`).join(", ");
-        say(`status ${color("yellow", status)}${tried === "" ? "" : ` (${tried})`}`);
-      },
-    }).then((body) => {
-      if (body.status === "failed") throw new Error("no vendor had a machine");
-    }),
-  );
-  const credentials = await phase("credentials", () => fetchCredentials(url, agent, tokenId));
-  say(`credentials: ${color("cyan", options.once ? credentials.instructions : pasteable(credentials))}`);
-  const command = credentials.type === "gcp" ? "uname -a" : "nvidia-smi";
-  const result = await phase("ssh", () => runOverSsh(credentials, command));
-  say(`${color("dim", `$ ${command}`)}\n${result.output.trim().replace(/^/gm, "         ")}`);
-  return phases;
-}
-
-async function firstAttempt(url: string, tokenId: number): Promise<void> {
-  await waitForStatus(url, tokenId, ["provisioning", "running"]);
-  for (let tries = 0; tries < 120; tries++) {
-    const body = (await (await fetchAgain(`${url}/status/${tokenId}`)).json()) as { attempts: unknown[] };
-    if (body.attempts.length > 0) return;
-    await wait(700);
-  }
-  throw new Error("no machine was ordered");
-}
-
-/** Saves the key where the printed command finds it: the world takes it away again. */
-function pasteable({ tokenId, ssh, instructions }: Credentials): string {
-  keyFolder ??= mkdtempSync(join(tmpdir(), "clawcloud-keys-"));
-  writeFileSync(join(keyFolder, `clawcloud-${tokenId}.pem`), ssh.privateKey ?? "", { mode: 0o600 });
-  return instructions.replace("-i ", `-i ${keyFolder}/`);
-}
-
-async function fetchCredentials(url: string, agent: LocalAccount, tokenId: number): Promise<Credentials> {
-  const path = `${url}/credentials/${tokenId}`;
-  let failure: unknown;
-  for (let tries = 0; tries < CREDENTIALS_TRIES; tries++) {
-    // A key that went to a connection that broke comes again by the fresh form alone.
-    const headers = tries === 0 ? fixedHeaders(agent, tokenId) : freshHeaders(url, agent, tokenId);
-    try {
-      const response = await fetch(path, { headers: await headers });
-      if (response.status === 200) return (await response.json()) as Credentials;
-      failure = new Error(`/credentials answered ${response.status}: ${await response.text()}`);
-      // Just handed over: the scan is a second behind.
-      if (response.status !== 503) throw failure;
-    } catch (error) {
-      if (error === failure) throw error;
-      failure = error;
-    }
-    if (tries + 1 < CREDENTIALS_TRIES) await wait(Math.min(LONGEST_REST_MS, FIRST_REST_MS * 2 ** tries));
-  }
-  throw failure;
 }
 
 function printPhases(phases: readonly Phase[]): void {
@@ -262,56 +139,8 @@ function printPhases(phases: readonly Phase[]): void {
   }
 }
 
-/** Everything that a script needs. The keys hold play money of this world. */
-function describe(up: World) {
-  return {
-    url: up.url,
-    chainId: up.chain.chainId,
-    rpcUrls: up.rpcUrls,
-    rpcControlUrl: up.proxy.controlUrl,
-    contract: up.contract,
-    usdc: up.usdc,
-    accounts: up.chain.agents.map((agent) => ({ address: agent.address, privateKey: keyOf(agent) })),
-    deployer: { address: up.chain.deployer.address, privateKey: keyOf(up.chain.deployer) },
-    adminKey: up.adminKey,
-    pagesUrl: `${up.pager.url}/pages`,
-    vultr: { apiUrl: up.vultr.apiUrl, controlUrl: up.vultr.controlUrl, sshPort: up.sshPort },
-    runpod: { apiUrl: up.runpod.apiUrl, controlUrl: up.runpod.controlUrl },
-    facilitator: { url: up.facilitator.url, controlUrl: up.facilitator.controlUrl },
-  };
-}
-
-function keyOf(account: World["chain"]["deployer"]): string {
-  const key = account.getHdKey().privateKey;
-  return key === null ? "" : `0x${Buffer.from(key).toString("hex")}`;
-}
-
-function printGuide(up: World): void {
-  const info = describe(up);
-  const [account] = info.accounts;
-  console.log(`
-${color("bold", "The world is up.")} Ctrl-C ends it.
-  API       ${info.url}    docs ${info.url}/docs    for agents ${info.url}/llms.txt
-  chain     id ${info.chainId}, RPC ${info.rpcUrls.join(" ")}
-  contract  ${info.contract}    USDC ${info.usdc}
-  accounts  (play money)
-${info.accounts.map(({ address, privateKey }) => `            ${address}  ${privateKey}`).join("\n")}
-
-  operator  CLAWCLOUD_URL=${info.url} CLAWCLOUD_ADMIN_KEY=${info.adminKey} npm run admin -- vms list
-
-  controls  Vultr ${info.vultr.controlUrl}    RunPod ${info.runpod.controlUrl}    RPC ${info.rpcControlUrl}
-            facilitator ${info.facilitator.controlUrl}
-
-${color("bold", "To try")}
-  curl ${info.url}/tiers
-  curl ${info.url}/vms/${account?.address}
-  curl ${info.vultr.controlUrl}/machines
-  ${color("dim", "# the next machine order at Vultr finds nothing in stock in ewr:")}
-  curl -X POST ${info.vultr.controlUrl}/faults -d '{"call":"create","kind":"sold_out","region":"ewr","times":1}'
-`);
-}
-
 function shutDown(): Promise<void> {
+  narrator.stop();
   if (keyFolder !== undefined) rmSync(keyFolder, { recursive: true, force: true });
   stopping ??= stopWorld();
   return stopping;

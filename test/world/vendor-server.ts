@@ -51,6 +51,7 @@ export type VendorServerOptions = {
   latencyMs?: number;
   /** The most that one page of a list holds, whatever is asked for; tests of paging lower it. */
   maxPage?: number;
+  port?: number;
 };
 
 const MAX_JOURNAL = 5_000;
@@ -64,10 +65,12 @@ export class VendorServer {
   readonly #faults: Fault[] = [];
   readonly #latencyMs: number;
   readonly #hanging = new Set<() => void>();
+  readonly #port: number | undefined;
   #listening: Listening | undefined;
 
   constructor(options: VendorServerOptions, controls: { machines: () => unknown; clear: () => Promise<void> }) {
     this.#latencyMs = options.latencyMs ?? 40;
+    this.#port = options.port;
     this.app.use(async (c, next) => {
       if (c.req.path.startsWith("/control")) return next();
       const requestBody = await jsonOf(c.req.raw);
@@ -169,7 +172,7 @@ export class VendorServer {
   }
 
   async start(): Promise<void> {
-    this.#listening = await listen(this.app.fetch);
+    this.#listening = await listen(this.app.fetch, this.#port);
   }
 
   async stop(): Promise<void> {

@@ -2,7 +2,8 @@
 import { randomBytes, randomUUID } from "node:crypto";
 import type { Context } from "hono";
 import { parse } from "yaml";
-import { type Door, type Hardware, openDoor } from "./ssh-door.ts";
+import { type WrittenFile, writtenFiles } from "./disk.ts";
+import { type Door, type DoorKeys, type Hardware, isConfigured, openDoor } from "./ssh-door.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type VultrOptions = VendorServerOptions & {
@@ -14,7 +15,16 @@ export type VultrOptions = VendorServerOptions & {
   /** A machine can't be deleted for this long after it was installed. */
   lockedMs?: number;
   requestsPerSecond?: number;
+  /** What `save` of an earlier one gave. */
+  saved?: VultrSaved | undefined;
 };
+type Machine = Omit<Instance, "door" | "timers">;
+export type VultrSaved = {
+  machines: { machine: Machine; door: DoorKeys | null }[];
+  groups: Group[];
+  addresses: [second: number, third: number, lastHost: number];
+};
+type Group = { id: string; description: string; createdAt: number; rules: Rule[] };
 
 const PLANS: Record<string, { vcpu: number; ram: number; disk: number; monthly: number }> = {
   "vc2-1c-1gb": { vcpu: 1, ram: 1_024, disk: 25, monthly: 5 },
@@ -68,11 +78,13 @@ export async function startVultr(options: VultrOptions) {
   const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
   const { listLagMs = 600, lockedMs = DEFAULT_LOCKED_MS } = options;
   const instances = new Map<string, Instance>();
-  const groups = new Map<string, { id: string; description: string; createdAt: number; rules: Rule[] }>();
+  const { saved } = options;
+  const groups = new Map((saved?.groups ?? []).map((group) => [group.id, group]));
   const hits: number[] = [];
   // Addresses of one run lie together, and far from those of another.
-  const [second = 0, third = 0] = [16 + ((randomBytes(1)[0] ?? 0) % 200), randomBytes(1)[0] ?? 0];
-  let lastHost = 0;
+  const drawn = [16 + ((randomBytes(1)[0] ?? 0) % 200), randomBytes(1)[0] ?? 0] as const;
+  const [second, third, last] = saved?.addresses ?? [...drawn, 0];
+  let lastHost = last;
   const server = new VendorServer(options, {
     machines: () => [...instances.values()].map((one) => ({ ...view(one), userData: one.userData.length })),
     clear: clearMachines,
@@ -344,7 +356,7 @@ export async function startVultr(options: VultrOptions) {
     };
   }
 
-  const groupView = (group: { id: string; description: string; createdAt: number; rules: Rule[] }) => ({
+  const groupView = (group: Group) => ({
     id: group.id,
     description: group.description,
     date_created: new Date(group.createdAt).toISOString(),
@@ -354,12 +366,27 @@ export async function startVultr(options: VultrOptions) {
     max_rule_count: 50,
   });
 
+  for (const { machine, door } of saved?.machines ?? []) {
+    const instance: Instance = { ...machine, door: undefined, timers: [] };
+    instances.set(instance.id, instance);
+    // One that was still booting boots anew.
+    if (isConfigured(door)) instance.door = await openDoor(machine.address, options.sshPort, hardware(instance), door);
+    else if (machine.boots) bootUp(instance);
+  }
   await server.start();
   return {
     server,
     apiUrl: `${server.origin}/v2`,
     controlUrl: `${server.origin}/control`,
     instances,
+    save: (): VultrSaved => ({
+      machines: [...instances.values()].map(({ door, timers: _, ...machine }) => ({
+        machine,
+        door: door?.save() ?? null,
+      })),
+      groups: [...groups.values()],
+      addresses: [second, third, lastHost],
+    }),
     stop: async () => {
       await clearMachines();
       await server.stop();
@@ -387,7 +414,7 @@ function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: nu
     ssh_pwauth?: boolean;
     ssh_keys?: { ed25519_private?: string };
     users?: { name?: string; ssh_authorized_keys?: string[] }[];
-    write_files?: { path: string; content: string }[];
+    write_files?: WrittenFile[];
     runcmd?: (string | string[])[];
   };
   const commands = (config.runcmd ?? [])
@@ -396,12 +423,13 @@ function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: nu
   const opened = commands.includes(`ufw allow ${sshPort}/tcp`);
   const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
   const listens =
-    sshPort === 22 || (config.write_files ?? []).some((file) => file.content.includes(`Port ${sshPort}\n`));
+    sshPort === 22 || (config.write_files ?? []).some((file) => file.content?.includes(`Port ${sshPort}\n`));
   if (!opened || !passes || !listens || config.ssh_pwauth !== false) return null;
   const mark = commands.map((command) => /VersionAddendum (\S+?)'/.exec(command)?.[1]).find((one) => one !== undefined);
   return {
     hostKey: config.ssh_keys?.ed25519_private ?? null,
     authorizedKeys: (config.users ?? []).find((user) => user.name === "root")?.ssh_authorized_keys ?? [],
     addendum: instance.markShift ? "somebody-else" : (mark ?? ""),
+    files: writtenFiles(config.write_files),
   };
 }

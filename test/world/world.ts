@@ -1,15 +1,15 @@
 // The whole world in one call: a chain, three RPC URLs, a facilitator of payments, two vendors with machines that answer SSH,
 // and both Workers, as they are built for upload, in workerd with D1, queues and objects. Tests and `npm start` use the same.
-import { randomBytes } from "node:crypto";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { makeAdminKey } from "../../src/access/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import { WEATHER_PATH, type WorkerWeather } from "./bad-day.ts";
-import { startBareWorkers, type WorkerSource } from "./bare-workers.ts";
+import { type BuiltWorkers, buildWorkers, runWorkers, type WorkerSource } from "./bare-workers.ts";
 import { type ChainOptions, startChain } from "./chain.ts";
 import { type FacilitatorOptions, startFacilitator } from "./facilitator.ts";
+import { type Kept, makeDataKey, makeIdentity } from "./kept.ts";
 import { startPager } from "./pager.ts";
-import { freePort } from "./ports.ts";
+import type { Ports } from "./ports.ts";
 import { startRpcProxy } from "./rpc-proxy.ts";
 import { type RunpodOptions, startRunpod } from "./runpod.ts";
 import { startFront } from "./server.ts";
@@ -22,11 +22,19 @@ export type PartsOptions = {
   facilitator?: FacilitatorOptions;
   /** Leaves the honest node out: faults may strike every one. */
   noHonestNode?: boolean;
+  /** Servers at ports that stay the same; else at any free ones. */
+  ports?: Ports;
+  /** A world that goes on where it ended. */
+  kept?: Kept;
 };
 export type WorldOptions = PartsOptions & {
   /** Over the Workers' variables. */
   edge?: Record<string, string>;
   provisioner?: Record<string, string>;
+  /** Hears of each step of the start: what is done, and what comes next. */
+  tell?: (done: string, next: string) => void;
+  /** Hears each line that a Worker prints, which then is not kept in `lines`. */
+  onLine?: (line: string) => void;
   /** Whether the Workers' database and objects can fail and stall: `setWeather` tells them to. */
   badDays?: boolean;
 };
@@ -35,23 +43,19 @@ const SCHEDULE_PAUSE_MS = 200;
 
 /** Everything outside the Workers. */
 export async function startParts(options: PartsOptions = {}) {
-  const sshPort = await freePort();
-  const keys = {
-    vultr: `vultr-${randomBytes(12).toString("hex")}`,
-    runpod: `rpa_${randomBytes(12).toString("hex")}`,
-    // No rule of the log's would know it for a key: it is kept out by what is told of errors at all (hard case 23).
-    rpc: randomBytes(12).toString("hex"),
-  };
+  const { ports, kept } = options;
+  const { sshPort, keys } = kept?.state ?? (await makeIdentity());
+  const place = (name: keyof Ports) => (ports === undefined ? {} : { port: ports[name] });
   const [chain, vultr, runpod, pager] = await Promise.all([
-    startChain(options.chain),
-    startVultr({ apiKey: keys.vultr, sshPort, ...options.vultr }),
-    startRunpod({ apiKey: keys.runpod, ...options.runpod }),
-    startPager(),
+    startChain({ ...place("chain"), ...(kept === undefined ? {} : { stateFile: kept.chainFile }), ...options.chain }),
+    startVultr({ apiKey: keys.vultr, sshPort, saved: kept?.state.vultr, ...place("vultr"), ...options.vultr }),
+    startRunpod({ apiKey: keys.runpod, saved: kept?.state.runpod, ...place("runpod"), ...options.runpod }),
+    startPager(ports?.pager),
   ]);
   const [proxy, second, facilitator] = await Promise.all([
-    startRpcProxy(chain.url),
-    startRpcProxy(chain.url),
-    startFacilitator(chain, options.facilitator),
+    startRpcProxy(chain.url, ports?.rpc),
+    startRpcProxy(chain.url, ports?.secondRpc),
+    startFacilitator(chain, { ...place("facilitator"), ...options.facilitator }),
   ]);
   return {
     chain,
@@ -80,8 +84,8 @@ export const operatorKey = ({ chain }: Pick<Parts, "chain">): string =>
   Buffer.from(chain.operator.getHdKey().privateKey ?? []).toString("hex");
 
 /** The variables that both Workers get in the local world. */
-export function workerVariables(parts: Parts, publicUrl: string) {
-  const dataKey = secp256k1.keygen();
+export function workerVariables(parts: Parts, publicUrl: string, dataKey = makeDataKey()) {
+  const secretKey = Buffer.from(dataKey, "hex");
   const shared = {
     DEPLOYMENT_ID: "local",
     CHAIN_ID: String(parts.chain.chainId),
@@ -99,13 +103,13 @@ export function workerVariables(parts: Parts, publicUrl: string) {
       PUBLIC_URLS: publicUrl,
       FACILITATOR_URL: parts.facilitator.url,
       X402_PAY_TO: parts.chain.operator.address,
-      DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
+      DATA_PRIVATE_KEY: dataKey,
       ALERT_WEBHOOK_URL: `${parts.pager.url}/page`,
       ALERT_WEBHOOK_SECRET: PAGER_SECRET,
     },
     provisioner: {
       ...shared,
-      DATA_PUBLIC_KEY: Buffer.from(dataKey.publicKey).toString("hex"),
+      DATA_PUBLIC_KEY: Buffer.from(secp256k1.getPublicKey(secretKey)).toString("hex"),
       OPERATOR_PRIVATE_KEY: operatorKey(parts),
       VULTR_API_KEY: parts.keys.vultr,
       VULTR_API_URL: parts.vultr.apiUrl,
@@ -153,41 +157,81 @@ async function makeOperatorKey(edgeUrl: string, bootstrapKey: string): Promise<s
 
 /** Starts everything. `stop` leaves no process and no file behind but the Workers' build. */
 export async function startWorld(options: WorldOptions = {}) {
+  const { kept, tell = () => undefined } = options;
   const parts = await startParts(options);
+  tell("the chain and the vendors are up", "building both Workers, once for all later starts");
   let edgeUrl: string | undefined;
-  const front = await startFront(() => edgeUrl);
+  const front = await startFront(() => edgeUrl, options.ports?.api);
   const url = `http://127.0.0.1:${front.port}`;
-  const variables = workerVariables(parts, url);
-  const bootstrapKey = makeAdminKey();
+  const variables = workerVariables(parts, url, kept?.state.dataKey);
+  const bootstrapKey = kept?.state.bootstrapKey ?? makeAdminKey();
   const lines: string[] = [];
+  const hear = options.onLine ?? ((line) => lines.push(line));
   const sources = bothWorkers({
     edge: { ...variables.edge, ADMIN_API_KEY: bootstrapKey, ...options.edge },
     provisioner: { ...variables.provisioner, ...options.provisioner },
   });
-  const workers = await startBareWorkers(
-    options.badDays ? sources.map((one) => ({ ...one, entry: `test/world/bad-day-${one.name}.ts` })) : sources,
-    ({ message }) => lines.push(message),
-  );
-  const adminKey = await makeOperatorKey(workers.url("edge"), bootstrapKey);
+  const build = () =>
+    buildWorkers(
+      options.badDays ? sources.map((one) => ({ ...one, entry: `test/world/bad-day-${one.name}.ts` })) : sources,
+    );
+  const run = async (built: BuiltWorkers) => {
+    const running = await runWorkers(built, ({ message }) => hear(message), kept?.workersFolder);
+    await kept?.migrate(running.database, built.migrations);
+    return running;
+  };
+  let built = await build();
+  tell("both Workers are built", "starting both Workers");
+  let workers = await run(built);
+  const adminKey = kept?.state.adminKey ?? (await makeOperatorKey(workers.url("edge"), bootstrapKey));
   edgeUrl = workers.url("edge");
-  const edge = await workers.miniflare.getWorker("edge");
+  const keep = () => kept?.save({ adminKey, vultr: parts.vultr.save(), runpod: parts.runpod.save() });
+  await keep();
 
   // Local crons never fire by themselves.
   let stopping = false;
+  let reloading: Promise<boolean> | undefined;
   const crons = (async () => {
     while (!stopping) {
-      await edge.scheduled({ cron: "* * * * *" }).catch((error: unknown) => {
-        if (!stopping) console.error("the scheduled handler failed:", error);
-      });
+      const { miniflare } = workers;
+      await miniflare
+        .getWorker("edge")
+        .then((edge) => edge.scheduled({ cron: "* * * * *" }))
+        .catch((error: unknown) => {
+          if (!stopping && edgeUrl !== undefined) console.error("the scheduled handler failed:", error);
+        });
+      await reloading?.catch(() => undefined);
       await new Promise((resolve) => setTimeout(resolve, SCHEDULE_PAUSE_MS));
     }
   })();
   void crons;
 
+  /** Builds the Workers from the sources as they are now, and runs them in place of those that ran; false if none changed. */
+  async function reload(): Promise<boolean> {
+    const next = await build();
+    const folders = (of: BuiltWorkers) => of.workers.map((worker) => worker.options.modulesRoot).join();
+    if (folders(next) === folders(built) && next.migrations.length === built.migrations.length) return false;
+    built = next;
+    edgeUrl = undefined;
+    await workers.stop();
+    workers = await run(next);
+    edgeUrl = workers.url("edge");
+    return true;
+  }
+
   return {
     ...parts,
     url,
     workers,
+    keep,
+    reload: async (): Promise<boolean> => {
+      reloading = reload();
+      try {
+        return await reloading;
+      } finally {
+        reloading = undefined;
+      }
+    },
     /** Of both Workers, in a world of `badDays`. */
     setWeather: async (weather: WorkerWeather): Promise<void> => {
       for (const name of ["edge", "provisioner"]) {
@@ -214,6 +258,8 @@ export async function startWorld(options: WorldOptions = {}) {
     usdc: USDC_ADDRESS,
     stop: async () => {
       stopping = true;
+      await reloading?.catch(() => undefined);
+      await keep();
       await front.stop();
       await workers.stop();
       await parts.stop();

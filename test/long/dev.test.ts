@@ -1,0 +1,110 @@
+// `npm run dev` in a copy of the repository whose path has spaces and more than ASCII: kept worlds, reloads, a taken port.
+import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { createPublicClient, createWalletClient, defineChain, http } from "viem";
+import type { LocalAccount } from "viem/accounts";
+import { afterAll, beforeAll, expect, type TestContext, test } from "vitest";
+import { listFiles } from "../changed.ts";
+import { processesOf, startChild, untilGone } from "../e2e/child.ts";
+import { developmentAccount } from "../world/accounts.ts";
+import { buy, type Credentials, freshHeaders, waitForStatus } from "../world/agent.ts";
+import { runOverSsh } from "../world/ssh-client.ts";
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
+const PORT = 19_400;
+const TRIES = 8;
+const REST_MS = 1_000;
+const URL_OF_API = `http://127.0.0.1:${PORT}`;
+const rpc = `http://127.0.0.1:${PORT + 1}`;
+const parent = mkdtempSync(join(tmpdir(), "claw cloud ü 漢字 "));
+const copy = join(parent, "the repository");
+const agent = developmentAccount(0);
+
+beforeAll(() => {
+  for (const file of listFiles()) cpSync(join(ROOT, file), join(copy, file), { recursive: true });
+  symlinkSync(join(ROOT, "node_modules"), join(copy, "node_modules"));
+});
+afterAll(() => rmSync(parent, { recursive: true, force: true }));
+
+const dev = (context: TestContext, ...args: string[]) =>
+  startChild(context, "npm", ["run", "dev", "--", "--port", String(PORT), ...args], { cwd: copy, detached: true });
+
+async function interrupt(run: ReturnType<typeof dev>): Promise<void> {
+  const family = processesOf(run.pid);
+  run.interruptAll();
+  await run.ended;
+  await untilGone(family);
+}
+
+function clients() {
+  const chain = defineChain({
+    id: 8453,
+    name: "Base (local)",
+    nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
+    rpcUrls: { default: { http: [rpc] } },
+  });
+  const transport = http(rpc);
+  const settings = { chain, transport, pollingInterval: 100, cacheTime: 0 };
+  return {
+    reader: createPublicClient(settings),
+    wallet: (account: LocalAccount) => createWalletClient({ account, ...settings }),
+  };
+}
+
+const get = async (path: string) => (await fetch(URL_OF_API + path)).text();
+
+/** Until a chain that has just come back has a few new blocks, the answer may be 503. */
+async function credentialsOf(tokenId: number): Promise<Credentials> {
+  for (let tries = 0; ; tries++) {
+    const headers = await freshHeaders(URL_OF_API, agent, tokenId);
+    const answer = await fetch(`${URL_OF_API}/credentials/${tokenId}`, { headers });
+    if (answer.status === 200) return (await answer.json()) as Credentials;
+    const text = await answer.text();
+    if (answer.status !== 503 || tries === TRIES) expect.fail(`/credentials answered ${answer.status}: ${text}`);
+    await new Promise((resolve) => setTimeout(resolve, REST_MS));
+  }
+}
+
+test("a world outlives reloads and its process, and --reset begins another", async (context) => {
+  const first = dev(context);
+  await first.says(/watching src/);
+  const taken = dev(context);
+  expect(await taken.ended).not.toBe(0);
+  expect(taken.output()).toMatch(/^failed: port 19400, of the API, is taken: .* by --port 20400$/m);
+
+  const bought = [await buy(clients(), agent, 0, 1), await buy(clients(), agent, 4, 1)];
+  for (const [index, { tokenId }] of bought.entries()) {
+    await waitForStatus(URL_OF_API, tokenId, ["running"]);
+    await runOverSsh(await credentialsOf(tokenId), `echo machine ${index} > note`);
+  }
+
+  const text = join(copy, "src/routes/llms.txt");
+  writeFileSync(text, `${readFileSync(text, "utf8")}\nA line of another version.\n`);
+  await first.says(/reloaded in/);
+  expect(await get("/llms.txt")).toContain("A line of another version.");
+  const source = join(copy, "src/in-time.ts");
+  writeFileSync(source, `${readFileSync(source, "utf8")}\nexport const broken = ;\n`);
+  await first.says(/not reloaded: .*Unexpected ";"/s);
+  expect(await get("/llms.txt")).toContain("A line of another version.");
+  writeFileSync(source, readFileSync(join(ROOT, "src/in-time.ts")));
+  await interrupt(first);
+
+  const second = dev(context);
+  await second.says(/watching src/);
+  for (const [index, { tokenId }] of bought.entries()) {
+    const credentials = await credentialsOf(tokenId);
+    expect(await runOverSsh(credentials, "cat note")).toEqual({ output: `machine ${index}\n`, code: 0 });
+  }
+  const next = await buy(clients(), agent, 0, 1);
+  expect(next.tokenId).toBe(2);
+  await waitForStatus(URL_OF_API, next.tokenId, ["running"]);
+  expect(JSON.parse(await get(`/vms/${agent.address}`))).toMatchObject({ count: 3 });
+  await interrupt(second);
+
+  const third = dev(context, "--reset");
+  await third.says(/watching src/);
+  expect(JSON.parse(await get(`/vms/${agent.address}`))).toMatchObject({ count: 0 });
+  await interrupt(third);
+});

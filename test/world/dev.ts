@@ -1,0 +1,132 @@
+// `npm run dev`: the local world at ports that stay the same, kept between runs; the Workers are built and started anew when a
+// source changes. Options: --port, --reset.
+import { watch } from "node:fs";
+import { enableCompileCache } from "node:module";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { tellError } from "./http.ts";
+import { readable } from "./log-lines.ts";
+import { color, makeNarrator } from "./narrator.ts";
+import { claimPorts } from "./ports.ts";
+import type { World } from "./world.ts";
+
+const USAGE = `Usage: npm run dev                    the local world, as the last run left it
+       npm run dev -- --reset         begin another world
+       npm run dev -- --port 9000     the API there, and the world's other servers at the ports behind it`;
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
+const FOLDER = join(ROOT, ".wrangler/dev");
+const WATCHED = ["src", "durable-objects", "migrations", "wrangler.toml"];
+const FIRST_PORT = 8787;
+/** An editor writes a file in several steps, and a checkout many files. */
+const SETTLE_MS = 150;
+const SAVE_MS = 5_000;
+
+enableCompileCache(join(ROOT, "node_modules/.cache/node"));
+const options = readOptions();
+const narrator = makeNarrator(console.log);
+const { say } = narrator;
+let starting: Promise<World> | undefined;
+let stopping: Promise<void> | undefined;
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => void stop(0));
+// Whoever started us may be killed without a word: an orphan ends as well.
+const parent = process.ppid;
+setInterval(() => process.ppid !== parent && void stop(0), 1_000).unref();
+
+try {
+  const ports = await claimPorts(options.port);
+  say(options.reset ? "beginning another world" : `the world of ${FOLDER}: half a minute the first time, then seconds`);
+  narrator.begin("loading the local world");
+  const [{ startWorld }, { openKept }, { printGuide }] = await Promise.all([
+    import("./world.ts"),
+    import("./kept.ts"),
+    import("./guide.ts"),
+  ]);
+  starting = startWorld({
+    ports,
+    kept: await openKept(FOLDER, options.reset),
+    onLine: (line) => {
+      const text = readable(line);
+      if (text !== undefined) console.log(text);
+    },
+    tell: (done, next) => {
+      say(done);
+      narrator.begin(next);
+    },
+  });
+  const world = await starting;
+  narrator.begin(undefined);
+  printGuide(world);
+  setInterval(() => world.keep(), SAVE_MS).unref();
+  followSources(world);
+  say(`watching ${WATCHED.join(", ")}`);
+} catch (error) {
+  if (stopping === undefined) console.error(color("red", `failed: ${tellError(error)}`));
+  await stop(1);
+}
+
+/** Reloads after each change, one reload at a time. */
+function followSources(world: World): void {
+  let timer: NodeJS.Timeout | undefined;
+  let working = false;
+  let again = false;
+  const reload = async (): Promise<void> => {
+    if (stopping !== undefined) return;
+    again = working;
+    if (working) return;
+    working = true;
+    narrator.begin("building the Workers");
+    try {
+      const from = performance.now();
+      if (await world.reload()) say(color("green", `reloaded in ${((performance.now() - from) / 1_000).toFixed(1)} s`));
+    } catch (error) {
+      if (stopping === undefined) console.error(color("red", `not reloaded: ${tellError(error)}`));
+    }
+    narrator.begin(undefined);
+    working = false;
+    if (again) await reload();
+  };
+  for (const path of WATCHED) {
+    watch(join(ROOT, path), { recursive: true }, () => {
+      clearTimeout(timer);
+      timer = setTimeout(() => void reload(), SETTLE_MS);
+    }).unref();
+  }
+}
+
+/** Ends everything and the process; the world is saved. */
+function stop(code: number): Promise<void> {
+  stopping ??= (async () => {
+    if (code === 0) say("saving the world and stopping everything");
+    narrator.stop();
+    await starting
+      ?.then((world) => world.stop())
+      .catch((error: unknown) => console.error(color("red", `while stopping: ${tellError(error)}`)));
+    process.exit(code);
+  })();
+  return stopping;
+}
+
+function readOptions() {
+  try {
+    const { values } = parseArgs({
+      options: {
+        port: { type: "string", default: String(FIRST_PORT) },
+        reset: { type: "boolean", default: false },
+        help: { type: "boolean" },
+      },
+    });
+    if (values.help) {
+      console.log(USAGE);
+      process.exit(0);
+    }
+    const port = Number(values.port);
+    if (!/^\d{4,5}$/.test(values.port) || port < 1_024 || port > 65_000)
+      throw new Error(`--port takes a number from 1024 to 65000, not "${values.port}"`);
+    return { port, reset: values.reset };
+  } catch (error) {
+    console.error(`${error instanceof Error ? error.message : error}\n${USAGE}`);
+    process.exit(2);
+  }
+}
