@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import type { Context } from "hono";
 import { freePort } from "./ports.ts";
 import { type Door, openDoor } from "./ssh-door.ts";
+import { serveRunpodAccount } from "./vendor-accounts.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type RunpodOptions = VendorServerOptions & {
@@ -107,6 +108,7 @@ export async function startRunpod(options: RunpodOptions) {
     return next();
   });
 
+  const account = serveRunpodAccount(server);
   app.get("/v2/catalog/gpus", (c) =>
     faulty(c, "catalog", () => {
       const { include, product, cloud = "SECURE" } = c.req.query();
@@ -314,6 +316,7 @@ export async function startRunpod(options: RunpodOptions) {
     apiUrl: server.origin,
     controlUrl: `${server.origin}/control`,
     pods,
+    account,
     stop: async () => {
       await clearMachines();
       await server.stop();

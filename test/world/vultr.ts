@@ -3,6 +3,7 @@ import { randomBytes, randomUUID } from "node:crypto";
 import type { Context } from "hono";
 import { parse } from "yaml";
 import { type Door, type Hardware, openDoor } from "./ssh-door.ts";
+import { serveVultrAccount } from "./vendor-accounts.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type VultrOptions = VendorServerOptions & {
@@ -100,6 +101,7 @@ export async function startVultr(options: VultrOptions) {
     return next();
   });
 
+  const account = serveVultrAccount(server);
   app.get("/v2/os", (c) => c.json({ os: SYSTEMS, meta: { total: SYSTEMS.length, links: { next: "", prev: "" } } }));
   app.get("/v2/regions", (c) =>
     c.json({
@@ -360,6 +362,7 @@ export async function startVultr(options: VultrOptions) {
     apiUrl: `${server.origin}/v2`,
     controlUrl: `${server.origin}/control`,
     instances,
+    account,
     stop: async () => {
       await clearMachines();
       await server.stop();
