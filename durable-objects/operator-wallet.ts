@@ -20,7 +20,15 @@
 import { DurableObject } from "cloudflare:workers";
 import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
-import { type Fees, type Funds, readFees, readFunds, refusesContent } from "../src/chain/account.ts";
+import {
+  type Fees,
+  type Funds,
+  GAS_PER_TRANSACTION,
+  LOW_TRANSACTIONS,
+  readFees,
+  readFunds,
+  refusesContent,
+} from "../src/chain/account.ts";
 import { type Chain, connectChain } from "../src/chain/client.ts";
 import { estimateGas, identityOf, isRefundOfPayment, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
@@ -66,8 +74,6 @@ const HOUR_MS = 3_600_000;
 const MAX_REPLACEMENTS = 10;
 /** Nodes take a replacement only at 10 % more. */
 const BUMP_PERCENT = 125n;
-const LOW_TRANSACTIONS = 100n;
-const GAS_PER_TRANSACTION = 200_000n;
 const FILL_GAS = 30_000n;
 /** A transaction that every node has refused at so many fees is refused for another reason. */
 const MAX_REFUSED_FEES = 3;

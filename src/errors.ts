@@ -175,7 +175,11 @@ function someCause(error: unknown, test: (error: Error) => boolean): boolean {
 
 /** A variable or binding that is missing or wrong. The text names it and never shows its value. */
 export class ConfigError extends AppError {
+  /** `NAME: why`, one for each variable. */
+  readonly problems: readonly string[];
+
   constructor(worker: string, problems: readonly string[]) {
     super("misconfigured", `The ${worker} Worker refuses to run: ${problems.join("; ")}.`);
+    this.problems = problems;
   }
 }

@@ -86,17 +86,21 @@ type Settings = Pick<
   "FACILITATOR_URL" | "FACILITATOR_TIMEOUT_MS" | "FACILITATOR_AUTH" | "CDP_API_KEY_ID" | "CDP_API_KEY_SECRET"
 >;
 
-export function facilitatorClient(config: Settings & Pick<EdgeConfig, "CHAIN_ID">): PinnedFacilitatorClient {
+export const facilitatorClient = (config: Settings & Pick<EdgeConfig, "CHAIN_ID">): PinnedFacilitatorClient =>
+  new PinnedFacilitatorClient(connectionOf(config), `eip155:${config.CHAIN_ID}`);
+
+function connectionOf(config: Settings): FacilitatorConfig {
   const url = config.FACILITATOR_URL ?? "";
-  return new PinnedFacilitatorClient(
-    {
-      url,
-      timeoutMs: config.FACILITATOR_TIMEOUT_MS,
-      ...(config.FACILITATOR_AUTH === "cdp" ? { createAuthHeaders: () => cdpHeaders(config, url) } : {}),
-    },
-    `eip155:${config.CHAIN_ID}`,
-  );
+  return {
+    url,
+    timeoutMs: config.FACILITATOR_TIMEOUT_MS,
+    ...(config.FACILITATOR_AUTH === "cdp" ? { createAuthHeaders: () => cdpHeaders(config, url) } : {}),
+  };
 }
+
+/** What the facilitator itself says that it supports. */
+export const askSupported = (config: Settings): Promise<SupportedResponse> =>
+  new HTTPFacilitatorClient(connectionOf(config)).getSupported();
 
 export function createFacilitator(client: HTTPFacilitatorClient): Facilitator {
   return {
@@ -156,14 +160,14 @@ const unverified = (cause: unknown): AppError =>
 export async function cdpHeaders(
   { CDP_API_KEY_ID: id = "", CDP_API_KEY_SECRET: secret = "" }: Pick<Settings, "CDP_API_KEY_ID" | "CDP_API_KEY_SECRET">,
   url: string,
-): Promise<Record<"verify" | "settle", { Authorization: string }>> {
+): Promise<Record<"verify" | "settle" | "supported", { Authorization: string }>> {
   const bytes = Buffer.from(secret, "base64");
   const part = (from: number) => bytes.subarray(from, from + 32).toString("base64url");
   const key = await importJWK({ kty: "OKP", crv: "Ed25519", d: part(0), x: part(32) }, "EdDSA");
   const { host, pathname } = new URL(url);
-  const headersOf = async (call: string) => {
+  const headersOf = async (call: string, method = "POST") => {
     const now = Math.floor(Date.now() / 1_000);
-    const token = await new SignJWT({ uris: [`POST ${host}${pathname.replace(/\/$/, "")}/${call}`] })
+    const token = await new SignJWT({ uris: [`${method} ${host}${pathname.replace(/\/$/, "")}/${call}`] })
       .setProtectedHeader({ alg: "EdDSA", kid: id, typ: "JWT", nonce: bytesToHex(randomBytes(16)) })
       .setSubject(id)
       .setIssuer("cdp")
@@ -174,5 +178,9 @@ export async function cdpHeaders(
       .sign(key);
     return { Authorization: `Bearer ${token}` };
   };
-  return { verify: await headersOf("verify"), settle: await headersOf("settle") };
+  return {
+    verify: await headersOf("verify"),
+    settle: await headersOf("settle"),
+    supported: await headersOf("supported", "GET"),
+  };
 }

@@ -2,7 +2,7 @@
 import type { Command } from "commander";
 import { call, callJson, callList, connect, PAUSE_MS, type Query, showOne, showRows } from "./api.ts";
 
-const DEFAULT_URL = "https://api.clawcloud.co";
+export const DEFAULT_URL = "https://api.clawcloud.co";
 
 /** Adds them to the program; each takes `--url`. */
 export function addApiCommands(program: Command): void {

@@ -9,6 +9,10 @@ export type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
 /** USDC (10^-6) and used nonces at one block, whose balance what it has mined has left already; and gas money. */
 export type Funds = { balance: bigint; count: number; wei: bigint };
 
+/** A wallet with ether for fewer of its own transactions than that needs more. */
+export const LOW_TRANSACTIONS = 100n;
+export const GAS_PER_TRANSACTION = 200_000n;
+
 const FALLBACK_PRIORITY_FEE = 1_000_000n;
 /** A hundred times what Base is used to; what waits for more is replaced. One node must not burn our gas money. */
 const MAX_PRIORITY_FEE = 1_000_000_000n;

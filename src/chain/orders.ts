@@ -174,10 +174,10 @@ const wouldFail = (error: unknown): boolean =>
   error instanceof BaseError &&
   (error.walk((e) => e instanceof ExecutionRevertedError) !== null || OUT_OF_GAS.test(error.details));
 
-type Simulated = { status: Hex; gasUsed: Hex; logs?: readonly { address: Address; topics: readonly Hex[] }[] };
+export type Simulated = { status: Hex; gasUsed: Hex; logs?: readonly { address: Address; topics: readonly Hex[] }[] };
 
 /** Calls one after the other on top of a block (`eth_simulateV1`). */
-async function simulate(
+export async function simulate(
   { client }: Node,
   from: Address,
   calls: readonly Call[],

@@ -6,6 +6,7 @@ import { isRefused, scriptOf, WENT_WRONG } from "./pod-arguments.ts";
 import { streamLog } from "./pod-log.ts";
 import { freePort } from "./ports.ts";
 import { type Door, type DoorKeys, isConfigured, openDoor } from "./ssh-door.ts";
+import { serveRunpodAccount } from "./vendor-accounts.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type RunpodOptions = VendorServerOptions & {
@@ -113,6 +114,7 @@ export async function startRunpod(options: RunpodOptions) {
     return next();
   });
 
+  const account = serveRunpodAccount(server);
   app.get("/v2/catalog/gpus", (c) =>
     faulty(c, "catalog", () => {
       const { include, product, cloud = "SECURE" } = c.req.query();
@@ -337,6 +339,7 @@ export async function startRunpod(options: RunpodOptions) {
     pods,
     save: (): RunpodSaved =>
       [...pods.values()].map(({ door, timers: _, ...pod }) => ({ pod, door: door?.save() ?? null })),
+    account,
     stop: async () => {
       await clearMachines();
       await server.stop();

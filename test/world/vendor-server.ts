@@ -23,7 +23,7 @@ export type FaultKind = (typeof FAULT_KINDS)[number];
 
 /** A fault on one kind of call. `times` counts down; `region` narrows it to one region or cloud; `ms` is its length. */
 const faultSchema = z.strictObject({
-  call: z.enum(["create", "get", "list", "delete", "catalog", "change", "reinstall"]),
+  call: z.enum(["create", "get", "list", "delete", "catalog", "change", "reinstall", "account"]),
   kind: z.enum(FAULT_KINDS),
   times: z.int().min(1).optional(),
   region: z.string().optional(),

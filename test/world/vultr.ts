@@ -4,6 +4,7 @@ import type { Context } from "hono";
 import { parse } from "yaml";
 import { type WrittenFile, writtenFiles } from "./disk.ts";
 import { type Door, type DoorKeys, type Hardware, isConfigured, openDoor } from "./ssh-door.ts";
+import { serveVultrAccount } from "./vendor-accounts.ts";
 import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type VultrOptions = VendorServerOptions & {
@@ -112,6 +113,7 @@ export async function startVultr(options: VultrOptions) {
     return next();
   });
 
+  const account = serveVultrAccount(server);
   app.get("/v2/os", (c) => c.json({ os: SYSTEMS, meta: { total: SYSTEMS.length, links: { next: "", prev: "" } } }));
   app.get("/v2/regions", (c) =>
     c.json({
@@ -387,6 +389,7 @@ export async function startVultr(options: VultrOptions) {
       groups: [...groups.values()],
       addresses: [second, third, lastHost],
     }),
+    account,
     stop: async () => {
       await clearMachines();
       await server.stop();

@@ -16,7 +16,6 @@ export const VULTR_GPU_PLANS: Readonly<Record<number, readonly (readonly string[
   6: [["vcg-a100-12c-120g-80vram"]],
 };
 
-const DEFAULT_OS_ID = 2284;
 const PAGE_SIZE = 500;
 const MAX_PAGES = 50;
 const NO_ADDRESS = "0.0.0.0";
@@ -94,7 +93,11 @@ export function createVultr(config: ProvisionerConfig): Vendor {
   /** The image by name, since ids are not promised to last. */
   async function findOs(): Promise<number> {
     const all = (await pages("/os", osPage)).flatMap((page) => page.os);
-    return readRows("vultr", all, osSchema).find((os) => os.name === config.VULTR_OS)?.id ?? DEFAULT_OS_ID;
+    const found = readRows("vultr", all, osSchema).find((os) => os.name === config.VULTR_OS);
+    // Another system than the one that was configured would be sold in its place.
+    if (found === undefined)
+      throw new VendorError("vultr", "page", `VULTR_OS: there is no system "${config.VULTR_OS}"`);
+    return found.id;
   }
 
   /** One firewall group per deployment, with SSH open and nothing else; found by its description, made once. */

@@ -2,6 +2,7 @@
 import { expect, test } from "vitest";
 import { generateHostKey, generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import type { MachineSpec, Vendor, VendorError } from "../../../../src/provisioner/vendors/vendor.ts";
+import { createVultr } from "../../../../src/provisioner/vendors/vultr.ts";
 import { addFault, type Deployment, deploy, journal } from "../../deployment.ts";
 import { unlocked } from "../../parts.ts";
 
@@ -144,4 +145,12 @@ test("fifty orders at once ask for image and firewall once: each used to ask for
   await gate.forgetSupplies();
   await gate.supplies(Date.now());
   expect(await asked("/v2/os")).toBe(2);
+});
+
+test("a system that Vultr does not have is refused by its name, and no other one is sold in its place", async () => {
+  const world = await deploy({ provisioner: { VULTR_OS: "Ubuntu 24.4 LTS" } });
+  expect(await failure(createVultr(world.provisioner).prepare())).toMatchObject({
+    action: "page",
+    message: 'vultr: VULTR_OS: there is no system "Ubuntu 24.4 LTS"',
+  });
 });
