@@ -80,7 +80,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     path: `test/worker/${area}/`,
     tests: worker(`${area}/`),
   })),
-  { path: "test/world/(start|show|guide|narrator|dev|kept|log-lines|world|http|agent)", tests: e2e("start") },
+  {
+    path: "test/world/(start|show|guide|narrator|signs-of-life|dev|kept|log-lines|world|http|agent)",
+    tests: e2e("start"),
+  },
   { path: "test/world/(http|server)", tests: e2e("connections") },
   { path: "test/world/(facilitator|payer)", tests: e2e("facilitator", "x402") },
   {

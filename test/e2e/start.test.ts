@@ -1,6 +1,6 @@
 // `npm start` as a script or a reader uses it.
 import { expect, type TestContext, test } from "vitest";
-import { makeNarrator } from "../world/narrator.ts";
+import { signOfLife, type Telling } from "../world/narrator.ts";
 import { isAlive, processesOf, startChild, untilGone } from "./child.ts";
 
 const start = (context: TestContext, ...args: string[]) => startChild(context, "npm", ["start", "--", ...args]);
@@ -99,25 +99,21 @@ test.concurrent("an act that fails says which phase and why, and the world stays
   await untilGone(family);
 });
 
-test.concurrent("a step that takes long gives a sign of life every four seconds, in a pipe as on a terminal", () => {
-  let now = 1_000;
-  const lines: string[] = [];
-  const narrator = makeNarrator(
-    (line) => lines.push(line),
-    () => now,
-  );
-  const pass = (ms: number) => {
-    for (const end = now + ms; now < end; now += 250) narrator.look();
+test.concurrent("a step that takes long gives a sign of life every four seconds", () => {
+  const telling: Telling = { began: 1_000, lastAt: 1_000, step: undefined };
+  const signs = (from: number, to: number) => {
+    const lines: string[] = [];
+    for (let now = from; now < to; now += 250) {
+      const line = signOfLife(telling, now);
+      if (line === undefined) continue;
+      lines.push(line);
+      telling.lastAt = now;
+    }
+    return lines;
   };
-  pass(9_000);
-  narrator.say("one step is over");
-  narrator.begin("building");
-  pass(9_000);
-  narrator.begin(undefined);
-  pass(9_000);
-  narrator.stop();
-  expect(lines).toEqual([
-    "  9.0 s  one step is over",
+  expect(signs(1_000, 10_000)).toEqual([]);
+  Object.assign(telling, { lastAt: 10_000, step: { name: "building", since: 10_000 } });
+  expect(signs(10_000, 19_000)).toEqual([
     " 13.0 s  … building, for 4.0 s so far",
     " 17.0 s  … building, for 8.0 s so far",
   ]);

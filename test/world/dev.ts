@@ -25,7 +25,7 @@ const SAVE_MS = 5_000;
 
 enableCompileCache(join(ROOT, "node_modules/.cache/node"));
 const options = readOptions();
-const narrator = makeNarrator(console.log);
+const narrator = makeNarrator();
 const { say } = narrator;
 let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;

@@ -29,7 +29,7 @@ const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, 
 enableCompileCache(fileURLToPath(new URL("../../node_modules/.cache/node", import.meta.url).href));
 const options = readOptions();
 // Of JSON there is one line, and nothing else.
-const narrator = makeNarrator(options.json ? () => undefined : console.log);
+const narrator = makeNarrator({ silent: options.json });
 const { say } = narrator;
 let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;
@@ -51,11 +51,6 @@ try {
   if (!options.serve) say(DURATION);
   say("starting the chain, the vendors and both Workers");
   narrator.begin("loading the local world");
-  // One after the other: each holds the thread, on a busy machine for seconds, and no sign of life comes meanwhile.
-  for (const load of [() => import("viem"), () => import("./facilitator.ts"), () => import("miniflare")]) {
-    await load();
-    await wait(0);
-  }
   const [{ startWorld }, { describe, printGuide }] = await Promise.all([import("./world.ts"), import("./guide.ts")]);
   starting = startWorld({ tell: tellStep });
   // Loading the clients takes seconds of one thread: not between two requests on one connection, but while processes come up.

@@ -297,18 +297,22 @@ export async function startVultr(options: VultrOptions) {
       timer.unref();
       instance.timers.push(timer);
     };
+    let stock: Promise<Door> | undefined;
     later(bootMs.sshd, async () => {
       // The image's own sshd: its own host key, nobody's login key.
-      instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), {
+      stock = openDoor(instance.address, options.sshPort, hardware(instance), {
         hostKey: null,
         authorizedKeys: [],
         addendum: "Ubuntu-3ubuntu13",
       });
+      instance.door = await stock;
     });
     later(bootMs.configured, async () => {
       // cloud-init is not through while that fault is on.
       while (server.hasFault("create", "unconfigured")) await server.pause(CONFIGURED_LOOK_MS);
       const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
+      // On a busy machine both timers fire at once.
+      await stock;
       await instance.door?.close();
       instance.door = undefined;
       if (keys === null || !instances.has(instance.id)) return;
