@@ -127,6 +127,7 @@ export const KINDS = {
   counts_deleted: 0.5,
   delete_pending: 0.3,
   // At every machine that is made or installed.
+  machine_hidden: 0.4,
   long_lock: 0.3,
   pull_hangs: 0.2,
   no_public_address: 0.2,
@@ -165,6 +166,7 @@ const VENDORS: ReadonlySet<Kind> = new Set([
   "odd_neighbours",
   "counts_deleted",
   "delete_pending",
+  "machine_hidden",
   "long_lock",
   "pull_hangs",
   "no_public_address",

@@ -26,6 +26,8 @@ export type Machine = {
   /** Made long after its order was given up on. */
   ghost: boolean;
   listedFrom: number;
+  /** Before, its id is not known either. */
+  shownFrom: number;
   /** Deleted, and until when the vendor still shows it. */
   deletedAt: number | null;
   shownUntil: number;
@@ -43,7 +45,10 @@ export type Machine = {
 export type Watcher = { created(machine: Machine): void; deleting(machine: Machine): void };
 
 export type Request = { method: string; path: string; body: Record<string, unknown> | null };
-type Wording = Record<"failed" | "limited" | "full" | "noKey" | "unknown" | "locked" | "busy" | "pending", Answer>;
+type Wording = Record<
+  "failed" | "limited" | "full" | "noKey" | "unknown" | "hidden" | "locked" | "busy" | "pending",
+  Answer
+>;
 const MACHINES_IN_ADDRESS_POOL = 12;
 const TIMEOUT_MS = 30_000;
 const LISTING_LAG_MS = 29_000;
@@ -51,6 +56,8 @@ const LISTING_LAG_MS = 29_000;
 const GHOST_MS = { least: 70_000, most: 240_000 };
 /** A vendor's own time for what is over in a moment on its good days. */
 const HARD_MS = { least: 10_000, most: 120_000 };
+/** What Vultr was seen to take. */
+const HIDDEN_MS = { least: 1_000, most: 59_000 };
 const PULL_MS = { least: 60_000, most: 900_000 };
 const COUNTS_DELETED_MS = 120_000;
 const GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><center>nginx</center></body></html>";
@@ -164,6 +171,7 @@ export abstract class ModelVendor {
       stranger: false,
       ghost: this.#late,
       listedFrom: clock.now + (faults.strikes("list_stale") ? random.int(1_000, LISTING_LAG_MS) : 0),
+      shownFrom: clock.now + (faults.strikes("machine_hidden") ? random.int(HIDDEN_MS.least, HIDDEN_MS.most) : 0),
       deletedAt: null,
       shownUntil: 0,
       isEnding: false,
@@ -200,9 +208,10 @@ export abstract class ModelVendor {
   }
 
   protected remove(id: string): Answer {
+    const { faults, clock, random, note } = this.runtime;
+    if (this.living.some((one) => one.id === id && clock.now < one.shownFrom)) return this.wording.hidden;
     const machine = this.shown(id);
     if (machine === undefined) return this.wording.unknown;
-    const { faults, clock, random, note } = this.runtime;
     if (machine.deletedAt !== null) return answer(204, null);
     if (machine.isEnding) return this.wording.pending;
     if (clock.now < machine.lockedUntil || faults.strikes("locked")) return this.wording.locked;
@@ -222,13 +231,18 @@ export abstract class ModelVendor {
 
   /** What the vendor still knows of it, deleted or not. */
   protected shown = (id: string): Machine | undefined =>
-    this.machines.find((one) => one.id === id && (one.deletedAt === null || this.runtime.clock.now < one.shownUntil));
+    this.machines.find((one) => one.id === id && this.#isShown(one));
 
   /** A list, or nothing where it fails or would be cut short. */
   protected listed(): Machine[] | null {
     const { now } = this.runtime.clock;
     if (now < this.listsFailUntil || this.runtime.faults.strikes("list_cut")) return null;
-    return this.machines.filter((one) => one.listedFrom <= now && (one.deletedAt === null || now < one.shownUntil));
+    return this.machines.filter((one) => one.listedFrom <= now && this.#isShown(one));
+  }
+
+  #isShown({ shownFrom, deletedAt, shownUntil }: Machine): boolean {
+    const { now } = this.runtime.clock;
+    return shownFrom <= now && (deletedAt === null || now < shownUntil);
   }
 
   /** The banner at one of its addresses: null where nobody answers. */
