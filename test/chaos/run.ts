@@ -38,7 +38,12 @@ program
   .option("--seconds <number>", "how long it blows", count, 240)
   .option("--kills <number>", "default: one in twenty seconds", count)
   .option("--reorgs <number>", "default: one in twenty seconds", count)
-  .option("--outage <seconds>", "how much longer than real time they seem to be down for after a kill", count, OUTAGE_SECONDS)
+  .option(
+    "--outage <seconds>",
+    "how much longer than real time they seem to be down for after a kill",
+    count,
+    OUTAGE_SECONDS,
+  )
   .option("--deadline <seconds>", "for everything", count, 900)
   .action(async (options: Options) => {
     process.exitCode = await run(options);

@@ -8,7 +8,7 @@ import { freePort } from "./ports.ts";
 import { addressOf, type Gpu, ODD_NEIGHBOURS, type Pod, viewOf } from "./runpod-pod.ts";
 import { startSilentPort } from "./silent-port.ts";
 import { type DoorKeys, isConfigured, openDoor } from "./ssh-door.ts";
-import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+import { durationOf, VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type RunpodOptions = VendorServerOptions & {
   apiKey: string;
@@ -192,7 +192,7 @@ export async function startRunpod(options: RunpodOptions) {
       const slow = server.takeFault("delete", ["slow_delete"]);
       pod.isEnding = true;
       if (slow === undefined) await end(pod);
-      else later(pod, slow.ms ?? 0, () => end(pod));
+      else if (slow.ms !== undefined) later(pod, slow.ms, () => end(pod));
       return c.body(null, 204);
     }),
   );
@@ -234,8 +234,8 @@ export async function startRunpod(options: RunpodOptions) {
       boots: server.takeFault("create", ["never_boots"], cloud) === undefined,
       locked: false,
       wrongMark: server.takeFault("create", ["wrong_mark"], cloud) !== undefined,
-      shownAt: now + (server.takeFault("create", ["hidden"], cloud)?.ms ?? 0),
-      pulledAt: pull === undefined ? now : now + (pull.ms ?? Number.POSITIVE_INFINITY),
+      shownAt: now + durationOf(server.takeFault("create", ["hidden"], cloud)),
+      pulledAt: now + durationOf(pull),
       addressIn: addressOf(server.takeFault("create", ["no_address", "ports_only"], cloud)?.kind),
       isEnding: false,
       isSilent: server.takeFault("create", ["silent_address"], cloud) !== undefined,

@@ -55,6 +55,10 @@ const faultSchema = z.strictObject({
 });
 export type Fault = z.input<typeof faultSchema>;
 
+/** How long a fault lasts that is taken: for ever without `ms`. */
+export const durationOf = (fault: Fault | undefined): number =>
+  fault === undefined ? 0 : (fault.ms ?? Number.POSITIVE_INFINITY);
+
 export type Exchange = {
   method: string;
   path: string;

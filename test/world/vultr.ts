@@ -5,7 +5,7 @@ import { parse } from "yaml";
 import { type WrittenFile, writtenFiles } from "./disk.ts";
 import { startSilentPort } from "./silent-port.ts";
 import { type DoorKeys, type Hardware, isConfigured, openDoor } from "./ssh-door.ts";
-import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+import { durationOf, VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 import { type Instance, ODD_NEIGHBOURS, viewOf } from "./vultr-instance.ts";
 
 export type VultrOptions = VendorServerOptions & {
@@ -212,7 +212,7 @@ export async function startVultr(options: VultrOptions) {
       const slow = server.takeFault("delete", ["slow_delete"]);
       instance.isEnding = true;
       if (slow === undefined) await end(instance);
-      else later(instance, slow.ms ?? 0, () => end(instance));
+      else if (slow.ms !== undefined) later(instance, slow.ms, () => end(instance));
       return c.body(null, 204);
     }),
   );
@@ -265,7 +265,8 @@ export async function startVultr(options: VultrOptions) {
       return error(c, 400, "Server add failed: The selected plan is not available in the selected region");
     }
     // The account is full, and what was deleted within that time still takes its place.
-    if (Date.now() < lastDeletedAt + (server.findFault("create", "counts_deleted")?.ms ?? 0)) {
+    const counts = server.findFault("create", "counts_deleted");
+    if (lastDeletedAt > 0 && Date.now() < lastDeletedAt + durationOf(counts)) {
       server.takeFault("create", ["counts_deleted"]);
       const full = "You have reached the maximum number of active instances for this account.";
       return error(c, 400, `Server add failed: ${full}`);
@@ -291,7 +292,7 @@ export async function startVultr(options: VultrOptions) {
       addressAt: now + (late?.ms ?? 0),
       boots: server.takeFault("create", ["never_boots"], region) === undefined,
       markShift: server.takeFault("create", ["wrong_mark"], region) !== undefined,
-      shownAt: now + (server.takeFault("create", ["hidden"], region)?.ms ?? 0),
+      shownAt: now + durationOf(server.takeFault("create", ["hidden"], region)),
       lockedUntil: now + (server.takeFault("create", ["locked"], region)?.ms ?? lockedMs),
       isEnding: false,
       isSilent: server.takeFault("create", ["silent_address"], region) !== undefined,
@@ -323,18 +324,20 @@ export async function startVultr(options: VultrOptions) {
       });
       return;
     }
+    // On a busy machine both timers are due at once.
+    let opening: Promise<unknown> | undefined;
     later(instance, bootMs.sshd, async () => {
       // The image's own sshd: its own host key, nobody's login key.
-      instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), {
-        hostKey: null,
-        authorizedKeys: [],
-        addendum: "Ubuntu-3ubuntu13",
-      });
+      const stock = { hostKey: null, authorizedKeys: [], addendum: "Ubuntu-3ubuntu13" };
+      const door = openDoor(instance.address, options.sshPort, hardware(instance), stock);
+      opening = door;
+      instance.door = await door;
     });
     later(instance, bootMs.configured, async () => {
       // cloud-init is not through while that fault is on.
       while (server.findFault("create", "unconfigured") !== undefined) await server.pause(CONFIGURED_LOOK_MS);
       const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
+      await opening;
       await instance.door?.close();
       instance.door = undefined;
       if (keys === null || !instances.has(instance.id)) return;
