@@ -1,4 +1,6 @@
-// A machine of the Vultr simulator, and what the API shows of it.
+// A machine of the Vultr simulator: what the API shows of it, and what its first boot makes of its user data.
+import { parse } from "yaml";
+import { type WrittenFile, writtenFiles } from "./disk.ts";
 import type { Door, DoorKeys } from "./ssh-door.ts";
 
 export type Instance = {
@@ -30,6 +32,16 @@ export type Instance = {
   isSilent: boolean;
   door: (Pick<Door, "close"> & { save: () => DoorKeys | null }) | undefined;
   timers: NodeJS.Timeout[];
+};
+
+export type Rule = {
+  id: number;
+  ip_type: string;
+  protocol: string;
+  port: string;
+  subnet: string;
+  subnet_size: number;
+  notes: string;
 };
 
 export function viewOf(instance: Instance, bootMs: { active: number; ok: number }) {
@@ -88,3 +100,30 @@ export const ODD_NEIGHBOURS: readonly Record<string, unknown>[] = [
     date_created: "2024-02-31T00:00:00+00:00",
   },
 ];
+
+/** What cloud-init would make of the user data: keys, firewall, banner. Null where SSH would stay shut. */
+export function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: number) {
+  if (!instance.userData.startsWith("#cloud-config\n")) return null;
+  const config = parse(instance.userData) as {
+    ssh_pwauth?: boolean;
+    ssh_keys?: { ed25519_private?: string };
+    users?: { name?: string; ssh_authorized_keys?: string[] }[];
+    write_files?: WrittenFile[];
+    runcmd?: (string | string[])[];
+  };
+  const commands = (config.runcmd ?? [])
+    .flatMap((command) => (Array.isArray(command) ? command : [command]))
+    .flatMap((command) => command.split("\n"));
+  const opened = commands.includes(`ufw allow ${sshPort}/tcp`);
+  const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
+  const listens =
+    sshPort === 22 || (config.write_files ?? []).some((file) => file.content?.includes(`Port ${sshPort}\n`));
+  if (!opened || !passes || !listens || config.ssh_pwauth !== false) return null;
+  const mark = commands.map((command) => /VersionAddendum (\S+?)'/.exec(command)?.[1]).find((one) => one !== undefined);
+  return {
+    hostKey: config.ssh_keys?.ed25519_private ?? null,
+    authorizedKeys: (config.users ?? []).find((user) => user.name === "root")?.ssh_authorized_keys ?? [],
+    addendum: instance.markShift ? "somebody-else" : (mark ?? ""),
+    files: writtenFiles(config.write_files),
+  };
+}

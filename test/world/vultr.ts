@@ -1,12 +1,10 @@
 // Vultr API v2 as its document and its behaviour are known: a real HTTP server, machines with a life, SSH behind each.
 import { randomBytes, randomUUID } from "node:crypto";
 import type { Context } from "hono";
-import { parse } from "yaml";
-import { type WrittenFile, writtenFiles } from "./disk.ts";
 import { startSilentPort } from "./silent-port.ts";
 import { type DoorKeys, type Hardware, isConfigured, openDoor } from "./ssh-door.ts";
 import { durationOf, VendorServer, type VendorServerOptions } from "./vendor-server.ts";
-import { type Instance, ODD_NEIGHBOURS, viewOf } from "./vultr-instance.ts";
+import { type Instance, ODD_NEIGHBOURS, type Rule, readCloudConfig, viewOf } from "./vultr-instance.ts";
 
 export type VultrOptions = VendorServerOptions & {
   apiKey: string;
@@ -45,16 +43,6 @@ const DEFAULT_LOCKED_MS = 400;
 const CONFIGURED_LOOK_MS = 20;
 const LOCKED = "Server is currently locked";
 const LIMITED = { error: "rate limit exceeded", status: 429 };
-
-type Rule = {
-  id: number;
-  ip_type: string;
-  protocol: string;
-  port: string;
-  subnet: string;
-  subnet_size: number;
-  notes: string;
-};
 
 export async function startVultr(options: VultrOptions) {
   const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
@@ -396,30 +384,3 @@ const hardware = (instance: Instance): Hardware => ({
   memoryMb: instance.size.ram,
   gpu: null,
 });
-
-/** What cloud-init would make of the user data: keys, firewall, banner. Null where SSH would stay shut. */
-function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: number) {
-  if (!instance.userData.startsWith("#cloud-config\n")) return null;
-  const config = parse(instance.userData) as {
-    ssh_pwauth?: boolean;
-    ssh_keys?: { ed25519_private?: string };
-    users?: { name?: string; ssh_authorized_keys?: string[] }[];
-    write_files?: WrittenFile[];
-    runcmd?: (string | string[])[];
-  };
-  const commands = (config.runcmd ?? [])
-    .flatMap((command) => (Array.isArray(command) ? command : [command]))
-    .flatMap((command) => command.split("\n"));
-  const opened = commands.includes(`ufw allow ${sshPort}/tcp`);
-  const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
-  const listens =
-    sshPort === 22 || (config.write_files ?? []).some((file) => file.content?.includes(`Port ${sshPort}\n`));
-  if (!opened || !passes || !listens || config.ssh_pwauth !== false) return null;
-  const mark = commands.map((command) => /VersionAddendum (\S+?)'/.exec(command)?.[1]).find((one) => one !== undefined);
-  return {
-    hostKey: config.ssh_keys?.ed25519_private ?? null,
-    authorizedKeys: (config.users ?? []).find((user) => user.name === "root")?.ssh_authorized_keys ?? [],
-    addendum: instance.markShift ? "somebody-else" : (mark ?? ""),
-    files: writtenFiles(config.write_files),
-  };
-}
