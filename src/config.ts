@@ -266,7 +266,7 @@ const provisionerFields = z.object({
   RUNPOD_REQUESTS_PER_MINUTE: integer(1).prefault("60"),
   VENDOR_TIMEOUT_MS: integer(100).prefault("30000"),
   /** How long a machine may exist at the vendor before a complete list shows it. */
-  LISTING_LAG_MS: integer(0).prefault("30000"),
+  LISTING_LAG_MS: integer(0).prefault("60000"),
   POLL_SECONDS: integer(0, 3_600).prefault("2"),
   BOOT_TIMEOUT_SECONDS: integer(1).prefault("600"),
   /** A machine whose system has run for so long without a public address gets none. */

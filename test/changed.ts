@@ -92,7 +92,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   {
     path: "test/world/(vultr|runpod|vendor-server|ssh-)",
-    tests: [...worker("provisioner/vendors/"), ...e2e("main-job")],
+    tests: [...worker("provisioner/(vendors/|hard-vendors)"), ...e2e("main-job")],
   },
   {
     path: "test/world/bad-day",
@@ -102,7 +102,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/world/vendor-words", tests: e2e("sim") },
   { path: "test/world/pod-arguments", tests: [...e2e("pod-arguments"), ...worker("provisioner/create")] },
   { path: "test/world/(disk|shell|sftp|ssh-)", tests: e2e("ssh-door") },
-  { path: "test/world/silent-port", tests: worker("provisioner/banner") },
+  { path: "test/world/silent-port", tests: worker("provisioner/(banner|hard-vendors)") },
   { path: "test/worker/paged", tests: worker("vms/standing") },
   { path: "test/world/pager", tests: worker("log.test.ts") },
   { path: "test/world/(accounts|chain|contracts|rpc-proxy|addresses|ports)", tests: e2e("world-chain", "repository") },

@@ -25,6 +25,8 @@ const MAX_REORG_DEPTH = 6;
 /** Longer than a request may take: the Workers see no answer. */
 const HANG_MS = 8_000;
 const MAX_LISTING_LAG_MS = 3_500;
+/** Of locks, of deletes that take effect late, of images that are pulled. */
+const MAX_WAIT_MS = 12_000;
 
 export function drawPlan(random: Random, { purchases, seconds, kills, reorgs }: PlanOptions): Happening[] {
   const span = seconds * 1_000;
@@ -46,7 +48,12 @@ export function drawPlan(random: Random, { purchases, seconds, kills, reorgs }: 
       kept: pickOne(random, [0, 0.5, 1]),
     })),
     ...(["vultr", "runpod"] as const).flatMap((vendor) =>
-      spells(random, span).map((atMs) => ({ atMs, kind: "vendor" as const, vendor, faults: drawFaults(random) })),
+      spells(random, span).map((atMs) => ({
+        atMs,
+        kind: "vendor" as const,
+        vendor,
+        faults: drawFaults(random, vendor),
+      })),
     ),
     ...spells(random, span).map((atMs) => ({ atMs, kind: "rpc" as const, faults: drawRpcFaults(random) })),
   ];
@@ -64,10 +71,12 @@ function spells(random: Random, span: number): number[] {
 
 const ANY_CALL = ["create", "get", "list", "delete", "catalog"] as const;
 
-/** None in a third of the spells, else up to three at once. */
-function drawFaults(random: Random): Fault[] {
+/** None in a third of the spells, else up to four at once. */
+function drawFaults(random: Random, vendor: "vultr" | "runpod"): Fault[] {
   if (random.unit() < 1 / 3) return [];
-  return Array.from({ length: random.int(1, 3) }, () => drawFault(random));
+  return Array.from({ length: random.int(1, 4) }, () =>
+    random.unit() < 0.5 ? drawFault(random) : drawHardship(random, vendor),
+  );
 }
 
 function drawFault(random: Random): Fault {
@@ -90,6 +99,43 @@ function drawFault(random: Random): Fault {
     { call: "delete", kind: "locked", times },
   ]);
 }
+
+/** What users of that vendor tell of it. */
+function drawHardship(random: Random, vendor: "vultr" | "runpod"): Fault {
+  const times = random.int(1, 4);
+  const call = pickOne(random, ANY_CALL);
+  const ms = random.int(1_000, MAX_WAIT_MS);
+  return pickOne<Fault>(random, [
+    { call: "create", kind: "hidden", times, ms: Math.min(ms, MAX_LISTING_LAG_MS) },
+    { call: "create", kind: "silent_address", times: 1 },
+    { call: "create", kind: "odd_after", times },
+    { call, kind: "odd_after", times },
+    { call, kind: "prose_before", times },
+    { call, kind: "prose_after", times },
+    { call: "list", kind: "odd_neighbours", times: times * 4 },
+    { call: "delete", kind: "slow_delete", times, ms },
+    ...HARDSHIPS[vendor].map((fault) => ({ ...fault, times, ms })),
+  ]);
+}
+
+/** Each vendor's own. */
+const HARDSHIPS: Record<"vultr" | "runpod", Fault[]> = {
+  vultr: [
+    { call: "any", kind: "wrong_address" },
+    { call: "create", kind: "counts_deleted" },
+    { call: "create", kind: "locked" },
+    { call: "delete", kind: "locked" },
+    { call: "change", kind: "locked" },
+  ],
+  runpod: [
+    { call: "any", kind: "few_rights" },
+    { call: "create", kind: "no_balance" },
+    { call: "create", kind: "no_address" },
+    { call: "create", kind: "ports_only" },
+    { call: "create", kind: "hanging_pull" },
+    { call: "list", kind: "moved_port" },
+  ],
+};
 
 function drawRpcFaults(random: Random): RpcFault[] {
   return pickOne<() => RpcFault[]>(random, [

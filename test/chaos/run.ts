@@ -15,6 +15,8 @@ import { prepareWorkers, type Workers } from "./workers.ts";
 const EPOCH_BLOCKS = 4;
 const BLOW_SECONDS = 20;
 const SHOWN_LOG_LINES = 8;
+/** Longer than the scan's lease: under that of each dead one nobody would scan, and no fault would meet a call. */
+const OUTAGE_SECONDS = 60;
 /** For what is under way when the deadline comes. */
 const LAST_SECONDS = 30;
 
@@ -36,7 +38,12 @@ program
   .option("--seconds <number>", "how long it blows", count, 240)
   .option("--kills <number>", "default: one in twenty seconds", count)
   .option("--reorgs <number>", "default: one in twenty seconds", count)
-  .option("--outage <seconds>", "how much longer than real time they seem to be down for after a kill", count, 0)
+  .option(
+    "--outage <seconds>",
+    "how much longer than real time they seem to be down for after a kill",
+    count,
+    OUTAGE_SECONDS,
+  )
   .option("--deadline <seconds>", "for everything", count, 900)
   .action(async (options: Options) => {
     process.exitCode = await run(options);

@@ -33,6 +33,7 @@ export async function playChaos(context: TestContext, blows: Blows): Promise<voi
   expect(figure("running, SSH answers") + figure("refunded on chain")).toBe(blows.purchases);
   expect(figure("Workers killed and started again")).toBe(blows.kills);
   expect(figure("reorgs")).toBe(blows.reorgs);
+  expect(run.output(), "nothing was under way while it blew").toMatch(/^faults that met a call +\w/m);
   // anvil, the Workers' own process and workerd below it, before the blows and after them.
   expect(family.length).toBeGreaterThan(4);
   await untilGone(family);

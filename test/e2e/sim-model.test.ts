@@ -106,7 +106,7 @@ test("an account that changes its mind: tried out its signature is good, and in 
 
 test("a task has six connections and an invocation a thousand statements: one more breaks a rule (52, 54)", async () => {
   const broken: string[] = [];
-  const own = { platform: createRandom(1), shop: createRandom(2) };
+  const own = { platform: createRandom(1), shop: createRandom(2), vendors: createRandom(5) };
   const faults = new Faults(createRandom(3), own, new Set(), () => 0);
   faults.active = false;
   const says = { note: () => undefined, violate: (_rule: string, text: string) => void broken.push(text) };

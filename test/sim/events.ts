@@ -83,6 +83,12 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
     world.note(`${vendor.name} is down`);
   },
 
+  balance_gone: (world) => {
+    const ms = world.random.int(60_000, 600_000);
+    world.vendors.runpod.loseBalance(ms);
+    world.note(`runpod's balance is gone for ${Math.round(ms / 1_000)} s, and so are its pods`);
+  },
+
   lists_fail: (world) => {
     const vendor = world.random.pick(Object.values(world.vendors));
     if (vendor === undefined) return;

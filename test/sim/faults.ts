@@ -119,6 +119,22 @@ export const KINDS = {
   long_pause: 0.04,
   // Once, after all has healed.
   calm_trial: 0.9,
+  // The vendors' hard days. At every call of theirs.
+  vendor_prose: 0.5,
+  odd_answer: 0.1,
+  key_refused: 0.05,
+  odd_neighbours: 0.3,
+  counts_deleted: 0.5,
+  delete_pending: 0.3,
+  // At every machine that is made or installed.
+  machine_hidden: 0.4,
+  long_lock: 0.3,
+  pull_hangs: 0.2,
+  no_public_address: 0.2,
+  ports_only: 0.2,
+  silent_address: 0.2,
+  // With each look at the world.
+  balance_gone: 0.03,
 } as const;
 export type Kind = keyof typeof KINDS;
 
@@ -143,6 +159,22 @@ const SHOP: ReadonlySet<Kind> = new Set([
   "calm_trial",
 ]);
 const SHARE_OF_SHOPS = 0.25;
+const VENDORS: ReadonlySet<Kind> = new Set([
+  "vendor_prose",
+  "odd_answer",
+  "key_refused",
+  "odd_neighbours",
+  "counts_deleted",
+  "delete_pending",
+  "machine_hidden",
+  "long_lock",
+  "pull_hangs",
+  "no_public_address",
+  "ports_only",
+  "silent_address",
+  "balance_gone",
+]);
+const SHARE_OF_HARD_VENDORS = 0.3;
 
 let often: readonly Kind[] = [];
 /** From here on every run of this process has these, at their most: a search for what they alone bring about. */
@@ -159,24 +191,28 @@ export class Faults {
   readonly #random: Random;
   readonly #platform: Random;
   readonly #shop: Random;
+  readonly #vendors: Random;
   readonly #without: ReadonlySet<number>;
   readonly #now: () => number;
 
   constructor(
     random: Random,
-    own: { platform: Random; shop: Random },
+    own: { platform: Random; shop: Random; vendors: Random },
     without: ReadonlySet<number>,
     now: () => number,
   ) {
-    const { platform, shop } = own;
+    const { platform, shop, vendors } = own;
     this.#random = random;
     this.#platform = platform;
     this.#shop = shop;
+    this.#vendors = vendors;
     this.#without = without;
     this.#now = now;
     const isGood = platform.unit() >= SHARE_OF_PLATFORMS;
     const isQuiet = shop.unit() >= SHARE_OF_SHOPS;
-    const isOut = (kind: Kind) => (isGood && PLATFORM.has(kind)) || (isQuiet && SHOP.has(kind));
+    const isEasy = vendors.unit() >= SHARE_OF_HARD_VENDORS;
+    const isOut = (kind: Kind) =>
+      (isGood && PLATFORM.has(kind)) || (isQuiet && SHOP.has(kind)) || (isEasy && VENDORS.has(kind));
     for (const [kind, most] of Object.entries(KINDS) as [Kind, number][]) {
       const { unit } = this.#streamOf(kind);
       const share = unit();
@@ -197,5 +233,11 @@ export class Faults {
   }
 
   #streamOf = (kind: Kind): Random =>
-    PLATFORM.has(kind) ? this.#platform : SHOP.has(kind) ? this.#shop : this.#random;
+    PLATFORM.has(kind)
+      ? this.#platform
+      : SHOP.has(kind)
+        ? this.#shop
+        : VENDORS.has(kind)
+          ? this.#vendors
+          : this.#random;
 }

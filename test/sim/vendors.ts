@@ -1,4 +1,4 @@
-// Models of Vultr and RunPod behind their HTTP APIs: machines with a life, and answers that come late, wrong or never.
+// What the models of Vultr and RunPod (vendor-models.ts) share: machines with a life, and answers that come late, wrong or never.
 
 import { type Meaning, ordersRefused } from "../world/vendor-words.ts";
 import { type Answer, answer, failure } from "./http.ts";
@@ -26,19 +26,41 @@ export type Machine = {
   /** Made long after its order was given up on. */
   ghost: boolean;
   listedFrom: number;
+  /** Before, its id is not known either. */
+  shownFrom: number;
   /** Deleted, and until when the vendor still shows it. */
   deletedAt: number | null;
   shownUntil: number;
+  /** A delete was accepted and has not happened yet. */
+  isEnding: boolean;
+  /** No change and no delete is taken before. */
+  lockedUntil: number;
+  /** Its image is there. */
+  pulledAt: number;
+  /** Where a pod's address is told, if anywhere. */
+  addressIn: "ssh" | "ports" | "nowhere";
+  /** Its address drops whoever asks for a connection. */
+  isSilent: boolean;
 };
 export type Watcher = { created(machine: Machine): void; deleting(machine: Machine): void };
 
-type Request = { method: string; path: string; body: Record<string, unknown> | null };
-type Wording = { failed: Answer; limited: Answer; unknown: Answer; locked: Answer };
+export type Request = { method: string; path: string; body: Record<string, unknown> | null };
+type Wording = Record<
+  "failed" | "limited" | "full" | "noKey" | "unknown" | "hidden" | "locked" | "busy" | "pending",
+  Answer
+>;
 const MACHINES_IN_ADDRESS_POOL = 12;
 const TIMEOUT_MS = 30_000;
 const LISTING_LAG_MS = 29_000;
 /** Beyond what any vendor was seen to take. */
 const GHOST_MS = { least: 70_000, most: 240_000 };
+/** A vendor's own time for what is over in a moment on its good days. */
+const HARD_MS = { least: 10_000, most: 120_000 };
+/** What Vultr was seen to take. */
+const HIDDEN_MS = { least: 1_000, most: 59_000 };
+const PULL_MS = { least: 60_000, most: 900_000 };
+const COUNTS_DELETED_MS = 120_000;
+const GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><center>nginx</center></body></html>";
 const BOOT_MS = { least: 20_000, most: 90_000, slow: 400_000 };
 
 export abstract class ModelVendor {
@@ -73,9 +95,10 @@ export abstract class ModelVendor {
   async respond(request: Request): Promise<Answer> {
     const { faults, clock, random } = this.runtime;
     const { wording } = this;
-    if (clock.now < this.downUntil) return random.unit() < 0.5 ? "hangs" : wording.failed;
+    if (clock.now < this.downUntil) return random.unit() < 0.5 ? "hangs" : this.fail();
     if (faults.strikes("rate_limited")) return wording.limited;
-    if (faults.strikes("vendor_fails_before")) return wording.failed;
+    if (this.needsKey(request) && faults.strikes("key_refused")) return wording.noKey;
+    if (faults.strikes("vendor_fails_before")) return this.fail();
     if (faults.strikes("vendor_hangs_before")) return "hangs";
     if (request.method !== "GET" && faults.strikes("vendor_acts_late")) {
       // The answer is given up on, and then it happens all the same.
@@ -87,8 +110,9 @@ export abstract class ModelVendor {
       return "hangs";
     }
     const served = this.serve(request);
-    if (faults.strikes("vendor_fails_after")) return wording.failed;
+    if (faults.strikes("vendor_fails_after")) return this.fail();
     if (faults.strikes("vendor_hangs_after")) return "hangs";
+    if (served !== "hangs" && served.status < 300 && faults.strikes("odd_answer")) return answer(200, null);
     return served;
   }
 
@@ -104,8 +128,17 @@ export abstract class ModelVendor {
   protected isOrder = ({ method, path }: Request): boolean =>
     method === "POST" && (path === "/v2/instances" || path === "/v2/pods");
 
+  /** Whether a call that a key has no right to, or not from there, is refused. */
+  protected abstract needsKey(request: Request): boolean;
+
+  /** In its own words, or in those of what stands before it. */
+  protected fail = (): Answer =>
+    this.runtime.faults.strikes("vendor_prose") ? failure(502, GATEWAY_PAGE) : this.wording.failed;
+
   protected refuseOrder(): Answer | null {
     const { faults, clock } = this.runtime;
+    const isFresh = ({ deletedAt }: Machine) => deletedAt !== null && clock.now < deletedAt + COUNTS_DELETED_MS;
+    if (this.machines.some(isFresh) && faults.strikes("counts_deleted")) return this.wording.full;
     if (clock.now < this.emptyUntil || faults.strikes("sold_out")) return this.#refuse("sold out");
     return faults.strikes("refused") ? this.#refuse("person", "limit", "not there") : null;
   }
@@ -138,14 +171,25 @@ export abstract class ModelVendor {
       stranger: false,
       ghost: this.#late,
       listedFrom: clock.now + (faults.strikes("list_stale") ? random.int(1_000, LISTING_LAG_MS) : 0),
+      shownFrom: clock.now + (faults.strikes("machine_hidden") ? random.int(HIDDEN_MS.least, HIDDEN_MS.most) : 0),
       deletedAt: null,
       shownUntil: 0,
+      isEnding: false,
+      lockedUntil: 0,
+      pulledAt: 0,
+      addressIn: this.name === "vultr" ? "ssh" : this.#addressIn(),
+      isSilent: faults.strikes("silent_address"),
     };
     this.boot(machine);
     this.machines.push(machine);
     note(`${this.name} makes ${machine.id} ${machine.label}`);
     this.#watcher.created(machine);
     return machine;
+  }
+
+  #addressIn(): Machine["addressIn"] {
+    const { faults } = this.runtime;
+    return faults.strikes("no_public_address") ? "nowhere" : faults.strikes("ports_only") ? "ports" : "ssh";
   }
 
   /** From its image, with what its settings say now. */
@@ -156,16 +200,30 @@ export abstract class ModelVendor {
     machine.bootAt = faults.strikes("never_boots") ? Number.POSITIVE_INFINITY : clock.now + ms;
     machine.stranger = faults.strikes("stranger_answers");
     machine.dead = faults.strikes("dies_booting");
+    if (faults.strikes("long_lock")) machine.lockedUntil = clock.now + random.int(HARD_MS.least, HARD_MS.most);
+    if (this.name === "runpod" && faults.strikes("pull_hangs")) {
+      machine.pulledAt = clock.now + random.int(PULL_MS.least, PULL_MS.most);
+      machine.bootAt += machine.pulledAt - clock.now;
+    }
   }
 
   protected remove(id: string): Answer {
+    const { faults, clock, random, note } = this.runtime;
+    if (this.living.some((one) => one.id === id && clock.now < one.shownFrom)) return this.wording.hidden;
     const machine = this.shown(id);
     if (machine === undefined) return this.wording.unknown;
-    const { faults, clock, random, note } = this.runtime;
     if (machine.deletedAt !== null) return answer(204, null);
-    if (faults.strikes("locked")) return this.wording.locked;
+    if (machine.isEnding) return this.wording.pending;
+    if (clock.now < machine.lockedUntil || faults.strikes("locked")) return this.wording.locked;
     note(`${this.name} deletes ${machine.id} ${machine.label}`);
     this.#watcher.deleting(machine);
+    if (faults.strikes("delete_pending")) {
+      machine.isEnding = true;
+      clock.after(random.int(HARD_MS.least, HARD_MS.most), () => {
+        machine.deletedAt ??= clock.now;
+      });
+      return answer(204, null);
+    }
     machine.deletedAt = clock.now;
     machine.shownUntil = faults.strikes("slow_delete") ? clock.now + random.int(1_000, 60_000) : clock.now;
     return answer(204, null);
@@ -173,179 +231,38 @@ export abstract class ModelVendor {
 
   /** What the vendor still knows of it, deleted or not. */
   protected shown = (id: string): Machine | undefined =>
-    this.machines.find((one) => one.id === id && (one.deletedAt === null || this.runtime.clock.now < one.shownUntil));
+    this.machines.find((one) => one.id === id && this.#isShown(one));
 
   /** A list, or nothing where it fails or would be cut short. */
   protected listed(): Machine[] | null {
     const { now } = this.runtime.clock;
     if (now < this.listsFailUntil || this.runtime.faults.strikes("list_cut")) return null;
-    return this.machines.filter((one) => one.listedFrom <= now && (one.deletedAt === null || now < one.shownUntil));
+    return this.machines.filter((one) => one.listedFrom <= now && this.#isShown(one));
+  }
+
+  #isShown({ shownFrom, deletedAt, shownUntil }: Machine): boolean {
+    const { now } = this.runtime.clock;
+    return shownFrom <= now && (deletedAt === null || now < shownUntil);
   }
 
   /** The banner at one of its addresses: null where nobody answers. */
   banner(host: string, port: number): string | null {
     const { now } = this.runtime.clock;
     const machine = this.living.find((one) => one.host === host && one.port === port);
-    if (machine === undefined || machine.dead || now < machine.createdAt + 5_000) return null;
+    if (machine === undefined || machine.dead || now < Math.max(machine.createdAt + 5_000, machine.pulledAt))
+      return null;
     if (machine.stranger || now < machine.bootAt) return "SSH-2.0-OpenSSH_9.6p1 Ubuntu-3ubuntu13";
     return `SSH-2.0-OpenSSH_9.6p1 ${machine.booted.mark ?? ""}`;
   }
 
+  isSilentAt = (host: string, port: number): boolean =>
+    this.living.some((one) => one.host === host && one.port === port && one.isSilent);
+
   /** It says so itself: SSH may come later. */
-  protected isUp = (machine: Machine): boolean => !machine.dead && this.runtime.clock.now >= machine.createdAt + 10_000;
-}
+  protected isUp = (machine: Machine): boolean =>
+    !machine.dead && this.runtime.clock.now >= Math.max(machine.createdAt + 10_000, machine.pulledAt);
 
-const page = { meta: { total: 0, links: { next: "", prev: "" } } };
-const TIMES = (machine: Machine) => new Date(machine.createdAt).toISOString();
-
-export class ModelVultr extends ModelVendor {
-  constructor(runtime: Runtime, watcher: Watcher) {
-    const text = (status: number, error: string) => answer(status, { error, status });
-    super("vultr", runtime, watcher, {
-      failed: text(500, "Internal server error"),
-      limited: text(429, "rate limit exceeded"),
-      unknown: text(404, "Invalid instance."),
-      locked: text(500, "Unable to destroy server: Server is currently locked"),
-    });
-  }
-
-  protected serve({ method, path, body }: Request): Answer {
-    if (path.startsWith("/v2/os")) return answer(200, { os: [{ id: 2284, name: "Ubuntu 24.04 LTS x64" }], ...page });
-    if (path.startsWith("/v2/firewalls")) return this.#firewall(method, path);
-    const region = /^\/v2\/regions\/(\w+)\/availability/.exec(path)?.[1];
-    if (region !== undefined) return answer(200, { available_plans: ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb"] });
-    const [, id = "", verb] = /^\/v2\/instances\/([^/?]*)\/?(\w*)/.exec(path) ?? [];
-    if (id === "" && method === "POST") return this.#order(body ?? {});
-    if (id === "") {
-      const list = this.listed();
-      return list === null
-        ? this.wording.failed
-        : answer(200, { instances: list.map((one) => this.#view(one)), ...page });
-    }
-    if (method === "DELETE") return this.remove(id);
-    const machine = this.shown(id);
-    if (machine === undefined) return this.wording.unknown;
-    if (method === "PATCH") return this.#change(machine, body ?? {});
-    if (verb === "reinstall") {
-      this.boot(machine);
-      this.runtime.note(`vultr reinstalls ${machine.id} as ${machine.label}`);
-      return answer(202, { instance: this.#view(machine) });
-    }
-    return answer(200, { instance: this.#view(machine) });
-  }
-
-  #firewall(method: string, path: string): Answer {
-    if (path.includes("/rules")) {
-      const rules = ["v4", "v6"].map((ip_type) => ({ ip_type, port: "22" }));
-      return method === "POST" ? answer(201, {}) : answer(200, { firewall_rules: rules });
-    }
-    const group = { id: "fw", description: "clawcloud-sim ssh-22" };
-    return method === "POST"
-      ? answer(201, { firewall_group: group })
-      : answer(200, { firewall_groups: [group], ...page });
-  }
-
-  #order(body: Record<string, unknown>): Answer {
-    const refusal = this.refuseOrder();
-    if (refusal !== null) return refusal;
-    const label = String(body["label"]);
-    const machine = this.make({
-      label,
-      mark: markOf(body["tags"] as string[], label),
-      publicKey: keyIn(String(body["user_data"])),
-      region: String(body["region"]),
-      plan: String(body["plan"]),
-    });
-    return answer(202, { instance: this.#view(machine) });
-  }
-
-  #change(machine: Machine, body: Record<string, unknown>): Answer {
-    if (typeof body["label"] === "string") machine.label = body["label"];
-    if (Array.isArray(body["tags"])) machine.mark = markOf(body["tags"] as string[], machine.label);
-    if (typeof body["user_data"] === "string") machine.publicKey = keyIn(body["user_data"]);
-    return answer(202, { instance: this.#view(machine) });
-  }
-
-  #view(machine: Machine): object {
-    const up = this.isUp(machine);
-    return {
-      id: machine.id,
-      label: machine.label,
-      tags: ["clawcloud", machine.label, ...(machine.mark === null ? [] : [machine.mark])],
-      date_created: TIMES(machine),
-      main_ip: up ? machine.host : "0.0.0.0",
-      status: machine.dead ? "suspended" : up ? "active" : "pending",
-      power_status: "running",
-      server_status: up ? "ok" : "none",
-    };
-  }
-}
-
-const markOf = (tags: readonly string[], label: string): string | null =>
-  tags.find((tag) => tag !== "clawcloud" && tag !== label) ?? null;
-const keyIn = (userData: string): string | null =>
-  /ssh_authorized_keys[\s\S]*?(ssh-ed25519 simulated-\w+)/.exec(Buffer.from(userData, "base64").toString())?.[1] ??
-  null;
-
-export class ModelRunpod extends ModelVendor {
-  constructor(runtime: Runtime, watcher: Watcher) {
-    const text = (status: number, detail: string) => answer(status, { title: "Error", status, detail });
-    super("runpod", runtime, watcher, {
-      failed: text(500, "Internal server error"),
-      limited: answer(429, { title: "Too many requests", status: 429 }, { "retry-after": "5" }),
-      unknown: text(404, "Pod not found"),
-      locked: text(400, "Pod is locked"),
-    });
-  }
-
-  protected serve({ method, path, body }: Request): Answer {
-    if (path.startsWith("/v2/catalog")) return answer(200, { gpus: [] });
-    const id = /^\/v2\/pods\/([^/?]*)/.exec(path)?.[1] ?? "";
-    if (id === "" && method === "POST") return this.#order(body ?? {});
-    if (id === "") {
-      const list = this.listed();
-      return list === null ? this.wording.failed : answer(200, { pods: list.map((one) => this.#view(one)) });
-    }
-    if (method === "DELETE") return this.remove(id);
-    const machine = this.shown(id);
-    if (machine === undefined) return this.wording.unknown;
-    if (method === "PATCH") this.#change(machine, body ?? {});
-    return answer(200, this.#view(machine));
-  }
-
-  #order(body: Record<string, unknown>): Answer {
-    const refusal = this.refuseOrder();
-    if (refusal !== null) return refusal;
-    const env = body["env"] as Record<string, string>;
-    const machine = this.make({
-      label: String(body["name"]),
-      mark: env["CLAWCLOUD_MARK"] ?? null,
-      publicKey: env["PUBLIC_KEY"] ?? null,
-      region: String(body["cloud"]),
-      plan: String((body["gpu"] as { id: string }).id),
-    });
-    return answer(201, this.#view(machine));
-  }
-
-  #change(machine: Machine, body: Record<string, unknown>): void {
-    if (typeof body["name"] === "string") machine.label = body["name"];
-    const env = body["env"] as Record<string, string> | undefined;
-    if (env === undefined) return;
-    machine.mark = env["CLAWCLOUD_MARK"] ?? null;
-    machine.publicKey = env["PUBLIC_KEY"] ?? null;
-    this.boot(machine);
-    this.runtime.note(`runpod restarts ${machine.id} as ${machine.label}`);
-  }
-
-  #view(machine: Machine): object {
-    const up = this.isUp(machine);
-    return {
-      id: machine.id,
-      name: machine.label,
-      status: machine.dead ? "EXITED" : up ? "RUNNING" : "PROVISIONING",
-      env: machine.mark === null ? {} : { CLAWCLOUD_MARK: machine.mark },
-      createdAt: TIMES(machine),
-      ssh: { direct: up ? { host: machine.host, port: machine.port } : null },
-    };
-  }
+  /** In the list, where the account has odd machines that are none of ours. */
+  protected withNeighbours = (list: object[], neighbours: readonly object[]): object[] =>
+    this.runtime.faults.strikes("odd_neighbours") ? [...neighbours, ...list] : list;
 }

@@ -50,7 +50,8 @@ import { createRandom, type Random } from "./random.ts";
 import { MAX_STALL_MS, never, Runtime } from "./runtime.ts";
 import { restartSeals } from "./seals.ts";
 import { checkSent } from "./till.ts";
-import { type Machine, ModelRunpod, type ModelVendor, ModelVultr, type VendorName } from "./vendors.ts";
+import { ModelRunpod, ModelVultr } from "./vendor-models.ts";
+import type { Machine, ModelVendor, VendorName } from "./vendors.ts";
 
 /** Until the close of a socket comes that nobody has accepted. */
 const CLOSE_MS = 21_000;
@@ -69,6 +70,7 @@ const LAST_SWEEPS_MS = 240_000;
 export const FLOAT = 10_000_000_000n;
 const PLATFORM_SEED = 0x0d15ea5e;
 const SHOP_SEED = 0x9e01;
+const VENDORS_SEED = 0x7e2d03;
 const AGENTS = 3;
 const MOST_ORDERS = 4;
 
@@ -89,7 +91,7 @@ export class World {
   readonly runtime: Runtime;
   readonly chain: ModelChain;
   readonly nodes: readonly ModelNode[];
-  readonly vendors: Record<VendorName, ModelVendor>;
+  readonly vendors: Record<VendorName, ModelVendor> & { runpod: ModelRunpod };
   readonly bound: ReturnType<typeof bind>;
   readonly facilitator: ModelFacilitator;
   /** Who buys on the contract; the payers do as well. */
@@ -139,7 +141,11 @@ export class World {
   constructor(seed: number, without: ReadonlySet<number>) {
     const random = createRandom(seed);
     this.random = random.fork();
-    const own = { platform: createRandom(seed ^ PLATFORM_SEED), shop: createRandom(seed ^ SHOP_SEED) };
+    const own = {
+      platform: createRandom(seed ^ PLATFORM_SEED),
+      shop: createRandom(seed ^ SHOP_SEED),
+      vendors: createRandom(seed ^ VENDORS_SEED),
+    };
     this.faults = new Faults(random.fork(), own, without, () => this.clock.now - START);
     this.runtime = new Runtime(this.clock, this.faults, random.fork(), {
       note: (text) => this.note(text),
@@ -399,10 +405,11 @@ export class World {
 
   #dial(host: string, port: number) {
     const vendor = host.startsWith("vultr") ? this.vendors.vultr : this.vendors.runpod;
+    const isSilent = vendor.isSilentAt(host, port);
     const end = this.runtime.openConnection("a socket");
-    const banner = this.runtime.cross("a banner", () => vendor.banner(host, port));
+    const banner = this.runtime.cross("a banner", () => (isSilent ? never<null>() : vendor.banner(host, port)));
     const close = async () => {
-      if ((await banner) === null) await this.clock.sleep(CLOSE_MS);
+      if (isSilent || (await banner) === null) await this.clock.sleep(CLOSE_MS);
       end();
     };
     return { banner, close };

@@ -5,9 +5,11 @@ import type { DiskFile } from "./disk.ts";
 import { isRefused, scriptOf, WENT_WRONG } from "./pod-arguments.ts";
 import { streamLog } from "./pod-log.ts";
 import { freePort } from "./ports.ts";
-import { type Door, type DoorKeys, isConfigured, openDoor } from "./ssh-door.ts";
+import { addressOf, type Gpu, ODD_NEIGHBOURS, type Pod, viewOf } from "./runpod-pod.ts";
+import { startSilentPort } from "./silent-port.ts";
+import { type DoorKeys, isConfigured, openDoor } from "./ssh-door.ts";
 import { serveRunpodAccount } from "./vendor-accounts.ts";
-import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+import { durationOf, VendorServer, type VendorServerOptions } from "./vendor-server.ts";
 
 export type RunpodOptions = VendorServerOptions & {
   apiKey: string;
@@ -20,7 +22,6 @@ export type RunpodOptions = VendorServerOptions & {
 };
 export type RunpodSaved = { pod: Omit<Pod, "door" | "timers">; door: DoorKeys | null }[];
 
-type Gpu = { id: string; name: string; memory: number; secure: number; community: number };
 const GPUS: Gpu[] = [
   { id: "NVIDIA GeForce RTX 4090", name: "RTX 4090", memory: 24, secure: 0.69, community: 0.34 },
   { id: "NVIDIA L40S", name: "L40S", memory: 48, secure: 0.86, community: 0.79 },
@@ -43,29 +44,6 @@ const DEFAULT_BOOT_MS = { starting: 500, running: 2_000, sshd: 3_000 };
 const NO_CAPACITY =
   "There are no longer any instances available with the requested specifications. Please refresh and try again.";
 
-type Pod = {
-  id: string;
-  name: string;
-  cloud: "SECURE" | "COMMUNITY";
-  gpu: Gpu;
-  image: string;
-  args: string;
-  disk: number;
-  ports: string[];
-  env: Record<string, string>;
-  createdAt: number;
-  /** When its container was started last: with its creation, or by a change of what it runs. */
-  startedAt: number;
-  /** The public port that 22/tcp is mapped to: given with the machine, before anything listens on it. */
-  sshPort: number;
-  addressAt: number;
-  boots: boolean;
-  locked: boolean;
-  wrongMark: boolean;
-  door: Door | undefined;
-  timers: NodeJS.Timeout[];
-};
-
 export async function startRunpod(options: RunpodOptions) {
   const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
   const listLagMs = options.listLagMs ?? 600;
@@ -78,8 +56,18 @@ export async function startRunpod(options: RunpodOptions) {
     clear: clearMachines,
   });
   const { app } = server;
-  const problem = (c: Context, status: 400 | 401 | 402 | 404 | 422 | 429 | 500, title: string, detail: string) =>
-    c.body(JSON.stringify({ title, status, detail }), status, { "content-type": "application/problem+json" });
+  const view = (pod: Pod) => viewOf(pod, bootMs);
+  /** What the account says that there is. */
+  const shown = (id: string) => {
+    const pod = pods.get(id);
+    return pod !== undefined && Date.now() >= pod.shownAt ? pod : undefined;
+  };
+  const problem = (
+    c: Context,
+    status: 400 | 401 | 402 | 403 | 404 | 409 | 422 | 429 | 500,
+    title: string,
+    detail: string,
+  ) => c.body(JSON.stringify({ title, status, detail }), status, { "content-type": "application/problem+json" });
   const faulty = (c: Context, call: string, effect: () => Promise<Response> | Response, region?: string) =>
     server.withFaults(
       c,
@@ -99,6 +87,9 @@ export async function startRunpod(options: RunpodOptions) {
   app.use("/v2/*", async (c, next) => {
     if (c.req.header("authorization") !== `Bearer ${options.apiKey}`) {
       return problem(c, 401, "Unauthorized", "missing bearer token");
+    }
+    if (c.req.method !== "GET" && server.takeFault("any", ["few_rights"]) !== undefined) {
+      return problem(c, 403, "Forbidden", "this API key has no permission to do that");
     }
     const now = Date.now();
     if (now - windowBegan >= 60_000) {
@@ -148,19 +139,23 @@ export async function startRunpod(options: RunpodOptions) {
     return faulty(c, "create", () => createPod(c, body, cloud), cloud);
   });
   app.get("/v2/pods", (c) =>
-    faulty(c, "list", () => {
+    faulty(c, "list", async () => {
       const lag = server.takeFault("list", ["lagging_list"])?.ms ?? listLagMs;
       const limit = Math.min(options.maxPage ?? 1_000, Number(c.req.query("limit") ?? 1_000));
       const from = Number(c.req.query("cursor") ?? 0);
-      const all = [...pods.values()].filter((pod) => pod.createdAt <= Date.now() - lag).reverse();
+      await movePort();
+      const now = Date.now();
+      const all = [...pods.values()].filter((pod) => pod.createdAt <= now - lag && now >= pod.shownAt).reverse();
       const hasNextPage = from + limit < all.length;
       const pagination = { hasNextPage, nextCursor: hasNextPage ? String(from + limit) : null };
-      return c.json({ pods: all.slice(from, from + limit).map(view), pagination });
+      const page: object[] = all.slice(from, from + limit).map(view);
+      if (from === 0 && server.takeFault("list", ["odd_neighbours"]) !== undefined) page.unshift(...ODD_NEIGHBOURS);
+      return c.json({ pods: page, pagination });
     }),
   );
   app.get("/v2/pods/:id", (c) =>
     faulty(c, "get", () => {
-      const pod = pods.get(c.req.param("id"));
+      const pod = shown(c.req.param("id"));
       return pod === undefined ? problem(c, 404, "Not Found", "pod not found") : c.json(view(pod));
     }),
   );
@@ -175,7 +170,7 @@ export async function startRunpod(options: RunpodOptions) {
   app.patch("/v2/pods/:id", async (c) => {
     const body = (await c.req.json()) as Partial<Pick<Pod, "name" | "locked" | "env" | "args">>;
     return faulty(c, "change", async () => {
-      const pod = pods.get(c.req.param("id"));
+      const pod = shown(c.req.param("id"));
       if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
       const unknown = Object.keys(body).filter((field) => !CHANGE_FIELDS.has(field));
       if (unknown.length > 0) return problem(c, 422, "Unprocessable Entity", `unknown fields: ${unknown.join(", ")}`);
@@ -191,12 +186,15 @@ export async function startRunpod(options: RunpodOptions) {
   });
   app.delete("/v2/pods/:id", (c) =>
     faulty(c, "delete", async () => {
-      const pod = pods.get(c.req.param("id"));
+      const pod = shown(c.req.param("id"));
       if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
+      if (pod.isEnding) return problem(c, 409, "Conflict", "pod is being terminated");
       if (server.takeFault("delete", ["locked"]) !== undefined) pod.locked = true;
       if (pod.locked) return problem(c, 400, "Bad Request", "Pod is locked");
-      pods.delete(pod.id);
-      await close(pod);
+      const slow = server.takeFault("delete", ["slow_delete"]);
+      pod.isEnding = true;
+      if (slow === undefined) await end(pod);
+      else if (slow.ms !== undefined) later(pod, slow.ms, () => end(pod));
       return c.body(null, 204);
     }),
   );
@@ -215,8 +213,12 @@ export async function startRunpod(options: RunpodOptions) {
       return problem(c, 400, "Bad Request", NO_CAPACITY);
     }
     if (isRefused(String(body["args"] ?? ""))) return problem(c, 400, "Bad Request", WENT_WRONG);
+    if (server.takeFault("create", ["no_balance"]) !== undefined) {
+      return problem(c, 402, "Payment Required", "balance too low");
+    }
     const now = Date.now();
     const late = server.takeFault("create", ["late_address"], cloud);
+    const pull = server.takeFault("create", ["hanging_pull"], cloud);
     const pod: Pod = {
       id: randomBytes(7).toString("hex"),
       name: body["name"],
@@ -234,6 +236,11 @@ export async function startRunpod(options: RunpodOptions) {
       boots: server.takeFault("create", ["never_boots"], cloud) === undefined,
       locked: false,
       wrongMark: server.takeFault("create", ["wrong_mark"], cloud) !== undefined,
+      shownAt: now + durationOf(server.takeFault("create", ["hidden"], cloud)),
+      pulledAt: now + durationOf(pull),
+      addressIn: addressOf(server.takeFault("create", ["no_address", "ports_only"], cloud)?.kind),
+      isEnding: false,
+      isSilent: server.takeFault("create", ["silent_address"], cloud) !== undefined,
       door: undefined,
       timers: [],
     };
@@ -248,6 +255,13 @@ export async function startRunpod(options: RunpodOptions) {
     await Promise.all(all.map(close));
   }
 
+  /** Its host starts a pod anew, whoever runs it. */
+  async function movePort(): Promise<void> {
+    const running = [...pods.values()].filter((pod) => !pod.isEnding && view(pod).status === "RUNNING");
+    const pod = running[Math.floor(Math.random() * running.length)];
+    if (pod !== undefined && server.takeFault("list", ["moved_port"]) !== undefined) await restart(pod);
+  }
+
   async function restart(pod: Pod): Promise<void> {
     await close(pod);
     pod.timers.length = 0;
@@ -256,12 +270,20 @@ export async function startRunpod(options: RunpodOptions) {
     if (pod.boots) bootUp(pod);
   }
 
-  function bootUp(pod: Pod): void {
-    const timer = setTimeout(() => {
-      startContainer(pod).catch((cause) => console.error("runpod: a pod did not boot", cause));
-    }, bootMs.sshd);
+  async function end(pod: Pod): Promise<void> {
+    pods.delete(pod.id);
+    await close(pod);
+  }
+
+  function later(pod: Pod, ms: number, what: () => Promise<void>): void {
+    const timer = setTimeout(() => what().catch((cause) => console.error("runpod: a pod failed", cause)), ms);
     timer.unref();
     pod.timers.push(timer);
+  }
+
+  function bootUp(pod: Pod): void {
+    const pullMs = Math.max(0, pod.pulledAt - Date.now());
+    if (Number.isFinite(pullMs)) later(pod, pullMs + bootMs.sshd, () => startContainer(pod));
   }
 
   /** What the image's start script does: without PUBLIC_KEY or a mapped 22/tcp there is no sshd to reach. */
@@ -278,50 +300,19 @@ export async function startRunpod(options: RunpodOptions) {
     const hardware = hardwareOf(pod);
     const addendum = pod.wrongMark ? "somebody-else" : mark;
     const keys = { hostKey, authorizedKeys: publicKey.split("\n"), addendum, files: writtenByArguments(pod) };
+    if (pod.isSilent) {
+      const { port, stop } = await startSilentPort();
+      pod.door = { port, close: stop, save: () => null };
+      pod.sshPort = port;
+      if (!pods.has(pod.id)) await close(pod);
+      return;
+    }
     // Between the order and the boot another process may have taken the port; ports move at RunPod anyway.
     pod.door = await openDoor("127.0.0.1", pod.sshPort, hardware, keys).catch(() =>
       openDoor("127.0.0.1", 0, hardware, keys),
     );
     pod.sshPort = pod.door.port;
     if (!pods.has(pod.id)) await close(pod);
-  }
-
-  function view(pod: Pod) {
-    const age = Date.now() - pod.startedAt;
-    const running = pod.boots && age >= bootMs.running;
-    const status = running ? "RUNNING" : pod.boots && age >= bootMs.starting ? "STARTING" : "PROVISIONING";
-    const port = pod.sshPort;
-    const reachable = running && pod.ports.includes("22/tcp") && Date.now() >= pod.addressAt;
-    return {
-      id: pod.id,
-      name: pod.name,
-      status,
-      actions: running ? ["stop", "restart", "terminate"] : ["stop", "terminate"],
-      image: pod.image,
-      args: pod.args,
-      disk: pod.disk,
-      mounts: {},
-      ports: pod.ports,
-      env: pod.env,
-      registry: null,
-      gpu: { id: pod.gpu.id, count: 1 },
-      cloud: pod.cloud,
-      dataCenterId: running ? "EU-RO-1" : null,
-      cudaVersion: running ? "12.4" : null,
-      ssh: {
-        proxy: null,
-        direct: reachable
-          ? { host: "127.0.0.1", port, username: "root", command: `ssh root@127.0.0.1 -p ${port}` }
-          : null,
-      },
-      template: null,
-      cost: pod.cloud === "SECURE" ? pod.gpu.secure : pod.gpu.community,
-      locked: pod.locked,
-      globalNetworking: { enabled: false },
-      runtime: running ? { uptime: Math.floor(age / 1_000), gpus: [], ports: [] } : null,
-      createdAt: new Date(pod.createdAt).toISOString(),
-      startedAt: running ? new Date(pod.startedAt + bootMs.running).toISOString() : null,
-    };
   }
 
   for (const { pod: saved, door } of options.saved ?? []) {

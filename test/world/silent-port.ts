@@ -4,20 +4,30 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 
-const LISTENER = `require("node:net").createServer().listen({ port: 0, host: "127.0.0.1", backlog: 1 }, function () {
+const LISTENER = `const [host, port] = process.argv.slice(1);
+require("node:net").createServer().listen({ port: Number(port), host, backlog: 1 }, function () {
   process.stdout.write(String(this.address().port) + "\\n", () => process.kill(process.pid, "SIGSTOP"));
 });`;
 const CONNECT_MS = 300;
 
-export async function startSilentPort(): Promise<{ port: number; stop: () => Promise<void> }> {
-  const child = spawn(process.execPath, ["-e", LISTENER], { stdio: ["ignore", "pipe", "inherit"] });
+/** Resolves once nothing answers there: at any free port of this machine, or at a place that is given. */
+export async function startSilentPort(
+  place: { host: string; port: number } = { host: "127.0.0.1", port: 0 },
+): Promise<{ port: number; stop: () => Promise<void> }> {
+  const { host } = place;
+  const listener = ["-e", LISTENER, host, String(place.port)];
+  const child = spawn(process.execPath, listener, { stdio: ["ignore", "pipe", "inherit"] });
   const killOnExit = () => child.kill("SIGKILL");
   process.once("exit", killOnExit);
-  const [line] = (await once(child.stdout, "data")) as [Buffer];
+  const ended = once(child, "exit").then(() => {
+    throw new Error(`nobody can listen at ${host}:${place.port}`);
+  });
+  const [line] = (await Promise.race([once(child.stdout, "data"), ended])) as [Buffer];
+  ended.catch(() => undefined);
   const port = Number(line.toString());
   const filling: Socket[] = [];
   for (let connected = true; connected; ) {
-    const socket = connect(port, "127.0.0.1").on("error", () => undefined);
+    const socket = connect(port, host).on("error", () => undefined);
     filling.push(socket);
     connected = await Promise.race([
       once(socket, "connect").then(() => true),

@@ -17,13 +17,31 @@ export const FAULT_KINDS = [
   "unconfigured",
   "lagging_list",
   "locked",
+  "hidden",
+  "counts_deleted",
+  "slow_delete",
+  "silent_address",
+  "no_address",
+  "ports_only",
+  "hanging_pull",
+  "moved_port",
+  "odd_neighbours",
+  "no_balance",
+  "wrong_address",
+  "few_rights",
+  "prose_before",
+  "prose_after",
+  "odd_after",
   "answer",
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
 
-/** A fault on one kind of call. `times` counts down; `region` narrows it to one region or cloud; `ms` is its length. */
+/**
+ * A fault on one kind of call. `times` counts down; `region` narrows it to one region or cloud; `ms` is its length. What is wrong
+ * with the API key meets `any` call.
+ */
 const faultSchema = z.strictObject({
-  call: z.enum(["create", "get", "list", "delete", "catalog", "change", "reinstall", "account"]),
+  call: z.enum(["create", "get", "list", "delete", "catalog", "change", "reinstall", "account", "any"]),
   kind: z.enum(FAULT_KINDS),
   times: z.int().min(1).optional(),
   region: z.string().optional(),
@@ -36,6 +54,10 @@ const faultSchema = z.strictObject({
   headers: z.record(z.string(), z.string()).optional(),
 });
 export type Fault = z.input<typeof faultSchema>;
+
+/** How long a fault lasts that is taken: for ever without `ms`. */
+export const durationOf = (fault: Fault | undefined): number =>
+  fault === undefined ? 0 : (fault.ms ?? Number.POSITIVE_INFINITY);
 
 export type Exchange = {
   method: string;
@@ -56,6 +78,9 @@ export type VendorServerOptions = {
 
 const MAX_JOURNAL = 5_000;
 const HANG_MS = 120_000;
+/** What stands before a vendor's API answers in its place. */
+const GATEWAY_PAGE = "<html><head><title>502 Bad Gateway</title></head><body><center>nginx</center></body></html>";
+const GATEWAY_STATUSES = [500, 502, 503, 504];
 
 export class VendorServer {
   readonly app = new Hono();
@@ -66,6 +91,7 @@ export class VendorServer {
   readonly #latencyMs: number;
   readonly #hanging = new Set<() => void>();
   readonly #port: number | undefined;
+  #pages = 0;
   #listening: Listening | undefined;
 
   constructor(options: VendorServerOptions, controls: { machines: () => unknown; clear: () => Promise<void> }) {
@@ -121,9 +147,9 @@ export class VendorServer {
     this.#faults.length = 0;
   }
 
-  /** Whether that fault is on; it is not used up. */
-  hasFault(call: string, kind: FaultKind): boolean {
-    return this.#faults.some((fault) => fault.call === call && fault.kind === kind);
+  /** That fault where it is on; it is not used up. */
+  findFault(call: string, kind: FaultKind): Fault | undefined {
+    return this.#faults.find((fault) => fault.call === call && fault.kind === kind);
   }
 
   /** The fault of that kind for this call, used up by one. */
@@ -147,7 +173,11 @@ export class VendorServer {
     effect: () => Promise<Response> | Response,
     region?: string,
   ): Promise<Response> {
-    const before = this.takeFault(call, ["rate_limited", "error_before", "timeout_before", "answer"], region);
+    const before = this.takeFault(
+      call,
+      ["rate_limited", "error_before", "timeout_before", "prose_before", "answer"],
+      region,
+    );
     if (before?.kind === "answer") {
       if (before.effect === true) await effect();
       const { status = 500, text = JSON.stringify(before.body ?? {}) } = before;
@@ -156,10 +186,13 @@ export class VendorServer {
     }
     if (before?.kind === "rate_limited") return answers.rateLimited();
     if (before?.kind === "error_before") return answers.failed();
+    if (before?.kind === "prose_before") return this.#prose();
     if (before?.kind === "timeout_before") return this.#hang(c, before.ms);
     const response = await effect();
-    const after = this.takeFault(call, ["error_after", "timeout_after"], region);
+    const after = this.takeFault(call, ["error_after", "timeout_after", "prose_after", "odd_after"], region);
     if (after?.kind === "error_after") return answers.failed();
+    if (after?.kind === "prose_after") return this.#prose();
+    if (after?.kind === "odd_after") return new Response("", { status: 200 });
     if (after?.kind === "timeout_after") return this.#hang(c, after.ms);
     return response;
   }
@@ -178,6 +211,12 @@ export class VendorServer {
   async stop(): Promise<void> {
     for (const release of this.#hanging) release();
     await this.#listening?.stop();
+  }
+
+  #prose(): Response {
+    this.#pages += 1;
+    const status = GATEWAY_STATUSES[this.#pages % GATEWAY_STATUSES.length] ?? 502;
+    return new Response(GATEWAY_PAGE, { status, headers: { "content-type": "text/html" } });
   }
 
   async #hang(c: Context, ms = HANG_MS): Promise<Response> {

@@ -1,11 +1,11 @@
 // Vultr API v2 as its document and its behaviour are known: a real HTTP server, machines with a life, SSH behind each.
 import { randomBytes, randomUUID } from "node:crypto";
 import type { Context } from "hono";
-import { parse } from "yaml";
-import { type WrittenFile, writtenFiles } from "./disk.ts";
-import { type Door, type DoorKeys, type Hardware, isConfigured, openDoor } from "./ssh-door.ts";
+import { startSilentPort } from "./silent-port.ts";
+import { type DoorKeys, type Hardware, isConfigured, openDoor } from "./ssh-door.ts";
 import { serveVultrAccount } from "./vendor-accounts.ts";
-import { VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+import { durationOf, VendorServer, type VendorServerOptions } from "./vendor-server.ts";
+import { type Instance, ODD_NEIGHBOURS, type Rule, readCloudConfig, viewOf } from "./vultr-instance.ts";
 
 export type VultrOptions = VendorServerOptions & {
   apiKey: string;
@@ -13,7 +13,7 @@ export type VultrOptions = VendorServerOptions & {
   /** Milliseconds from create to: active, server_status ok, first sshd, sshd with our keys. */
   bootMs?: { active: number; ok: number; sshd: number; configured: number };
   listLagMs?: number;
-  /** A machine can't be deleted for this long after it was installed. */
+  /** A machine can't be changed or deleted for this long after it was installed. */
   lockedMs?: number;
   requestsPerSecond?: number;
   /** What `save` of an earlier one gave. */
@@ -42,38 +42,8 @@ const SYSTEMS = [
 const DEFAULT_BOOT_MS = { active: 900, ok: 1_800, sshd: 2_400, configured: 3_200 };
 const DEFAULT_LOCKED_MS = 400;
 const CONFIGURED_LOOK_MS = 20;
+const LOCKED = "Server is currently locked";
 const LIMITED = { error: "rate limit exceeded", status: 429 };
-
-type Instance = {
-  id: string;
-  region: string;
-  plan: string;
-  label: string;
-  hostname: string;
-  tags: string[];
-  osId: number;
-  userData: string;
-  firewallGroup: string;
-  password: string;
-  createdAt: number;
-  /** When its disk was written last: with its creation, or by a reinstallation. */
-  installedAt: number;
-  address: string;
-  addressAt: number;
-  boots: boolean;
-  markShift: boolean;
-  door: Door | undefined;
-  timers: NodeJS.Timeout[];
-};
-type Rule = {
-  id: number;
-  ip_type: string;
-  protocol: string;
-  port: string;
-  subnet: string;
-  subnet_size: number;
-  notes: string;
-};
 
 export async function startVultr(options: VultrOptions) {
   const bootMs = options.bootMs ?? DEFAULT_BOOT_MS;
@@ -82,6 +52,19 @@ export async function startVultr(options: VultrOptions) {
   const { saved } = options;
   const groups = new Map((saved?.groups ?? []).map((group) => [group.id, group]));
   const hits: number[] = [];
+  let lastDeletedAt = 0;
+  const view = (instance: Instance) => viewOf(instance, bootMs);
+  /** What the account says that there is. */
+  const shown = (id: string) => {
+    const instance = instances.get(id);
+    return instance !== undefined && Date.now() >= instance.shownAt ? instance : undefined;
+  };
+  /** A lock that is on, or one that a fault puts on now: for its time, or for this call. */
+  const isLocked = (instance: Instance, call: "change" | "reinstall" | "delete"): boolean => {
+    const fault = server.takeFault(call, ["locked"]);
+    if (fault?.ms !== undefined) instance.lockedUntil = Date.now() + fault.ms;
+    return fault !== undefined || Date.now() < instance.lockedUntil;
+  };
   // Addresses of one run lie together, and far from those of another.
   const drawn = [16 + ((randomBytes(1)[0] ?? 0) % 200), randomBytes(1)[0] ?? 0] as const;
   const [second, third, last] = saved?.addresses ?? [...drawn, 0];
@@ -110,6 +93,8 @@ export async function startVultr(options: VultrOptions) {
     const open = /^\/v2\/(regions|plans|os)(\/|$)/.test(c.req.path);
     if (!open && c.req.header("authorization") !== `Bearer ${options.apiKey}`)
       return error(c, 401, "Invalid API token.");
+    if (!open && server.takeFault("any", ["wrong_address"]) !== undefined)
+      return error(c, 401, "Unauthorized IP address: 203.0.113.9");
     return next();
   });
 
@@ -188,18 +173,20 @@ export async function startVultr(options: VultrOptions) {
       const all = [...instances.values()].filter(
         (one) =>
           one.createdAt <= Date.now() - lag &&
+          Date.now() >= one.shownAt &&
           (label === undefined || one.label === label) &&
           (tag === undefined || one.tags.some((own) => own.toLowerCase() === tag.toLowerCase())),
       );
       const from = cursor === undefined ? 0 : Number(Buffer.from(cursor, "base64").toString());
       const next = from + perPage < all.length ? Buffer.from(String(from + perPage)).toString("base64") : "";
-      const page = all.slice(from, from + perPage).map(view);
+      const page: object[] = all.slice(from, from + perPage).map(view);
+      if (from === 0 && server.takeFault("list", ["odd_neighbours"]) !== undefined) page.unshift(...ODD_NEIGHBOURS);
       return c.json({ instances: page, meta: { total: all.length, links: { next, prev: "" } } });
     }),
   );
   app.get("/v2/instances/:id", (c) =>
     faulty(c, "get", () => {
-      const instance = instances.get(c.req.param("id"));
+      const instance = shown(c.req.param("id"));
       return instance === undefined ? error(c, 404, "Invalid instance.") : c.json({ instance: view(instance) });
     }),
   );
@@ -207,13 +194,15 @@ export async function startVultr(options: VultrOptions) {
     faulty(c, "delete", async () => {
       const instance = instances.get(c.req.param("id"));
       if (instance === undefined) return error(c, 404, "Invalid instance.");
-      const locked =
-        Date.now() - instance.installedAt < lockedMs || server.takeFault("delete", ["locked"]) !== undefined;
-      if (locked) {
-        return error(c, 500, "Unable to destroy server: Unable to remove VM: Server is currently locked");
-      }
-      instances.delete(instance.id);
-      await close(instance);
+      const refused = (why: string) => error(c, 500, `Unable to destroy server: ${why}`);
+      if (Date.now() < instance.shownAt) return refused("Server is not currently active.");
+      if (instance.isEnding) return refused("Server is already pending destruction.");
+      if (isLocked(instance, "delete")) return refused(`Unable to remove VM: ${LOCKED}`);
+      lastDeletedAt = Date.now();
+      const slow = server.takeFault("delete", ["slow_delete"]);
+      instance.isEnding = true;
+      if (slow === undefined) await end(instance);
+      else if (slow.ms !== undefined) later(instance, slow.ms, () => end(instance));
       return c.body(null, 204);
     }),
   );
@@ -222,8 +211,9 @@ export async function startVultr(options: VultrOptions) {
   app.patch("/v2/instances/:id", async (c) => {
     const body = (await c.req.json()) as { label?: string; tags?: string[] | null; user_data?: string };
     return faulty(c, "change", () => {
-      const instance = instances.get(c.req.param("id"));
+      const instance = shown(c.req.param("id"));
       if (instance === undefined) return error(c, 404, "Invalid instance.");
+      if (instance.isEnding || isLocked(instance, "change")) return error(c, 400, LOCKED);
       instance.label = body.label ?? instance.label;
       instance.tags = body.tags ?? instance.tags;
       if (body.user_data !== undefined) instance.userData = Buffer.from(body.user_data, "base64").toString();
@@ -233,12 +223,14 @@ export async function startVultr(options: VultrOptions) {
   app.post("/v2/instances/:id/reinstall", async (c) => {
     const { hostname } = (await c.req.json()) as { hostname?: string };
     return faulty(c, "reinstall", async () => {
-      const instance = instances.get(c.req.param("id"));
+      const instance = shown(c.req.param("id"));
       if (instance === undefined) return error(c, 404, "Invalid instance.");
+      if (instance.isEnding || isLocked(instance, "reinstall")) return error(c, 400, LOCKED);
       await close(instance);
       instance.timers.length = 0;
       instance.hostname = hostname ?? instance.hostname;
       instance.installedAt = Date.now();
+      instance.lockedUntil = instance.installedAt + lockedMs;
       instance.boots = server.takeFault("reinstall", ["never_boots"], instance.region) === undefined;
       instance.markShift = server.takeFault("reinstall", ["wrong_mark"], instance.region) !== undefined;
       if (instance.boots) bootUp(instance);
@@ -255,10 +247,19 @@ export async function startVultr(options: VultrOptions) {
   function createInstance(c: Context, body: Record<string, unknown>, region: string): Response {
     const plan = String(body["plan"] ?? "");
     if (!REGIONS.includes(region)) return error(c, 400, "Bad request.");
-    if (PLANS[plan] === undefined) return error(c, 400, "Invalid plan chosen.");
-    if (!SYSTEMS.some((system) => system.id === body["os_id"])) return error(c, 400, "Invalid OS chosen.");
+    const size = PLANS[plan];
+    if (size === undefined) return error(c, 400, "Invalid plan chosen.");
+    const os = SYSTEMS.find((system) => system.id === body["os_id"]);
+    if (os === undefined) return error(c, 400, "Invalid OS chosen.");
     if (server.takeFault("create", ["sold_out"], region) !== undefined) {
       return error(c, 400, "Server add failed: The selected plan is not available in the selected region");
+    }
+    // The account is full, and what was deleted within that time still takes its place.
+    const counts = server.findFault("create", "counts_deleted");
+    if (lastDeletedAt > 0 && Date.now() < lastDeletedAt + durationOf(counts)) {
+      server.takeFault("create", ["counts_deleted"]);
+      const full = "You have reached the maximum number of active instances for this account.";
+      return error(c, 400, `Server add failed: ${full}`);
     }
     lastHost += 1;
     const late = server.takeFault("create", ["late_address"], region);
@@ -267,10 +268,11 @@ export async function startVultr(options: VultrOptions) {
       id: randomUUID(),
       region,
       plan,
+      size,
       label: String(body["label"] ?? ""),
       hostname: String(body["hostname"] ?? ""),
       tags: (body["tags"] as string[] | undefined) ?? [],
-      osId: Number(body["os_id"]),
+      os,
       userData: Buffer.from(String(body["user_data"] ?? ""), "base64").toString(),
       firewallGroup: String(body["firewall_group_id"] ?? ""),
       password: randomBytes(9).toString("base64"),
@@ -280,6 +282,10 @@ export async function startVultr(options: VultrOptions) {
       addressAt: now + (late?.ms ?? 0),
       boots: server.takeFault("create", ["never_boots"], region) === undefined,
       markShift: server.takeFault("create", ["wrong_mark"], region) !== undefined,
+      shownAt: now + durationOf(server.takeFault("create", ["hidden"], region)),
+      lockedUntil: now + (server.takeFault("create", ["locked"], region)?.ms ?? lockedMs),
+      isEnding: false,
+      isSilent: server.takeFault("create", ["silent_address"], region) !== undefined,
       door: undefined,
       timers: [],
     };
@@ -288,78 +294,46 @@ export async function startVultr(options: VultrOptions) {
     return c.json({ instance: { ...view(instance), default_password: instance.password } }, 202);
   }
 
+  async function end(instance: Instance): Promise<void> {
+    instances.delete(instance.id);
+    await close(instance);
+  }
+
+  function later(instance: Instance, ms: number, what: () => Promise<void>): void {
+    const timer = setTimeout(() => what().catch((cause) => console.error("vultr: a machine failed", cause)), ms);
+    timer.unref();
+    instance.timers.push(timer);
+  }
+
   function bootUp(instance: Instance): void {
-    const later = (ms: number, what: () => Promise<void>) => {
-      const timer = setTimeout(
-        () => what().catch((cause) => console.error("vultr: a machine did not boot", cause)),
-        ms,
-      );
-      timer.unref();
-      instance.timers.push(timer);
-    };
-    let stock: Promise<Door> | undefined;
-    later(bootMs.sshd, async () => {
-      // The image's own sshd: its own host key, nobody's login key.
-      stock = openDoor(instance.address, options.sshPort, hardware(instance), {
-        hostKey: null,
-        authorizedKeys: [],
-        addendum: "Ubuntu-3ubuntu13",
+    if (instance.isSilent) {
+      later(instance, bootMs.sshd, async () => {
+        const { stop } = await startSilentPort({ host: instance.address, port: options.sshPort });
+        instance.door = { close: stop, save: () => null };
+        if (!instances.has(instance.id)) await close(instance);
       });
-      instance.door = await stock;
+      return;
+    }
+    // On a busy machine both timers are due at once.
+    let opening: Promise<unknown> | undefined;
+    later(instance, bootMs.sshd, async () => {
+      // The image's own sshd: its own host key, nobody's login key.
+      const stock = { hostKey: null, authorizedKeys: [], addendum: "Ubuntu-3ubuntu13" };
+      const door = openDoor(instance.address, options.sshPort, hardware(instance), stock);
+      opening = door;
+      instance.door = await door;
     });
-    later(bootMs.configured, async () => {
+    later(instance, bootMs.configured, async () => {
       // cloud-init is not through while that fault is on.
-      while (server.hasFault("create", "unconfigured")) await server.pause(CONFIGURED_LOOK_MS);
+      while (server.findFault("create", "unconfigured") !== undefined) await server.pause(CONFIGURED_LOOK_MS);
       const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
-      // On a busy machine both timers fire at once.
-      await stock;
+      await opening;
       await instance.door?.close();
       instance.door = undefined;
       if (keys === null || !instances.has(instance.id)) return;
       instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), keys);
       if (!instances.has(instance.id)) await close(instance);
     });
-  }
-
-  function view(instance: Instance) {
-    const age = Date.now() - instance.installedAt;
-    const active = instance.boots && age >= bootMs.active;
-    const ok = instance.boots && age >= bootMs.ok;
-    const plan = PLANS[instance.plan];
-    // A reinstallation leaves a machine its address.
-    const addressed = active || instance.installedAt > instance.createdAt;
-    return {
-      id: instance.id,
-      os: SYSTEMS.find((system) => system.id === instance.osId)?.name ?? "",
-      os_id: instance.osId,
-      app_id: 0,
-      image_id: "",
-      ram: plan?.ram ?? 0,
-      disk: plan?.disk ?? 0,
-      vcpu_count: plan?.vcpu ?? 0,
-      allowed_bandwidth: 1_024,
-      main_ip: addressed && Date.now() >= instance.addressAt ? instance.address : "0.0.0.0",
-      netmask_v4: addressed ? "255.255.254.0" : "",
-      gateway_v4: addressed ? "127.0.0.1" : "0.0.0.0",
-      internal_ip: "",
-      v6_main_ip: "",
-      v6_network: "",
-      v6_network_size: 0,
-      region: instance.region,
-      plan: instance.plan,
-      status: active ? "active" : "pending",
-      power_status: "running",
-      server_status: ok ? "ok" : age < lockedMs ? "locked" : active ? "installingbooting" : "none",
-      label: instance.label,
-      hostname: instance.hostname,
-      tags: instance.tags,
-      firewall_group_id: instance.firewallGroup,
-      features: ["ipv6"],
-      user_scheme: "root",
-      date_created: new Date(instance.createdAt).toISOString().replace(/\.\d+Z$/, "+00:00"),
-      default_password: "",
-      kvm: "",
-    };
   }
 
   const groupView = (group: Group) => ({
@@ -409,34 +383,7 @@ async function close(instance: Instance): Promise<void> {
 
 const hardware = (instance: Instance): Hardware => ({
   name: instance.hostname,
-  vcpu: PLANS[instance.plan]?.vcpu ?? 1,
-  memoryMb: PLANS[instance.plan]?.ram ?? 1_024,
+  vcpu: instance.size.vcpu,
+  memoryMb: instance.size.ram,
   gpu: null,
 });
-
-/** What cloud-init would make of the user data: keys, firewall, banner. Null where SSH would stay shut. */
-function readCloudConfig(instance: Instance, rules: readonly Rule[], sshPort: number) {
-  if (!instance.userData.startsWith("#cloud-config\n")) return null;
-  const config = parse(instance.userData) as {
-    ssh_pwauth?: boolean;
-    ssh_keys?: { ed25519_private?: string };
-    users?: { name?: string; ssh_authorized_keys?: string[] }[];
-    write_files?: WrittenFile[];
-    runcmd?: (string | string[])[];
-  };
-  const commands = (config.runcmd ?? [])
-    .flatMap((command) => (Array.isArray(command) ? command : [command]))
-    .flatMap((command) => command.split("\n"));
-  const opened = commands.includes(`ufw allow ${sshPort}/tcp`);
-  const passes = rules.some((rule) => rule.protocol === "tcp" && rule.port === String(sshPort));
-  const listens =
-    sshPort === 22 || (config.write_files ?? []).some((file) => file.content?.includes(`Port ${sshPort}\n`));
-  if (!opened || !passes || !listens || config.ssh_pwauth !== false) return null;
-  const mark = commands.map((command) => /VersionAddendum (\S+?)'/.exec(command)?.[1]).find((one) => one !== undefined);
-  return {
-    hostKey: config.ssh_keys?.ed25519_private ?? null,
-    authorizedKeys: (config.users ?? []).find((user) => user.name === "root")?.ssh_authorized_keys ?? [],
-    addendum: instance.markShift ? "somebody-else" : (mark ?? ""),
-    files: writtenFiles(config.write_files),
-  };
-}
