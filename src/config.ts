@@ -253,6 +253,11 @@ const provisionerFields = z.object({
   VULTR_GPUS: z.stringbool("must be true or false").prefault("false"),
   RUNPOD_API_KEY: z.string().min(1),
   RUNPOD_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.runpod.io"),
+  /** The id of a container registry login in RunPod's account, for pulls of the image. */
+  RUNPOD_REGISTRY: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]{1,64}$/, "must be the id of a registry login, as RunPod's console shows it")
+    .optional(),
   RUNPOD_IMAGE: z.string().default("runpod/pytorch:2.1.0-py3.10-cuda11.8.0-devel-ubuntu22.04"),
   RUNPOD_MIN_CUDA: z
     .string()

@@ -52,6 +52,7 @@ type Pod = {
   args: string;
   disk: number;
   ports: string[];
+  registry: string | null;
   env: Record<string, string>;
   createdAt: number;
   /** When its container was started last: with its creation, or by a change of what it runs. */
@@ -226,6 +227,7 @@ export async function startRunpod(options: RunpodOptions) {
       args: String(body["args"] ?? ""),
       disk: Number(body["disk"] ?? 20),
       ports: (body["ports"] as string[] | undefined) ?? [],
+      registry: (body["registry"] as string | undefined) ?? null,
       env: (body["env"] as Record<string, string> | undefined) ?? {},
       createdAt: now,
       startedAt: now,
@@ -303,7 +305,7 @@ export async function startRunpod(options: RunpodOptions) {
       mounts: {},
       ports: pod.ports,
       env: pod.env,
-      registry: null,
+      registry: pod.registry,
       gpu: { id: pod.gpu.id, count: 1 },
       cloud: pod.cloud,
       dataCenterId: running ? "EU-RO-1" : null,

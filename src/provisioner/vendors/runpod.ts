@@ -119,6 +119,7 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
       const answer = await callVendor(access, "POST", "/v2/pods", {
         name: spec.label,
         image: config.RUNPOD_IMAGE,
+        ...(config.RUNPOD_REGISTRY === undefined ? {} : { registry: config.RUNPOD_REGISTRY }),
         gpu: { id: spec.plan, count: 1, minCudaVersion: config.RUNPOD_MIN_CUDA },
         cloud: spec.region,
         disk: config.RUNPOD_DISK_GB,
