@@ -511,9 +511,12 @@ export type Offer = {
   /** What the vendor takes, where its catalog says so. */
   usdPerHour?: number;
 };
-/** `maxCostShare`: the provisioner's MAX_COST_SHARE, by which the edge refuses what is not bought for an order. */
+/**
+ * `maxCostShare`: the provisioner's MAX_COST_SHARE, by which the edge refuses what is not bought for an order. `balanceUsd`:
+ * what our account there can still spend; null where it could not be read, or is billed afterwards.
+ */
 export type StockByVendor = Partial<
-  Record<"vultr" | "runpod", { readAt: number; offers: Offer[]; maxCostShare?: number }>
+  Record<"vultr" | "runpod", { readAt: number; offers: Offer[]; maxCostShare?: number; balanceUsd?: number | null }>
 >;
 
 /** Signed nonces that were used. A row is the use: the insert fails for the second. */

@@ -146,6 +146,7 @@ function startWorkers(chainUrl: string, { vultrUrl, runpodUrl }: Vendors): Promi
         RUNPOD_API_KEY: "bench",
         RUNPOD_API_URL: runpodUrl,
         RUNPOD_REQUESTS_PER_MINUTE: "1000000",
+        LOW_VENDOR_USD: "0",
       },
       objects: {
         VENDOR_GATE: { className: "VendorGate" },

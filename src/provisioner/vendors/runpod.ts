@@ -72,6 +72,9 @@ const gpuSchema = z.object({
 });
 const gpuCatalog = z.object({ gpus: z.array(z.unknown()) });
 
+const balanceSchema = z.object({ balanceAmount: z.number(), billingMode: z.string() });
+const oldBalanceSchema = z.object({ data: z.object({ myself: z.object({ clientBalance: z.number() }) }) });
+
 const STATUS: Record<string, Machine["state"]> = {
   PROVISIONING: "starting",
   STARTING: "starting",
@@ -161,6 +164,19 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
     readLog: (instanceId) => readPodLog(access, pathId(instanceId)),
 
     list,
+
+    async balance() {
+      const answer = await callVendor(access, "GET", "/v2/billing/balance");
+      if (isSuccess(answer)) {
+        const { balanceAmount, billingMode } = parseAnswer("runpod", answer, balanceSchema);
+        return billingMode === "PREPAID" ? balanceAmount : null;
+      }
+      if (answer.status !== 404) throw refusal(answer);
+      // Where that is not known yet: an interface that ends in 2027.
+      const old = await callVendor(access, "POST", "/graphql", { query: "query { myself { clientBalance } }" });
+      if (!isSuccess(old)) throw refusal(old);
+      return parseAnswer("runpod", old, oldBalanceSchema).data.myself.clientBalance;
+    },
 
     catalogCalls: config.RUNPOD_CLOUDS.length,
     async catalog(): Promise<Offer[]> {

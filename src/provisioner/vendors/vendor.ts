@@ -63,6 +63,8 @@ export type Vendor = {
   catalog(): Promise<Offer[]>;
   /** How many calls that takes. */
   catalogCalls: number;
+  /** What the account can still spend, in USD; null where it is billed afterwards. Two calls at most. */
+  balance(): Promise<number | null>;
 };
 
 /**

@@ -46,6 +46,7 @@ const rulePage = z.object({ firewall_rules: z.array(z.unknown()) });
 const groupPage = z.object({ firewall_groups: z.array(z.unknown()), meta });
 const osSchema = z.object({ id: z.number(), name: z.string() });
 const osPage = z.object({ os: z.array(z.unknown()), meta });
+const accountSchema = z.object({ account: z.object({ balance: z.number(), pending_charges: z.number() }) });
 
 // `status` is an open set: what is not here is loud and counts as starting.
 const STATUS: Record<string, "starting" | "up" | "dead"> = {
@@ -198,6 +199,12 @@ export function createVultr(config: ProvisionerConfig): Vendor {
     readLog: null,
 
     list,
+
+    // Payments are negative in its books: a balance below zero is ours. What this month has cost so far comes off it.
+    async balance() {
+      const { account } = await read("/account", accountSchema);
+      return -account.balance - account.pending_charges;
+    },
 
     catalogCalls: config.VULTR_REGIONS.length * kinds.length,
     async catalog(): Promise<Offer[]> {
