@@ -97,6 +97,8 @@ const chainFields = {
   ),
   /** The most that leaves the operator wallet for tokens that x402 has sold; refunds have their own limit. */
   PURCHASE_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
+  /** Where clients reach the API; the first one is what answers and machines' notes name. */
+  PUBLIC_URLS: list,
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
   LOG_BOOK: binding<DurableObjectNamespace<LogBook>>("idFromName"),
@@ -130,7 +132,6 @@ const edgeFields = z.object({
     .string()
     .regex(/^whsec_(?:[A-Za-z0-9+/]{4}){6,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/, "must be whsec_ and base64")
     .optional(),
-  PUBLIC_URLS: list,
   /** The operator wallet's address: what payments go to. Without it nothing is sold over x402. */
   X402_PAY_TO: address.optional(),
   /** CAIP-2. Stated at all, it must be the contract's chain (hard case 24). */

@@ -320,7 +320,7 @@ export async function startRunpod(options: RunpodOptions) {
       cost: pod.cloud === "SECURE" ? pod.gpu.secure : pod.gpu.community,
       locked: pod.locked,
       globalNetworking: { enabled: false },
-      runtime: running ? { uptime: Math.floor(age / 1_000), gpus: [], ports: [] } : null,
+      runtime: running ? { uptime: Math.floor(age / 1_000), gpus: [], ports: reachable ? mappingOf(pod) : [] } : null,
       createdAt: new Date(pod.createdAt).toISOString(),
       startedAt: running ? new Date(pod.startedAt + bootMs.running).toISOString() : null,
     };
@@ -356,6 +356,12 @@ const writtenByArguments = ({ args, env }: Pod): DiskFile[] =>
   [...(scriptOf(args) ?? "").matchAll(/"\$(\w+)" \| base64 -d > (\/[\w./-]+)/g)]
     .map(([, name = "", path = ""]) => ({ path, base64: env[name] ?? "" }))
     .filter(({ path }) => !path.startsWith("/etc/ssh/"));
+/** Each port under another number, which is the same for as long as the pod is not started anew. */
+const mappingOf = (pod: Pod) =>
+  pod.ports.map((port, i) => {
+    const [number = "", type] = port.split("/");
+    return { private: Number(number), public: number === "22" ? pod.sshPort : pod.sshPort + i, type, ip: "127.0.0.1" };
+  });
 
 async function close(pod: Pod): Promise<void> {
   for (const timer of pod.timers) clearTimeout(timer);

@@ -18,6 +18,8 @@ async function specOf(world: Deployment, vendor: Vendor, number = 1): Promise<Ma
     ...place,
     publicKey,
     hostKey: generateHostKey(),
+    ports: [],
+    note: "# A machine\n",
   };
 }
 const failure = (work: Promise<unknown>) =>
