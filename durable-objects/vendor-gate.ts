@@ -30,6 +30,7 @@ export type TroubleKind = "no_stock" | "refused" | "no_boot";
 export type Snapshot = { machines: Machine[]; readAt: number };
 type Refusal = { ok: false; message: string; retryAfterSeconds: number };
 export type SnapshotAnswer = { ok: true; snapshot: Snapshot } | Refusal;
+type StoredSupplies = { supplies: Supplies; readAt: number; of: string };
 export type SuppliesAnswer = { ok: true; supplies: Supplies } | Refusal;
 
 /** A machine that was ordered for a purchase, until the vendor knows none. `instanceId`: null until the order has an answer. */
@@ -45,6 +46,8 @@ const VULTR_RATE = { perSecond: 15, burst: 15 };
 /** RunPod counts by the minute. */
 const RUNPOD_BURST_SECONDS = 10;
 const SUPPLIES_AGE_MS = 3_600_000;
+/** Sets of ports whose supplies an object remembers: buyers think of as many as they like. */
+const MAX_PORT_SETS = 100;
 const FAULTS_TO_OPEN = 5;
 const FIRST_OPEN_MS = 10_000;
 const MAX_OPEN_MS = 300_000;
@@ -59,7 +62,9 @@ export class VendorGate extends DurableObject<object> {
   #snapshot: Snapshot | undefined;
   #index: (ReturnType<typeof indexOf> & { snapshot: Snapshot }) | undefined;
   #reading: Promise<Snapshot> | undefined;
-  #preparing: Promise<Supplies> | undefined;
+  readonly #preparing = new Map<string, Promise<Supplies>>();
+  /** Of machines with ports, which are few: in memory alone, since lost ones cost some calls. */
+  readonly #forPorts = new Map<string, StoredSupplies>();
 
   /** Takes a permit for one call, or for some that belong together. */
   take(now: number, calls = 1): Permit {
@@ -255,27 +260,29 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /**
-   * What orders need, read (or made) once for all consumers and kept for an hour: fifty purchases at once must not ask
-   * fifty times, nor make fifty firewalls.
+   * What orders of machines with these ports need, read (or made) once for all consumers and kept for an hour: fifty
+   * purchases at once must not ask fifty times, nor make fifty firewalls.
    */
-  async supplies(now: number): Promise<SuppliesAnswer> {
+  async supplies(now: number, ports: readonly number[] = []): Promise<SuppliesAnswer> {
     const { DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS } = provisionerConfig(this.env);
     // Under other settings they are others.
-    const of = [DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS].join("/");
-    const known = this.ctx.storage.kv.get<{ supplies: Supplies; readAt: number; of: string }>("supplies");
+    const of = [DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS, ...ports].join("/");
+    const known = ports.length > 0 ? this.#forPorts.get(of) : this.ctx.storage.kv.get<StoredSupplies>("supplies");
     if (known?.of === of && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
-    if (this.#preparing === undefined) {
+    let preparing = this.#preparing.get(of);
+    if (preparing === undefined) {
       const vendor = this.#vendor();
-      const waitSeconds = vendor.prepareCalls === 0 ? 0 : this.take(now, vendor.prepareCalls).waitSeconds;
+      const calls = vendor.prepareCalls(ports);
+      const waitSeconds = calls === 0 ? 0 : this.take(now, calls).waitSeconds;
       if (waitSeconds > 0) return notNow(waitSeconds);
-      this.#preparing = this.#reported(now, () => vendor.prepare()).finally(() => {
-        this.#preparing = undefined;
-      });
+      preparing = this.#reported(now, () => vendor.prepare(ports)).finally(() => this.#preparing.delete(of));
+      this.#preparing.set(of, preparing);
     }
     try {
-      const supplies = await this.#preparing;
-      this.ctx.storage.kv.put("supplies", { supplies, readAt: now, of });
-      return { ok: true, supplies };
+      const stored: StoredSupplies = { supplies: await preparing, readAt: now, of };
+      if (ports.length === 0) this.ctx.storage.kv.put("supplies", stored);
+      else if (this.#forPorts.size < MAX_PORT_SETS) this.#forPorts.set(of, stored);
+      return { ok: true, supplies: stored.supplies };
     } catch (error) {
       return this.#refusal("vendor_not_prepared", error, now);
     }
@@ -284,6 +291,7 @@ export class VendorGate extends DurableObject<object> {
   /** An order was refused as malformed: what it named may be gone. */
   forgetSupplies(): void {
     this.ctx.storage.kv.delete("supplies");
+    this.#forPorts.clear();
   }
 
   /** One call is one success or one fault, however many wait for it. */

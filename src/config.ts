@@ -97,6 +97,8 @@ const chainFields = {
   ),
   /** The most that leaves the operator wallet for tokens that x402 has sold; refunds have their own limit. */
   PURCHASE_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
+  /** Where clients reach the API; the first one is what answers and machines' notes name. */
+  PUBLIC_URLS: list,
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
   LOG_BOOK: binding<DurableObjectNamespace<LogBook>>("idFromName"),
@@ -130,7 +132,6 @@ const edgeFields = z.object({
     .string()
     .regex(/^whsec_(?:[A-Za-z0-9+/]{4}){6,}(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$/, "must be whsec_ and base64")
     .optional(),
-  PUBLIC_URLS: list,
   /** The operator wallet's address: what payments go to. Without it nothing is sold over x402. */
   X402_PAY_TO: address.optional(),
   /** CAIP-2. Stated at all, it must be the contract's chain (hard case 24). */
@@ -253,6 +254,11 @@ const provisionerFields = z.object({
   VULTR_GPUS: z.stringbool("must be true or false").prefault("false"),
   RUNPOD_API_KEY: z.string().min(1),
   RUNPOD_API_URL: z.url({ protocol: /^https?$/ }).default("https://api.runpod.io"),
+  /** The id of a container registry login in RunPod's account, for pulls of the image. */
+  RUNPOD_REGISTRY: z
+    .string()
+    .regex(/^[A-Za-z0-9_-]{1,64}$/, "must be the id of a registry login, as RunPod's console shows it")
+    .optional(),
   RUNPOD_IMAGE: z.string().default("runpod/pytorch:2.1.0-py3.10-cuda11.8.0-devel-ubuntu22.04"),
   RUNPOD_MIN_CUDA: z
     .string()
@@ -264,6 +270,8 @@ const provisionerFields = z.object({
     .pipe(z.array(z.enum(["COMMUNITY", "SECURE"], "must be COMMUNITY and SECURE, comma-separated"))),
   RUNPOD_DISK_GB: integer(1).prefault("40"),
   RUNPOD_REQUESTS_PER_MINUTE: integer(1).prefault("60"),
+  /** Below this many dollars at a vendor a person is called; 0: balances are not read. */
+  LOW_VENDOR_USD: integer(0).prefault("100"),
   VENDOR_TIMEOUT_MS: integer(100).prefault("30000"),
   /** How long a machine may exist at the vendor before a complete list shows it. */
   LISTING_LAG_MS: integer(0).prefault("60000"),

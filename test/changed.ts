@@ -41,7 +41,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/db/import", tests: e2e("import") },
   { path: "src/provisioner/(candidates|catalog|create|refused|watch|banner|cloud-init)", tests: machines },
   { path: "src/provisioner/(create|refused|watch)", tests: worker("provisioner/vendor-answers") },
-  { path: "src/provisioner/cloud-init", tests: e2e("cloud-init", "pod-arguments") },
+  { path: "src/provisioner/(cloud-init|machine-note)", tests: e2e("cloud-init", "pod-arguments", "machine-boot") },
+  { path: "src/(vms/ports|provisioner/(machine-note|vendors/vultr-firewall))", tests: worker("provisioner/ports") },
+  { path: "src/provisioner/catalog", tests: worker("provisioner/catalog") },
+  { path: "test/e2e/machine-boot", tests: e2e("machine-boot") },
   {
     path: "src/provisioner/(consume|context|index|jobs|wrangler)",
     tests: worker("provisioner/(queue|create|restore|database-down)"),

@@ -236,7 +236,7 @@ type Claim = Pick<store.NewPayment, "kind" | "request"> &
   Partial<
     Pick<
       store.NewPayment,
-      "tokenId" | "tier" | "durationDays" | "sshPublicKey" | "region" | "quotedBlock" | "captureFirst"
+      "tokenId" | "tier" | "durationDays" | "sshPublicKey" | "region" | "ports" | "quotedBlock" | "captureFirst"
     >
   >;
 

@@ -190,6 +190,10 @@ export function addApiCommands(program: Command): void {
     .description("What is paused.")
     .action(() => list("/admin/pauses", "pauses"));
   program
+    .command("vendors")
+    .description("What our accounts at the vendors can still spend.")
+    .action(() => list("/admin/vendors", "vendors"));
+  program
     .command("pause <what>")
     .description("provisioning or payouts.")
     .requiredOption("--reason <text>")

@@ -20,6 +20,7 @@ const SHARED = [
   "USDC_NAME",
   "QUOTE_SECONDS",
   "CAPTURE_FIRST_TIERS",
+  "PUBLIC_URLS",
 ];
 const PLACEHOLDER_ID = /^0{8}-/;
 /** Without a file the secrets at Cloudflare stay as they are: the check takes these for them. */

@@ -49,7 +49,7 @@ export async function serveHeldToken(
     sql`UPDATE payments SET held = 0, incarnation = NULL, generation = generation + 1 WHERE id = ${held.id} AND held = 1 AND ${isOrders}`,
     sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
         generation = generation + 1, wake_at = ${at.now + WAKE_AFTER_MS}, deadline = ${at.deadline}, put_off = 0,
-        check_at = expires_at + ${at.graceSeconds}, ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL,
+        check_at = expires_at + ${at.graceSeconds}, ports = NULL, ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL,
         running_at = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, sealed_at = NULL
       WHERE incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND step = 'idle' AND ${isOrders}
       RETURNING incarnation, generation`,

@@ -43,6 +43,7 @@ export type RunningRow = {
   instanceId: string;
   sshHost: string | null;
   sshPort: number | null;
+  ports: string | null;
 };
 
 /** Rows that serve their owners at a vendor, behind an instance id, in the order of these. */
@@ -52,9 +53,9 @@ export async function runningPage(
   after: string,
   limit: number,
 ): Promise<RunningRow[]> {
-  const { incarnation, tokenId, owner, instanceId, sshHost, sshPort } = vms;
+  const { incarnation, tokenId, owner, instanceId, sshHost, sshPort, ports } = vms;
   const rows = await db
-    .select({ incarnation, tokenId, owner, instanceId, sshHost, sshPort })
+    .select({ incarnation, tokenId, owner, instanceId, sshHost, sshPort, ports })
     .from(vms)
     .where(and(eq(vms.provider, provider), gt(vms.instanceId, after), isNotNull(vms.instanceId), isServing))
     .orderBy(asc(vms.instanceId))
@@ -81,17 +82,22 @@ export async function markStopped(db: Database, rows: readonly RunningRow[]): Pr
 }
 
 /** Takes over the address that a running machine has at its vendor now. */
-export const moveAddress = (db: Database, provider: Provider, instanceId: string, host: string, port: number) =>
+export const moveAddress = (
+  db: Database,
+  provider: Provider,
+  instanceId: string,
+  { host, port, ports }: { host: string; port: number; ports: string | null },
+) =>
   db
     .update(vms)
-    .set({ sshHost: host, sshPort: port })
+    .set({ sshHost: host, sshPort: port, ports })
     .where(
       and(
         eq(vms.provider, provider),
         eq(vms.instanceId, instanceId),
         isNotNull(vms.instanceId),
         isServing,
-        or(ne(vms.sshHost, host), ne(vms.sshPort, port)),
+        or(ne(vms.sshHost, host), ne(vms.sshPort, port), sql`ports IS NOT ${ports}`),
       ),
     );
 

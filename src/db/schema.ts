@@ -95,6 +95,8 @@ export const vms = sqliteTable(
     freshOwner: text("fresh_owner"),
     /** Why it failed: a code that `failed_provisionings` explains. */
     failure: text(),
+    /** TCP ports that are open beside SSH and how the world reaches them, as JSON (see vms/ports.ts); NULL where SSH is all. */
+    ports: text(),
   },
   (table) => [
     uniqueIndex("vms_current_token").on(table.tokenId).where(sql`current = 1`),
@@ -319,6 +321,8 @@ export const payments = sqliteTable(
     /** The payer's own, one `type base64` line. */
     sshPublicKey: text("ssh_public_key"),
     region: text(),
+    /** TCP ports that the order asks for beside SSH, as JSON (see vms/ports.ts); NULL where SSH is all. */
+    ports: text(),
     /** The payment is taken before anything is bought for it, and paid back where no machine can be had. */
     captureFirst: integer("capture_first", { mode: "boolean" }).notNull().default(false),
     /** Where the price was read. */
@@ -511,9 +515,12 @@ export type Offer = {
   /** What the vendor takes, where its catalog says so. */
   usdPerHour?: number;
 };
-/** `maxCostShare`: the provisioner's MAX_COST_SHARE, by which the edge refuses what is not bought for an order. */
+/**
+ * `maxCostShare`: the provisioner's MAX_COST_SHARE, by which the edge refuses what is not bought for an order. `balanceUsd`:
+ * what our account there can still spend; null where it could not be read, or is billed afterwards.
+ */
 export type StockByVendor = Partial<
-  Record<"vultr" | "runpod", { readAt: number; offers: Offer[]; maxCostShare?: number }>
+  Record<"vultr" | "runpod", { readAt: number; offers: Offer[]; maxCostShare?: number; balanceUsd?: number | null }>
 >;
 
 /** Signed nonces that were used. A row is the use: the insert fails for the second. */

@@ -155,10 +155,19 @@ export const isFenced = (error: unknown): boolean => {
   return /NOT NULL constraint failed: (vms|cursors)\.lease/.test(text);
 };
 
-/** Writes the intent before the request leaves: from here on a machine may exist under this attempt's label. */
-export const openAttempt = (db: Database, vm: Vm, lease: string, attempt: typeof attempts.$inferInsert) =>
+/**
+ * Writes the intent before the request leaves: from here on a machine may exist under this attempt's label. `ports`: what its
+ * order asks for.
+ */
+export const openAttempt = (
+  db: Database,
+  vm: Vm,
+  lease: string,
+  attempt: typeof attempts.$inferInsert,
+  ports: string | null,
+) =>
   db.batch([
-    fenceByLease(db, vm, lease, { step: "find", attempt: attempt.number }),
+    fenceByLease(db, vm, lease, { step: "find", attempt: attempt.number, ports }),
     db.insert(attempts).values(attempt),
   ]);
 
@@ -275,6 +284,7 @@ export async function publish(
   at: {
     host: string;
     port: number;
+    ports: string | null;
     now: number;
     /** When the sweep looks after the scrub; null where there is none to do. */
     scrubAt: number | null;
@@ -290,6 +300,7 @@ export async function publish(
       wakeAt: at.scrubAt,
       sshHost: at.host,
       sshPort: at.port,
+      ports: at.ports,
       sshPrivateKey: attempt.privateKey,
       keyId: attempt.keyId,
       // A machine that was replaced does not make the purchase run later.

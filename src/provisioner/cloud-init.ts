@@ -1,5 +1,6 @@
 // How a machine gets its keys and closes its doors. Cloud-init for Vultr's VMs, environment and start arguments for
 // RunPod's containers. The mark goes into sshd's banner last, so a banner with the mark means: all of this is done.
+import { NOTE_PATH } from "./machine-note.ts";
 import type { MachineSpec } from "./vendors/vendor.ts";
 
 const SSHD_RULES = [
@@ -10,9 +11,9 @@ const SSHD_RULES = [
 ];
 
 /**
- * #cloud-config user data (JSON is YAML): key-only root login, our host key, a firewall that opens SSH alone. Vultr's vendor
- * data asks for an upgrade of all packages, which the mark would wait for: each of its keys that matters is set here (hard case
- * 50).
+ * #cloud-config user data (JSON is YAML): key-only root login, our host key, a firewall that opens SSH and the ports that were
+ * asked for. Vultr's vendor data asks for an upgrade of all packages, which the mark would wait for: each of its keys that
+ * matters is set here (hard case 50).
  */
 export function cloudConfig(spec: MachineSpec, sshPort: number): string {
   const rules = sshPort === 22 ? SSHD_RULES : [...SSHD_RULES, `Port ${sshPort}`];
@@ -24,7 +25,10 @@ export function cloudConfig(spec: MachineSpec, sshPort: number): string {
     ssh_deletekeys: true,
     ssh_keys: { ed25519_private: spec.hostKey.privateKey, ed25519_public: spec.hostKey.publicKey },
     users: [{ name: "root", ssh_authorized_keys: [spec.publicKey] }],
-    write_files: [{ path: "/etc/ssh/sshd_config.d/00-clawcloud.conf", content: `${rules.join("\n")}\n` }],
+    write_files: [
+      { path: "/etc/ssh/sshd_config.d/00-clawcloud.conf", content: `${rules.join("\n")}\n` },
+      { path: NOTE_PATH, content: spec.note },
+    ],
     runcmd: [["sh", "-ec", lastBootStep(spec, sshPort)]],
   };
   return `#cloud-config\n${JSON.stringify(config, null, 1)}\n`;
@@ -41,7 +45,7 @@ export const SPENT_CLOUD_CONFIG = `#cloud-config\n${JSON.stringify({ ssh_pwauth:
 const lastBootStep = (spec: MachineSpec, sshPort: number): string =>
   [
     "ufw default deny incoming",
-    `ufw allow ${sshPort}/tcp`,
+    ...[sshPort, ...spec.ports].map((port) => `ufw allow ${port}/tcp`),
     "ufw --force enable",
     `grep -qF '${spec.publicKey}' /root/.ssh/authorized_keys`,
     `ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key | grep -qF '${spec.hostKey.publicKey}'`,
@@ -59,6 +63,7 @@ export const podEnvironment = (spec: MachineSpec): Record<string, string> => ({
   PUBLIC_KEY: spec.publicKey,
   CLAWCLOUD_MARK: spec.mark,
   CLAWCLOUD_HOST_KEY: btoa(spec.hostKey.privateKey),
+  CLAWCLOUD_NOTE: btoa(spec.note),
 });
 
 /**
@@ -77,7 +82,9 @@ export function podStartArguments(): string {
     "mkdir -p /etc/ssh/sshd_config.d",
     "ssh-keygen -y -f /etc/ssh/ssh_host_ed25519_key > /etc/ssh/ssh_host_ed25519_key.pub",
     `printf "%s\\n" ${SSHD_RULES.map((rule) => `"${rule}"`).join(" ")} "VersionAddendum $CLAWCLOUD_MARK" > /etc/ssh/sshd_config.d/00-clawcloud.conf`,
-    "unset CLAWCLOUD_HOST_KEY",
+    // A machine without its note is still a machine.
+    `printf %s "$CLAWCLOUD_NOTE" | base64 -d > ${NOTE_PATH} || true`,
+    "unset CLAWCLOUD_HOST_KEY CLAWCLOUD_NOTE",
     "exec /start.sh < /dev/null",
   ];
   // In braces: the shell reads all of it before it begins, since its input is the script itself.

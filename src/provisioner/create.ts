@@ -16,6 +16,7 @@ import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
 import { inTurn } from "../outbound.ts";
 import { captureDeadline } from "../vms/payments.ts";
+import { formatPorts, readPorts, unreached } from "../vms/ports.ts";
 import { pausedDeadline } from "../vms/states.ts";
 import { REGIONS, type Region } from "../vms/tiers.ts";
 import {
@@ -29,6 +30,7 @@ import {
   vendorsOf,
 } from "./candidates.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
+import { machineNote } from "./machine-note.ts";
 import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "./order.ts";
 import { pageIfRefusedEverywhere, type Refused, refused } from "./refused.ts";
 import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -96,6 +98,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
   }
   // One that has run before may be a payer's by now.
   const wanted = order?.row ?? (vm.runningAt === null ? null : await paymentOfPurchase(db, vm.incarnation));
+  const ports = readPorts(wanted?.ports ?? null);
   const ranked = await rankCandidates(context, vm.tier, wanted);
   let candidates = ranked;
   let pair: LoginKey | undefined;
@@ -109,11 +112,11 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
     if (now() - began > TURN_MS || !hasRoom()) return waitForTurn(context, vm, 0);
     const { candidate } = next;
     try {
-      const { supplies, taken, settle } = await prepare(context, vm, candidate);
+      const { supplies, taken, settle } = await prepare(context, vm, candidate, ports);
       // Kept while vendors refuse: a refused attempt has used no key.
       pair ??= ownKeyOf(vm, wanted) ?? (await makeKeys(context, vm));
       const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
-      const order = { candidate, supplies, number, pair, settle };
+      const order = { candidate, supplies, ports, number, pair, settle };
       // The turn comes before the intent: an order that waited behind it would reach the vendor after the quiet time.
       const outcome = await inTurn(() => tryCandidate(context, vm, lease, order, tried));
       if (outcome.kind !== "refused") return outcome;
@@ -194,18 +197,28 @@ type Settle = Awaited<ReturnType<typeof permit>>;
 type Preparation = { supplies: Supplies; taken: number; settle: Settle };
 /** Without a private key where the login is the buyer's own. */
 type LoginKey = SshKeyPair | (Pick<SshKeyPair, "publicKey"> & { privateKey: null; broughtBy: string });
-type Order = Omit<Preparation, "taken"> & { candidate: Candidate; number: number; pair: LoginKey };
+type Order = Omit<Preparation, "taken"> & {
+  candidate: Candidate;
+  ports: readonly number[];
+  number: number;
+  pair: LoginKey;
+};
 /**
  * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
  * order, and the highest attempt number that a machine of this incarnation bears at the vendor. That is above our own
  * only if the database was restored to an earlier state; such a machine may be a customer's, so its name is left to it.
  */
-async function prepare(context: Context, vm: store.Vm, { vendor }: Candidate): Promise<Preparation> {
+async function prepare(
+  context: Context,
+  vm: store.Vm,
+  { vendor }: Candidate,
+  ports: readonly number[],
+): Promise<Preparation> {
   const { now, gate } = context;
   const family = labelFamily(vm.incarnation);
   const answer = await gate(vendor).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
   if (!answer.ok) throw putOff(vendor, answer);
-  const prepared = await gate(vendor).supplies(now());
+  const prepared = await gate(vendor).supplies(now(), ports);
   if (!prepared.ok) throw putOff(vendor, prepared);
   const numbers = answer.snapshot.machines
     .map((machine) => Number(machine.label.slice(family.length)))
@@ -221,7 +234,7 @@ async function tryCandidate(
   context: Context,
   vm: store.Vm,
   lease: string,
-  { candidate, supplies, number, pair, settle }: Order,
+  { candidate, supplies, ports, number, pair, settle }: Order,
   tried: store.Attempt[],
 ): Promise<Next | Refused> {
   const { db, config, now } = context;
@@ -257,11 +270,12 @@ async function tryCandidate(
     detail: null,
     goneAt: null,
   };
-  await store.openAttempt(db, vm, lease, attempt);
+  await store.openAttempt(db, vm, lease, attempt, formatPorts(unreached(ports)));
   tried.push(attempt);
   try {
     const { region, plan } = candidate;
-    const spec = { label, mark, region, plan, publicKey: pair.publicKey, hostKey };
+    const note = machineNote(config, vm, candidate.vendor, ports);
+    const spec = { label, mark, region, plan, publicKey: pair.publicKey, hostKey, ports, note };
     const machine = await context.vendors[candidate.vendor].create(spec, supplies);
     await settle();
     log("info", "machine_ordered", { label, vendor: candidate.vendor, region, plan });

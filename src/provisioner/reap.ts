@@ -6,9 +6,10 @@ import { hasRoom } from "../db/client.ts";
 import * as store from "../db/reap.ts";
 import { currentVm } from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
+import { formatPorts, readOpenPorts } from "../vms/ports.ts";
 import { ask, type Context } from "./context.ts";
 import type { Job } from "./jobs.ts";
-import { type Machine, VendorError, type VendorName } from "./vendors/vendor.ts";
+import { type Machine, reachPorts, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { readPurchase } from "./verify.ts";
 
 const SNAPSHOT_AGE_MS = 2_000;
@@ -167,15 +168,22 @@ async function followRows(
   await config.JOBS.send({ kind: "reap", vendor, after: last?.instanceId ?? after }, { delaySeconds: 1 });
 }
 
-/** RunPod's host and port move with a restart. */
+/** RunPod's host and ports move with a restart. */
 async function followMachine(
   { db }: Context,
   vendor: VendorName,
   row: store.RunningRow,
-  { state, host, port, instanceId }: Machine,
+  { state, host, port, instanceId, mapped }: Machine,
 ): Promise<void> {
   if (state !== "up" || host === null || port === null) return;
-  if (row.sshHost !== host || row.sshPort !== port) await store.moveAddress(db, vendor, instanceId, host, port);
+  const known = readOpenPorts(row.ports);
+  const reached = reachPorts(
+    { host, mapped },
+    known.map((one) => one.port),
+  );
+  const ports = reached === null ? row.ports : formatPorts(reached);
+  if (row.sshHost !== host || row.sshPort !== port || row.ports !== ports)
+    await store.moveAddress(db, vendor, instanceId, { host, port, ports });
 }
 
 /**

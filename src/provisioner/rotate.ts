@@ -7,6 +7,7 @@ import { generateHostKey } from "../credentials/ssh-keys.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
+import { readOpenPorts } from "../vms/ports.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import {
   isTooLate,
@@ -18,6 +19,7 @@ import {
   PAUSED_WAIT_SECONDS,
   STALL_MS,
 } from "./create.ts";
+import { machineNote } from "./machine-note.ts";
 import { type MachineSpec, VendorError } from "./vendors/vendor.ts";
 
 /** The change of its data, and the order. */
@@ -61,7 +63,10 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string): Pro
   const attempt = { ...begun, mark, hostPublicKey: hostKey.publicKey, createSentAt: now() };
   await store.openRotation(db, vm, lease, attempt);
   const { label, region, plan, publicKey } = attempt;
-  const spec: MachineSpec = { label, mark, region, plan, publicKey, hostKey };
+  // Its firewall group stays with it; what is installed anew opens the same ports.
+  const ports = readOpenPorts(vm.ports).map((one) => one.port);
+  const note = machineNote(context.config, vm, provider, ports);
+  const spec: MachineSpec = { label, mark, region, plan, publicKey, hostKey, ports, note };
   try {
     await reinstall(instanceId, spec);
     await settle();

@@ -7,12 +7,13 @@ import { paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
+import { formatPorts, readOpenPorts } from "../vms/ports.ts";
 import { readBanner } from "./banner.ts";
 import { placeOf } from "./candidates.ts";
 import { ask, type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
 import { isTooLate, keepMachine, STALL_MS, tooLate } from "./create.ts";
 import { isOurs, tellOrder } from "./order.ts";
-import { type Machine, type Vendor, VendorError } from "./vendors/vendor.ts";
+import { type Machine, reachPorts, type Vendor, VendorError } from "./vendors/vendor.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
@@ -96,19 +97,31 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
     const { host, port } = shown;
     const banner = await readBanner(host, port, BANNER_TIMEOUT_MS);
     if (banner?.includes(attempt.mark)) {
-      const late = await lateness(context, vm);
-      const scrubAt = context.vendors[attempt.provider].scrub === null ? null : now() + STALL_MS;
-      const generation = await store.publish(context.db, vm, attempt, { host, port, now: now(), scrubAt, ...late });
-      log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
-      allClear("provisioning_failed", vm.tier);
-      await tellOrder(context, vm);
-      return scrubAt === null ? DONE : goOn(generation);
+      // The buyer has paid for the ports as well: RunPod maps them one by one.
+      const asked = readOpenPorts(vm.ports).map((one) => one.port);
+      const ports = reachPorts(shown, asked);
+      if (ports !== null) return publish(context, vm, attempt, { host, port, ports: formatPorts(ports) });
     }
   }
   log("debug", "machine_not_ready", { label: attempt.label, why: whyNotReady(shown) });
   const afterSeconds = answer.ok || shown !== null ? config.POLL_SECONDS : Math.ceil(answer.retryAfterSeconds);
   const poll = { kind: "send", generation: vm.generation, afterSeconds } as const;
   return wasSeen || shown !== null ? { ...poll, seen: true } : poll;
+}
+
+async function publish(
+  context: Context,
+  vm: store.TimedVm,
+  attempt: store.Attempt,
+  at: { host: string; port: number; ports: string | null },
+): Promise<Next> {
+  const late = await lateness(context, vm);
+  const scrubAt = context.vendors[attempt.provider].scrub === null ? null : context.now() + STALL_MS;
+  const generation = await store.publish(context.db, vm, attempt, { ...at, now: context.now(), scrubAt, ...late });
+  log("info", "vm_running", { label: attempt.label, attempt: attempt.number });
+  allClear("provisioning_failed", vm.tier);
+  await tellOrder(context, vm);
+  return scrubAt === null ? DONE : goOn(generation);
 }
 
 /** The vendor has no more use for the host key of a machine that runs (hard case 15); it is asked until it lets it go. */
@@ -263,7 +276,7 @@ function whyNotReady(machine: Machine | null): string {
     return `its vendor had it at ${machine.phase}`;
   }
   if (machine.host === null) return "it runs without a public address";
-  return `at ${machine.phase}, SSH did not answer with its mark`;
+  return `at ${machine.phase}, SSH did not answer with its mark, or a port of its order was not mapped`;
 }
 
 /** At RunPod's community cloud some never get one. While the image is being pulled nothing runs yet, and that counts not. */

@@ -12,6 +12,7 @@ import type { Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { deliverKey, deliveryDecision } from "../vms/delivery.ts";
+import { portsOf } from "../vms/ports.ts";
 import { wireRefund } from "../vms/refunds.ts";
 import { deliveryOf } from "../vms/shop.ts";
 import { STEP_SENTENCES } from "../vms/states.ts";
@@ -24,6 +25,7 @@ import {
   isoOf,
   isoOfChain,
   isoTime,
+  portSchema,
   refundSchema,
   tokenIdSchema,
   wireDelivery,
@@ -68,6 +70,9 @@ export const credentialsSchema = z
     instructions: z
       .string()
       .openapi({ description: "The SSH command; save ssh.privateKey under the name in it first." }),
+    ports: z
+      .array(portSchema)
+      .openapi({ description: "TCP ports that are open beside SSH; none unless its order asked for them" }),
     ssh: z.object({
       port: z.number(),
       privateKey: z.string().nullable().openapi({ description: "Handed out once; null afterwards" }),
@@ -304,6 +309,7 @@ export function credentialsBody(
     type,
     expiresAt: isoOfChain(vm.expiresAt),
     instructions: `ssh -i clawcloud-${tokenId}.pem -o StrictHostKeyChecking=accept-new -p ${port} ${USERNAME}@${host}`,
+    ports: portsOf(vm),
     ssh: {
       port,
       privateKey,

@@ -66,7 +66,8 @@ export function mountDocuments(app: Router): void {
       info: {
         title: "ClawCloud API",
         version: VERSION,
-        description: "VMs for AI agents: USDC on Base in, an ERC-721 token out, SSH credentials for the token's owner.",
+        description:
+          "VMs for AI agents: USDC on Base in, an ERC-721 token out, SSH credentials for the token's owner. SSH is the one open port, unless an order over x402 asks for more.",
         license: { name: "MIT" },
       },
       servers: c.var.config.PUBLIC_URLS.map((url) => ({ url })),

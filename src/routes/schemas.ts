@@ -124,6 +124,15 @@ export const wireDelivery = ({ until, ...delivery }: Delivery): z.infer<typeof d
   until: until === null ? null : isoOfChain(until),
 });
 
+export const portSchema = z.object({
+  port: z.int().openapi({ description: "On the machine", example: 80 }),
+  host: z.string().nullable(),
+  publicPort: z.int().nullable().openapi({
+    description: "Where the world reaches it: at a GPU another number; null until it runs",
+    example: 31_080,
+  }),
+});
+
 export const refundSchema = z
   .object({
     state: z

@@ -8,6 +8,7 @@ import { askFirst } from "../chain/witness.ts";
 import { statementsOf } from "../db/reads.ts";
 import { refundOf } from "../db/refunds.ts";
 import { AppError } from "../errors.ts";
+import { portsOf } from "../vms/ports.ts";
 import { wireRefund } from "../vms/refunds.ts";
 import { deliveryOf, deliveryOfOrder } from "../vms/shop.ts";
 import { wireType } from "../vms/tiers.ts";
@@ -17,6 +18,7 @@ import {
   isoOf,
   isoOfChain,
   isoTime,
+  portSchema,
   refundSchema,
   statusSchema,
   tokenIdSchema,
@@ -50,6 +52,9 @@ const statusBody = z
         }),
       }),
     ),
+    ports: z.array(portSchema.omit({ host: true })).openapi({
+      description: "TCP ports that are open beside SSH, as its order asked for them; SSH alone where there are none",
+    }),
     delivery: deliverySchema.optional().openapi({ description: "While it waits for its machine" }),
     refund: refundSchema.optional().openapi({ description: "Where the buyer is owed something" }),
   })
@@ -78,9 +83,9 @@ export function mountStatus(app: Router): void {
     if (vm === undefined) {
       await requireOnChain(c, Number(tokenId), now);
       const [standing] = await reads.cursor.all();
-      const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null, attempts: [] };
+      const unread = { tier: null, type: null, createdAt: null, expiresAt: null, purchase: null };
       const delivery = wireDelivery(deliveryOf(null, standing, now));
-      return c.json({ tokenId, status: "provisioning" as const, ...unread, delivery }, 200);
+      return c.json({ tokenId, status: "provisioning" as const, ...unread, attempts: [], ports: [], delivery }, 200);
     }
     const waits = vm.status === "provisioning";
     const [attempts, [standing]] = await Promise.all([
@@ -106,6 +111,7 @@ export function mountStatus(app: Router): void {
           endedAt: isoOf(attempt.endedAt),
           outcome: attempt.outcome,
         })),
+        ports: portsOf(vm).map(({ port, publicPort }) => ({ port, publicPort })),
         ...(waits ? { delivery: wireDelivery(delivery) } : {}),
         ...(vm.status === "failed" || vm.lateSeconds !== null ? wireRefund(await refundOf(db, vm.incarnation)) : {}),
       },

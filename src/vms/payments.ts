@@ -12,6 +12,7 @@ import type { Authorization } from "../chain/authorization.ts";
 import { formatUsdc, SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { SignedPayment } from "../chain/orders.ts";
 import type { Payment } from "../db/payments.ts";
+import { readPorts } from "./ports.ts";
 import { TIERS } from "./tiers.ts";
 
 /** How long an authorization has to be good for, so that a machine can be had and the money taken: seconds. */
@@ -112,6 +113,7 @@ export const wirePayment = (payment: Payment) => ({
   amount: formatUsdc(BigInt(payment.amount)),
   tier: payment.tier,
   durationDays: payment.durationDays,
+  ports: readPorts(payment.ports),
   tokenId: payment.tokenId === null ? null : String(payment.tokenId),
   validBefore: new Date(payment.validBefore * 1_000).toISOString(),
   transactions: {

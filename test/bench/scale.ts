@@ -117,7 +117,13 @@ type Vendors = Awaited<ReturnType<typeof startFastVendors>>;
 
 function startWorkers(chainUrl: string, { vultrUrl, runpodUrl }: Vendors): Promise<BareWorkers> {
   const dataKey = secp256k1.keygen();
-  const shared = { DEPLOYMENT_ID: "bench", CHAIN_ID: "8453", CONTRACT_ADDRESS, RPC_URLS: chainUrl };
+  const shared = {
+    DEPLOYMENT_ID: "bench",
+    CHAIN_ID: "8453",
+    CONTRACT_ADDRESS,
+    RPC_URLS: chainUrl,
+    PUBLIC_URLS: "https://api.example",
+  };
   return startBareWorkers([
     {
       name: "edge",
@@ -127,7 +133,6 @@ function startWorkers(chainUrl: string, { vultrUrl, runpodUrl }: Vendors): Promi
         ...shared,
         START_BLOCK: "0",
         SCAN_RUN_SECONDS: "10",
-        PUBLIC_URLS: "https://api.example",
         DATA_PRIVATE_KEY: Buffer.from(dataKey.secretKey).toString("hex"),
       },
       objects: { IP_GUARD: { className: "IpGuard" }, LOG_BOOK: { className: "LogBook" } },
@@ -146,6 +151,7 @@ function startWorkers(chainUrl: string, { vultrUrl, runpodUrl }: Vendors): Promi
         RUNPOD_API_KEY: "bench",
         RUNPOD_API_URL: runpodUrl,
         RUNPOD_REQUESTS_PER_MINUTE: "1000000",
+        LOW_VENDOR_USD: "0",
       },
       objects: {
         VENDOR_GATE: { className: "VendorGate" },

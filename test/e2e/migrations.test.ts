@@ -8,7 +8,9 @@ const schemaOf = (database: DatabaseSync) =>
 
 test("a second try of a file that was applied in part ends as the first one would have", () => {
   for (const [i, { name, queries }] of readMigrations().entries()) {
-    for (let applied = 0; applied <= queries.length; applied++) {
+    // One statement is applied whole, and noted with it, or not at all.
+    const most = queries.length === 1 ? 0 : queries.length;
+    for (let applied = 0; applied <= most; applied++) {
       const [once, again] = [new DatabaseSync(":memory:"), new DatabaseSync(":memory:")];
       for (const database of [once, again])
         for (const earlier of readMigrations().slice(0, i)) for (const query of earlier.queries) database.exec(query);

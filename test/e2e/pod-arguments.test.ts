@@ -56,7 +56,16 @@ test("bash runs them: host key, rules and mark are in place before the image's s
   try {
     const ssh = join(root, "ssh");
     const hostKey = generateHostKey();
-    const spec = { label: "l", mark: "c0ffee", region: "COMMUNITY", plan: "p", publicKey: PUBLIC_KEY, hostKey };
+    const spec = {
+      label: "l",
+      mark: "c0ffee",
+      region: "COMMUNITY",
+      plan: "p",
+      publicKey: PUBLIC_KEY,
+      hostKey,
+      ports: [],
+      note: "# Of this pod\n",
+    };
     mkdirSync(ssh);
     // A host key of the image's, which everybody may read.
     writeFileSync(join(ssh, "ssh_host_ed25519_key"), "the image's own", { mode: 0o644 });
@@ -64,6 +73,7 @@ test("bash runs them: host key, rules and mark are in place before the image's s
     // The same words, of a container whose root is a folder.
     const script = (scriptOf(podStartArguments()) ?? "")
       .replaceAll("/etc/ssh", ssh)
+      .replaceAll("/root", root)
       .replaceAll("/start.sh", join(root, "start.sh"));
     const [shell = "", ...words] = commandOf(podStartArguments()).map((word) =>
       word.replace(/(?<=<<<)[\w+/=]+/, Buffer.from(script).toString("base64")),
@@ -74,6 +84,7 @@ test("bash runs them: host key, rules and mark are in place before the image's s
     expect(statSync(join(ssh, "ssh_host_ed25519_key")).mode & 0o777).toBe(0o600);
     expect(readFileSync(join(ssh, "ssh_host_ed25519_key.pub"), "utf8").trim()).toBe(hostKey.publicKey);
     expect(readFileSync(join(root, ".ssh/authorized_keys"), "utf8")).toBe(`${PUBLIC_KEY}\n`);
+    expect(readFileSync(join(root, "CLAWCLOUD.md"), "utf8")).toBe("# Of this pod\n");
     const rules = readFileSync(join(ssh, "sshd_config.d/00-clawcloud.conf"), "utf8").trim().split("\n");
     expect(rules).toEqual([
       "PasswordAuthentication no",

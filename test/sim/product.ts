@@ -64,6 +64,7 @@ const shared = {
   LOG_LEVEL: "error",
   DEPLOYMENT_ID,
   CONTRACT_ADDRESS,
+  PUBLIC_URLS: "https://api.sim",
   RPC_URLS: RPC_HOSTS.map((host) => `http://${host}`).join(","),
   CAPTURE_FIRST_TIERS: String(CAPTURE_FIRST_TIER),
 };
@@ -76,7 +77,6 @@ const edgeSettings = edgeConfig({
   PROVISION_DEADLINE_SECONDS: "600",
   CATALOG_SECONDS: "1800",
   UNCAPTURED_LIMIT_USDC_PER_HOUR: String(OPEN_LIMIT / 1_000_000n),
-  PUBLIC_URLS: "https://api.sim",
   DATA_PRIVATE_KEY: "11".repeat(32),
   X402_PAY_TO: OPERATOR,
   FACILITATOR_URL: `http://${FACILITATOR_HOST}`,
@@ -95,6 +95,8 @@ const provisionerEnv = {
   RUNPOD_API_KEY: "runpod",
   RUNPOD_API_URL: "http://runpod.sim",
   RUNPOD_REQUESTS_PER_MINUTE: "600",
+  // Nobody's account is empty there, and each call draws from the same numbers as its faults.
+  LOW_VENDOR_USD: "0",
   POLL_SECONDS: "15",
   BOOT_TIMEOUT_SECONDS: "240",
   LATE_REFUNDS: "pay",

@@ -9,12 +9,12 @@ const shared = {
   LOG_BOOK: { idFromName: () => null },
   DEPLOYMENT_ID: "test",
   RPC_URLS: "https://one.example,https://two.example",
+  PUBLIC_URLS: "https://api.example",
 };
 const EDGE = {
   ...shared,
   IP_GUARD: { idFromName: () => null },
   START_BLOCK: "1",
-  PUBLIC_URLS: "https://api.example",
   DATA_PRIVATE_KEY: "11".repeat(32),
 };
 const PROVISIONER = {

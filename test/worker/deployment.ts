@@ -194,6 +194,7 @@ export async function deploy(
     RPC_URLS: parts.rpcUrls.join(","),
     RPC_TIMEOUT_MS: "4000",
     CONFIRMATIONS: "0",
+    PUBLIC_URLS: "https://api.example",
     // Tests move the chain's clock on and ours not.
     CHAIN_MAX_AHEAD_SECONDS: "100000000",
   };
@@ -211,7 +212,6 @@ export async function deploy(
     ...shared,
     IP_GUARD: guards,
     START_BLOCK: String(await chain.reader.getBlockNumber()),
-    PUBLIC_URLS: "https://api.example",
     X402_PAY_TO: operator.address,
     FACILITATOR_URL: parts.facilitatorUrl,
     FACILITATOR_TIMEOUT_MS: "3000",

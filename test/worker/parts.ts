@@ -65,6 +65,7 @@ export const bookVariables = (parts: PartsInfo) => ({
 /** The provisioner's variables as the vendors' gate reads them in the tests. */
 export const gateVariables = (parts: PartsInfo) => ({
   DEPLOYMENT_ID: "gate",
+  PUBLIC_URLS: "https://api.example",
   RPC_URLS: parts.rpcUrls.join(","),
   // The generator point: a valid public key whose private half, 1, protects nothing.
   DATA_PUBLIC_KEY: "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798",

@@ -13,6 +13,7 @@ export type Pod = {
   args: string;
   disk: number;
   ports: string[];
+  registry: string | null;
   env: Record<string, string>;
   createdAt: number;
   /** When its container was started last: with its creation, or by a change of what it runs. */
@@ -43,7 +44,6 @@ export function viewOf(pod: Pod, bootMs: { starting: number; running: number }) 
   const status = running ? "RUNNING" : pod.boots && age >= bootMs.starting ? "STARTING" : "PROVISIONING";
   const port = pod.sshPort;
   const hasAddress = running && pod.ports.includes("22/tcp") && Date.now() >= pod.addressAt;
-  const mapping = { private: 22, public: port, type: "tcp", ip: "127.0.0.1" };
   return {
     id: pod.id,
     name: pod.name,
@@ -55,7 +55,7 @@ export function viewOf(pod: Pod, bootMs: { starting: number; running: number }) 
     mounts: {},
     ports: pod.ports,
     env: pod.env,
-    registry: null,
+    registry: pod.registry,
     gpu: { id: pod.gpu.id, count: 1 },
     cloud: pod.cloud,
     dataCenterId: running ? "EU-RO-1" : null,
@@ -75,13 +75,20 @@ export function viewOf(pod: Pod, bootMs: { starting: number; running: number }) 
       ? {
           uptime: Math.floor(age / 1_000),
           gpus: [],
-          ports: hasAddress && pod.addressIn !== "nowhere" ? [mapping] : [],
+          ports: hasAddress && pod.addressIn !== "nowhere" ? mappingOf(pod) : [],
         }
       : null,
     createdAt: new Date(pod.createdAt).toISOString(),
     startedAt: running ? new Date(Math.max(pod.startedAt, pod.pulledAt) + bootMs.running).toISOString() : null,
   };
 }
+
+/** Each port under another number, which is the same for as long as the pod is not started anew. */
+const mappingOf = (pod: Pod) =>
+  pod.ports.map((port, i) => {
+    const [number = "", type] = port.split("/");
+    return { private: Number(number), public: number === "22" ? pod.sshPort : pod.sshPort + i, type, ip: "127.0.0.1" };
+  });
 
 /** Pods of the same account that are none of ours, as odd as accounts have them: no list of pods may fail for one. */
 export const ODD_NEIGHBOURS: readonly Record<string, unknown>[] = [

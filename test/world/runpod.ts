@@ -228,6 +228,7 @@ export async function startRunpod(options: RunpodOptions) {
       args: String(body["args"] ?? ""),
       disk: Number(body["disk"] ?? 20),
       ports: (body["ports"] as string[] | undefined) ?? [],
+      registry: (body["registry"] as string | undefined) ?? null,
       env: (body["env"] as Record<string, string> | undefined) ?? {},
       createdAt: now,
       startedAt: now,

@@ -91,6 +91,7 @@ export function workerVariables(parts: Parts, publicUrl: string, dataKey = makeD
     CHAIN_ID: String(parts.chain.chainId),
     CONTRACT_ADDRESS,
     RPC_URLS: parts.rpcUrls.join(","),
+    PUBLIC_URLS: publicUrl,
     // Whoever plays with the local world may move the chain's clock on.
     CHAIN_MAX_AHEAD_SECONDS: "100000000",
   };
@@ -100,7 +101,6 @@ export function workerVariables(parts: Parts, publicUrl: string, dataKey = makeD
       START_BLOCK: "0",
       SWEEP_INTERVAL_SECONDS: "5",
       CATALOG_SECONDS: "30",
-      PUBLIC_URLS: publicUrl,
       FACILITATOR_URL: parts.facilitator.url,
       X402_PAY_TO: parts.chain.operator.address,
       DATA_PRIVATE_KEY: dataKey,

@@ -14,7 +14,6 @@ const LIMIT_MS = 15_000;
 /** RunPod's ids are letters and digits. */
 const NO_POD = "/v2/pods/no-such-pod";
 /** By RunPod's own rule an hour's cost has to be there before a pod is made: of the dearest card, twice. */
-const LOW_USD = 10;
 
 const balanceSchema = z.object({ balanceAmount: z.number(), billingMode: z.string() });
 const myselfSchema = z.object({
@@ -129,6 +128,7 @@ async function lookAtImage(config: ProvisionerConfig): Promise<Finding> {
       const todo = `Set RUNPOD_IMAGE to a tag that its registry has: there is no ${image}.`;
       return needed(what, `${image}: HTTP ${answer.status}`, todo);
     }
+    if (config.RUNPOD_REGISTRY !== undefined) return note(what, `${image} is private; pods log in by RUNPOD_REGISTRY`);
     const todo = `Check RUNPOD_IMAGE: its registry shows ${image} to nobody without an account (HTTP ${answer.status}), or has no such image.`;
     return needed(what, `${image}: HTTP ${answer.status}`, todo);
   } catch (error) {
@@ -143,7 +143,7 @@ async function lookAtBalance(config: ProvisionerConfig): Promise<Finding> {
     const told = balanceSchema.safeParse(answer.body);
     if (answer.status === 200 && told.success) {
       const { balanceAmount: balance, billingMode: mode } = told.data;
-      return tellBalance(balance, `${balance.toFixed(2)} USD, ${mode.toLowerCase()}`, mode === "PREPAID");
+      return tellBalance(config, balance, `${balance.toFixed(2)} USD, ${mode.toLowerCase()}`, mode === "PREPAID");
     }
     return await lookAtOldBalance(config, answer);
   } catch (error) {
@@ -158,11 +158,16 @@ async function lookAtOldBalance(config: ProvisionerConfig, refused: VendorAnswer
   if (!told.success) return note("balance", `not told to this key: ${refused.detail}; look at RunPod's console`);
   const { clientBalance: balance, currentSpendPerHr: spend, spendLimit: limit } = told.data.data.myself;
   const answer = `${balance.toFixed(2)} USD; it spends ${spend ?? "unknown"} of at most ${limit ?? "unknown"} USD/h`;
-  return tellBalance(balance, answer, true);
+  return tellBalance(config, balance, answer, true);
 }
 
-function tellBalance(balance: number, answer: string, isPrepaid: boolean): Finding {
-  if (!isPrepaid || balance >= LOW_USD) return well("balance", answer);
+function tellBalance(
+  { LOW_VENDOR_USD }: ProvisionerConfig,
+  balance: number,
+  answer: string,
+  isPrepaid: boolean,
+): Finding {
+  if (!isPrepaid || balance >= LOW_VENDOR_USD) return well("balance", answer);
   const todo = `Pay in at RunPod: at ${balance.toFixed(2)} USD it soon takes no order, and at zero it ends pods with their disks.`;
   return needed("balance", answer, todo);
 }

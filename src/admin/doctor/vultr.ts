@@ -142,14 +142,19 @@ function tellAccount(text: string, families: readonly (4 | 6)[]): Finding[] {
           `Give the user of Vultr's key the rights ${lacking.join(", ")}: machines can't be made or ended without them.`,
         )
       : note("key", `taken from ${from}; ${switches}`);
-  return [key, tellBalance(account)];
+  return [key, tellBalance(account, config.LOW_VENDOR_USD)];
 }
 
 /** Vultr writes what was paid in advance below zero, as its example's last payment is. */
-function tellBalance({ balance, pending_charges: pending }: z.output<typeof accountSchema>["account"]): Finding {
+function tellBalance(
+  { balance, pending_charges: pending }: z.output<typeof accountSchema>["account"],
+  lowUsd: number,
+): Finding {
   const answer = `balance ${balance ?? "unknown"} USD (below zero is credit), charges of this month ${pending ?? "unknown"} USD; how many machines the account may have, no API tells`;
-  if ((balance ?? 0) <= 0) return well("account", answer);
-  return needed("account", answer, `Pay what Vultr's account owes: ${balance} USD.`);
+  if (balance != null && balance > 0)
+    return needed("account", answer, `Pay what Vultr's account owes: ${balance} USD.`);
+  if (balance == null || -balance - (pending ?? 0) >= lowUsd) return well("account", answer);
+  return needed("account", answer, `Pay in at Vultr: less is left than LOW_VENDOR_USD, ${lowUsd} USD.`);
 }
 
 async function read<T>(config: ProvisionerConfig, path: string, schema: z.ZodType<T>): Promise<T> {

@@ -35,14 +35,15 @@ const MAX_PAGES = 50;
 
 // Only the id is required: a field of any other kind than documented is as good as missing.
 const text = z.string().nullish().catch(null);
+// No public address, although it is called one: RFC 1918, RFC 6598, link-local.
+const publicAddress = z
+  .string()
+  .regex(/^(?!10\.|192\.168\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.)\S+$/);
 const portSchema = z.object({
   private: z.literal(SSH_PORT),
   public: z.number(),
   type: z.literal("tcp"),
-  // No public address, although it is called one: RFC 1918, RFC 6598, link-local.
-  ip: z
-    .string()
-    .regex(/^(?!10\.|192\.168\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.)\S+$/),
+  ip: publicAddress,
 });
 const podSchema = z.object({
   id: z.string().min(1),
@@ -59,6 +60,10 @@ const podSchema = z.object({
     .nullish()
     .catch(null),
 });
+/** Of `runtime.ports`: others (the proxy's, or one without a public side yet) are left out. */
+const mappedPort = z
+  .object({ private: z.int(), public: z.int().min(1).max(65_535), type: z.literal("tcp"), ip: publicAddress })
+  .transform(({ private: port, public: publicPort, ip: host }) => ({ port, host, publicPort }));
 const podPage = z.object({
   pods: z.array(z.unknown()),
   pagination: z.object({ hasNextPage: z.boolean(), nextCursor: z.string().nullable() }).optional(),
@@ -71,6 +76,9 @@ const gpuSchema = z.object({
   price: z.object({ secure: z.number().nullish(), community: z.number().nullish() }).nullish(),
 });
 const gpuCatalog = z.object({ gpus: z.array(z.unknown()) });
+
+const balanceSchema = z.object({ balanceAmount: z.number(), billingMode: z.string() });
+const oldBalanceSchema = z.object({ data: z.object({ myself: z.object({ clientBalance: z.number() }) }) });
 
 const STATUS: Record<string, Machine["state"]> = {
   PROVISIONING: "starting",
@@ -112,17 +120,19 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
   return {
     name: "runpod",
 
-    prepareCalls: 0,
+    prepareCalls: () => 0,
     prepare: async () => ({}),
 
     async create(spec: MachineSpec): Promise<Machine> {
       const answer = await callVendor(access, "POST", "/v2/pods", {
         name: spec.label,
         image: config.RUNPOD_IMAGE,
+        ...(config.RUNPOD_REGISTRY === undefined ? {} : { registry: config.RUNPOD_REGISTRY }),
         gpu: { id: spec.plan, count: 1, minCudaVersion: config.RUNPOD_MIN_CUDA },
         cloud: spec.region,
         disk: config.RUNPOD_DISK_GB,
-        ports: [`${SSH_PORT}/tcp`],
+        // By TCP, since its HTTP proxy cuts connections after 100 seconds and ends TLS itself.
+        ports: [SSH_PORT, ...spec.ports].map((port) => `${port}/tcp`),
         env: podEnvironment(spec),
         args: podStartArguments(),
         // Account keys must never reach a customer's machine.
@@ -160,6 +170,19 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
     readLog: (instanceId) => readPodLog(access, pathId(instanceId)),
 
     list,
+
+    async balance() {
+      const answer = await callVendor(access, "GET", "/v2/billing/balance");
+      if (isSuccess(answer)) {
+        const { balanceAmount, billingMode } = parseAnswer("runpod", answer, balanceSchema);
+        return billingMode === "PREPAID" ? balanceAmount : null;
+      }
+      if (answer.status !== 404) throw refusal(answer);
+      // Where that is not known yet: an interface that ends in 2027.
+      const old = await callVendor(access, "POST", "/graphql", { query: "query { myself { clientBalance } }" });
+      if (!isSuccess(old)) throw refusal(old);
+      return parseAnswer("runpod", old, oldBalanceSchema).data.myself.clientBalance;
+    },
 
     catalogCalls: config.RUNPOD_CLOUDS.length,
     async catalog(): Promise<Offer[]> {
@@ -203,6 +226,7 @@ function toMachine(pod: z.output<typeof podSchema>): Machine {
     ...addressOf(pod),
     phase: state === "up" && runtime == null ? `${pod.status}, its container is not` : String(pod.status),
     upSeconds: state === "up" ? (runtime?.uptime ?? null) : null,
+    mapped: (runtime?.ports ?? []).flatMap((port) => mappedPort.safeParse(port).data ?? []),
   };
 }
 

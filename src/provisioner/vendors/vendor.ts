@@ -1,5 +1,6 @@
 // What a vendor adapter is: five flat verbs and a catalog. Its errors are named by what the caller should do.
 import type { Offer } from "../../db/schema.ts";
+import type { OpenPort } from "../../vms/ports.ts";
 
 export type VendorName = "vultr" | "runpod";
 
@@ -15,6 +16,10 @@ export type MachineSpec = {
   /** authorized_keys line of the customer. */
   publicKey: string;
   hostKey: { privateKey: string; publicKey: string };
+  /** TCP ports to be open beside SSH. */
+  ports: readonly number[];
+  /** Text of its /root/CLAWCLOUD.md. */
+  note: string;
 };
 
 /** What every order at a vendor needs, as `prepare` found it: ids by name. No secrets. */
@@ -35,14 +40,27 @@ export type Machine = {
   phase: string;
   /** Seconds that its system has run for, by the vendor; null where the vendor does not say. */
   upSeconds: number | null;
+  /** Where its ports are reached, as far as the vendor says; null where each is reached under its own number. */
+  mapped: readonly { port: number; host: string; publicPort: number }[] | null;
 };
+
+/** Where the world reaches ports of a machine; null while the vendor has not said it of all of them. */
+export function reachPorts(
+  { host, mapped }: Pick<Machine, "host" | "mapped">,
+  ports: readonly number[],
+): OpenPort[] | null {
+  const found = ports.map((port) =>
+    mapped === null ? { port, host, publicPort: port } : mapped.find((one) => one.port === port),
+  );
+  return found.every((one) => one !== undefined) ? found : null;
+}
 
 export type Vendor = {
   name: VendorName;
-  /** Reads (or makes once) what `create` needs, so that a create is one call. Makes no machine. */
-  prepare(): Promise<Supplies>;
+  /** Reads (or makes once) what `create` needs for machines with these ports, so that a create is one call. Makes no machine. */
+  prepare(ports?: readonly number[]): Promise<Supplies>;
   /** How many calls that takes the first time. */
-  prepareCalls: number;
+  prepareCalls(ports: readonly number[]): number;
   create(spec: MachineSpec, supplies: Supplies): Promise<Machine>;
   /**
    * Gives a machine new keys, a new mark and a new name, and leaves nothing of what was on it. Settled when the vendor took
@@ -63,6 +81,8 @@ export type Vendor = {
   catalog(): Promise<Offer[]>;
   /** How many calls that takes. */
   catalogCalls: number;
+  /** What the account can still spend, in USD; null where it is billed afterwards. Two calls at most. */
+  balance(): Promise<number | null>;
 };
 
 /**

@@ -7,6 +7,7 @@ import { cloudConfig, SPENT_CLOUD_CONFIG } from "../cloud-init.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
 import { callVendor, isSuccess, parseAnswer, readMachines, readRows, timeOf, type VendorAnswer } from "./request.ts";
 import { type Machine, type MachineSpec, type Supplies, type Vendor, VendorError } from "./vendor.ts";
+import { ensureFirewall, firewallCalls } from "./vultr-firewall.ts";
 
 /** By tier. */
 export const VULTR_PLANS: readonly string[] = ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb", "vc2-4c-8gb"];
@@ -40,12 +41,10 @@ const meta = z.object({
   links: z.object({ next: z.string().nullish() }),
 });
 const instancePage = z.object({ instances: z.array(z.unknown()), meta });
-const groupSchema = z.object({ id: z.string().min(1), description: z.string() });
-const ruleSchema = z.object({ ip_type: z.string(), port: z.string() });
-const rulePage = z.object({ firewall_rules: z.array(z.unknown()) });
 const groupPage = z.object({ firewall_groups: z.array(z.unknown()), meta });
 const osSchema = z.object({ id: z.number(), name: z.string() });
 const osPage = z.object({ os: z.array(z.unknown()), meta });
+const accountSchema = z.object({ account: z.object({ balance: z.number(), pending_charges: z.number() }) });
 
 // `status` is an open set: what is not here is loud and counts as starting.
 const STATUS: Record<string, "starting" | "up" | "dead"> = {
@@ -100,30 +99,13 @@ export function createVultr(config: ProvisionerConfig): Vendor {
     return found.id;
   }
 
-  /** One firewall group per deployment, with SSH open and nothing else; found by its description, made once. */
-  async function ensureFirewall(): Promise<string> {
-    const description = `clawcloud-${config.DEPLOYMENT_ID} ssh-${config.VULTR_SSH_PORT}`;
-    const groups = (await pages("/firewalls", groupPage)).flatMap((page) => page.firewall_groups);
-    let group = readRows("vultr", groups, groupSchema).find((one) => one.description === description);
-    if (group === undefined) {
-      const made = await callVendor(access, "POST", "/firewalls", { description });
-      if (!isSuccess(made)) throw refusalOfCall("vultr", made);
-      group = parseAnswer("vultr", made, z.object({ firewall_group: groupSchema })).firewall_group;
-    }
-    const { firewall_rules } = await read(`/firewalls/${group.id}/rules`, rulePage);
-    const rules = readRows("vultr", firewall_rules, ruleSchema);
-    for (const [ip_type, subnet] of [
-      ["v4", "0.0.0.0"],
-      ["v6", "::"],
-    ] as const) {
-      const port = String(config.VULTR_SSH_PORT);
-      if (rules.some((rule) => rule.ip_type === ip_type && rule.port === port)) continue;
-      const rule = { ip_type, protocol: "tcp", subnet, subnet_size: 0, port, notes: "ssh" };
-      const added = await callVendor(access, "POST", `/firewalls/${group.id}/rules`, rule);
-      if (!isSuccess(added)) throw refusalOfCall("vultr", added);
-    }
-    return group.id;
+  async function make<T>(path: string, body: object, schema: z.ZodType<T>): Promise<T> {
+    const answer = await callVendor(access, "POST", path, body);
+    if (!isSuccess(answer)) throw refusalOfCall("vultr", answer);
+    return parseAnswer("vultr", answer, schema);
   }
+  const remove = (path: string) => callVendor(access, "DELETE", path);
+  const groups = async () => (await pages("/firewalls", groupPage)).flatMap((page) => page.firewall_groups);
 
   async function list(): Promise<Machine[]> {
     const all = await pages("/instances", instancePage);
@@ -147,8 +129,11 @@ export function createVultr(config: ProvisionerConfig): Vendor {
   return {
     name: "vultr",
 
-    prepareCalls: 6,
-    prepare: async () => ({ osId: await findOs(), firewallGroup: await ensureFirewall() }),
+    prepareCalls: (ports) => 1 + firewallCalls(ports),
+    prepare: async (ports = []) => ({
+      osId: await findOs(),
+      firewallGroup: await ensureFirewall({ groups, read, make, remove }, config, ports, Date.now()),
+    }),
 
     async create(spec: MachineSpec, supplies: Supplies): Promise<Machine> {
       const answer = await callVendor(access, "POST", "/instances", {
@@ -199,6 +184,12 @@ export function createVultr(config: ProvisionerConfig): Vendor {
 
     list,
 
+    // Payments are negative in its books: a balance below zero is ours. What this month has cost so far comes off it.
+    async balance() {
+      const { account } = await read("/account", accountSchema);
+      return -account.balance - account.pending_charges;
+    },
+
     catalogCalls: config.VULTR_REGIONS.length * kinds.length,
     async catalog(): Promise<Offer[]> {
       const offers: Offer[] = [];
@@ -247,6 +238,7 @@ function toMachine(instance: Instance, port: number): Machine {
     port,
     phase: [status, power, server].join("/"),
     upSeconds: null,
+    mapped: null,
   };
 }
 

@@ -6,6 +6,7 @@ import { reencrypt } from "../../credentials/reencrypt.ts";
 import { countSealed, SEALED_IN } from "../../db/data-keys.ts";
 import { listPauses, pause, resume } from "../../db/pauses.ts";
 import { loadCursor } from "../../db/scan.ts";
+import { loadCatalog } from "../../db/sweep.ts";
 import { AppError } from "../../errors.ts";
 import { note } from "../../log.ts";
 import { enqueue } from "../../vms/sweep.ts";
@@ -18,6 +19,7 @@ const MAX_SCAN_BLOCKS = 50_000;
 const MAX_REENCRYPTED = 400;
 const REENCRYPTED_BY_DEFAULT = 200;
 
+const VENDORS = ["vultr", "runpod"] as const;
 const pausable = z.enum(["provisioning", "payouts"]);
 const pauseSchema = z.object({ what: pausable, since: isoTime, reason: z.string(), by: z.string() }).openapi("Pause");
 const blockNumber = z.int().min(0);
@@ -90,6 +92,26 @@ const scanRange = createRoute({
       }),
     ),
     ...adminErrors(502),
+  },
+});
+
+const readVendors = createRoute({
+  method: "get",
+  path: "/admin/vendors",
+  summary: "What our accounts at the vendors can still spend, as read with their catalogs",
+  description:
+    "`balanceUsd` is null where it could not be read, where the account is billed afterwards, or where LOW_VENDOR_USD is 0.",
+  ...FOR_OPERATORS,
+  responses: {
+    200: jsonOf(
+      "The vendors whose catalogs were read",
+      z.object({
+        vendors: z.array(
+          z.object({ vendor: z.enum(VENDORS), balanceUsd: z.number().nullable(), readAt: isoTime }).openapi("Vendor"),
+        ),
+      }),
+    ),
+    ...adminErrors(),
   },
 });
 
@@ -168,6 +190,16 @@ export function mountAdminUpkeep(app: Router): void {
     const body = { fromBlock, toBlock: last, queued: queued.length, next: last < end ? last + 1 : null };
     note(body);
     return c.json(body, 200);
+  });
+
+  app.openapi(readVendors, async (c) => {
+    const { stock } = (await loadCatalog(c.var.db)) ?? {};
+    const vendors = VENDORS.flatMap((vendor) => {
+      const read = stock?.[vendor];
+      if (read === undefined) return [];
+      return [{ vendor, balanceUsd: read.balanceUsd ?? null, readAt: isoOf(read.readAt) ?? "" }];
+    });
+    return c.json({ vendors }, 200);
   });
 
   app.openapi(readPauses, async (c) => c.json(await pausesBody(c.var.db), 200));

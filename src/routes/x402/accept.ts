@@ -25,6 +25,7 @@ import type { Offer } from "../../chain/offers.ts";
 import * as store from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
+import { formatPorts, sortPorts } from "../../vms/ports.ts";
 import { isCapturedFirst, RETRY_SECONDS, requireSaleable, uncapturedRoom } from "./offer.ts";
 
 const WAKE_MS = 60_000;
@@ -36,7 +37,13 @@ type Services = App["Variables"];
 type Asked = {
   till: Till;
   payment: Payment;
-  order: { tier: number; durationDays: number; sshPublicKey?: string | undefined; region?: string | undefined };
+  order: {
+    tier: number;
+    durationDays: number;
+    sshPublicKey?: string | undefined;
+    region?: string | undefined;
+    ports?: readonly number[] | undefined;
+  };
   offer: Offer;
   demandAt: (pricePerDay: bigint) => Demand;
   /** Throws where the payer has not signed for what is in the body. */
@@ -64,7 +71,8 @@ export async function acceptOrder(services: Services, asked: Asked): Promise<sto
   }
   const { checked, request, quotedBlock } = await shown(services, asked, names.id, known, []);
   const { tier, durationDays, sshPublicKey = null, region = null } = asked.order;
-  const what = { kind: "compute", request, tier, durationDays, sshPublicKey, region, quotedBlock } as const;
+  const ports = formatPorts(sortPorts(asked.order.ports ?? []));
+  const what = { kind: "compute", request, tier, durationDays, sshPublicKey, region, ports, quotedBlock } as const;
   if (known !== null)
     return take(services, asked, { checked: asClaimed(known, checked), known, what, unless: undefined });
   const unless = { payer: checked.payer, request, since: now - SAME_ORDER_MS };
@@ -80,8 +88,7 @@ async function shown(
   amounts: readonly string[],
 ) {
   const { config, db } = services;
-  const { tier, durationDays, sshPublicKey = null, region = null } = order;
-  const quoted = await store.quotedSince(db, tier, now - config.QUOTE_SECONDS * 1_000);
+  const quoted = await store.quotedSince(db, order.tier, now - config.QUOTE_SECONDS * 1_000);
   const kept = quoted
     .filter(({ pricePerDay }) => BigInt(pricePerDay) !== offer.pricePerDay)
     .map(({ pricePerDay, blockNumber }) => ({ ...demandAt(BigInt(pricePerDay)), blockNumber }));
@@ -90,7 +97,7 @@ async function shown(
   try {
     const checked = await checkPayment(services, till, payment, [today, ...kept, ...before]);
     await requireBody(checked);
-    const request = requestHash(JSON.stringify(["compute", tier, durationDays, sshPublicKey, region]));
+    const request = requestOf(order);
     if (known !== null) requireSameRequest(known, checked, request);
     const quotedBlock = kept.find(({ amount }) => amount === checked.demand.amount)?.blockNumber ?? offer.blockNumber;
     return { checked, request, quotedBlock };
@@ -101,6 +108,19 @@ async function shown(
       throw await refuseStray(services, till, payment, today, async () => offer, error, now);
     throw error;
   }
+}
+
+/** What the payment is for. Ports are left out where there are none: so it was before there were any. */
+function requestOf({ tier, durationDays, sshPublicKey, region, ports = [] }: Asked["order"]): string {
+  const wish = [
+    "compute",
+    tier,
+    durationDays,
+    sshPublicKey ?? null,
+    region ?? null,
+    ...(ports.length === 0 ? [] : [sortPorts(ports)]),
+  ];
+  return requestHash(JSON.stringify(wish));
 }
 
 async function take(services: Services, asked: Asked, found: Found): Promise<store.Payment> {

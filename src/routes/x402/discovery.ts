@@ -58,7 +58,8 @@ export function mountDiscovery(app: Router): void {
     const items = [await itemOf(till, `${api}${credentials.path}`, "GET", credentials, [credentials])];
     const [any] = machines;
     if (any !== undefined) {
-      const description = "A ClawCloud machine: tier and days are in the body, /tiers has the prices.";
+      const description =
+        "A ClawCloud machine: tier and days are in the body, /tiers has the prices. SSH alone is open, unless `ports` asks for more.";
       items.push(await itemOf(till, `${api}${any.path}`, "POST", { ...any, description }, machines));
     }
     c.header("Cache-Control", "public, max-age=30");

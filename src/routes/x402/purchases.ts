@@ -18,6 +18,7 @@ import * as store from "../../db/payments.ts";
 import { statementsOf } from "../../db/reads.ts";
 import { AppError } from "../../errors.ts";
 import { captureDeadline, isCharged, orderSeconds, wirePayment } from "../../vms/payments.ts";
+import { MAX_PORTS, portsProblem } from "../../vms/ports.ts";
 import { deliveryOfOrder } from "../../vms/shop.ts";
 import { REGION_NAMES, TIER_COUNT, TIERS } from "../../vms/tiers.ts";
 import { errorsOf, paidErrorsOf, paymentIdSchema, txHashSchema, wireDelivery } from "../schemas.ts";
@@ -32,6 +33,7 @@ const LOOK_MS = 1_000;
 const MAX_HELD = 2;
 const MAX_HELD_ORDERS = 10_000;
 const MAX_DAYS = 365;
+const PORTS_RULE = "must be whole numbers from 1 to 65535; only TCP can be opened";
 /** An RSA key of 16,384 bits, with room for a comment. */
 const MAX_KEY_CHARS = 3_000;
 
@@ -67,6 +69,19 @@ const bodySchema = z
         example: "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
       }),
     region: z.enum(REGION_NAMES).optional().openapi({ description: "Tiers 0-3 alone" }),
+    ports: z
+      .array(z.int(PORTS_RULE).min(1, PORTS_RULE).max(65_535, PORTS_RULE))
+      .max(MAX_PORTS, `must be ${MAX_PORTS} ports at most`)
+      .refine((ports) => portsProblem(ports) === null, {
+        error: ({ input }) => portsProblem(input as number[]) ?? PORTS_RULE,
+      })
+      .optional()
+      .openapi({
+        uniqueItems: true,
+        description:
+          "TCP ports to be open to the world beside SSH; without it SSH is all. Not 22, which is open in any case, nor 25. A VM has them under their own numbers; a GPU's are mapped to others: `ports` of /status and /credentials says to which. They stay with the machine, whoever owns it, through rotations and replacements.",
+        example: [80, 443],
+      }),
   })
   .refine(({ tier, region }) => region === undefined || TIERS[tier]?.type === "vm", {
     path: ["region"],
@@ -80,7 +95,7 @@ const buyRoute = createRoute({
   path: "/x402/purchase-compute",
   summary: "Buy a machine with a signed payment",
   description:
-    "x402 of either version; the price is the contract's, kept for a while after it was quoted. The payment is taken once the machine answers SSH, and the token goes to the payer then: a machine that can't be had costs nothing. The demand says so where it is taken first instead, for large orders and while many are open; it is paid back then where no machine can be had. Poll `statusUrl`, or ask with `Prefer: wait=60` for an answer that is held; once it is settled, `credentialsUrl` has the login for the owner's signature. The same payment, or another one with the same payment-identifier, buys once; so does the same order by the same payer within a minute, unless it carries another identifier. What can't be sold is refused without a payment as well, with what could be sold instead in `details`: `{tier, durationDays, amount}`, the nearest first. Clients cap what they pay: raise the cap (`@x402/fetch` $1, `x402-fetch` $0.10) to the quoted amount.",
+    "x402 of either version; the price is the contract's, kept for a while after it was quoted. The payment is taken once the machine answers SSH, and the token goes to the payer then: a machine that can't be had costs nothing. The demand says so where it is taken first instead, for large orders and while many are open; it is paid back then where no machine can be had. Poll `statusUrl`, or ask with `Prefer: wait=60` for an answer that is held; once it is settled, `credentialsUrl` has the login for the owner's signature. The same payment, or another one with the same payment-identifier, buys once; so does the same order by the same payer within a minute, unless it carries another identifier. SSH alone is open on the machine unless the order asks for `ports`. What can't be sold is refused without a payment as well, with what could be sold instead in `details`: `{tier, durationDays, amount}`, the nearest first. Clients cap what they pay: raise the cap (`@x402/fetch` $1, `x402-fetch` $0.10) to the quoted amount.",
   middleware: [...paidRoute, limitedBody, jsonBody] as const,
   parameters: [
     ...PAYMENT_HEADERS,
@@ -158,6 +173,13 @@ const DISCOVERY = discoveryOf(
     durationDays: { type: "integer", minimum: 1, maximum: MAX_DAYS },
     sshPublicKey: { type: "string" },
     region: { type: "string", enum: REGION_NAMES },
+    ports: {
+      type: "array",
+      items: { type: "integer", minimum: 1, maximum: 65_535 },
+      maxItems: MAX_PORTS,
+      uniqueItems: true,
+      description: "TCP ports to be open beside SSH; without it SSH is all",
+    },
   },
   ["tier", "durationDays"],
   { purchaseId: "0123456789abcdef0123456789abcdef", status: "authorized", statusUrl: "https://…" },

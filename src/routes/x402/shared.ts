@@ -43,6 +43,7 @@ export const purchaseSchema = z
     delivery: deliverySchema.optional().openapi({ description: "While the order waits for its machine" }),
     tier: z.number().nullable(),
     durationDays: z.number().nullable(),
+    ports: z.array(z.number()).openapi({ description: "TCP ports that it asks for beside SSH" }),
     tokenId: z.string().nullable(),
     validBefore: isoTime,
     transactions: z.object({

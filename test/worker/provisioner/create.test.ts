@@ -256,7 +256,7 @@ test("a consumer that lost its lease can write neither attempt nor state (hard c
     createSentAt: now,
     startedAt: now,
   };
-  const failure: unknown = await openAttempt(world.db, vm, "mine", attempt).catch((error: unknown) => error);
+  const failure: unknown = await openAttempt(world.db, vm, "mine", attempt, null).catch((error: unknown) => error);
   expect(isFenced(failure)).toBe(true);
   expect(await world.rows("SELECT * FROM attempts")).toEqual([]);
   expect(await world.vm(tokenId)).toMatchObject({ step: "create", attempt: 0, lease: "theirs" });

@@ -44,7 +44,9 @@ async function order(world: Deployment, vendor: Vendor): Promise<string> {
   const { publicKey } = await generateSshKeyPair("ed25519");
   orders += 1;
   const label = `clawcloud-${world.edge.DEPLOYMENT_ID}-${orders}-00000000-0-1`;
-  const spec: MachineSpec = { label, mark: "abc", ...PLACES[vendor.name], publicKey, hostKey: generateHostKey() };
+  const place = PLACES[vendor.name];
+  const keys = { publicKey, hostKey: generateHostKey() };
+  const spec: MachineSpec = { label, mark: "abc", ...place, ...keys, ports: [], note: "# A machine\n" };
   return (await vendor.create(spec, await vendor.prepare())).instanceId;
 }
 

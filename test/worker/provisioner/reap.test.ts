@@ -19,7 +19,8 @@ const NO_GRACE = { provisioner: { ORPHAN_GRACE_SECONDS: "0" } };
 async function stray(world: Deployment, label: string): Promise<string> {
   const vendor = world.context.vendors.vultr;
   const spec = { label, mark: "0123456789abcdef", region: "ewr", plan: "vc2-1c-1gb", publicKey: "ssh-ed25519 AAAA" };
-  return (await vendor.create({ ...spec, hostKey: generateHostKey() }, await vendor.prepare())).instanceId;
+  return (await vendor.create({ ...spec, hostKey: generateHostKey(), ports: [], note: "" }, await vendor.prepare()))
+    .instanceId;
 }
 const labelOf = (world: Deployment, tokenId: number, hash = "abcdef01") =>
   `clawcloud-${world.edge.DEPLOYMENT_ID}-${tokenId}-${hash}-0-1`;

@@ -18,6 +18,8 @@ async function specOf(world: Deployment, vendor: Vendor, number = 1): Promise<Ma
     ...place,
     publicKey,
     hostKey: generateHostKey(),
+    ports: [],
+    note: "# A machine\n",
   };
 }
 const failure = (work: Promise<unknown>) =>
@@ -153,4 +155,19 @@ test("a system that Vultr does not have is refused by its name, and no other one
     action: "page",
     message: 'vultr: VULTR_OS: there is no system "Ubuntu 24.4 LTS"',
   });
+});
+
+test("RunPod pulls its image with the registry login of RUNPOD_REGISTRY, and with none where that is not set", async () => {
+  for (const [settings, registry] of [
+    [{ RUNPOD_REGISTRY: "clzdaifot0001l90809257ynb" }, "clzdaifot0001l90809257ynb"],
+    [{}, undefined],
+  ] as const) {
+    const world = await deploy({ provisioner: settings });
+    const vendor = world.context.vendors.runpod;
+    const from = Date.now();
+    const { instanceId } = await vendor.create(await specOf(world, vendor), {});
+    const order = (await journal("runpod", from)).find(({ method }) => method === "POST");
+    expect(order?.requestBody["registry"]).toBe(registry);
+    await vendor.delete(instanceId);
+  }
 });

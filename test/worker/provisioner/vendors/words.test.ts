@@ -10,6 +10,8 @@ const SPEC = {
   mark: "abc123",
   publicKey: `ssh-ed25519 ${"A".repeat(68)}`,
   hostKey: generateHostKey(),
+  ports: [],
+  note: "# A machine\n",
 };
 const specOf = ({ name }: Vendor): MachineSpec =>
   name === "vultr"

@@ -16,7 +16,13 @@ import {
 } from "../../../world/payer.ts";
 import { chain, type Deployment, deployer, operator } from "../../deployment.ts";
 
-export type Order = { tier?: number; durationDays?: number; sshPublicKey?: string; region?: string };
+export type Order = {
+  tier?: number;
+  durationDays?: number;
+  sshPublicKey?: string;
+  region?: string;
+  ports?: readonly number[];
+};
 
 export const post = (world: Deployment, path: string, body: object, headers: Record<string, string> = {}) =>
   world.request(path, {
