@@ -1,6 +1,6 @@
 // What the repository promises about itself: who holds which secret, artifacts that match their sources.
 import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { unstable_readConfig } from "wrangler";
 import { EDGE_VARIABLES, PROVISIONER_VARIABLES } from "../../src/config.ts";
@@ -72,4 +72,12 @@ test("every variable of both Workers is in the README's tables", () => {
   const readme = readFileSync("README.md", "utf8");
   const missing = [...EDGE_VARIABLES, ...PROVISIONER_VARIABLES].filter((name) => !readme.includes(`\`${name}\``));
   expect(missing).toEqual([]);
+});
+
+test("every test that the table of assumptions names exists", () => {
+  const named = [...readFileSync("test/README.md", "utf8").matchAll(/`(test\/[\w/-]+\.test\.ts)`/g)].map(
+    ([, file = ""]) => file,
+  );
+  expect(named.length).toBeGreaterThan(20);
+  expect(named.filter((file) => !existsSync(file))).toEqual([]);
 });

@@ -20,7 +20,10 @@ export type RunpodOptions = VendorServerOptions & {
   /** What `save` of an earlier one gave. */
   saved?: RunpodSaved | undefined;
 };
-export type RunpodSaved = { pod: Omit<Pod, "door" | "timers">; door: DoorKeys | null }[];
+export type RunpodSaved = {
+  pod: Omit<Pod, "door" | "timers" | "pulledAt"> & { pulledAt: number | null };
+  door: DoorKeys | null;
+}[];
 
 const GPUS: Gpu[] = [
   { id: "NVIDIA GeForce RTX 4090", name: "RTX 4090", memory: 24, secure: 0.69, community: 0.34 },
@@ -317,7 +320,8 @@ export async function startRunpod(options: RunpodOptions) {
   }
 
   for (const { pod: saved, door } of options.saved ?? []) {
-    const pod: Pod = { ...saved, door: undefined, timers: [] };
+    // In JSON, a pull that never ends is null.
+    const pod: Pod = { ...saved, pulledAt: saved.pulledAt ?? Infinity, door: undefined, timers: [] };
     pods.set(pod.id, pod);
     // One that was still booting boots anew.
     if (isConfigured(door)) pod.door = await openDoor("127.0.0.1", pod.sshPort, hardwareOf(pod), door);

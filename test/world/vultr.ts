@@ -314,26 +314,24 @@ export async function startVultr(options: VultrOptions) {
       });
       return;
     }
-    // On a busy machine both timers are due at once.
-    let opening: Promise<unknown> | undefined;
     later(instance, bootMs.sshd, async () => {
       // The image's own sshd: its own host key, nobody's login key.
       const stock = { hostKey: null, authorizedKeys: [], addendum: "Ubuntu-3ubuntu13" };
-      const door = openDoor(instance.address, options.sshPort, hardware(instance), stock);
-      opening = door;
-      instance.door = await door;
+      instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), stock);
+      // Begun here: of two timers that are late the later one may come first.
+      later(instance, bootMs.configured - bootMs.sshd, () => configure(instance));
     });
-    later(instance, bootMs.configured, async () => {
-      // cloud-init is not through while that fault is on.
-      while (server.findFault("create", "unconfigured") !== undefined) await server.pause(CONFIGURED_LOOK_MS);
-      const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
-      await opening;
-      await instance.door?.close();
-      instance.door = undefined;
-      if (keys === null || !instances.has(instance.id)) return;
-      instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), keys);
-      if (!instances.has(instance.id)) await close(instance);
-    });
+  }
+
+  async function configure(instance: Instance): Promise<void> {
+    // cloud-init is not through while that fault is on.
+    while (server.findFault("create", "unconfigured") !== undefined) await server.pause(CONFIGURED_LOOK_MS);
+    const keys = readCloudConfig(instance, groups.get(instance.firewallGroup)?.rules ?? [], options.sshPort);
+    await instance.door?.close();
+    instance.door = undefined;
+    if (keys === null || !instances.has(instance.id)) return;
+    instance.door = await openDoor(instance.address, options.sshPort, hardware(instance), keys);
+    if (!instances.has(instance.id)) await close(instance);
   }
 
   const groupView = (group: Group) => ({

@@ -90,6 +90,7 @@ async function lookAtAccount(config: ProvisionerConfig): Promise<Finding[]> {
       : tellAccount(
           taken.text,
           reached.map(({ family }) => family),
+          config.LOW_VENDOR_USD,
         )),
   ];
 }
@@ -119,7 +120,7 @@ function errorOf(text: string): string {
   }
 }
 
-function tellAccount(text: string, families: readonly (4 | 6)[]): Finding[] {
+function tellAccount(text: string, families: readonly (4 | 6)[], lowUsd: number): Finding[] {
   const from = families.map((family) => `IPv${family}`).join(" and ");
   const switches =
     families.length === 2
@@ -142,7 +143,7 @@ function tellAccount(text: string, families: readonly (4 | 6)[]): Finding[] {
           `Give the user of Vultr's key the rights ${lacking.join(", ")}: machines can't be made or ended without them.`,
         )
       : note("key", `taken from ${from}; ${switches}`);
-  return [key, tellBalance(account, config.LOW_VENDOR_USD)];
+  return [key, tellBalance(account, lowUsd)];
 }
 
 /** Vultr writes what was paid in advance below zero, as its example's last payment is. */

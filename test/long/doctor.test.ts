@@ -14,11 +14,11 @@ import { prepare } from "../../src/admin/smoke/prepare.ts";
 import { describe, exitCodeOf, tell } from "../../src/admin/smoke/report.ts";
 import { makeTrip } from "../../src/admin/smoke/run.ts";
 import { setLogLevel } from "../../src/log.ts";
+import { checkJournal } from "../e2e/vendor-documents.ts";
 import { type Variables, writeCheckout } from "../world/checkout.ts";
 import { API_TOKEN, startCloudflare, startRegistry } from "../world/cloudflare.ts";
 import { freePort } from "../world/ports.ts";
 import { startWorld, type World, workerVariables } from "../world/world.ts";
-import { checkJournal } from "./vendor-documents.ts";
 
 const run = promisify(execFile);
 const DATABASE_ID = "11111111-2222-4333-8444-555555555555";
