@@ -17,13 +17,14 @@ import { setLogLevel } from "../../src/log.ts";
 import { checkJournal } from "../e2e/vendor-documents.ts";
 import { type Variables, writeCheckout } from "../world/checkout.ts";
 import { API_TOKEN, startCloudflare, startRegistry } from "../world/cloudflare.ts";
+import { readMigrations } from "../world/migrations.ts";
 import { freePort } from "../world/ports.ts";
 import { startWorld, type World, workerVariables } from "../world/world.ts";
 
 const run = promisify(execFile);
 const DATABASE_ID = "11111111-2222-4333-8444-555555555555";
 const IMAGE = "runpod/pytorch:2.1.0-py3.10-cuda11.8.0-devel-ubuntu22.04";
-const MIGRATIONS = ["0000_tables.sql", "0001_counters.sql"];
+const MIGRATIONS = readMigrations().map(({ name }) => name);
 const documents = new URL("../../../shared/vendors/", import.meta.url);
 const hasDocuments = existsSync(documents.pathname);
 if (!hasDocuments)
@@ -131,7 +132,7 @@ test("in a world that is well: a row for each thing, nothing to do, exit code 0,
     /image +.* is at its registry/,
     /balance +435\.85 USD/,
     /data key +[0-9a-f]+: its halves belong together/,
-    /migrations +all 2 applied/,
+    /migrations +all \d+ applied/,
     /queues +clawcloud-jobs, clawcloud-jobs-dead/,
     /provisioner's secrets +the Worker is not deployed yet/,
     /facilitator +.*exact v2/,

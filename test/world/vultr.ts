@@ -160,6 +160,12 @@ export async function startVultr(options: VultrOptions) {
     return c.json({ firewall_rule: { ...rule, action: "accept", source: "" } }, 201);
   });
 
+  app.delete("/v2/firewalls/:id", (c) => {
+    const id = c.req.param("id");
+    if ([...instances.values()].some((one) => one.firewallGroup === id)) return error(c, 400, "Group is in use.");
+    return groups.delete(id) ? c.body(null, 204) : error(c, 404, "Invalid firewall group.");
+  });
+
   app.post("/v2/instances", async (c) => {
     const body = (await c.req.json()) as Record<string, unknown>;
     const region = String(body["region"] ?? "");
