@@ -52,7 +52,8 @@ export async function ensureFirewall(
     (await calls.read(`/firewalls/${group.id}/rules`, rulePage)).firewall_rules,
     ruleSchema,
   );
-  for (const port of [VULTR_SSH_PORT, ...ports].map(String)) {
+  // A buyer may ask for the number that SSH has here, which is not always 22.
+  for (const port of new Set([VULTR_SSH_PORT, ...ports].map(String))) {
     for (const [ip_type, subnet] of [
       ["v4", "0.0.0.0"],
       ["v6", "::"],

@@ -197,3 +197,10 @@ test("a group is taken for half a day, and one whose machines are gone is delete
     vi.useRealTimers();
   }
 });
+
+test("a port of an order that SSH has at Vultr is one rule of each kind, not two", async () => {
+  const world = await deploy();
+  const ssh = world.provisioner.VULTR_SSH_PORT;
+  const { firewallGroup } = await world.context.vendors.vultr.prepare([ssh]);
+  expect(await rulesOf(world, String(firewallGroup))).toEqual(openedBy([ssh]));
+});
