@@ -236,6 +236,19 @@ test.each([
   expect(await world.context.vendors.runpod.get("p")).toMatchObject({ state: "up", host, port, upSeconds: 5 });
 });
 
+test("what keeps orders from being prepared calls a person by its own name: the next list called it off, and so on", async () => {
+  const world = await deploy();
+  const gate = world.context.gate("vultr");
+  const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  await addFault("vultr", { call: "any", kind: "wrong_address", times: 1 });
+  expect(await gate.supplies(Date.now(), [7005])).toMatchObject({ ok: false });
+  await vi.waitFor(
+    async () => expect(String(await book.read("error", 0))).toMatch(/"level":"page","event":"vendor_not_prepared"/),
+    PATIENCE_MS,
+  );
+  expect(await runInDurableObject(gate, (_, { storage }) => storage.kv.get("accessRefused"))).toBeUndefined();
+});
+
 test("a vendor that does not let us end a machine calls a person, and calls off once it does", async () => {
   const world = await deploy();
   const tokenId = await buyAndRun(world, 0);
