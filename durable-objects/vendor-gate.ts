@@ -255,7 +255,8 @@ export class VendorGate extends DurableObject<object> {
       this.#noteAccess(true);
       return { ok: true, snapshot: this.#snapshot };
     } catch (error) {
-      return this.#refusal("vendor_list_failed", error, now);
+      if (isForPerson(error)) this.#noteAccess(false, errorFields(error));
+      return this.#refusal("vendor_list_failed", "error", error, now);
     }
   }
 
@@ -280,11 +281,12 @@ export class VendorGate extends DurableObject<object> {
     }
     try {
       const stored: StoredSupplies = { supplies: await preparing, readAt: now, of };
+      allClear("vendor_not_prepared", this.#name());
       if (ports.length === 0) this.ctx.storage.kv.put("supplies", stored);
       else if (this.#forPorts.size < MAX_PORT_SETS) this.#forPorts.set(of, stored);
       return { ok: true, supplies: stored.supplies };
     } catch (error) {
-      return this.#refusal("vendor_not_prepared", error, now);
+      return this.#refusal("vendor_not_prepared", isForPerson(error) ? "page" : "error", error, now);
     }
   }
 
@@ -306,9 +308,8 @@ export class VendorGate extends DurableObject<object> {
     }
   }
 
-  #refusal(event: string, error: unknown, now: number): Refusal {
-    this.#tell(event, errorFields(error));
-    if ((error as { action?: string }).action === "page") this.#noteAccess(false, errorFields(error));
+  #refusal(event: string, level: "error" | "page", error: unknown, now: number): Refusal {
+    this.#tell(event, errorFields(error), level);
     const retryAfterSeconds = (error as { retryAfterSeconds?: number }).retryAfterSeconds ?? 5;
     if ((error as { status?: number }).status === 429) this.close(now, retryAfterSeconds);
     return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
@@ -329,8 +330,8 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /** The line goes to the book at once: nothing else sends what an object logs. */
-  #tell(event: string, fields: Record<string, unknown>): void {
-    log("error", event, { vendor: this.#name(), ...fields });
+  #tell(event: string, fields: Record<string, unknown>, level: "error" | "page" = "error"): void {
+    log(level, event, { vendor: this.#name(), ...(level === "page" ? { about: this.#name() } : {}), ...fields });
     this.ctx.waitUntil(sendLogs(provisionerConfig(this.env).LOG_BOOK));
   }
 
@@ -360,6 +361,9 @@ function indexOf(machines: readonly Machine[]) {
   }
   return { byFamily, byId };
 }
+
+/** No call of ours will do before somebody acts. */
+const isForPerson = (error: unknown): boolean => (error as { action?: string }).action === "page";
 
 const notNow = (seconds: number): Refusal => ({
   ok: false,

@@ -11,6 +11,7 @@ import { ask, type Context } from "./context.ts";
 import type { Job } from "./jobs.ts";
 import { type Machine, reachPorts, VendorError, type VendorName } from "./vendors/vendor.ts";
 import { readPurchase } from "./verify.ts";
+import { tellDeleteRefused } from "./watch.ts";
 
 const SNAPSHOT_AGE_MS = 2_000;
 const MACHINES_PER_TURN = 1_000;
@@ -137,7 +138,7 @@ async function endStray(
     await context.gate(vendor).released(familyOfLabel(label), instanceId, context.now());
   } catch (error) {
     if (!(error instanceof VendorError)) throw error;
-    log("warn", "delete_put_off", { label, ...errorFields(error) });
+    tellDeleteRefused(label, error);
   }
 }
 

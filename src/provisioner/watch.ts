@@ -197,16 +197,23 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
     try {
       const left = await ask(context, attempt.provider, (vendor) => deleteAndLook(vendor, instanceId), DELETE_CALLS);
       if (left === null) {
+        allClear("delete_refused", attempt.provider);
         await store.markGone(context.db, attempt, context.now());
         await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId, context.now());
       } else allGone = false;
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
-      log("warn", "delete_put_off", { label: attempt.label, ...errorFields(error) });
+      tellDeleteRefused(attempt.label, error);
       allGone = false;
     }
   }
   return allGone;
+}
+
+/** What passes by itself is a warning. A key that may not delete lets machines run that nobody pays for. */
+export function tellDeleteRefused(label: string, error: VendorError): void {
+  if (error.action === "page") log("page", "delete_refused", { about: error.vendor, label, ...errorFields(error) });
+  else log("warn", "delete_put_off", { label, ...errorFields(error) });
 }
 
 /**

@@ -4,7 +4,7 @@ import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
 import { readRows, type VendorAnswer } from "./request.ts";
 
-/** A group that no order takes any more is still in use for a while by those that found it before. */
+/** An unused group that no order takes any more is still used for a while by those that found it before. */
 const REUSED_MS = 12 * 3_600_000;
 const KEPT_MS = 24 * 3_600_000;
 const MAX_DELETED = 2;
@@ -41,7 +41,8 @@ export async function ensureFirewall(
   const family = `clawcloud-${DEPLOYMENT_ID} ssh-${VULTR_SSH_PORT}`;
   const description = ports.length === 0 ? family : `${family} tcp-${ports.join(",")}`;
   const groups = readRows("vultr", await calls.groups(), groupSchema);
-  const isFresh = (group: Group) => ports.length === 0 || ageOf(group, now) < REUSED_MS;
+  const isUsed = ({ instance_count: count }: Group) => count !== null && count !== undefined && count > 0;
+  const isFresh = (group: Group) => ports.length === 0 || isUsed(group) || ageOf(group, now) < REUSED_MS;
   const known = groups.find((group) => group.description === description && isFresh(group));
   if (known === undefined && ports.length > 0) await endUnused(calls, groups, `${family} tcp-`, now);
   const group =
@@ -52,7 +53,8 @@ export async function ensureFirewall(
     (await calls.read(`/firewalls/${group.id}/rules`, rulePage)).firewall_rules,
     ruleSchema,
   );
-  for (const port of [VULTR_SSH_PORT, ...ports].map(String)) {
+  // A buyer may ask for the number that SSH has here, which is not always 22.
+  for (const port of new Set([VULTR_SSH_PORT, ...ports].map(String))) {
     for (const [ip_type, subnet] of [
       ["v4", "0.0.0.0"],
       ["v6", "::"],

@@ -1,8 +1,10 @@
 // Ports that a buyer asks for beside SSH: open at the vendor and on the machine, told to the buyer, and kept with the machine.
 import { expect, test, vi } from "vitest";
+import { generateHostKey, generateSshKeyPair } from "../../../src/credentials/ssh-keys.ts";
 import { reap } from "../../../src/provisioner/reap.ts";
 import { freshHeaders } from "../../world/agent.ts";
 import { agent, buyAndRun, chain, type Deployment, deploy, forgetLists, journal } from "../deployment.ts";
+import { unlocked } from "../parts.ts";
 import { accepted, type Order, orderMachine, playUntil, post, signPurchaseOf } from "../routes/x402/till.ts";
 
 const HOUR_MS = 3_600_000;
@@ -177,7 +179,7 @@ test("no ports are the same order as an empty list, and as one from before there
   expect(await answer.json()).toMatchObject({ purchaseId: id, ports: [] });
 });
 
-test("a group is taken for half a day, and one whose machines are gone is deleted after a day, by the next new set of ports", async () => {
+test("an unused group is taken for half a day, and one whose machines are gone is deleted after a day, by the next new set of ports", async () => {
   const world = await deploy();
   const { vultr } = world.context.vendors;
   const groupFor = async (port: number) => (await vultr.prepare([port]))["firewallGroup"];
@@ -196,4 +198,39 @@ test("a group is taken for half a day, and one whose machines are gone is delete
   } finally {
     vi.useRealTimers();
   }
+});
+
+test("a group whose machines run is taken for as long as they do: each half day made another one", async () => {
+  const world = await deploy();
+  const { vultr } = world.context.vendors;
+  const supplies = await vultr.prepare([7003]);
+  const { publicKey } = await generateSshKeyPair("ed25519");
+  const { instanceId } = await vultr.create(
+    {
+      label: `clawcloud-${world.edge.DEPLOYMENT_ID}-1-00000000-0-1`,
+      mark: "abc",
+      region: "ewr",
+      plan: "vc2-1c-1gb",
+      publicKey,
+      hostKey: generateHostKey(),
+      ports: [7003],
+      note: "# A machine\n",
+    },
+    supplies,
+  );
+  vi.useFakeTimers({ toFake: ["Date"], now: Date.now() + 13 * HOUR_MS });
+  try {
+    expect((await vultr.prepare([7003]))["firewallGroup"]).toBe(supplies["firewallGroup"]);
+  } finally {
+    vi.useRealTimers();
+  }
+  await unlocked();
+  await vultr.delete(instanceId);
+});
+
+test("a port of an order that SSH has at Vultr is one rule of each kind, not two", async () => {
+  const world = await deploy();
+  const ssh = world.provisioner.VULTR_SSH_PORT;
+  const { firewallGroup } = await world.context.vendors.vultr.prepare([ssh]);
+  expect(await rulesOf(world, String(firewallGroup))).toEqual(openedBy([ssh]));
 });

@@ -1,7 +1,18 @@
 // What a purchase makes of vendors' answers that are refusals, odd, or not what their documents say (hard cases 51 and 53).
 import { runInDurableObject } from "cloudflare:test";
 import { expect, test, vi } from "vitest";
-import { addFault, clearFaults, type Deployment, deploy, forgetLists, IMPATIENT, PATIENCE_MS } from "../deployment.ts";
+import { loadVm } from "../../../src/db/vms.ts";
+import { endMachines } from "../../../src/provisioner/watch.ts";
+import {
+  addFault,
+  buyAndRun,
+  clearFaults,
+  type Deployment,
+  deploy,
+  forgetLists,
+  IMPATIENT,
+  PATIENCE_MS,
+} from "../deployment.ts";
 import { takePages } from "../paged.ts";
 
 const LIMIT = {
@@ -223,4 +234,36 @@ test.each([
   await addFault("runpod", { call: "get", kind: "answer", status: 200, body, times: 1 });
   const port = host === null ? null : 40_022;
   expect(await world.context.vendors.runpod.get("p")).toMatchObject({ state: "up", host, port, upSeconds: 5 });
+});
+
+test("what keeps orders from being prepared calls a person by its own name: the next list called it off, and so on", async () => {
+  const world = await deploy();
+  const gate = world.context.gate("vultr");
+  const book = world.edge.LOG_BOOK.get(world.edge.LOG_BOOK.idFromName("book"));
+  await addFault("vultr", { call: "any", kind: "wrong_address", times: 1 });
+  expect(await gate.supplies(Date.now(), [7005])).toMatchObject({ ok: false });
+  await vi.waitFor(
+    async () => expect(String(await book.read("error", 0))).toMatch(/"level":"page","event":"vendor_not_prepared"/),
+    PATIENCE_MS,
+  );
+  expect(await runInDurableObject(gate, (_, { storage }) => storage.kv.get("accessRefused"))).toBeUndefined();
+});
+
+test("a vendor that does not let us end a machine calls a person, and calls off once it does", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  await takePages();
+  await addFault("vultr", {
+    call: "delete",
+    kind: "answer",
+    status: 403,
+    body: { error: "Forbidden", status: 403 },
+    times: 1,
+  });
+  const vm = await loadVm(world.context.db, String((await world.vm(tokenId))?.["incarnation"]));
+  if (vm === null) throw new Error("there is no row");
+  expect(await endMachines(world.context, vm)).toBe(false);
+  expect((await takePages()).pages).toEqual(["delete_refused vultr"]);
+  await expect.poll(() => endMachines(world.context, vm), { timeout: 10_000 }).toBe(true);
+  expect(await takePages()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["delete_refused vultr"]) });
 });
