@@ -13,7 +13,6 @@ import { askForTag } from "./registry.ts";
 const LIMIT_MS = 15_000;
 /** RunPod's ids are letters and digits. */
 const NO_POD = "/v2/pods/no-such-pod";
-/** By RunPod's own rule an hour's cost has to be there before a pod is made: of the dearest card, twice. */
 
 const balanceSchema = z.object({ balanceAmount: z.number(), billingMode: z.string() });
 const myselfSchema = z.object({

@@ -154,7 +154,8 @@ function tellBalance(
   const answer = `balance ${balance ?? "unknown"} USD (below zero is credit), charges of this month ${pending ?? "unknown"} USD; how many machines the account may have, no API tells`;
   if (balance != null && balance > 0)
     return needed("account", answer, `Pay what Vultr's account owes: ${balance} USD.`);
-  if (balance == null || -balance - (pending ?? 0) >= lowUsd) return well("account", answer);
+  // With 0, Vultr charges a card afterwards.
+  if (lowUsd === 0 || balance == null || -balance - (pending ?? 0) >= lowUsd) return well("account", answer);
   return needed("account", answer, `Pay in at Vultr: less is left than LOW_VENDOR_USD, ${lowUsd} USD.`);
 }
 
