@@ -283,11 +283,18 @@ export class VendorGate extends DurableObject<object> {
       const stored: StoredSupplies = { supplies: await preparing, readAt: now, of };
       allClear("vendor_not_prepared", this.#name());
       if (ports.length === 0) this.ctx.storage.kv.put("supplies", stored);
-      else if (this.#forPorts.size < MAX_PORT_SETS) this.#forPorts.set(of, stored);
+      else this.#keepForPorts(of, stored);
       return { ok: true, supplies: stored.supplies };
     } catch (error) {
       return this.#refusal("vendor_not_prepared", isForPerson(error) ? "page" : "error", error, now);
     }
+  }
+
+  /** The set that was prepared first gives way. */
+  #keepForPorts(of: string, stored: StoredSupplies): void {
+    const [oldest] = this.#forPorts.keys();
+    if (oldest !== undefined && this.#forPorts.size >= MAX_PORT_SETS) this.#forPorts.delete(oldest);
+    this.#forPorts.set(of, stored);
   }
 
   /** An order was refused as malformed: what it named may be gone. */
