@@ -8,7 +8,8 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
 import { examine, type Report } from "../../src/admin/doctor/examine.ts";
-import type { PartName } from "../../src/admin/doctor/finding.ts";
+import { hideSecrets, type PartName } from "../../src/admin/doctor/finding.ts";
+import { quote } from "../../src/admin/doctor/reason.ts";
 import { readSettings } from "../../src/admin/settings.ts";
 import { prepare } from "../../src/admin/smoke/prepare.ts";
 import { describe, exitCodeOf, tell } from "../../src/admin/smoke/report.ts";
@@ -492,4 +493,13 @@ test("smoke: nobody is there to be asked, and nothing is bought", async () => {
   const { code, stdout, stderr } = await command("src/admin/smoke.ts");
   expect([code, stderr]).toEqual([1, "Nothing was bought: Answer on a terminal, or give --yes.\n"]);
   expect(stdout).toContain("0.50 USDC");
+});
+
+test("what is cut short shows no part of a secret", () => {
+  const secret = `k${"3f9a".repeat(8)}`;
+  const shown = hideSecrets(quote(`${"the project of this key is over ".repeat(4)}with the key ${secret} today`), [
+    secret,
+  ]);
+  expect(shown).toContain("with the key");
+  expect(shown).not.toContain(secret.slice(0, 6));
 });
