@@ -26,10 +26,12 @@ async function run(options: Options & { yes?: true }): Promise<void> {
     return stop(NOTHING_BOUGHT, hideSecrets(`Nothing was bought: ${reasonFor(error)}`, secrets));
   }
   const interrupt = new AbortController();
-  process.once("SIGINT", () => {
-    console.error("Interrupted: the machine is ended first.");
-    interrupt.abort(new Error("it was interrupted"));
-  });
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    process.once(signal, () => {
+      console.error("Interrupted: the machine is ended first.");
+      interrupt.abort(new Error("it was interrupted"));
+    });
+  }
   const onPhase = (name: string, seconds: number, more: string) =>
     console.log(`${name.padEnd(12)} ${seconds.toFixed(1).padStart(7)} s  ${more}`.trimEnd());
   const outcome = await makeTrip({ ...trip, interrupted: interrupt.signal, onPhase });

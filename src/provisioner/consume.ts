@@ -45,7 +45,8 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
     const next =
       count < MAX_STEPS_PER_MESSAGE && hasRoom()
         ? await runStep(context, vm, job.seen === true)
-        : { kind: "send" as const, generation, afterSeconds: 0 };
+        : // What an earlier poll has seen holds for the row that this message found, and for no later one.
+          sendAgain(generation, count === 0 && job.seen === true);
     if (next.kind === "done") return;
     if (next.kind === "send") {
       const { kind, incarnation } = job;
@@ -56,6 +57,13 @@ export async function advance(context: Context, job: Job & { kind: "advance" }):
     generation = next.generation;
   }
 }
+
+const sendAgain = (generation: number, wasSeen: boolean): Next => ({
+  kind: "send",
+  generation,
+  afterSeconds: 0,
+  ...(wasSeen ? { seen: true } : {}),
+});
 
 /** Runs one step, with its one wide event: what only waits is for debugging. */
 const runStep = (context: Context, vm: TimedVm, wasSeen: boolean): Promise<Next> =>

@@ -6,7 +6,7 @@ import { hasRoom } from "../db/client.ts";
 import * as store from "../db/reap.ts";
 import { currentVm } from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
-import { formatPorts, readOpenPorts } from "../vms/ports.ts";
+import { formatPorts, readOpenPorts, unreached } from "../vms/ports.ts";
 import { ask, type Context } from "./context.ts";
 import type { Job } from "./jobs.ts";
 import { type Machine, reachPorts, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -182,9 +182,11 @@ async function followMachine(
     { host, mapped },
     known.map((one) => one.port),
   );
-  const ports = reached === null ? row.ports : formatPorts(reached);
-  if (row.sshHost !== host || row.sshPort !== port || row.ports !== ports)
-    await store.moveAddress(db, vendor, instanceId, { host, port, ports });
+  // Where it was before, another customer of the vendor's may be by now.
+  const hasMoved = row.sshHost !== host || row.sshPort !== port;
+  const told = hasMoved ? formatPorts(unreached(known.map((one) => one.port))) : row.ports;
+  const ports = reached === null ? told : formatPorts(reached);
+  if (hasMoved || row.ports !== ports) await store.moveAddress(db, vendor, instanceId, { host, port, ports });
 }
 
 /**

@@ -6,13 +6,17 @@ import { writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import ssh2 from "ssh2";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
 import { examine, type Report } from "../../src/admin/doctor/examine.ts";
-import type { PartName } from "../../src/admin/doctor/finding.ts";
+import { hideSecrets, type PartName } from "../../src/admin/doctor/finding.ts";
+import { quote } from "../../src/admin/doctor/reason.ts";
 import { readSettings } from "../../src/admin/settings.ts";
+import { runOverSsh } from "../../src/admin/smoke/login.ts";
 import { prepare } from "../../src/admin/smoke/prepare.ts";
 import { describe, exitCodeOf, tell } from "../../src/admin/smoke/report.ts";
 import { makeTrip } from "../../src/admin/smoke/run.ts";
+import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
 import { setLogLevel } from "../../src/log.ts";
 import { checkJournal } from "../e2e/vendor-documents.ts";
 import { type Variables, writeCheckout } from "../world/checkout.ts";
@@ -493,3 +497,34 @@ test("smoke: nobody is there to be asked, and nothing is bought", async () => {
   expect([code, stderr]).toEqual([1, "Nothing was bought: Answer on a terminal, or give --yes.\n"]);
   expect(stdout).toContain("0.50 USDC");
 });
+
+test("what is cut short shows no part of a secret", () => {
+  const secret = `k${"3f9a".repeat(8)}`;
+  const shown = hideSecrets(quote(`${"the project of this key is over ".repeat(4)}with the key ${secret} today`), [
+    secret,
+  ]);
+  expect(shown).toContain("with the key");
+  expect(shown).not.toContain(secret.slice(0, 6));
+});
+
+test("a machine that takes the login and never answers does not keep the smoke test from ending it", async () => {
+  const hostKey = generateHostKey();
+  const server = new ssh2.Server({ hostKeys: [hostKey.privateKey] }, (client) => {
+    client.on("error", () => undefined);
+    client.on("authentication", (context) => context.accept());
+    client.on("session", (accept) => accept().on("exec", (take) => void take()));
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  try {
+    const { port } = server.address() as { port: number };
+    const knownHosts = `127.0.0.1 ${hostKey.publicKey}`;
+    const credentials = {
+      host: "127.0.0.1",
+      username: "root",
+      ssh: { port, privateKey: hostKey.privateKey, knownHosts },
+    };
+    await expect(runOverSsh(credentials, "whoami", 2_000)).rejects.toThrow("no answer over SSH in time");
+  } finally {
+    server.close();
+  }
+}, 20_000);

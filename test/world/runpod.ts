@@ -171,18 +171,19 @@ export async function startRunpod(options: RunpodOptions) {
   // A tenant can do this from inside, with the key that every pod carries. Another environment or other arguments start the
   // container anew: its disk, and with it the host key, is gone, and its port is another one.
   app.patch("/v2/pods/:id", async (c) => {
-    const body = (await c.req.json()) as Partial<Pick<Pod, "name" | "locked" | "env" | "args">>;
+    const body = (await c.req.json()) as Partial<Pick<Pod, "name" | "locked" | "env" | "args" | "ports">>;
     return faulty(c, "change", async () => {
       const pod = shown(c.req.param("id"));
       if (pod === undefined) return problem(c, 404, "Not Found", "pod not found");
       const unknown = Object.keys(body).filter((field) => !CHANGE_FIELDS.has(field));
       if (unknown.length > 0) return problem(c, 422, "Unprocessable Entity", `unknown fields: ${unknown.join(", ")}`);
-      const restarts = body.env !== undefined || body.args !== undefined;
+      const restarts = body.env !== undefined || body.args !== undefined || body.ports !== undefined;
       pod.locked = body.locked ?? pod.locked;
       if (restarts && pod.locked) return problem(c, 400, "Bad Request", "Pod is locked");
       pod.name = body.name ?? pod.name;
       pod.env = body.env ?? pod.env;
       pod.args = body.args ?? pod.args;
+      pod.ports = body.ports ?? pod.ports;
       if (restarts) await restart(pod);
       return c.json(view(pod));
     });

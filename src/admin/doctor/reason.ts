@@ -42,7 +42,8 @@ function codeOf(error: unknown): string | undefined {
   return undefined;
 }
 
+/** The last word is left out where it would be cut: half of a secret is not known for one (see `hideSecrets`). */
 export function quote(text: string): string {
   const line = text.replaceAll(/\s+/g, " ").trim();
-  return line.length > QUOTE_CHARS ? `${line.slice(0, QUOTE_CHARS)}…` : line;
+  return line.length > QUOTE_CHARS ? `${line.slice(0, QUOTE_CHARS + 1).replace(/\S+$/, "")}…` : line;
 }

@@ -1,5 +1,6 @@
 // What a machine costs at its vendor for the time that it was there.
 import { z } from "zod";
+import { inTime } from "../../in-time.ts";
 import { createRunpod } from "../../provisioner/vendors/runpod.ts";
 import { type Connection, callJson } from "../api.ts";
 import { readPlans } from "../doctor/vultr.ts";
@@ -8,6 +9,7 @@ import type { Settings } from "../settings.ts";
 /** Vultr bills whole hours, of a month of 672. */
 const HOURS_PER_MONTH = 672;
 const NEWEST = 50;
+const CALL_MS = 15_000;
 
 const listSchema = z.object({
   vms: z.array(
@@ -23,7 +25,13 @@ export type Place = { provider: string; region: string; plan: string };
 
 /** Where a token's machine is; null where there is none, or nobody says so. */
 export async function readPlace(admin: Connection, tokenId: number): Promise<Place | null> {
-  const list = listSchema.safeParse(await callJson(admin, "GET", `/admin/vms?limit=${NEWEST}`).catch(() => null));
+  // The machine's end waits for this.
+  const asked = inTime(
+    callJson(admin, "GET", `/admin/vms?limit=${NEWEST}`),
+    CALL_MS,
+    () => new Error("no answer in time"),
+  );
+  const list = listSchema.safeParse(await asked.catch(() => null));
   const { provider, region, plan } = list.data?.vms.find((vm) => vm.tokenId === tokenId) ?? {};
   return provider == null || region == null || plan == null ? null : { provider, region, plan };
 }

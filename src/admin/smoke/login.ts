@@ -4,8 +4,10 @@ import ssh2 from "ssh2";
 import type { PrivateKeyAccount } from "viem/accounts";
 import { z } from "zod";
 import type { EdgeConfig } from "../../config.ts";
+import { inTime } from "../../in-time.ts";
 
 const LOGIN_MS = 30_000;
+const COMMAND_MS = 60_000;
 
 const credentialsSchema = z.object({
   host: z.string(),
@@ -46,10 +48,19 @@ export function readCredentials(body: unknown): Credentials {
 }
 
 /** Runs a command as the delivered key's owner, on the host whose key was delivered; resolves with what it prints. */
-export function runOverSsh({ host, username, ssh }: Credentials, command: string): Promise<string> {
+export async function runOverSsh(credentials: Credentials, command: string, limitMs = COMMAND_MS): Promise<string> {
+  const client = new ssh2.Client();
+  try {
+    // A machine that takes the login and says nothing must not keep the caller from ending it.
+    return await inTime(run(client, credentials, command), limitMs, () => new Error("no answer over SSH in time"));
+  } finally {
+    client.destroy();
+  }
+}
+
+function run(client: ssh2.Client, { host, username, ssh }: Credentials, command: string): Promise<string> {
   const expected = ssh.knownHosts?.split(" ")[2];
   return new Promise((resolve, reject) => {
-    const client = new ssh2.Client();
     client
       .on("ready", () => {
         client.exec(command, (error, channel) => {
@@ -58,10 +69,7 @@ export function runOverSsh({ host, username, ssh }: Credentials, command: string
           channel.on("data", (data: Buffer) => {
             output += data.toString();
           });
-          channel.on("close", () => {
-            client.end();
-            resolve(output);
-          });
+          channel.on("close", () => resolve(output));
         });
       })
       .on("error", reject)

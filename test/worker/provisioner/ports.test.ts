@@ -234,3 +234,21 @@ test("a port of an order that SSH has at Vultr is one rule of each kind, not two
   const { firewallGroup } = await world.context.vendors.vultr.prepare([ssh]);
   expect(await rulesOf(world, String(firewallGroup))).toEqual(openedBy([ssh]));
 });
+
+test("where a GPU moves and a port is not mapped any more, nobody is told where that port was", async () => {
+  const world = await deploy();
+  const tokenId = await orderAndRun(world, { tier: 4, ports: [8889] });
+  const row = await world.vm(tokenId);
+  await fetch(`${world.provisioner.RUNPOD_API_URL}/v2/pods/${row?.["instance_id"]}`, {
+    method: "PATCH",
+    headers: { authorization: `Bearer ${world.provisioner.RUNPOD_API_KEY}`, "content-type": "application/json" },
+    body: JSON.stringify({ ports: ["22/tcp"] }),
+  });
+  const moved = async () => {
+    await forgetLists();
+    await reap(world.context);
+    return (await world.vm(tokenId))?.["ssh_port"];
+  };
+  await expect.poll(moved, { timeout: 20_000 }).not.toBe(row?.["ssh_port"]);
+  expect((await status(world, tokenId)).ports).toEqual([{ port: 8889, publicPort: null }]);
+});

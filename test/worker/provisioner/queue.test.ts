@@ -1,5 +1,7 @@
 import { createExecutionContext, createMessageBatch, getQueueResult } from "cloudflare:test";
 import { expect, test, vi } from "vitest";
+import { hasRoom, inBackground } from "../../../src/db/client.ts";
+import { loadVm } from "../../../src/db/vms.ts";
 import { sendLogs } from "../../../src/log.ts";
 import { advance, consume, consumeDead } from "../../../src/provisioner/consume.ts";
 import provisioner from "../../../src/provisioner/index.ts";
@@ -41,6 +43,16 @@ test("a poll writes nothing, takes no lease, and is a new delayed message, not a
   expect(await world.vm(tokenId)).toEqual(before);
   expect(result).toEqual({ acks: 1, retries: [] });
   expect(world.sent).toEqual([{ body: { ...job, seen: true }, delaySeconds: 1 }]);
+});
+
+test("a message that finds no room for its step says on what it knows of the machine (hard cases 49 and 54)", async () => {
+  const world = await deploy();
+  const { job } = await bootingMachine(world);
+  await inBackground(async () => {
+    while (hasRoom()) await loadVm(world.context.db, job.incarnation);
+    await advance(world.context, { ...job, seen: true });
+  });
+  expect(world.sent).toEqual([{ body: { ...job, seen: true }, delaySeconds: 0 }]);
 });
 
 test("a message of another generation than the row's is acknowledged and dropped (hard case 11)", async () => {
