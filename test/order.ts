@@ -4,6 +4,7 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 export const SLOW = [
   "test/e2e/chaos.test.ts",
+  "test/worker/provisioner/hard-vendors.test.ts",
   "test/worker/chain/gaps.test.ts",
   "test/worker/routes/x402/credentials-faults.test.ts",
   "test/worker/provisioner/order-faults.test.ts",

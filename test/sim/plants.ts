@@ -59,7 +59,7 @@ async function callOnce(`,
   swallow_a_failed_list: [
     {
       file: "durable-objects/vendor-gate.ts",
-      from: 'return this.#refusal("vendor_list_failed", error, now);',
+      from: 'return this.#refusal("vendor_list_failed", "error", error, now);',
       to: "return { ok: true, snapshot: { machines: [], readAt: now } };",
     },
   ],

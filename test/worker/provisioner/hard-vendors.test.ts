@@ -122,8 +122,9 @@ test.each(BOTH)("%s: a hidden machine whose order had no answer is found once it
 test("vultr: an account that is full counts what was deleted a moment ago; the next order waits for its place", async () => {
   const world = await deploy();
   const vendor = world.context.vendors.vultr;
-  await addFault("vultr", { call: "create", kind: "counts_deleted" });
+  // Before the account is full: tests before this one have just deleted machines as well.
   const id = await order(world, vendor);
+  await addFault("vultr", { call: "create", kind: "counts_deleted" });
   await unlocked();
   await vendor.delete(id);
   await expect(async () => void (await order(world, vendor))).rejects.toThrow("maximum number of active instances");

@@ -92,6 +92,7 @@ const ROUTES: Record<string, Ask> = {
   "post /admin/data-keys/reencrypt": withBody({}),
   "post /admin/scan": () => ({ body: { fromBlock: world.edge.START_BLOCK, toBlock: world.edge.START_BLOCK + 1 } }),
   "get /admin/pauses": nothing,
+  "get /admin/vendors": nothing,
   "put /admin/pauses/{what}": withBody(reason),
   "delete /admin/pauses/{what}": nothing,
   "post /credentials/{tokenId}/refund": signed("/refund"),
