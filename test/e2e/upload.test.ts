@@ -10,7 +10,8 @@ import { freePort } from "../world/ports.ts";
 
 type Metadata = { main_module: string; compatibility_date: string; compatibility_flags: string[] };
 
-const workerd = createRequire(import.meta.url).resolve("workerd/bin/workerd");
+// The program itself: a kill of the package's command would leave it running.
+const { default: workerd } = createRequire(import.meta.url)("workerd") as { default: string };
 let folder: string;
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), "clawcloud-upload-"));
@@ -53,7 +54,7 @@ const config :Workerd.Config = (
 /** What workerd says against a Worker's code and settings: from the command line it serves one all the same. */
 async function complaintsOf(config: string): Promise<string> {
   const port = await freePort();
-  const child = spawn(process.execPath, [workerd, "serve", config, `--socket-addr=http=127.0.0.1:${port}`]);
+  const child = spawn(workerd, ["serve", config, `--socket-addr=http=127.0.0.1:${port}`]);
   let [said, over] = ["", false];
   child.stderr.on("data", (data: Buffer) => {
     said += data.toString();
