@@ -39,12 +39,6 @@ const text = z.string().nullish().catch(null);
 const publicAddress = z
   .string()
   .regex(/^(?!10\.|192\.168\.|169\.254\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.)\S+$/);
-const portSchema = z.object({
-  private: z.literal(SSH_PORT),
-  public: z.number(),
-  type: z.literal("tcp"),
-  ip: publicAddress,
-});
 const podSchema = z.object({
   id: z.string().min(1),
   name: text,
@@ -64,6 +58,7 @@ const podSchema = z.object({
 const mappedPort = z
   .object({ private: z.int(), public: z.int().min(1).max(65_535), type: z.literal("tcp"), ip: publicAddress })
   .transform(({ private: port, public: publicPort, ip: host }) => ({ port, host, publicPort }));
+type MappedPort = z.output<typeof mappedPort>;
 const podPage = z.object({
   pods: z.array(z.unknown()),
   pagination: z.object({ hasNextPage: z.boolean(), nextCursor: z.string().nullable() }).optional(),
@@ -217,27 +212,25 @@ function toMachine(pod: z.output<typeof podSchema>): Machine {
   if (state === undefined)
     log("error", "vendor_status_unknown", { vendor: "runpod", status: String(pod.status).slice(0, 40) });
   const mark = pod.env?.["CLAWCLOUD_MARK"];
+  const mapped = (runtime?.ports ?? []).flatMap((port) => mappedPort.safeParse(port).data ?? []);
   return {
     instanceId: pod.id,
     label: pod.name ?? "",
     mark: typeof mark === "string" ? mark : null,
     createdAt: timeOf(pod.createdAt),
     state: state ?? "starting",
-    ...addressOf(pod),
+    ...addressOf(pod, mapped),
     phase: state === "up" && runtime == null ? `${pod.status}, its container is not` : String(pod.status),
     upSeconds: state === "up" ? (runtime?.uptime ?? null) : null,
-    mapped: (runtime?.ports ?? []).flatMap((port) => mappedPort.safeParse(port).data ?? []),
+    mapped,
   };
 }
 
 /** `ssh.direct` is at times missing where the mapping of its port is there. */
-function addressOf({ ssh, runtime }: z.output<typeof podSchema>): Pick<Machine, "host" | "port"> {
+function addressOf({ ssh }: z.output<typeof podSchema>, mapped: readonly MappedPort[]): Pick<Machine, "host" | "port"> {
   if (ssh?.direct != null) return { host: ssh.direct.host, port: ssh.direct.port };
-  for (const row of runtime?.ports ?? []) {
-    const mapped = portSchema.safeParse(row);
-    if (mapped.success) return { host: mapped.data.ip, port: mapped.data.public };
-  }
-  return { host: null, port: null };
+  const found = mapped.find(({ port }) => port === SSH_PORT);
+  return { host: found?.host ?? null, port: found?.publicPort ?? null };
 }
 
 const detailOf = ({ body }: VendorAnswer): string => String((body as { detail?: unknown } | null)?.detail ?? "");
