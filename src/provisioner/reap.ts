@@ -6,7 +6,7 @@ import { hasRoom } from "../db/client.ts";
 import * as store from "../db/reap.ts";
 import { currentVm } from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
-import { formatPorts, readOpenPorts, unreached } from "../vms/ports.ts";
+import { formatPorts, portNumbers, readOpenPorts, unreached } from "../vms/ports.ts";
 import { ask, type Context } from "./context.ts";
 import type { Job } from "./jobs.ts";
 import { type Machine, reachPorts, VendorError, type VendorName } from "./vendors/vendor.ts";
@@ -177,14 +177,11 @@ async function followMachine(
   { state, host, port, instanceId, mapped }: Machine,
 ): Promise<void> {
   if (state !== "up" || host === null || port === null) return;
-  const known = readOpenPorts(row.ports);
-  const reached = reachPorts(
-    { host, mapped },
-    known.map((one) => one.port),
-  );
+  const known = portNumbers(readOpenPorts(row.ports));
+  const reached = reachPorts({ host, mapped }, known);
   // Where it was before, another customer of the vendor's may be by now.
   const hasMoved = row.sshHost !== host || row.sshPort !== port;
-  const told = hasMoved ? formatPorts(unreached(known.map((one) => one.port))) : row.ports;
+  const told = hasMoved ? formatPorts(unreached(known)) : row.ports;
   const ports = reached === null ? told : formatPorts(reached);
   if (hasMoved || row.ports !== ports) await store.moveAddress(db, vendor, instanceId, { host, port, ports });
 }

@@ -7,7 +7,7 @@ import { generateHostKey } from "../credentials/ssh-keys.ts";
 import { isPaused } from "../db/pauses.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
-import { readOpenPorts } from "../vms/ports.ts";
+import { portNumbers, readOpenPorts } from "../vms/ports.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "./context.ts";
 import {
   isTooLate,
@@ -64,7 +64,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string): Pro
   await store.openRotation(db, vm, lease, attempt);
   const { label, region, plan, publicKey } = attempt;
   // Its firewall group stays with it; what is installed anew opens the same ports.
-  const ports = readOpenPorts(vm.ports).map((one) => one.port);
+  const ports = portNumbers(readOpenPorts(vm.ports));
   const note = machineNote(context.config, vm, provider, ports);
   const spec: MachineSpec = { label, mark, region, plan, publicKey, hostKey, ports, note };
   try {

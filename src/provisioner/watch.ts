@@ -7,7 +7,7 @@ import { paymentOfPurchase } from "../db/payments.ts";
 import { type NewRefund, oweRefund } from "../db/refunds.ts";
 import * as store from "../db/vms.ts";
 import { allClear, errorFields, log } from "../log.ts";
-import { formatPorts, readOpenPorts } from "../vms/ports.ts";
+import { formatPorts, portNumbers, readOpenPorts } from "../vms/ports.ts";
 import { readBanner } from "./banner.ts";
 import { placeOf } from "./candidates.ts";
 import { ask, type Context, DONE, goOn, type Next, sendAfter } from "./context.ts";
@@ -98,7 +98,7 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
     const banner = await readBanner(host, port, BANNER_TIMEOUT_MS);
     if (banner?.includes(attempt.mark)) {
       // The buyer has paid for the ports as well: RunPod maps them one by one.
-      const asked = readOpenPorts(vm.ports).map((one) => one.port);
+      const asked = portNumbers(readOpenPorts(vm.ports));
       const ports = reachPorts(shown, asked);
       if (ports !== null) return publish(context, vm, attempt, { host, port, ports: formatPorts(ports) });
     }

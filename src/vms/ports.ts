@@ -26,6 +26,8 @@ export function portsProblem(ports: readonly number[]): string | null {
   return new Set(ports).size < ports.length ? "must name each port once" : null;
 }
 
+export const portNumbers = (ports: readonly OpenPort[]): number[] => ports.map(({ port }) => port);
+
 /** In one order, so that the same wish is the same order. */
 export const sortPorts = (ports: readonly number[]): number[] => ports.toSorted((a, b) => a - b);
 
@@ -50,13 +52,12 @@ const open = z.array(
 export const readPorts = (text: string | null): number[] => read(text, asked, (ports) => ports);
 
 /** What a machine has. */
-export const readOpenPorts = (text: string | null): OpenPort[] =>
-  read(text, open, (ports) => ports.map(({ port }) => port));
+export const readOpenPorts = (text: string | null): OpenPort[] => read(text, open, portNumbers);
 
 /** Open on a machine beside SSH; asked for, where it does not run yet; none where it is gone. */
 export const portsOf = ({ status, ports }: { status: Status; ports: string | null }): OpenPort[] => {
   const all = status === "running" || status === "provisioning" ? readOpenPorts(ports) : [];
-  return status === "running" ? all : unreached(all.map(({ port }) => port));
+  return status === "running" ? all : unreached(portNumbers(all));
 };
 
 function read<T>(text: string | null, schema: z.ZodType<T[]>, numbersOf: (ports: T[]) => number[]): T[] {
