@@ -63,6 +63,10 @@ export function candidatesOf(tier: number, { places, stock, isTroubled }: Market
   return ranked.sort((a, b) => compare(a.rank, b.rank)).map(({ candidate }) => candidate);
 }
 
+/** The same without their order. */
+export const placesOfTier = (tier: number, places: Places): Candidate[] =>
+  candidatesOf(tier, { places, stock: {}, isTroubled: () => false });
+
 function compare(a: readonly number[], b: readonly number[]): number {
   const index = a.findIndex((rank, i) => rank !== b[i]);
   return index === -1 ? 0 : (a[index] ?? 0) - (b[index] ?? 0);

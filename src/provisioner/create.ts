@@ -99,8 +99,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
   // One that has run before may be a payer's by now.
   const wanted = order?.row ?? (vm.runningAt === null ? null : await paymentOfPurchase(db, vm.incarnation));
   const ports = readPorts(wanted?.ports ?? null);
-  const ranked = await rankCandidates(context, vm.tier, wanted);
-  let candidates = ranked;
+  let candidates = await rankCandidates(context, vm.tier, wanted);
   let pair: LoginKey | undefined;
   const renewed = new Set<VendorName>();
   // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
@@ -125,7 +124,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
         renewed.add(candidate.vendor);
         await context.gate(candidate.vendor).forgetSupplies();
       }
-      const isRefusedEverywhere = pageIfRefusedEverywhere(candidate.vendor, ranked, tried);
+      const isRefusedEverywhere = pageIfRefusedEverywhere(context, vm.tier, candidate.vendor, tried);
       if (outcome.waitSeconds === 0 && !isRefusedEverywhere) continue;
       waitSeconds = Math.min(waitSeconds, isRefusedEverywhere ? PAGED_WAIT_SECONDS : outcome.waitSeconds);
     } catch (error) {

@@ -3,10 +3,10 @@ import { labelFamily } from "../chain/incarnation.ts";
 import { saveSoldOut } from "../db/sweep.ts";
 import * as store from "../db/vms.ts";
 import { errorFields, log } from "../log.ts";
-import { placeOf } from "./candidates.ts";
+import { placeOf, placesOfTier } from "./candidates.ts";
 import { type Context, type Next, sendAfter } from "./context.ts";
 import { PAGED_WAIT_SECONDS, STALL_MS } from "./create.ts";
-import type { Candidate, VendorAction, VendorError, VendorName } from "./vendors/vendor.ts";
+import type { VendorAction, VendorError, VendorName } from "./vendors/vendor.ts";
 
 /** While the vendor still counts a machine that has ended. */
 const LIMIT_WAIT_SECONDS = 10;
@@ -51,13 +51,19 @@ export async function refused(
   return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
 }
 
-/** No place of a vendor takes our order, for another reason than its stock: that is the order, or the account (hard case 51). */
+/**
+ * No place where a vendor has the tier takes our orders, for another reason than its stock: that is the order, or the account
+ * (hard case 51). Of an order that is narrowed to some places it is not known.
+ */
 export function pageIfRefusedEverywhere(
+  { config }: Context,
+  tier: number,
   vendor: VendorName,
-  all: readonly Candidate[],
   tried: store.Attempt[],
 ): boolean {
-  const places = all.filter((one) => one.vendor === vendor).map(placeOf);
+  const places = placesOfTier(tier, config)
+    .filter((one) => one.vendor === vendor)
+    .map(placeOf);
   const last = new Map(tried.filter((one) => one.provider === vendor).map((one) => [placeOf(one), one]));
   if (places.some((place) => last.get(place)?.outcome !== "refused")) return false;
   const { label, detail } = tried.at(-1) ?? {};

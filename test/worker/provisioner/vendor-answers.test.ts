@@ -5,7 +5,9 @@ import { loadVm } from "../../../src/db/vms.ts";
 import { endMachines } from "../../../src/provisioner/watch.ts";
 import {
   addFault,
+  agent,
   buyAndRun,
+  chain,
   clearFaults,
   type Deployment,
   deploy,
@@ -14,6 +16,7 @@ import {
   PATIENCE_MS,
 } from "../deployment.ts";
 import { takePages } from "../paged.ts";
+import { accepted } from "../routes/x402/till.ts";
 
 const LIMIT = {
   error: "Server add failed: You have reached the maximum number of active instances for this account.",
@@ -40,6 +43,19 @@ test("403 at every place calls a person once, and a place that takes an order ca
   await world.drain();
   expect((await outcomesOf(world)).at(-1)).toMatch(/running$/);
   expect((await takePages()).cleared).toContain("create_refused vultr");
+});
+
+test("an order for one region, refused there, calls nobody: other regions were not asked", async () => {
+  const world = await deploy({ provisioner: { VULTR_REGIONS: "ewr,ams" } });
+  await chain.mine();
+  await takePages();
+  await addFault("vultr", { call: "create", kind: "answer", status: 403, body: { error: "Forbidden", status: 403 } });
+  await accepted(world, agent(0), { region: "europe" });
+  await world.drain(async () => (await world.rows("SELECT 1 FROM payments WHERE purchase_tx IS NOT NULL")).length > 0);
+  await world.scan();
+  await world.drain(hasTried(world, 1));
+  expect(await outcomesOf(world)).toEqual(["ams refused"]);
+  expect((await takePages()).pages).toEqual([]);
 });
 
 test.each([
