@@ -19,6 +19,7 @@ const BANNER_TIMEOUT_MS = 4_000;
 const SNAPSHOT_AGE_MS = 2_000;
 const SCRUB_WAIT_SECONDS = 60;
 const NOT_SHOWN = "not_shown";
+const BOOT_TIMEOUT = "boot_timeout";
 /** Less than this is not worth a transaction. */
 const SHORT_SECONDS = 60;
 const MAX_LOG_CHARS = 1_500;
@@ -91,9 +92,13 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
   // Of a list that failed nothing is concluded from one answer alone.
   const isGone = machine === "vanished" && answer.ok;
   const end = endOfWait(shown, { isGone, isOver, wasSeen, addressSeconds: config.ADDRESS_TIMEOUT_SECONDS });
-  if (end?.outcome === NOT_SHOWN) tellHidden(attempts, attempt);
-  if (end !== null) return abandon(context, vm, attempt, end.outcome, end.detail);
-  if (shown?.state === "up" && shown.host !== null && shown.port !== null) {
+  // Past its deadline it is looked at once more: what answers just then is not thrown away.
+  if (
+    (end === null || end.outcome === BOOT_TIMEOUT) &&
+    shown?.state === "up" &&
+    shown.host !== null &&
+    shown.port !== null
+  ) {
     const { host, port } = shown;
     const banner = await readBanner(host, port, BANNER_TIMEOUT_MS);
     if (banner?.includes(attempt.mark)) {
@@ -103,6 +108,8 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
       if (ports !== null) return publish(context, vm, attempt, { host, port, ports: formatPorts(ports) });
     }
   }
+  if (end?.outcome === NOT_SHOWN) tellHidden(attempts, attempt);
+  if (end !== null) return abandon(context, vm, attempt, end.outcome, end.detail);
   log("debug", "machine_not_ready", { label: attempt.label, why: whyNotReady(shown) });
   const afterSeconds = answer.ok || shown !== null ? config.POLL_SECONDS : Math.ceil(answer.retryAfterSeconds);
   const poll = { kind: "send", generation: vm.generation, afterSeconds } as const;
@@ -272,7 +279,7 @@ function endOfWait(
     return { outcome: NOT_SHOWN, detail: "the vendor did not show the machine in time" };
   }
   const why = whyNotReady(machine);
-  if (seen.isOver) return { outcome: "boot_timeout", detail: `the machine did not answer SSH in time: ${why}` };
+  if (seen.isOver) return { outcome: BOOT_TIMEOUT, detail: `the machine did not answer SSH in time: ${why}` };
   return isWithoutAddress(machine, seen.addressSeconds) ? { outcome: "no_address", detail: why } : null;
 }
 

@@ -290,6 +290,23 @@ test("the image's own sshd, up before cloud-init is through, is not ready yet (h
   expect(await bannerAt(row["ssh_host"], row["ssh_port"])).toContain(attempt?.["mark"]);
 });
 
+test("a machine that answers when its time is just over is published, not thrown away", async () => {
+  const world = await deploy();
+  const { tokenId } = await buy(chain, agent(0), 0, 1);
+  await world.scan();
+  await world.drainToBoot(tokenId);
+  const [attempt] = await world.rows("SELECT mark, instance_id FROM attempts");
+  const answers = async () => {
+    const { host, port } = (await world.context.vendors.vultr.get(String(attempt?.["instance_id"]))) ?? {};
+    return host == null || port == null ? "" : bannerAt(host, port);
+  };
+  await expect.poll(answers, { timeout: PATIENCE_MS }).toContain(attempt?.["mark"]);
+  await forgetLists();
+  world.passTime(world.provisioner.BOOT_TIMEOUT_SECONDS);
+  await world.drain();
+  expect(await outcomes(world)).toEqual(["ewr running"]);
+});
+
 test("a machine that never boots is ended before the next one is ordered", async () => {
   const world = await deploy();
   const from = Date.now();
