@@ -11,7 +11,10 @@ import { readSettings } from "./settings.ts";
 import { KEY_VARIABLE } from "./smoke/buyer.ts";
 import { type Options, type Prepared, prepare, secretsOf } from "./smoke/prepare.ts";
 import { describe, exitCodeOf, NOTHING_BOUGHT, tell } from "./smoke/report.ts";
-import { makeTrip } from "./smoke/run.ts";
+import { makeTrip, nothingYet } from "./smoke/run.ts";
+
+/** npm passes Ctrl-C on to a process that its terminal has told already: what comes within this is one press. */
+const ONE_PRESS_MS = 1_000;
 
 async function run(options: Options & { yes?: true }): Promise<void> {
   setLogLevel("error");
@@ -25,16 +28,24 @@ async function run(options: Options & { yes?: true }): Promise<void> {
   } catch (error) {
     return stop(NOTHING_BOUGHT, hideSecrets(`Nothing was bought: ${reasonFor(error)}`, secrets));
   }
+  const outcome = nothingYet();
   const interrupt = new AbortController();
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-    process.once(signal, () => {
-      console.error("Interrupted: the machine is ended first.");
+  let interruptedAt = 0;
+  const onSignal = (): void => {
+    if (interruptedAt === 0) {
+      interruptedAt = Date.now();
+      console.error("Interrupted: the machine is ended first. Once more leaves that to you.");
       interrupt.abort(new Error("it was interrupted"));
-    });
-  }
+    } else if (Date.now() - interruptedAt > ONE_PRESS_MS) {
+      const left = { ...outcome, failure: "it was interrupted twice", isGone: outcome.isGone ?? false };
+      for (const line of tell(left, trip)) console.error(line);
+      process.exit(exitCodeOf(left));
+    }
+  };
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, onSignal);
   const onPhase = (name: string, seconds: number, more: string) =>
     console.log(`${name.padEnd(12)} ${seconds.toFixed(1).padStart(7)} s  ${more}`.trimEnd());
-  const outcome = await makeTrip({ ...trip, interrupted: interrupt.signal, onPhase });
+  await makeTrip({ ...trip, interrupted: interrupt.signal, onPhase }, outcome);
   for (const line of tell(outcome, trip)) console.log(line);
   process.exitCode = exitCodeOf(outcome);
 }

@@ -1,10 +1,12 @@
 // `npm run doctor` and `npm run smoke` against the local world: well, and with a fault at a time. Nothing secret is printed,
 // nothing is changed, and whatever a service answers is a row of the table.
-import { execFile } from "node:child_process";
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 import ssh2 from "ssh2";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
@@ -469,6 +471,41 @@ test("smoke: what is interrupted after it was paid ends its machine, and the exi
   expect(tell(outcome, trip).join("\n")).toMatch(/Failed: first login: it was interrupted\.[\s\S]*Its machine is gone/);
   expect(world.vultr.instances.size).toBe(0);
 });
+
+test("smoke: interrupted twice, it left a machine that ran on unnamed; now it says how to end it", async () => {
+  world.vultr.server.addFault({ call: "delete", kind: "locked" });
+  const child = spawn(process.execPath, [join(process.cwd(), "src/admin/smoke.ts"), "--yes"], { cwd: folder });
+  let stdout = "";
+  let stderr = "";
+  child.stdout.on("data", (part: Buffer) => {
+    stdout += part.toString();
+  });
+  child.stderr.on("data", (part: Buffer) => {
+    stderr += part.toString();
+  });
+  const ended = once(child, "exit");
+  try {
+    await expect.poll(() => stdout, { timeout: 60_000 }).toContain("booted");
+    // The last of these is the second press.
+    while (child.exitCode === null && child.signalCode === null) {
+      child.kill("SIGINT");
+      await sleep(300);
+    }
+    await ended;
+  } finally {
+    child.kill("SIGKILL");
+    world.vultr.server.clearFaults();
+  }
+  const token = /for token (\d+)/.exec(stdout)?.[1];
+  expect([child.exitCode, stderr]).toEqual([
+    2,
+    expect.stringContaining(`vms terminate ${token} --reason smoke" ends it`),
+  ]);
+  expectNoSecrets(stderr);
+  const { code } = await command("src/admin/main.ts", "vms", "terminate", String(token), "--reason", "smoke");
+  expect(code).toBe(0);
+  await expect.poll(() => world.vultr.instances.size, { timeout: 60_000 }).toBe(0);
+}, 180_000);
 
 test.each<[string, () => void, RegExp]>([
   [

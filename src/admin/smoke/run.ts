@@ -56,15 +56,17 @@ export type Outcome = {
 
 class PhaseFailed extends Error {}
 
-export async function makeTrip(trip: Trip): Promise<Outcome> {
-  const outcome: Outcome = {
-    paid: { approval: null, purchase: null, state: "none", cost: 0n, feesWei: 0n },
-    tokenId: null,
-    failure: null,
-    isGone: null,
-    vendorCost: null,
-    lastStatus: null,
-  };
+export const nothingYet = (): Outcome => ({
+  paid: { approval: null, purchase: null, state: "none", cost: 0n, feesWei: 0n },
+  tokenId: null,
+  failure: null,
+  isGone: null,
+  vendorCost: null,
+  lastStatus: null,
+});
+
+/** `outcome` is filled in as it happens, so that whoever leaves early can tell what is left. */
+export async function makeTrip(trip: Trip, outcome: Outcome = nothingYet()): Promise<Outcome> {
   const phase = timer(trip);
   const began = performance.now();
   try {
