@@ -144,10 +144,13 @@ export const attempts = sqliteTable(
     detail: text(),
     /** When the vendor no longer knew the machine, or a rotation made it a later attempt's. */
     goneAt: integer("gone_at"),
+    /** When its machine's end failed first. */
+    deleteFailedAt: integer("delete_failed_at"),
   },
   (table) => [
     primaryKey({ columns: [table.incarnation, table.number] }),
     index("attempts_by_label").on(table.label),
+    index("attempts_not_ended").on(table.deleteFailedAt).where(sql`delete_failed_at IS NOT NULL AND gone_at IS NULL`),
     index("attempts_by_key").on(table.keyId).where(sql`private_key IS NOT NULL`),
   ],
 );

@@ -97,12 +97,24 @@ export const saveTiers = (db: Database, tiers: StoredTiers, now: number) =>
 
 export const loadCatalog = (db: Database) => db.select().from(catalogs).where(eq(catalogs.id, CATALOG_ID)).get();
 
-/** Refunds and payments that wait for a person, by event and reason; without those of which their owners decide. */
-export const countHeld = (db: Database, ownersReasons: readonly string[]) =>
-  db.all<{ event: "refund_held" | "payment_held"; reason: string | null; count: number }>(
-    sql`SELECT 'refund_held' AS event, reason, COUNT(*) AS count FROM refunds
+/**
+ * Refunds and payments that wait for a person, by event and reason, without those of which their owners decide; and machines
+ * whose end has failed since before `deleteSince`, by vendor.
+ */
+export const countHeld = (db: Database, ownersReasons: readonly string[], deleteSince: number) =>
+  db.all<{
+    event: "refund_held" | "payment_held" | "machine_not_ended";
+    reason: string | null;
+    count: number;
+    label: string | null;
+  }>(
+    sql`SELECT 'refund_held' AS event, reason, COUNT(*) AS count, NULL AS label FROM refunds
         WHERE state = 'held' AND reason NOT IN (SELECT value FROM json_each(${JSON.stringify(ownersReasons)})) GROUP BY reason
-      UNION ALL SELECT 'payment_held', reason, COUNT(*) FROM payments WHERE state = 'held' GROUP BY reason`,
+      UNION ALL SELECT 'payment_held', reason, COUNT(*), NULL FROM payments WHERE state = 'held' GROUP BY reason
+      UNION ALL SELECT 'machine_not_ended', attempts.provider, COUNT(*), MIN(label)
+        FROM attempts JOIN vms ON vms.incarnation = attempts.incarnation
+        WHERE delete_failed_at IS NOT NULL AND gone_at IS NULL AND delete_failed_at <= ${deleteSince}
+          AND step IN ('clear', 'prove', 'retire', 'end') GROUP BY attempts.provider`,
   );
 
 /** Orders over x402 whose token the wallet does not buy, or whose payment it does not take, since before `since`: of a day. */

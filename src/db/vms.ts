@@ -269,6 +269,13 @@ export const markGone = (db: Database, attempt: Attempt, now: number) =>
     forgetSealed(db, attempt.incarnation, attempt.number),
   ]);
 
+/** The first time that the end of its machine failed is kept. */
+export const markDeleteFailed = (db: Database, attempt: Attempt, now: number) =>
+  db
+    .update(attempts)
+    .set({ deleteFailedAt: now })
+    .where(and(isAttempt(attempt, attempt.number), isNull(attempts.deleteFailedAt)));
+
 /** An order without an answer made no machine. */
 export const closeLost = (db: Database, attempt: Attempt, detail: string, now: number) =>
   db

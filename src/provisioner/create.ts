@@ -268,6 +268,7 @@ async function tryCandidate(
     outcome: null,
     detail: null,
     goneAt: null,
+    deleteFailedAt: null,
   };
   await store.openAttempt(db, vm, lease, attempt, formatPorts(unreached(ports)));
   tried.push(attempt);

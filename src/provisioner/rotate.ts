@@ -110,6 +110,7 @@ async function nextAttempt(
     outcome: null,
     detail: null,
     goneAt: null,
+    deleteFailedAt: null,
   };
 }
 

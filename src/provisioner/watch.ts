@@ -207,14 +207,23 @@ export async function endMachines(context: Context, vm: store.Vm): Promise<boole
         allClear("delete_refused", attempt.provider);
         await store.markGone(context.db, attempt, context.now());
         await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId, context.now());
-      } else allGone = false;
+        continue;
+      }
+      // A machine that goes takes seconds: it is left for good where the sweep is due for its row.
+      if (vm.wakeAt !== null && context.now() > vm.wakeAt) await markFailed(context, attempt);
     } catch (error) {
       if (!(error instanceof VendorError)) throw error;
       tellDeleteRefused(attempt.label, error);
-      allGone = false;
+      await markFailed(context, attempt);
     }
+    allGone = false;
   }
   return allGone;
+}
+
+/** For the sweep, which calls a person where it goes on. */
+async function markFailed({ db, now }: Context, attempt: store.Attempt): Promise<void> {
+  if (attempt.deleteFailedAt === null) await store.markDeleteFailed(db, attempt, now());
 }
 
 /** What passes by itself is a warning. A key that may not delete lets machines run that nobody pays for. */

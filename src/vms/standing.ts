@@ -10,13 +10,20 @@ import { OWNERS_REASONS } from "./refunds.ts";
 
 /** The wallet is asked every ten seconds: what it has not done after so many looks does not pass by itself. */
 const WAITING_MS = 120_000;
+/** An end that has failed for so long, whatever for, does not pass by itself: its machine costs money. */
+const DELETE_MS = 7_200_000;
 
 export async function checkStanding(context: ScanContext, tiers: StoredTiers): Promise<void> {
-  const held = await countHeld(context.db, OWNERS_REASONS);
+  const held = await countHeld(context.db, OWNERS_REASONS, context.now - DELETE_MS);
   for (const event of ["refund_held", "payment_held"] as const) {
     const reasons = held.filter((one) => one.event === event).map(({ reason, count }) => [reason ?? "none", count]);
     if (reasons.length > 0) log("page", event, { reasons: Object.fromEntries(reasons) });
     else allClear(event);
+  }
+  for (const vendor of ["vultr", "runpod"] as const) {
+    const left = held.find(({ event, reason }) => event === "machine_not_ended" && reason === vendor);
+    if (left === undefined) allClear("machine_not_ended", vendor);
+    else log("page", "machine_not_ended", { about: vendor, count: left.count, label: left.label });
   }
   // Why each of them waits, its warnings of the same name say. A pause was an operator's.
   const waiting = (await isPaused(context.db, "payouts"))

@@ -1,8 +1,19 @@
 // Pages that are about the shop's own state, whatever is asked of it (hard case 40).
 import { beforeEach, expect, test, vi } from "vitest";
 import { refreshCatalog } from "../../../src/provisioner/catalog.ts";
-import { agent, chain, type Deployment, deploy, deployer, operator } from "../deployment.ts";
+import {
+  addFault,
+  agent,
+  buyAndRun,
+  chain,
+  clearFaults,
+  type Deployment,
+  deploy,
+  deployer,
+  operator,
+} from "../deployment.ts";
 import { takePages } from "../paged.ts";
+import { operator as operatorOf } from "../routes/admin/operator.ts";
 import { accepted, give, usdcOf } from "../routes/x402/till.ts";
 
 const EMPTY_HANDED = "203.0.113.";
@@ -88,6 +99,38 @@ test("orders that the wallet does not buy, or take the payment of, call nobody b
   await short.sql.prepare("UPDATE payments SET state = 'settled', step = 'close'").run();
   expect(await lookAt()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["capture_waits"]) });
 });
+
+test.each([
+  ["locked", { kind: "locked" }],
+  ["without an answer of use", { kind: "answer", status: 500, body: {} }],
+  ["taken, and nothing ends", { kind: "answer", status: 202, body: {} }],
+] as const)(
+  "a delete that is %s for two hours calls a person, and calls off once the machine is gone",
+  async (_, fault) => {
+    const tokenId = await buyAndRun(world, 0);
+    const ask = operatorOf(world, await world.operatorKey());
+    await addFault("vultr", { call: "delete", ...fault });
+    expect((await ask("POST", `/admin/vms/${tokenId}/terminate`, { reason: "test" })).status).toBe(202);
+    const turns = async (count: number) => {
+      let seen = 0;
+      await world.drain(async () => ++seen > count);
+    };
+    await turns(2);
+    await takePages();
+    // What goes on when the sweep is due for the row has failed.
+    world.passTime(120);
+    await turns(2);
+    expect(await world.rows("SELECT 1 FROM attempts WHERE delete_failed_at > 0")).toHaveLength(1);
+    expect((await look()).pages).toEqual([]);
+    await world.sql.prepare("UPDATE attempts SET delete_failed_at = delete_failed_at - 7320000").run();
+    expect((await look()).pages).toEqual(["machine_not_ended vultr"]);
+    expect((await look()).pages).toEqual(["machine_not_ended vultr"]);
+    await clearFaults();
+    await world.drain();
+    expect(await world.vm(tokenId)).toMatchObject({ status: "terminated" });
+    expect(await look()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["machine_not_ended vultr"]) });
+  },
+);
 
 test("whoever buys what the catalog calls sold out calls nobody; a machine that does not come although it is there does", async () => {
   const fail = async (index: number) => {
