@@ -270,8 +270,9 @@ const provisionerFields = z.object({
     .pipe(z.array(z.enum(["COMMUNITY", "SECURE"], "must be COMMUNITY and SECURE, comma-separated"))),
   RUNPOD_DISK_GB: integer(1).prefault("40"),
   RUNPOD_REQUESTS_PER_MINUTE: integer(1).prefault("60"),
-  /** Below this many dollars at a vendor a person is called; 0: balances are not read. */
-  LOW_VENDOR_USD: integer(0).prefault("100"),
+  /** Below so many dollars at that vendor a person is called; 0: its balance is not read. */
+  LOW_VULTR_USD: integer(0).prefault("100"),
+  LOW_RUNPOD_USD: integer(0).prefault("100"),
   VENDOR_TIMEOUT_MS: integer(100).prefault("30000"),
   /** How long a machine may exist at the vendor before a complete list shows it. */
   LISTING_LAG_MS: integer(0).prefault("60000"),

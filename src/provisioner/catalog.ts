@@ -36,7 +36,8 @@ const readOffers = (context: Context, name: VendorName): Promise<Offer[]> =>
 
 /** Pages while it is low. The gate hears nothing of a call that fails: machines are ordered all the same. */
 async function checkBalance(context: Context, name: VendorName): Promise<number | null> {
-  const { LOW_VENDOR_USD: low } = context.config;
+  const { LOW_VULTR_USD, LOW_RUNPOD_USD } = context.config;
+  const low = name === "vultr" ? LOW_VULTR_USD : LOW_RUNPOD_USD;
   if (low === 0) return null;
   await permit(context, name, BALANCE_CALLS);
   const usd = await context.vendors[name].balance();

@@ -151,7 +151,8 @@ function startWorkers(chainUrl: string, { vultrUrl, runpodUrl }: Vendors): Promi
         RUNPOD_API_KEY: "bench",
         RUNPOD_API_URL: runpodUrl,
         RUNPOD_REQUESTS_PER_MINUTE: "1000000",
-        LOW_VENDOR_USD: "0",
+        LOW_VULTR_USD: "0",
+        LOW_RUNPOD_USD: "0",
       },
       objects: {
         VENDOR_GATE: { className: "VendorGate" },

@@ -96,7 +96,8 @@ const provisionerEnv = {
   RUNPOD_API_URL: "http://runpod.sim",
   RUNPOD_REQUESTS_PER_MINUTE: "600",
   // Nobody's account is empty there, and each call draws from the same numbers as its faults.
-  LOW_VENDOR_USD: "0",
+  LOW_VULTR_USD: "0",
+  LOW_RUNPOD_USD: "0",
   POLL_SECONDS: "15",
   BOOT_TIMEOUT_SECONDS: "240",
   LATE_REFUNDS: "pay",

@@ -161,12 +161,12 @@ async function lookAtOldBalance(config: ProvisionerConfig, refused: VendorAnswer
 }
 
 function tellBalance(
-  { LOW_VENDOR_USD }: ProvisionerConfig,
+  { LOW_RUNPOD_USD }: ProvisionerConfig,
   balance: number,
   answer: string,
   isPrepaid: boolean,
 ): Finding {
-  if (!isPrepaid || balance >= LOW_VENDOR_USD) return well("balance", answer);
+  if (!isPrepaid || balance >= LOW_RUNPOD_USD) return well("balance", answer);
   const todo = `Pay in at RunPod: at ${balance.toFixed(2)} USD it soon takes no order, and at zero it ends pods with their disks.`;
   return needed("balance", answer, todo);
 }

@@ -90,7 +90,7 @@ async function lookAtAccount(config: ProvisionerConfig): Promise<Finding[]> {
       : tellAccount(
           taken.text,
           reached.map(({ family }) => family),
-          config.LOW_VENDOR_USD,
+          config.LOW_VULTR_USD,
         )),
   ];
 }
@@ -156,7 +156,7 @@ function tellBalance(
     return needed("account", answer, `Pay what Vultr's account owes: ${balance} USD.`);
   // With 0, Vultr charges a card afterwards.
   if (lowUsd === 0 || balance == null || -balance - (pending ?? 0) >= lowUsd) return well("account", answer);
-  return needed("account", answer, `Pay in at Vultr: less is left than LOW_VENDOR_USD, ${lowUsd} USD.`);
+  return needed("account", answer, `Pay in at Vultr: less is left than LOW_VULTR_USD, ${lowUsd} USD.`);
 }
 
 async function read<T>(config: ProvisionerConfig, path: string, schema: z.ZodType<T>): Promise<T> {

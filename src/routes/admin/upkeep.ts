@@ -100,7 +100,7 @@ const readVendors = createRoute({
   path: "/admin/vendors",
   summary: "What our accounts at the vendors can still spend, as read with their catalogs",
   description:
-    "`balanceUsd` is null where it could not be read, where the account is billed afterwards, or where LOW_VENDOR_USD is 0.",
+    "`balanceUsd` is null where it could not be read, where the account is billed afterwards, or where LOW_VULTR_USD or LOW_RUNPOD_USD is 0.",
   ...FOR_OPERATORS,
   responses: {
     200: jsonOf(

@@ -37,8 +37,8 @@ test("balances are read with the catalog: Vultr's is ours below zero, and pendin
   ]);
 });
 
-test("a balance below LOW_VENDOR_USD pages for its vendor, and is called off once there is more", async () => {
-  const world = await deploy({ provisioner: { LOW_VENDOR_USD: "400" } });
+test("a balance below its vendor's limit pages for that vendor, and is called off once there is more", async () => {
+  const world = await deploy({ provisioner: { LOW_VULTR_USD: "400", LOW_RUNPOD_USD: "400" } });
   const { pages, cleared } = await refreshed(world);
   expect([pages, cleared]).toEqual([
     ["vendor_balance_low vultr"],
@@ -73,8 +73,8 @@ test.each([
   await clearFaults();
 });
 
-test("with LOW_VENDOR_USD 0 no balance is read", async () => {
-  const world = await deploy({ provisioner: { LOW_VENDOR_USD: "0" } });
+test("with a limit of 0 no balance is read", async () => {
+  const world = await deploy({ provisioner: { LOW_VULTR_USD: "0", LOW_RUNPOD_USD: "0" } });
   const from = Date.now();
   await refreshed(world);
   const paths = [...(await journal("vultr", from)), ...(await journal("runpod", from))].map(({ path }) => path);
@@ -82,8 +82,18 @@ test("with LOW_VENDOR_USD 0 no balance is read", async () => {
   expect(await offersOf(world)).toEqual([true, true]);
 });
 
+test("a card at Vultr takes its limit away and leaves RunPod's: one limit for both was off for both", async () => {
+  const world = await deploy({ provisioner: { LOW_VULTR_USD: "0", LOW_RUNPOD_USD: "1000" } });
+  const key = await world.operatorKey();
+  expect((await refreshed(world)).pages).toEqual(["vendor_balance_low runpod"]);
+  expect(await told(world, key)).toEqual([
+    ["vultr", null],
+    ["runpod", 435.85],
+  ]);
+});
+
 test("where RunPod's newer question is not known, the older one tells; an account that is billed afterwards is never low", async () => {
-  const world = await deploy({ provisioner: { LOW_VENDOR_USD: "1000" } });
+  const world = await deploy({ provisioner: { LOW_VULTR_USD: "1000", LOW_RUNPOD_USD: "1000" } });
   const key = await world.operatorKey();
   await addFault("runpod", { call: "account", kind: "answer", status: 404, body: {}, times: 1 });
   expect((await refreshed(world)).pages).toEqual(LOW);
