@@ -4,7 +4,7 @@ import { tokenOfLabel } from "../../chain/incarnation.ts";
 import type { ProvisionerConfig } from "../../config.ts";
 import type { Offer } from "../../db/schema.ts";
 import { callVendor, type VendorAnswer } from "../../provisioner/vendors/request.ts";
-import { createRunpod, RUNPOD_GPUS } from "../../provisioner/vendors/runpod.ts";
+import { createRunpod, oldRunpodBalance, RUNPOD_GPUS, runpodBalance } from "../../provisioner/vendors/runpod.ts";
 import { VendorError } from "../../provisioner/vendors/vendor.ts";
 import { type Finding, missing, needed, note, type Part, unread, well } from "./finding.ts";
 import { reasonOf } from "./reason.ts";
@@ -14,11 +14,9 @@ const LIMIT_MS = 15_000;
 /** RunPod's ids are letters and digits. */
 const NO_POD = "/v2/pods/no-such-pod";
 
-const balanceSchema = z.object({ balanceAmount: z.number(), billingMode: z.string() });
 const myselfSchema = z.object({
   data: z.object({
-    myself: z.object({
-      clientBalance: z.number(),
+    myself: oldRunpodBalance.extend({
       currentSpendPerHr: z.number().nullish(),
       spendLimit: z.number().nullish(),
     }),
@@ -139,7 +137,7 @@ async function lookAtBalance(config: ProvisionerConfig): Promise<Finding> {
   const what = "balance";
   try {
     const answer = await call(config, "GET", "/v2/billing/balance");
-    const told = balanceSchema.safeParse(answer.body);
+    const told = runpodBalance.safeParse(answer.body);
     if (answer.status === 200 && told.success) {
       const { balanceAmount: balance, billingMode: mode } = told.data;
       return tellBalance(config, balance, `${balance.toFixed(2)} USD, ${mode.toLowerCase()}`, mode === "PREPAID");

@@ -7,7 +7,7 @@ import { tokenOfLabel } from "../../chain/incarnation.ts";
 import type { ProvisionerConfig } from "../../config.ts";
 import { callVendor } from "../../provisioner/vendors/request.ts";
 import { VendorError } from "../../provisioner/vendors/vendor.ts";
-import { createVultr, VULTR_GPU_PLANS, VULTR_PLANS } from "../../provisioner/vendors/vultr.ts";
+import { createVultr, VULTR_GPU_PLANS, VULTR_PLANS, vultrBalance } from "../../provisioner/vendors/vultr.ts";
 import { type Finding, missing, needed, note, type Part, unread, well } from "./finding.ts";
 import { quote, reasonOf } from "./reason.ts";
 
@@ -19,8 +19,9 @@ const RIGHTS = ["provisioning", "subscriptions", "firewall"];
 const accountSchema = z.object({
   account: z.object({
     acls: z.array(z.string()).nullish(),
-    balance: z.number().nullish(),
-    pending_charges: z.number().nullish(),
+    // A key without the right `billing` is told none.
+    balance: vultrBalance.shape.balance.nullish(),
+    pending_charges: vultrBalance.shape.pending_charges.nullish(),
   }),
 });
 const planSchema = z.object({ id: z.string(), monthly_cost: z.number().nullish() });

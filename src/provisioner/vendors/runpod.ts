@@ -72,8 +72,9 @@ const gpuSchema = z.object({
 });
 const gpuCatalog = z.object({ gpus: z.array(z.unknown()) });
 
-const balanceSchema = z.object({ balanceAmount: z.number(), billingMode: z.string() });
-const oldBalanceSchema = z.object({ data: z.object({ myself: z.object({ clientBalance: z.number() }) }) });
+export const runpodBalance = z.object({ balanceAmount: z.number(), billingMode: z.string() });
+export const oldRunpodBalance = z.object({ clientBalance: z.number() });
+const myselfSchema = z.object({ data: z.object({ myself: oldRunpodBalance }) });
 
 const STATUS: Record<string, Machine["state"]> = {
   PROVISIONING: "starting",
@@ -169,14 +170,14 @@ export function createRunpod(config: ProvisionerConfig): Vendor {
     async balance() {
       const answer = await callVendor(access, "GET", "/v2/billing/balance");
       if (isSuccess(answer)) {
-        const { balanceAmount, billingMode } = parseAnswer("runpod", answer, balanceSchema);
+        const { balanceAmount, billingMode } = parseAnswer("runpod", answer, runpodBalance);
         return billingMode === "PREPAID" ? balanceAmount : null;
       }
       if (answer.status !== 404) throw refusal(answer);
       // Where that is not known yet: an interface that ends in 2027.
       const old = await callVendor(access, "POST", "/graphql", { query: "query { myself { clientBalance } }" });
       if (!isSuccess(old)) throw refusal(old);
-      return parseAnswer("runpod", old, oldBalanceSchema).data.myself.clientBalance;
+      return parseAnswer("runpod", old, myselfSchema).data.myself.clientBalance;
     },
 
     catalogCalls: config.RUNPOD_CLOUDS.length,

@@ -44,7 +44,8 @@ const instancePage = z.object({ instances: z.array(z.unknown()), meta });
 const groupPage = z.object({ firewall_groups: z.array(z.unknown()), meta });
 const osSchema = z.object({ id: z.number(), name: z.string() });
 const osPage = z.object({ os: z.array(z.unknown()), meta });
-const accountSchema = z.object({ account: z.object({ balance: z.number(), pending_charges: z.number() }) });
+export const vultrBalance = z.object({ balance: z.number(), pending_charges: z.number() });
+const accountSchema = z.object({ account: vultrBalance });
 
 // `status` is an open set: what is not here is loud and counts as starting.
 const STATUS: Record<string, "starting" | "up" | "dead"> = {
