@@ -22,8 +22,8 @@ import {
 import { machineNote } from "./machine-note.ts";
 import { type MachineSpec, VendorError } from "./vendors/vendor.ts";
 
-/** The change of its data, and the order. */
-const REINSTALL_CALLS = 2;
+/** The change of its data, the order, and a look where that is refused: one permit, so that no other turn takes the look's. */
+const REINSTALL_CALLS = 3;
 
 /** New keys, stored, and the order to the vendor. What follows is a boot like any other. */
 export async function rotate(context: Context, vm: store.TimedVm): Promise<Next> {
@@ -123,7 +123,11 @@ async function refused(context: Context, vm: store.Vm, attempt: store.Attempt, e
   if (!isForGood) {
     return putOff(context, vm, error.action === "page" ? PAGED_WAIT_SECONDS : error.retryAfterSeconds);
   }
-  const end = { outcome: "refused", detail: error.message, now: now(), gone: false };
+  // A machine that ran and is gone counts as one, whoever finds it (hard case 39). Where nobody says so now, it is asked again.
+  const { provider, instanceId } = attempt;
+  const isGone = instanceId !== null && (await context.vendors[provider].get(instanceId)) === null;
+  const outcome = isGone ? "vanished" : "refused";
+  const end = { outcome, detail: error.message, now: now(), gone: false };
   const move = { step: "clear", wakeAt: now() + STALL_MS } as const;
   return goOn(await store.closeAttempt(db, vm, attempt.number, end, move));
 }

@@ -17,6 +17,7 @@ import {
   forgetLists,
   IMPATIENT,
   journal,
+  PATIENCE_MS,
 } from "../deployment.ts";
 
 const API = "https://api.example";
@@ -394,6 +395,24 @@ test("a machine that does not come up after its reinstallation is replaced", asy
   expect(after).toMatchObject({ status: "running", attempt: outcomes.length });
   expect(after?.["instance_id"]).not.toBe(before?.["instance_id"]);
   expect(await world.machines("vultr")).toHaveLength(1);
+});
+
+test("a machine that is gone when its owner rotates it counts as one that went: only the sweep counted them (hard case 39)", async () => {
+  const world = await deploy();
+  const tokenId = await buyAndRun(world, 0);
+  for (let count = 1; count <= 4; count++) {
+    await world.context.vendors.vultr.delete(String((await world.vm(tokenId))?.["instance_id"]));
+    await expect.poll(() => world.machines("vultr"), { timeout: PATIENCE_MS }).toEqual([]);
+    await chain.mine(1);
+    expect(await ask(world, 0, tokenId, "/rotate")).toMatchObject({ status: 202 });
+    await world.drain();
+    const outcomes = (await attemptsOf(world)).map((row) => row["outcome"]);
+    expect(outcomes.filter((outcome) => outcome === "vanished")).toHaveLength(count);
+    if (count < 4) expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
+  }
+  expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "replacements_used_up" });
+  expect(await world.machines("vultr")).toEqual([]);
+  expect(await world.rows("SELECT state FROM refunds")).toEqual([{ state: "due" }]);
 });
 
 test.each([0, 4])("while provisioning is paused a machine of tier %i keeps running as it is", async (tier) => {
