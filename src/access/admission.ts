@@ -68,7 +68,7 @@ export const limitedEvenIfBanned = (route: LimitedRoute): MiddlewareHandler<App>
 /**
  * `x402`: payments that would be claimed. `lookups`: token ids that are not known here, and are asked of the chain: one /48
  * could use up what the nodes give us, and the scan would be without them. `looks`: payments that are about to be refused, and
- * signatures that only a contract can confirm.
+ * signatures that only a contract can confirm, or that are not of a token's owner.
  */
 type Capped = "wallets" | "x402" | "lookups" | "looks";
 
@@ -81,13 +81,27 @@ export async function requireRoom(
   what: Capped,
 ): Promise<void> {
   if (config.UNLIMITED_CLIENTS.has(client)) return;
-  const block = blockOf(client);
   // One after the other: what its own block refuses must not use up what everybody shares.
-  const caps = [...(block === null ? [] : [[`${what}_block`, block] as const]), [`${what}_all`, "everybody"] as const];
-  for (const [route, name] of caps) {
+  for (const [route, name] of capsOf(client, what)) {
     const until = await count(config, route, name);
     if (until !== null) throw tooMany(until, Date.now());
   }
+}
+
+/** Where this isolate knows that there is no room, without counting: the refusal; null elsewhere. */
+export function knownFull(
+  { config, client }: Pick<App["Variables"], "config" | "client">,
+  what: Capped,
+): AppError | null {
+  if (config.UNLIMITED_CLIENTS.has(client)) return null;
+  const now = Date.now();
+  const until = Math.max(...capsOf(client, what).map(([route, name]) => knownOverrun(config, name, route, now) ?? 0));
+  return until === 0 ? null : tooMany(until, now);
+}
+
+function capsOf(client: string, what: Capped) {
+  const block = blockOf(client);
+  return [...(block === null ? [] : [[`${what}_block`, block] as const]), [`${what}_all`, "everybody"] as const];
 }
 
 /** The same, in front of a route whose every request writes. */

@@ -16,6 +16,7 @@ import { AppError } from "../errors.ts";
 import { log } from "../log.ts";
 import { tokenIdSchema } from "../routes/schemas.ts";
 import { wireRefund } from "../vms/refunds.ts";
+import { knownFull, requireRoom } from "./admission.ts";
 import { banRefusal } from "./bans.ts";
 import { ACTIONS, type Action, readSignature, type Signed } from "./signature.ts";
 
@@ -30,11 +31,16 @@ export const ownerIfBanned: MiddlewareHandler<App> = async (c, next) => {
   if (bannedUntil !== null) {
     const tokenId = tokenIdSchema.safeParse(c.req.param("tokenId")).data;
     const signed = tokenId === undefined ? null : await readSigned(c, Number(tokenId), actionOf(c)).catch(() => null);
-    const [vm] = signed?.signer == null ? [] : await statementsOf(db).vmOfToken.all({ tokenId: Number(tokenId) });
-    if (vm === undefined || vm.owner !== signed?.signer?.toLowerCase()) throw banRefusal(bannedUntil, Date.now());
+    if (!(await isOwnerHere(db, Number(tokenId), signed?.signer))) throw banRefusal(bannedUntil, Date.now());
   }
   await next();
 };
+
+/** By our own index, which asks nobody. */
+async function isOwnerHere(db: Services["db"], tokenId: number, signer: Address | null = null): Promise<boolean> {
+  const [vm] = signer === null ? [] : await statementsOf(db).vmOfToken.all({ tokenId });
+  return vm !== undefined && vm.owner === signer?.toLowerCase();
+}
 const actionOf = (c: Context<App>): Action => {
   const last = c.req.path.split("/").at(-1);
   return ACTIONS.find((action) => action === last) ?? "credentials";
@@ -90,7 +96,11 @@ export async function checkOwner(
   if (action !== "credentials" && signed.fresh === null) {
     throw new AppError("fresh_signature_required", "This takes the fresh form of signature (X-Access-Message).");
   }
+  // Whoever is not the owner makes us ask the chain: a /48 has as many addresses, and allowances, as it likes (hard case 44).
+  const full = knownFull(c.var, "looks");
+  if (full !== null && !(await isOwnerHere(c.var.db, tokenId, signed.signer))) throw full;
   const sight = await seeToken(c.var, tokenId, now);
+  if (signed.signer === null || signed.signer !== sight.view.owner) await requireRoom(c.var, "looks");
   const isOwner = await ownerSigned(c.var, sight.view.owner, signed);
   if (!isOwner && signed.problem !== null) throw signed.problem;
   const who = isOwner ? sight.view.owner : (signed.signer ?? null);

@@ -2,7 +2,17 @@
 import { beforeEach, expect, test, vi } from "vitest";
 import { logRefusals } from "../../../src/access/known-clients.ts";
 import { knownOverrun, rememberOverrun } from "../../../src/access/overruns.ts";
-import { type Deployment, deploy, PATIENCE_MS } from "../deployment.ts";
+import { fixedHeaders } from "../../world/agent.ts";
+import {
+  addRpcFaults,
+  agent,
+  buyAndRun,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+  PATIENCE_MS,
+} from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
 let world: Deployment;
@@ -165,6 +175,29 @@ test("quotes without a payment use up nobody else's allowance", async () => {
   for (let host = 1; host <= 5; host++) expect((await quote(host)).status).toBe(402);
   // What can't be read is refused before anything is written.
   for (let host = 1; host <= 5; host++) expect((await quote(host, { "x-payment": "x" })).status).toBe(400);
+});
+
+test("strangers' signatures from one /48 don't use up the nodes: each address of it had thirty an hour (hard case 44)", async () => {
+  const shop = await deploy({ edge: { RATE_LIMITS: "looks_block=4/60,looks_all=6/60" } });
+  const tokenId = await buyAndRun(shop, 0);
+  const ask = async (signer: number, address: string, id = tokenId) => {
+    await chain.mine(1);
+    const headers = from(address, await fixedHeaders(agent(signer), id));
+    return (await shop.request(`/credentials/${id}`, { headers })).status;
+  };
+  const statuses = [];
+  for (let host = 0; host < 3; host++) statuses.push(await ask(1, `2001:db8:8:${host}::1`));
+  for (let host = 3; host < 6; host++) statuses.push(await ask(1, `2001:db8:8:${host}::1`, 900_000));
+  expect(statuses).toEqual([403, 403, 403, 404, 429, 429]);
+  // Once that is known, no node is asked for them; the owner is in nobody's way, wherever he asks from.
+  await addRpcFaults({ kind: "down" });
+  expect(await ask(1, "2001:db8:8:9::1")).toBe(429);
+  await clearRpcFaults();
+  expect(await ask(0, "2001:db8:8:9::1")).toBe(200);
+  expect([await ask(1, "198.51.100.90"), await ask(1, "198.51.100.91"), await ask(1, "198.51.100.92")]).toEqual([
+    403, 403, 429,
+  ]);
+  expect(await ask(0, "198.51.100.93")).toBe(200);
 });
 
 test("guesses at token ids from one /48 don't use up the nodes: each address of it had a hundred calls a minute", async () => {
