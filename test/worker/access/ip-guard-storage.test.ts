@@ -96,11 +96,11 @@ test("a crash forgives what the timer had not written yet, and nothing else", as
   expect(banned).toBe(true);
 });
 
-test("a thousand clients, one after another, leave nothing behind once their alarms have rung", async () => {
+test("a hundred clients, one after another, leave nothing behind once their alarms have rung", async () => {
   const long = Date.now() - 2 * HOUR;
   const routes = ["wallets", "credentials", "status", "admin"] as const;
   const stubs: Guard[] = [];
-  for (let count = 0; count < 1_000; count++) {
+  for (let count = 0; count < 100; count++) {
     const stub = guard(`client-${count}`);
     stubs.push(stub);
     // Each as it would be two hours later: the alarm goes by the clock.
@@ -109,7 +109,7 @@ test("a thousand clients, one after another, leave nothing behind once their ala
     if (count % 25 === 0) await stub.ban({ since: long, until: long + HOUR, reason: "test", by: "key_1" });
   }
   // What the timers write has to be there before it can be gone.
-  await flushed(guard("client-998"), "status", 1);
+  await flushed(guard("client-98"), "status", 1);
   expect(await keysOf(guard("client-2"))).toEqual(["minutes"]);
   for (const [count, stub] of stubs.entries()) {
     expect(await runDurableObjectAlarm(stub as never), `client-${count}`).toBe(true);
@@ -118,4 +118,4 @@ test("a thousand clients, one after another, leave nothing behind once their ala
   }
   await deleteOldBans(world.db, Date.now());
   expect(await world.rows("SELECT * FROM bans")).toEqual([]);
-}, 300_000);
+});
