@@ -1,7 +1,7 @@
 // Virtual time: nothing happens but what was scheduled, one thing after the other. Between two of them everything that
 // they set free runs to its end, since all of it is promises.
 
-type Happening = { at: number; order: number; run: () => void };
+type Happening = { at: number; order: number; run: (() => void) | null };
 
 const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
 
@@ -23,7 +23,7 @@ export class Clock {
   }
 
   cancel(happening: Happening | undefined): void {
-    if (happening !== undefined) happening.run = () => {};
+    if (happening !== undefined) happening.run = null;
   }
 
   sleep(ms: number): Promise<void> {
@@ -35,11 +35,13 @@ export class Clock {
     for (;;) {
       await settle();
       if (done()) return;
+      // What was cancelled sets nothing free: most time limits are.
+      while (this.#heap[0]?.run === null) this.#pop();
       const [next] = this.#heap;
       if (next === undefined || next.at > at) break;
       this.#pop();
       this.now = Math.max(this.now, next.at);
-      next.run();
+      next.run?.();
     }
     this.now = Math.max(this.now, at);
   }

@@ -19,7 +19,8 @@ export function createDatabase(): DatabaseSync {
 export class StandInD1 {
   readonly #database: DatabaseSync;
   readonly #cross: Cross;
-  readonly #prepared = new Map<string, Prepared>();
+  readonly #objects = new Map<string, Prepared>();
+  readonly #arrays = new Map<string, Prepared>();
   readonly #changes: StatementSync;
 
   constructor(database: DatabaseSync, cross: Cross = async (_what, _statements, effect) => effect()) {
@@ -53,13 +54,14 @@ export class StandInD1 {
 
   execute({ sql, values }: StandInStatement): Result {
     try {
-      const { statement, hasRows } = this.#prepare(sql);
+      const { text, rest } = settled(sql, values);
+      const { statement, hasRows } = this.#prepare(text, false);
       if (hasRows) {
-        const results = statement.all(...values) as Row[];
+        const results = statement.all(...rest) as Row[];
         const { changes } = this.#changes.get() as { changes: number };
         return { success: true, results: results.map((row) => ({ ...row })), meta: { changes, last_row_id: 0 } };
       }
-      const { changes, lastInsertRowid } = statement.run(...values);
+      const { changes, lastInsertRowid } = statement.run(...rest);
       const meta = { changes: Number(changes), last_row_id: Number(lastInsertRowid) };
       return { success: true, results: [], meta };
     } catch (error) {
@@ -69,24 +71,21 @@ export class StandInD1 {
 
   rows({ sql, values }: StandInStatement): unknown[][] {
     try {
-      const { statement } = this.#prepare(sql);
-      statement.setReturnArrays(true);
-      try {
-        return statement.all(...values) as unknown as unknown[][];
-      } finally {
-        statement.setReturnArrays(false);
-      }
+      const { text, rest } = settled(sql, values);
+      return this.#prepare(text, true).statement.all(...rest) as unknown as unknown[][];
     } catch (error) {
       throw asD1(error);
     }
   }
 
-  #prepare(sql: string): Prepared {
-    const known = this.#prepared.get(sql);
+  #prepare(sql: string, asArrays: boolean): Prepared {
+    const all = asArrays ? this.#arrays : this.#objects;
+    const known = all.get(sql);
     if (known !== undefined) return known;
     const statement = this.#database.prepare(sql);
+    statement.setReturnArrays(asArrays);
     const prepared = { statement, hasRows: statement.columns().length > 0 };
-    this.#prepared.set(sql, prepared);
+    all.set(sql, prepared);
     return prepared;
   }
 }
@@ -116,6 +115,45 @@ export class StandInStatement {
     if (row === undefined) return null;
     return (column === undefined ? row : row[column]) as T;
   }
+}
+
+/** Words that the product uses, like a state. */
+const WORD = /^[a-z_]{1,20}$/;
+const isPlain = (value: SQLInputValue, before: string): boolean =>
+  typeof value === "string"
+    ? WORD.test(value)
+    : value === 1 || value === 0 || (Number.isInteger(value) && /\blimit $/i.test(before));
+
+/** The text around each parameter; null where they are numbered, or where a question mark may be something else. */
+const pieces = new Map<string, readonly string[] | null>();
+function piecesOf(sql: string): readonly string[] | null {
+  const known = pieces.get(sql);
+  if (known !== undefined) return known;
+  const split = /\?\d|'[^']*\?[^']*'/.test(sql) ? null : sql.split("?");
+  pieces.set(sql, split);
+  return split;
+}
+
+/**
+ * A statement with its words, ones, zeros and limits in its text. Where one of these is a parameter, SQLite plans the
+ * statement anew each time that it is bound, since its plan depends on the value: that takes longer than running it.
+ */
+function settled(sql: string, values: readonly SQLInputValue[]): { text: string; rest: readonly SQLInputValue[] } {
+  const around = values.length === 0 ? null : piecesOf(sql);
+  if (around === null || around.length !== values.length + 1) return { text: sql, rest: values };
+  const rest: SQLInputValue[] = [];
+  let text = "";
+  for (const [i, value] of values.entries()) {
+    const before = around[i] ?? "";
+    text += before;
+    if (isPlain(value, before)) text += typeof value === "string" ? `'${value}'` : value;
+    else {
+      text += "?";
+      rest.push(value);
+    }
+  }
+  text += around.at(-1);
+  return { text, rest };
 }
 
 function toBindable(value: unknown): SQLInputValue {

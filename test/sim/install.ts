@@ -36,6 +36,8 @@ class VirtualDate extends RealDate {
 
 /** Once per process. */
 export function install(): void {
+  // Nobody reads where an error comes from, and finding it out takes longer than what was tried.
+  Error.stackTraceLimit = 0;
   const bytes = <T extends ArrayBufferView>(view: T): T => {
     const target = new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
     for (let i = 0; i < target.length; i++) target[i] = surroundings().random.int(0, 255);

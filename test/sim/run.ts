@@ -28,7 +28,7 @@ type Options = {
 type Slice = { first: number; runs: number; written: number; broken: { seed: number; rule: string }[] };
 
 /** So many runs to a process: what a run leaves behind goes with it. */
-const PIECE = 200;
+const PIECE = 500;
 /** Long searches say how far they are after so many. */
 const PROGRESS = 1_000;
 
