@@ -43,7 +43,7 @@ const REMEMBERING: readonly { of: RegExp; from: string; to: string }[] = [
     of: /\/viem\/_esm\/accounts\/utils\/sign\.js$/,
     from: "    return (() => {\n        if (to ===",
     to: `    const made = serializeSignature(signature);
-    remember(hash.slice(2) + made.slice(2, 130) + recovery, privateKey.slice(2));
+    remember(hash.slice(2) + made.slice(2, 130) + recovery, privateKey.slice(2), secp256k1.getPublicKey);
     return (() => {\n        if (to ===`,
   },
   {
