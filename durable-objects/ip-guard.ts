@@ -10,9 +10,9 @@
 // Keys of the storage: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`, and
 // `lifted` while the row of a lifted ban may still be in the operators' list. The first write of all sets the alarm.
 import { DurableObject } from "cloudflare:workers";
-import { boundBy } from "../src/access/client-name.ts";
 import { deleteBan, saveBan } from "../src/db/bans.ts";
 import { openDatabase } from "../src/db/client.ts";
+import { boundBy } from "../src/edge/access/client-name.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
 import type { LogBook } from "./log-book.ts";
 

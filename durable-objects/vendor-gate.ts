@@ -6,9 +6,9 @@
 // minute's window must outlive it), and so are the ids that orders need and what was ordered; the list is in memory, since
 // a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
-import { familyOfLabel } from "../src/chain/incarnation.ts";
 import { provisionerConfig } from "../src/config.ts";
 import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
+import { familyOfLabel } from "../src/model/purchase-key.ts";
 import { Connections } from "../src/outbound.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Supplies, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";

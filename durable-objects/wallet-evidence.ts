@@ -14,8 +14,8 @@ import type { SignedPayment, WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, readAgreedToken, readFinalNumber, readFinalToken } from "../src/chain/witness.ts";
 import type { ProvisionerConfig } from "../src/config.ts";
 import { GiveUp } from "../src/errors.ts";
-import { purchaseOf } from "../src/provisioner/verify.ts";
-import { heldTolerance, MAX_RISE, paymentId } from "../src/vms/payments.ts";
+import { heldTolerance, MAX_RISE, paymentId } from "../src/model/payment-life.ts";
+import { purchaseOf } from "../src/provisioner/machines/verify.ts";
 
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };
 

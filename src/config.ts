@@ -7,14 +7,14 @@ import type { IpGuard, Limit } from "../durable-objects/ip-guard.ts";
 import type { LogBook } from "../durable-objects/log-book.ts";
 import type { OperatorWallet } from "../durable-objects/operator-wallet.ts";
 import type { VendorGate } from "../durable-objects/vendor-gate.ts";
-import { isWellFormedKey } from "./access/admin-key.ts";
-import { clientAddress } from "./access/client-name.ts";
-import { LIMITS } from "./access/limits.ts";
 import { KNOWN_FACTORIES } from "./chain/wallet-factories.ts";
+import { isWellFormedKey } from "./credentials/admin-key.ts";
 import { SSH_KEY_ALGORITHMS } from "./credentials/ssh-keys.ts";
+import { clientAddress } from "./edge/access/client-name.ts";
+import { LIMITS } from "./edge/access/limits.ts";
 import { ConfigError } from "./errors.ts";
 import { LOG_LEVELS } from "./log.ts";
-import type { Job } from "./provisioner/jobs.ts";
+import type { Job } from "./model/jobs.ts";
 
 /** Of the public API. */
 export const VERSION = "1.3.0";

@@ -4,18 +4,18 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 
 export const SLOW = [
   "test/e2e/chaos.test.ts",
-  "test/worker/provisioner/hard-vendors.test.ts",
+  "test/worker/provisioner/machines/hard-vendors.test.ts",
   "test/worker/chain/gaps.test.ts",
-  "test/worker/routes/x402/credentials-faults.test.ts",
-  "test/worker/provisioner/order-faults.test.ts",
-  "test/worker/access/ip-guard-storage.test.ts",
+  "test/worker/edge/routes/x402/credentials-faults.test.ts",
+  "test/worker/provisioner/payments/order-faults.test.ts",
+  "test/worker/edge/access/ip-guard-storage.test.ts",
   "test/worker/chain/logs.test.ts",
   "test/worker/provisioner/faulty-nodes.test.ts",
-  "test/worker/provisioner/hostile-wallets.test.ts",
-  "test/worker/provisioner/held-tokens.test.ts",
-  "test/worker/vms/ends.test.ts",
-  "test/worker/provisioner/payment.test.ts",
-  "test/worker/routes/admin/payments.test.ts",
+  "test/worker/provisioner/payments/hostile-wallets.test.ts",
+  "test/worker/provisioner/payments/held-tokens.test.ts",
+  "test/worker/edge/ends.test.ts",
+  "test/worker/provisioner/payments/payment.test.ts",
+  "test/worker/edge/routes/admin/payments.test.ts",
 ];
 
 export class SlowFirst extends BaseSequencer {

@@ -7,7 +7,7 @@ import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
 import { program } from "commander";
 import { privateKeyToAddress } from "viem/accounts";
-import { makeAdminKey } from "../access/admin-key.ts";
+import { makeAdminKey } from "../credentials/admin-key.ts";
 import { dataKeyId } from "../credentials/ecies.ts";
 
 /** As standardwebhooks.com has it. */

@@ -1,6 +1,6 @@
 // Writes of a key's delivery. Each is one conditional statement whose row count decides (hard case 21).
 import { and, eq, exists, inArray, isNull, type SQLWrapper, sql } from "drizzle-orm";
-import { SERVING_STEPS } from "../vms/states.ts";
+import { SERVING_STEPS } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { isServed, serving } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";

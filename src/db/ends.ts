@@ -2,7 +2,7 @@
 import { and, eq, ne, type SQL, sql } from "drizzle-orm";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { Purchase } from "../chain/events.ts";
-import { requireMove, type Status, type Step } from "../vms/states.ts";
+import { requireMove, type Status, type Step } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { purchases, vms } from "./schema.ts";
 import { fenceByGeneration, type Vm } from "./vms.ts";

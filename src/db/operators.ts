@@ -1,6 +1,6 @@
 // What operators read and order.
 import { and, asc, desc, eq, gt, inArray, isNull, lt, sql } from "drizzle-orm";
-import type { Status } from "../vms/states.ts";
+import type { Status } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { failedProvisionings, vms } from "./schema.ts";

@@ -2,7 +2,7 @@
 import { and, asc, desc, eq, getTableColumns, gt, inArray, type SQL, sql } from "drizzle-orm";
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
-import type { Standing } from "../vms/shop.ts";
+import type { Standing } from "../model/shop.ts";
 import { type Database, once } from "./client.ts";
 import {
   FORGETTABLE,

@@ -1,6 +1,6 @@
 // What the sweep over the vendors' machines reads and writes.
 import { and, asc, eq, gt, inArray, isNotNull, isNull, ne, or, sql } from "drizzle-orm";
-import { SERVING_STEPS } from "../vms/states.ts";
+import { SERVING_STEPS } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";

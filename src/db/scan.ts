@@ -5,11 +5,11 @@ import type { Checkpoint } from "../chain/checkpoints.ts";
 import type { Head } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { ChainEvents, Purchase, Transfer } from "../chain/events.ts";
-import { incarnationKey } from "../chain/incarnation.ts";
 import type { SpansByNode } from "../chain/logs.ts";
 import type { ChainConfig } from "../config.ts";
-import { provisioningDeadline } from "../vms/states.ts";
-import { TIERS } from "../vms/tiers.ts";
+import { provisioningDeadline } from "../model/machine-life.ts";
+import { incarnationKey } from "../model/purchase-key.ts";
+import { TIERS } from "../model/tiers.ts";
 import { type Database, once, runBatch, type Statement } from "./client.ts";
 import { cursors, gaps, purchases, vms } from "./schema.ts";
 

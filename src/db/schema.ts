@@ -3,7 +3,7 @@
 import { sql } from "drizzle-orm";
 import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
 import type { SpansByNode } from "../chain/logs.ts";
-import { STATUSES, STEPS } from "../vms/states.ts";
+import { STATUSES, STEPS } from "../model/machine-life.ts";
 
 /** What the chain said, one row per incarnation of a token: deployment, contract, token id, transaction, ordinal. */
 export const purchases = sqliteTable(

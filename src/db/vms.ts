@@ -2,7 +2,7 @@
 // under; a write that finds neither changes nothing, and the caller drops its message.
 import { and, asc, eq, getTableColumns, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
 import type { SQLiteUpdateSetSource } from "drizzle-orm/sqlite-core";
-import { requireMove, type Status, type Step } from "../vms/states.ts";
+import { requireMove, type Status, type Step } from "../model/machine-life.ts";
 import { type Database, once, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";

@@ -1,7 +1,7 @@
 // The edge, with a bill on every answer: what the request asked of the database, of objects and of the chain's nodes.
 
 import type { EdgeBindings } from "../../src/config.ts";
-import edge, { IpGuard, LogBook } from "../../src/edge.ts";
+import edge, { IpGuard, LogBook } from "../../src/edge/index.ts";
 import { type Bill, meterDatabase } from "../worker/meter.ts";
 
 /** The guard, with a count of what it writes to its storage. */

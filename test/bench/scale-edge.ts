@@ -1,9 +1,9 @@
 // The edge, with a count of what its crons ask for.
 import type { EdgeBindings } from "../../src/config.ts";
-import edge from "../../src/edge.ts";
+import edge from "../../src/edge/index.ts";
 import { answerTotals, meterBindings, meterRpc } from "./totals.ts";
 
-export { IpGuard, LogBook } from "../../src/edge.ts";
+export { IpGuard, LogBook } from "../../src/edge/index.ts";
 
 meterRpc();
 

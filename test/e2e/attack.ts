@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type ServerType, serve } from "@hono/node-server";
-import { makeAdminKey } from "../../src/access/admin-key.ts";
+import { makeAdminKey } from "../../src/credentials/admin-key.ts";
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { freePort } from "../world/ports.ts";
 import { EDGE_UNDER_LOAD, openShop } from "../world/shop.ts";

@@ -6,8 +6,8 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, type TestContext, test } from "vitest";
 import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
-import { cloudConfig, podEnvironment, SPENT_CLOUD_CONFIG } from "../../src/provisioner/cloud-init.ts";
-import { machineNote } from "../../src/provisioner/machine-note.ts";
+import { cloudConfig, podEnvironment, SPENT_CLOUD_CONFIG } from "../../src/provisioner/machines/cloud-init.ts";
+import { machineNote } from "../../src/provisioner/machines/machine-note.ts";
 
 const run = promisify(execFile);
 const spec = {

@@ -6,7 +6,7 @@ import { type IncomingHttpHeaders, type RequestOptions, request } from "node:htt
 import { connect } from "node:net";
 import type { ValidateFunction } from "ajv/dist/2020.js";
 import fc from "fast-check";
-import { isWellFormedKey, makeAdminKey } from "../../src/access/admin-key.ts";
+import { isWellFormedKey, makeAdminKey } from "../../src/credentials/admin-key.ts";
 import { fixedHeaders, freshHeaders } from "../world/agent.ts";
 import { EDGE_UNDER_LOAD, openShop } from "../world/shop.ts";
 import { createAjv } from "./vendor-documents.ts";

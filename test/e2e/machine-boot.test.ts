@@ -7,8 +7,8 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { expect, type TestContext, test } from "vitest";
 import { formatPrivateKey, generateHostKey, generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
-import { cloudConfig } from "../../src/provisioner/cloud-init.ts";
-import { machineNote } from "../../src/provisioner/machine-note.ts";
+import { cloudConfig } from "../../src/provisioner/machines/cloud-init.ts";
+import { machineNote } from "../../src/provisioner/machines/machine-note.ts";
 
 const run = promisify(execFile);
 const SCRIPT = "test/e2e/machine-boot.sh";

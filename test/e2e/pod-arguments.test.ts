@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
-import { podEnvironment, podStartArguments } from "../../src/provisioner/cloud-init.ts";
+import { podEnvironment, podStartArguments } from "../../src/provisioner/machines/cloud-init.ts";
 import { commandOf, isRefused, scriptOf } from "../world/pod-arguments.ts";
 
 const PUBLIC_KEY = "ssh-ed25519 AAAA buyer";

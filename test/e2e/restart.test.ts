@@ -6,7 +6,7 @@ import { DatabaseSync } from "node:sqlite";
 import { deserialize } from "node:v8";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { afterAll, expect, test } from "vitest";
-import { LIMITS } from "../../src/access/limits.ts";
+import { LIMITS } from "../../src/edge/access/limits.ts";
 import { startBareWorkers } from "../world/bare-workers.ts";
 import { freePort } from "../world/ports.ts";
 import { EDGE_UNDER_LOAD } from "../world/shop.ts";

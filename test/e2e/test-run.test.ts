@@ -63,7 +63,7 @@ test("whatever file changes, test:changed knows tests that hold it", () => {
 });
 
 test.each([
-  ["test/worker/access/bans.test.ts", ["test/worker/access/bans.test.ts"]],
+  ["test/worker/edge/access/bans.test.ts", ["test/worker/edge/access/bans.test.ts"]],
   ["test/world/server.ts", ["test/e2e/connections.test.ts"]],
   ["test/changed.ts", ["test/e2e/test-run.test.ts"]],
   ["test/bench/figures.ts", ["test/e2e/bench.test.ts"]],
@@ -73,9 +73,9 @@ test.each([
 });
 
 test("a change of one area asks for no other's tests", () => {
-  const access = testsOf(["src/access/limits.ts"], listTests());
-  expect(access).toContain("test/worker/access/limits.test.ts");
-  expect(access.every((file) => file.startsWith("test/worker/access/"))).toBe(true);
+  const access = testsOf(["src/edge/access/limits.ts"], listTests());
+  expect(access).toContain("test/worker/edge/access/limits.test.ts");
+  expect(access.every((file) => file.startsWith("test/worker/edge/access/"))).toBe(true);
 });
 
 test("every file that is to start first exists: a renamed one would be forgotten", () => {

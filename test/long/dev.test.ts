@@ -80,7 +80,7 @@ test("a world outlives reloads and its process, and --reset begins another", asy
     await runOverSsh(await credentialsOf(tokenId), `echo machine ${index} > note`);
   }
 
-  const text = join(copy, "src/routes/llms.txt");
+  const text = join(copy, "src/edge/routes/llms.txt");
   writeFileSync(text, `${readFileSync(text, "utf8")}\nA line of another version.\n`);
   await first.says(/reloaded in/);
   expect(await get("/llms.txt")).toContain("A line of another version.");

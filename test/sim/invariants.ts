@@ -1,5 +1,5 @@
 // What must hold: some at every machine and every payment, all once the world has healed.
-import { familyOfLabel } from "../../src/chain/incarnation.ts";
+import { familyOfLabel } from "../../src/model/purchase-key.ts";
 import { checkOutflow } from "./coins.ts";
 import { isValid, paidTo, type Sale, useKey } from "./contracts.ts";
 import { OPERATOR, ORPHAN_GRACE_SECONDS } from "./product.ts";

@@ -3,9 +3,9 @@
 import type { PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
-import { requestHash } from "../../src/access/payment-gate.ts";
 import { orderEnd } from "../../src/db/operators.ts";
-import { enqueue } from "../../src/vms/sweep.ts";
+import { requestHash } from "../../src/edge/payments/gate.ts";
+import { enqueue } from "../../src/edge/sweep.ts";
 import { authorize, paymentHeaderV1, paymentHeaderV2, readQuote } from "../world/payer.ts";
 import { costOf, paidTo, type SignedAuthorization, useKey, wordsOf } from "./contracts.ts";
 import { config, db, OPERATOR, serve } from "./product.ts";

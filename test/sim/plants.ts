@@ -50,7 +50,7 @@ async function callOnce(`,
   /** Hard case 9: an order without an answer counts as refused. */
   skip_the_lookup: [
     {
-      file: "src/provisioner/watch.ts",
+      file: "src/provisioner/machines/boot.ts",
       from: "const machine = await findMachine(context, attempt, answer.snapshot.machines);\n  if (machine !== null) {\n    log(",
       to: "const machine = null as Machine | null;\n  if (machine !== null) {\n    log(",
     },
@@ -79,7 +79,7 @@ async function callOnce(`,
   /** Hard case 2: a payment is given up for good while anybody may still submit it. */
   release_at_once: [
     {
-      file: "src/provisioner/payment.ts",
+      file: "src/provisioner/payments/payment.ts",
       from: 'if (use.state === "unused" && use.blockTimestamp < row.validBefore) {',
       to: 'if (use.state === "unused" && row.validBefore === 0) {',
     },
@@ -87,21 +87,25 @@ async function callOnce(`,
   /** Hard case 9: an order without an answer is given up before it can have shown itself. */
   wait_for_no_order: [
     {
-      file: "src/provisioner/watch.ts",
+      file: "src/provisioner/machines/boot.ts",
       from: "readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;",
       to: "readAt > attempt.createSentAt || config === undefined;",
     },
   ],
   /** Hard case 10: any SSH server that answers at the address will do. */
   believe_any_banner: [
-    { file: "src/provisioner/watch.ts", from: "if (banner?.includes(attempt.mark)) {", to: "if (banner !== null) {" },
+    {
+      file: "src/provisioner/machines/boot.ts",
+      from: "if (banner?.includes(attempt.mark)) {",
+      to: "if (banner !== null) {",
+    },
   ],
   /** Hard case 9: what turns up after its attempt was given up is left to the bill. */
-  leave_ghosts: [{ file: "src/provisioner/reap.ts", from: "ghosts.push(machine);", to: "continue;" }],
+  leave_ghosts: [{ file: "src/provisioner/machines/reap.ts", from: "ghosts.push(machine);", to: "continue;" }],
   /** Hard case 16: at the depth at which machines start, money leaves as well. */
   pay_before_final: [
     {
-      file: "src/provisioner/refund.ts",
+      file: "src/provisioner/refunds/pay.ts",
       from: "const view = await readFinalToken(chain, vm.tokenId);",
       to: "const view = await readAgreedToken(chain, vm.tokenId);",
     },
@@ -115,7 +119,7 @@ async function callOnce(`,
   /** Hard case 17: the buyer is paid back, whoever owns the token by now. */
   pay_whoever_bought: [
     {
-      file: "src/provisioner/refund.ts",
+      file: "src/provisioner/refunds/pay.ts",
       from: "return view.owner === purchase.buyer ? {",
       to: "return view.owner !== null ? {",
     },
@@ -141,7 +145,7 @@ async function callOnce(`,
   /** Hard case 4: a row is enough to rent a machine. */
   believe_the_row: [
     {
-      file: "src/provisioner/verify.ts",
+      file: "src/provisioner/machines/verify.ts",
       from: 'if (purchase === null) return "missing";',
       to: 'if (purchase === null) return "stands";',
     },
@@ -170,7 +174,7 @@ async function callOnce(`,
   /** What the logs say of owners is never held against the contract. */
   compare_no_owners: [
     {
-      file: "src/vms/sweep.ts",
+      file: "src/edge/sweep.ts",
       from: "compare: () => compareOwners(context),",
       to: "compare: async () => compareOwners,",
     },
@@ -178,7 +182,7 @@ async function callOnce(`,
   /** A sale that a node invented keeps the token id of the true one. */
   keep_what_was_invented: [
     {
-      file: "src/provisioner/create.ts",
+      file: "src/provisioner/machines/create.ts",
       from: 'return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));\n  }\n  if (await isTooLate',
       to: "return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);\n  }\n  if (await isTooLate",
     },
@@ -186,12 +190,12 @@ async function callOnce(`,
   /** A payment is taken as soon as its machine is ordered. */
   take_before_the_machine_answers: [
     {
-      file: "src/provisioner/order.ts",
+      file: "src/provisioner/payments/order.ts",
       from: "if (isServing(vm)) {",
       to: 'if (isServing(vm) || vm.status === "provisioning") {',
     },
     {
-      file: "src/provisioner/order.ts",
+      file: "src/provisioner/payments/order.ts",
       from: "const isReady = vm === null ? row.cost === null : isServing(vm);",
       to: "const isReady = true;",
     },
@@ -199,7 +203,7 @@ async function callOnce(`,
   /** Hard case 16: a charge that a reorg may still undo is paid back. */
   pay_back_before_final: [
     {
-      file: "src/provisioner/payment.ts",
+      file: "src/provisioner/payments/payment.ts",
       from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
       to: 'const use = await useOf(context, row);\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
     },
@@ -212,7 +216,7 @@ async function callOnce(`,
   /** An order waits for the link of its token, whatever became of the token's machine meanwhile. */
   wait_for_the_link: [
     {
-      file: "src/provisioner/order.ts",
+      file: "src/provisioner/payments/order.ts",
       from: 'if (vm !== null && vm.status !== "provisioning") return follow',
       to: "if (vm !== null && vm.status === null) return follow",
     },
@@ -294,7 +298,7 @@ async function callOnce(`,
   /** Hard case 34: a purchase has as many names as there are spellings of its numbers, and is paid back under each. */
   believe_any_spelling: [
     {
-      file: "src/chain/incarnation.ts",
+      file: "src/model/purchase-key.ts",
       from: "if (incarnationKey(of) !== key) throw",
       to: "if (match === null) throw",
     },
@@ -340,12 +344,12 @@ async function callOnce(`,
       to: 'if (isPaused === undefined || openDatabase === undefined) return { why: "paused" };',
     },
     {
-      file: "src/provisioner/payment.ts",
+      file: "src/provisioner/payments/payment.ts",
       from: 'if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);',
       to: "if (isPaused === undefined) return null;",
     },
     {
-      file: "src/provisioner/refund.ts",
+      file: "src/provisioner/refunds/pay.ts",
       from: 'if (row.state === "due" && (await isPaused(db, "payouts"))) return;',
       to: "if (isPaused === undefined || db === undefined) return;",
     },
@@ -353,7 +357,7 @@ async function callOnce(`,
   /** Hard case 46: whoever asks while D1 does not answer is told that it is our fault, and not to come again. */
   call_it_internal: [
     {
-      file: "src/app.ts",
+      file: "src/edge/app.ts",
       from: "if (isDatabaseUnavailable(error)) {",
       to: "if (isDatabaseUnavailable(error) && error instanceof AppError) {",
     },
@@ -395,7 +399,7 @@ async function callOnce(`,
   /** Hard case 39: where many machines are due none ends. */
   end_none_of_many: [
     {
-      file: "src/vms/sweep.ts",
+      file: "src/edge/sweep.ts",
       from: "if (due.length === 0) return [];",
       to: "if (due.length === 0 || due.length > limit) return [];",
     },
@@ -403,7 +407,7 @@ async function callOnce(`,
   /** Hard case 39: whoever ends its own machine gets another one, as often as it likes. */
   replace_without_end: [
     {
-      file: "src/provisioner/create.ts",
+      file: "src/provisioner/machines/create.ts",
       from: "const MAX_REPLACEMENTS = 3;",
       to: "const MAX_REPLACEMENTS = 3_000;",
     },
@@ -411,7 +415,7 @@ async function callOnce(`,
   /** Whoever bought while provisioning paused waits until it goes on. */
   wait_out_the_pause: [
     {
-      file: "src/provisioner/create.ts",
+      file: "src/provisioner/machines/create.ts",
       from: '(await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));',
       to: 'await isPaused(db, "provisioning");',
     },

@@ -1,7 +1,7 @@
 // One run: a world drawn from a seed, in which purchases are made while things go wrong; then everything heals, and what
 // must hold is checked.
 import type { Hex } from "viem";
-import { incarnationKey } from "../../src/chain/incarnation.ts";
+import { incarnationKey } from "../../src/model/purchase-key.ts";
 import {
   checkPace,
   checkSeen,

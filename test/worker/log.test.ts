@@ -11,15 +11,15 @@ import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
 import { Webhook } from "standardwebhooks";
 import { beforeEach, expect, test, vi } from "vitest";
 import type { LogBatch, LogBook } from "../../durable-objects/log-book.ts";
-import { makeAdminKey } from "../../src/access/admin-key.ts";
+import { makeAdminKey } from "../../src/credentials/admin-key.ts";
 import { generateHostKey } from "../../src/credentials/ssh-keys.ts";
 import { allClear, errorFields, log, note, noted, sendLogs, setLogLevel, withLogScope } from "../../src/log.ts";
 import { redactFields } from "../../src/redact.ts";
 import { fixedHeaders } from "../world/agent.ts";
 import type { Page } from "../world/pager.ts";
 import { agent, type Deployment, deploy, PATIENCE_MS, parts } from "./deployment.ts";
+import { operator } from "./edge/routes/admin/operator.ts";
 import { PAGER_SECRET } from "./parts.ts";
-import { operator } from "./routes/admin/operator.ts";
 
 const books = (env as unknown as { LOG_BOOK: DurableObjectNamespace<LogBook> }).LOG_BOOK;
 const book = () => books.get(books.idFromName(crypto.randomUUID()));

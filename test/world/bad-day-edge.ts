@@ -1,6 +1,6 @@
 // The edge, whose database and objects fail and stall as told.
 import type { EdgeBindings } from "../../src/config.ts";
-import edge, { IpGuard, LogBook } from "../../src/edge.ts";
+import edge, { IpGuard, LogBook } from "../../src/edge/index.ts";
 import { setWeather, underWeather, WEATHER_PATH } from "./bad-day.ts";
 
 class WeatheredIpGuard extends IpGuard {

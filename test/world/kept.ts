@@ -3,7 +3,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { makeAdminKey } from "../../src/access/admin-key.ts";
+import { makeAdminKey } from "../../src/credentials/admin-key.ts";
 import type { BareWorkers } from "./bare-workers.ts";
 import { freePort } from "./ports.ts";
 import type { RunpodSaved } from "./runpod.ts";

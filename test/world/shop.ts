@@ -1,9 +1,9 @@
 // A small shop for benches and fuzzing: a chain with some sales, bare Workers that have scanned them, and rows as the provisioner
 // would have left them.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { LIMITS } from "../../src/access/limits.ts";
 import { sealSecret } from "../../src/credentials/ecies.ts";
 import { generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
+import { LIMITS } from "../../src/edge/access/limits.ts";
 import { CONTRACT_ADDRESS } from "./addresses.ts";
 import { buy } from "./agent.ts";
 import { type BareWorkers, startBareWorkers, type WorkerSource } from "./bare-workers.ts";

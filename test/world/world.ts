@@ -1,7 +1,7 @@
 // The whole world in one call: a chain, three RPC URLs, a facilitator of payments, two vendors with machines that answer SSH,
 // and both Workers, as they are built for upload, in workerd with D1, queues and objects. Tests and `npm start` use the same.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
-import { makeAdminKey } from "../../src/access/admin-key.ts";
+import { makeAdminKey } from "../../src/credentials/admin-key.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
 import { WEATHER_PATH, type WorkerWeather } from "./bad-day.ts";
 import { type BuiltWorkers, buildWorkers, runWorkers, type WorkerSource } from "./bare-workers.ts";

@@ -15,7 +15,7 @@ import { type InnerResult, type Node, readAtOneBlock } from "../../chain/client.
 import { coinOf } from "../../chain/coin.ts";
 import { contractAbi, eventAbi, formatUsdc } from "../../chain/contract.ts";
 import type { EdgeConfig } from "../../config.ts";
-import { TIER_COUNT } from "../../vms/tiers.ts";
+import { TIER_COUNT } from "../../model/tiers.ts";
 import { type Finding, needed, note, well } from "./finding.ts";
 import type { Asked, Looked } from "./nodes.ts";
 import { reasonOf } from "./reason.ts";

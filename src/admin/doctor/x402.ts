@@ -1,5 +1,5 @@
 // `npm run doctor -- x402`: whether the facilitator takes payments on the contract's chain.
-import { askSupported } from "../../access/facilitator.ts";
+import { askSupported } from "../../edge/payments/facilitator.ts";
 import { type Finding, missing, needed, note, type Part, well } from "./finding.ts";
 import { reasonOf } from "./reason.ts";
 

@@ -2,9 +2,9 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { z } from "zod";
 import { formatUsdc } from "../../chain/contract.ts";
-import { tokenOfLabel } from "../../chain/incarnation.ts";
 import { inTime } from "../../in-time.ts";
-import { vendorsOf } from "../../provisioner/candidates.ts";
+import { tokenOfLabel } from "../../model/purchase-key.ts";
+import { vendorsOf } from "../../provisioner/machines/candidates.ts";
 import { createRunpod } from "../../provisioner/vendors/runpod.ts";
 import type { Vendor } from "../../provisioner/vendors/vendor.ts";
 import { createVultr } from "../../provisioner/vendors/vultr.ts";

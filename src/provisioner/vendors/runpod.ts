@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
 import type { Offer } from "../../db/schema.ts";
 import { log } from "../../log.ts";
-import { podEnvironment, podStartArguments } from "../cloud-init.ts";
+import { podEnvironment, podStartArguments } from "../machines/cloud-init.ts";
 import { readPodLog } from "./pod-log.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
 import {

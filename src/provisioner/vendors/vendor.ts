@@ -1,6 +1,6 @@
 // What a vendor adapter is: five flat verbs and a catalog. Its errors are named by what the caller should do.
 import type { Offer } from "../../db/schema.ts";
-import type { OpenPort } from "../../vms/ports.ts";
+import type { OpenPort } from "../../model/ports.ts";
 
 export type VendorName = "vultr" | "runpod";
 

@@ -3,7 +3,7 @@ import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
 import type { Offer } from "../../db/schema.ts";
 import { errorFields, log } from "../../log.ts";
-import { cloudConfig, SPENT_CLOUD_CONFIG } from "../cloud-init.ts";
+import { cloudConfig, SPENT_CLOUD_CONFIG } from "../machines/cloud-init.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
 import { callVendor, isSuccess, parseAnswer, readMachines, readRows, timeOf, type VendorAnswer } from "./request.ts";
 import { type Machine, type MachineSpec, type Supplies, type Vendor, VendorError } from "./vendor.ts";

@@ -14,7 +14,7 @@ import {
   parts,
   takeLogRequests,
 } from "../deployment.ts";
-import { operator } from "../routes/admin/operator.ts";
+import { operator } from "../edge/routes/admin/operator.ts";
 import { hideSale } from "./hidden-sale.ts";
 
 /** Of one sweep, for two nodes: twenty pieces of 25 requests, and what it takes to learn their range. */

@@ -26,7 +26,7 @@ import {
   operator,
   takeLogRequests,
 } from "../deployment.ts";
-import { accepted, mined, paymentRow, playOn, signedTo } from "../routes/x402/till.ts";
+import { accepted, mined, paymentRow, playOn, signedTo } from "../edge/routes/x402/till.ts";
 
 afterEach(async () => {
   await clearRpcFaults();

@@ -9,13 +9,13 @@ import { keyRing } from "../../../src/credentials/key-ring.ts";
 import { reencrypt } from "../../../src/credentials/reencrypt.ts";
 import { countSealed, publishDataKeys, publishedKeys } from "../../../src/db/data-keys.ts";
 import { loadVm, type Vm } from "../../../src/db/vms.ts";
+import { deliverKey } from "../../../src/edge/delivery.ts";
 import { sendLogs } from "../../../src/log.ts";
 import { requireDataKey } from "../../../src/provisioner/context.ts";
 import provisioner from "../../../src/provisioner/index.ts";
-import { deliverKey } from "../../../src/vms/delivery.ts";
 import { type Credentials, fixedHeaders, freshHeaders } from "../../world/agent.ts";
 import { agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
-import { operator } from "../routes/admin/operator.ts";
+import { operator } from "../edge/routes/admin/operator.ts";
 
 type Progress = { reencrypted: number; skipped: number; unreadable: number; next: string | null; remaining: number };
 

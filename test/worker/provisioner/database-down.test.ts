@@ -3,7 +3,6 @@
 import { createExecutionContext, createMessageBatch, getQueueResult, runInDurableObject } from "cloudflare:test";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
-import { pollChain } from "../../../src/chain/poll.ts";
 import {
   BACKGROUND_LIMIT_MS,
   inBackground,
@@ -11,11 +10,12 @@ import {
   openDatabase,
   statementsLeft,
 } from "../../../src/db/client.ts";
+import { pollChain } from "../../../src/edge/cron.ts";
 import { isTransient } from "../../../src/errors.ts";
 import { sendLogs } from "../../../src/log.ts";
+import type { Job } from "../../../src/model/jobs.ts";
 import provisioner from "../../../src/provisioner/index.ts";
-import type { Job } from "../../../src/provisioner/jobs.ts";
-import { reap as reapTurn } from "../../../src/provisioner/reap.ts";
+import { reap as reapTurn } from "../../../src/provisioner/machines/reap.ts";
 import { buy } from "../../world/agent.ts";
 import { Weather, weatheredDatabase } from "../../world/bad-day.ts";
 import { agent, chain, configureWallet, type Deployment, deploy } from "../deployment.ts";

@@ -30,7 +30,7 @@ import {
   signPurchaseOf,
   sold,
   usdcOf,
-} from "../routes/x402/till.ts";
+} from "../edge/routes/x402/till.ts";
 
 const PRICE = 500_000n;
 const payer = agent(1);

@@ -2,7 +2,7 @@
 import { expect, test } from "vitest";
 import { startCursor } from "../../../src/chain/scan.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
-import { reap } from "../../../src/provisioner/reap.ts";
+import { reap } from "../../../src/provisioner/machines/reap.ts";
 import { buy } from "../../world/agent.ts";
 import { addFault, agent, chain, clearFaults, deploy, forgetLists, IMPATIENT } from "../deployment.ts";
 

@@ -1,0 +1,399 @@
+// From a purchase to a machine that the vendor has accepted. The intent is a row before the request leaves, and only
+// one consumer at a time holds the row's lease.
+
+import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
+import { SECONDS_PER_DAY } from "../../chain/contract.ts";
+import { dataKeyId, sealSecret } from "../../credentials/ecies.ts";
+import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../../credentials/ssh-keys.ts";
+import { hasRoom } from "../../db/client.ts";
+import { HELD_TOKEN_COST, shortenDeadline } from "../../db/orders.ts";
+import { isPaused } from "../../db/pauses.ts";
+import { type Payment, paymentOfPurchase } from "../../db/payments.ts";
+import { boughtUntil, type NewRefund, oweRefund } from "../../db/refunds.ts";
+import { loadCatalog } from "../../db/sweep.ts";
+import * as store from "../../db/vms.ts";
+import { allClear, errorFields, log } from "../../log.ts";
+import { pausedDeadline } from "../../model/machine-life.ts";
+import { captureDeadline } from "../../model/payment-life.ts";
+import { formatPorts, readPorts, unreached } from "../../model/ports.ts";
+import { labelFamily, machineLabel } from "../../model/purchase-key.ts";
+import { REGIONS, type Region } from "../../model/tiers.ts";
+import { inTurn } from "../../outbound.ts";
+import { type Context, DONE, goOn, type Next, permit, sendAfter } from "../context.ts";
+import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "../payments/order.ts";
+import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "../vendors/vendor.ts";
+import {
+  candidatesOf,
+  isWithinShare,
+  nextCandidate,
+  offerOf,
+  placeOf,
+  recentStock,
+  stockOf,
+  vendorsOf,
+} from "./candidates.ts";
+import { machineNote } from "./machine-note.ts";
+import { pageIfRefusedEverywhere, type Refused, refused } from "./refused.ts";
+import { isPast, verifyPurchase } from "./verify.ts";
+
+/** More than all timeouts of one turn together. */
+export const LEASE_MS = 300_000;
+/** No further vendor call is begun in a turn that has lasted this long. */
+const TURN_MS = 45_000;
+/** After a move without a word from its message, the sweep sends the row again. */
+export const STALL_MS = 180_000;
+const RECEIPT_WAIT_SECONDS = 3;
+export const PAGED_WAIT_SECONDS = 60;
+/** How soon an operator's resume is noticed. */
+export const PAUSED_WAIT_SECONDS = 15;
+/** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */
+export const MAX_WAIT_SECONDS = 60;
+const SNAPSHOT_AGE_MS = 15_000;
+/** For machines that ran and went: their tenants can end them as often as they like (hard case 39). */
+const MAX_REPLACEMENTS = 3;
+
+/**
+ * Checks the purchase, then tries candidates until one has a machine or all are used up for this turn. The check is part
+ * of every turn, under the lease: a row that somebody wrote, or that a reorg has overtaken, orders nothing.
+ */
+export async function create(context: Context, vm: store.TimedVm): Promise<Next> {
+  const began = context.now();
+  const lease = crypto.randomUUID();
+  try {
+    if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
+    return await takeTurn(context, vm, lease, began);
+  } catch (error) {
+    // The message comes back within seconds: it must find the row free, were it only the lease's answer that was lost.
+    await store.releaseLease(context.db, vm, lease);
+    throw error;
+  }
+}
+
+async function takeTurn(context: Context, vm: store.TimedVm, lease: string, began: number): Promise<Next> {
+  const { db, chain, now } = context;
+  // After a pause that was too long the purchase is looked at once more, to be paid back.
+  const isHeldUp = (await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));
+  if (isHeldUp) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
+  const tried = await store.loadAttempts(db, vm.incarnation);
+  // An attempt without an end may have a machine that we don't know of, or one that is not gone.
+  const unresolved = tried.find((attempt) => attempt.endedAt === null);
+  if (unresolved !== undefined) return resolveFirst(context, vm, unresolved);
+  if (tried.some(hasMachine)) return goOn(await store.moveVm(db, vm, { step: "clear", wakeAt: began + STALL_MS }));
+  const seen = await verifyPurchase(context, vm);
+  if (seen === "missing") {
+    // One node told of it and two don't know it: it never was, once final history has passed its block. It is never late:
+    // a refund would be owed for what nobody bought, and the token would stay with it (hard case 61).
+    if (!(await isPast(chain, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+    return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
+  }
+  if (await isTooLate(context, vm)) return tooLate(context, vm);
+  if (tried.filter(({ outcome }) => outcome === "vanished").length > MAX_REPLACEMENTS) return usedUp(context, vm);
+  if (seen === "moved") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+  const order = isOurs(context, vm) ? await linkOrder(context, vm) : null;
+  if (order?.kind === "unlinked") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+  if (order?.kind === "over") return keepToken(context, vm);
+  if (order !== null && order.row.state !== "settled") {
+    const deadline = captureDeadline(order.row);
+    if (deadline < vm.deadline) await shortenDeadline(db, vm.incarnation, deadline);
+  }
+  // One that has run before may be a payer's by now.
+  const wanted = order?.row ?? (vm.runningAt === null ? null : await paymentOfPurchase(db, vm.incarnation));
+  const ports = readPorts(wanted?.ports ?? null);
+  let candidates = await rankCandidates(context, vm.tier, wanted);
+  let pair: LoginKey | undefined;
+  const renewed = new Set<VendorName>();
+  // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
+  let waitSeconds = Number.POSITIVE_INFINITY;
+  for (;;) {
+    if (candidates.length === 0) return waitForTurn(context, vm, Math.max(1, waitSeconds));
+    const next = nextCandidate(candidates, tried, now(), Math.random());
+    if ("waitMs" in next) return waitForTurn(context, vm, Math.min(waitSeconds, next.waitMs / 1_000));
+    if (now() - began > TURN_MS || !hasRoom()) return waitForTurn(context, vm, 0);
+    const { candidate } = next;
+    try {
+      const { supplies, taken, settle } = await prepare(context, vm, candidate, ports);
+      // Kept while vendors refuse: a refused attempt has used no key.
+      pair ??= ownKeyOf(vm, wanted) ?? (await makeKeys(context, vm));
+      const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
+      const order = { candidate, supplies, ports, number, pair, settle };
+      // The turn comes before the intent: an order that waited behind it would reach the vendor after the quiet time.
+      const outcome = await inTurn(() => tryCandidate(context, vm, lease, order, tried));
+      if (outcome.kind !== "refused") return outcome;
+      if (outcome.action === "skip_candidate" && !renewed.has(candidate.vendor)) {
+        // What the order named may be gone: an image, or a firewall that was removed by hand.
+        renewed.add(candidate.vendor);
+        await context.gate(candidate.vendor).forgetSupplies();
+      }
+      const isRefusedEverywhere = pageIfRefusedEverywhere(context, vm.tier, candidate.vendor, tried);
+      if (outcome.waitSeconds === 0 && !isRefusedEverywhere) continue;
+      waitSeconds = Math.min(waitSeconds, isRefusedEverywhere ? PAGED_WAIT_SECONDS : outcome.waitSeconds);
+    } catch (error) {
+      if (!(error instanceof VendorError)) throw error;
+      log("warn", "create_put_off", { vendor: candidate.vendor, ...errorFields(error) });
+      waitSeconds = Math.min(waitSeconds, error.retryAfterSeconds);
+    }
+    candidates = candidates.filter((one) => one.vendor !== candidate.vendor);
+  }
+}
+
+/** Bought for an order that came to nothing meanwhile, or has a token already: no machine is made, and it stays ours. */
+async function keepToken({ db, now }: Context, vm: store.Vm): Promise<Next> {
+  log("warn", "token_kept", { tokenId: vm.tokenId });
+  const failure = {
+    cause: "order_over",
+    detail: "its order came to nothing before it was bought, or has a token already; it stays ours",
+  };
+  await store.failVm(db, vm, { ...failure, now: now(), step: "idle", wakeAt: null });
+  return DONE;
+}
+
+/** The payer's own key, while the machine is the payer's or on its way there. */
+function ownKeyOf(vm: store.Vm, order: Payment | null): LoginKey | null {
+  if (order === null || order.sshPublicKey === null) return null;
+  const isPayers = vm.owner === order.payer || order.servedAt === null;
+  return isPayers ? { publicKey: order.sshPublicKey, broughtBy: order.payer, privateKey: null } : null;
+}
+
+/** For an order by x402, only where it was asked for, and where the vendor takes no more than its share. */
+async function rankCandidates(
+  { db, config, gate, now }: Context,
+  tier: number,
+  order: Payment | null,
+): Promise<Candidate[]> {
+  const stock = (await loadCatalog(db))?.stock ?? {};
+  const troubled = new Map<VendorName, string[]>();
+  for (const vendor of vendorsOf(tier, config)) troubled.set(vendor, await gate(vendor).troubled(now()));
+  const isTroubled = (candidate: Candidate) => troubled.get(candidate.vendor)?.includes(placeOf(candidate)) === true;
+  const ranked = candidatesOf(tier, { places: placesOf(config, order), stock, isTroubled });
+  if (order === null || order.durationDays === null) return ranked;
+  const pricePerDay = Number(order.amount) / order.durationDays;
+  return ranked.filter((candidate) => isWithinShare(offerOf(stock, candidate), pricePerDay, config.MAX_COST_SHARE));
+}
+
+function placesOf(config: Context["config"], order: Payment | null) {
+  const regions: readonly string[] | undefined = REGIONS[order?.region as Region];
+  if (regions === undefined) return config;
+  return { ...config, VULTR_REGIONS: config.VULTR_REGIONS.filter((region) => regions.includes(region)) };
+}
+
+/** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
+export async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<SshKeyPair> {
+  const began = now();
+  const pair = await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
+  log("info", "ssh_key_made", { tokenId: vm.tokenId, algorithm: config.SSH_KEY_ALGORITHM, ms: now() - began });
+  return pair;
+}
+
+const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
+
+async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attempt): Promise<Next> {
+  const step = attempt.instanceId === null ? "find" : "boot";
+  const wakeAt = context.now() + STALL_MS;
+  return goOn(await store.moveVm(context.db, vm, { step, attempt: attempt.number, wakeAt }));
+}
+
+type Settle = Awaited<ReturnType<typeof permit>>;
+type Preparation = { supplies: Supplies; taken: number; settle: Settle };
+/** Without a private key where the login is the buyer's own. */
+type LoginKey = SshKeyPair | (Pick<SshKeyPair, "publicKey"> & { privateKey: null; broughtBy: string });
+type Order = Omit<Preparation, "taken"> & {
+  candidate: Candidate;
+  ports: readonly number[];
+  number: number;
+  pair: LoginKey;
+};
+/**
+ * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
+ * order, and the highest attempt number that a machine of this incarnation bears at the vendor. That is above our own
+ * only if the database was restored to an earlier state; such a machine may be a customer's, so its name is left to it.
+ */
+async function prepare(
+  context: Context,
+  vm: store.Vm,
+  { vendor }: Candidate,
+  ports: readonly number[],
+): Promise<Preparation> {
+  const { now, gate } = context;
+  const family = labelFamily(vm.incarnation);
+  const answer = await gate(vendor).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
+  if (!answer.ok) throw putOff(vendor, answer);
+  const prepared = await gate(vendor).supplies(now(), ports);
+  if (!prepared.ok) throw putOff(vendor, prepared);
+  const numbers = answer.snapshot.machines
+    .map((machine) => Number(machine.label.slice(family.length)))
+    .filter(Number.isSafeInteger);
+  return { supplies: prepared.supplies, taken: Math.max(0, ...numbers), settle: await permit(context, vendor) };
+}
+
+const putOff = (vendor: VendorName, { message, retryAfterSeconds }: { message: string; retryAfterSeconds: number }) =>
+  new VendorError(vendor, "wait", message, { retryAfterSeconds });
+
+/** One attempt. */
+async function tryCandidate(
+  context: Context,
+  vm: store.Vm,
+  lease: string,
+  { candidate, supplies, ports, number, pair, settle }: Order,
+  tried: store.Attempt[],
+): Promise<Next | Refused> {
+  const { db, config, now } = context;
+  const label = machineLabel(vm.incarnation, number);
+  const mark = bytesToHex(randomBytes(12));
+  if (!(await mayOrder(context, vm, candidate, mark))) {
+    log("page", "too_many_machines", { about: candidate.vendor, label });
+    return { kind: "refused", waitSeconds: PAGED_WAIT_SECONDS };
+  }
+  allClear("too_many_machines", candidate.vendor);
+  const hostKey = generateHostKey();
+  const secretContext = { kind: "ssh", subject: vm.incarnation, attempt: number } as const;
+  const attempt: store.Attempt = {
+    incarnation: vm.incarnation,
+    number,
+    provider: candidate.vendor,
+    region: candidate.region,
+    plan: candidate.plan,
+    label,
+    mark,
+    publicKey: pair.publicKey,
+    broughtBy: "broughtBy" in pair ? pair.broughtBy : null,
+    privateKey:
+      pair.privateKey === null ? null : await sealSecret(config.DATA_PUBLIC_KEY, secretContext, pair.privateKey),
+    keyId: dataKeyId(config.DATA_PUBLIC_KEY),
+    hostPublicKey: hostKey.publicKey,
+    createSentAt: now(),
+    startedAt: now(),
+    instanceId: null,
+    bootDeadlineAt: null,
+    endedAt: null,
+    outcome: null,
+    detail: null,
+    goneAt: null,
+    deleteFailedAt: null,
+  };
+  await store.openAttempt(db, vm, lease, attempt, formatPorts(unreached(ports)));
+  tried.push(attempt);
+  try {
+    const { region, plan } = candidate;
+    const note = machineNote(config, vm, candidate.vendor, ports);
+    const spec = { label, mark, region, plan, publicKey: pair.publicKey, hostKey, ports, note };
+    const machine = await context.vendors[candidate.vendor].create(spec, supplies);
+    await settle();
+    log("info", "machine_ordered", { label, vendor: candidate.vendor, region, plan });
+    allClear("create_refused", candidate.vendor);
+    return sendAfter(await keepMachine(context, vm, attempt, machine), config.POLL_SECONDS);
+  } catch (error) {
+    if (!(error instanceof VendorError)) throw error;
+    await settle(error);
+    return refused(context, vm, lease, attempt, error);
+  }
+}
+
+/** Whoever writes rows must not have machines made without end: the vendors' gates know of what was ordered (hard case 34). */
+async function mayOrder(
+  { config, gate, now }: Context,
+  { incarnation, tier }: store.Vm,
+  { vendor }: Candidate,
+  mark: string,
+): Promise<boolean> {
+  const family = labelFamily(incarnation);
+  let elsewhere = 0;
+  for (const other of vendorsOf(tier, config)) {
+    if (other !== vendor) elsewhere += await gate(other).countOrdered(now(), family);
+  }
+  return gate(vendor).mayOrder(now(), family, mark, elsewhere);
+}
+
+/** Stores the machine of an attempt; the row waits for its boot. */
+export async function keepMachine(
+  context: Context,
+  vm: store.Vm,
+  attempt: store.Attempt,
+  machine: Pick<Machine, "instanceId">,
+): Promise<number | null> {
+  const at = context.now();
+  await context.gate(attempt.provider).placed(labelFamily(vm.incarnation), attempt.mark, machine.instanceId);
+  return store.recordMachine(context.db, vm, attempt, machine.instanceId, {
+    bootDeadlineAt: at + context.config.BOOT_TIMEOUT_SECONDS * 1_000,
+    wakeAt: at + STALL_MS,
+  });
+}
+
+async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Promise<Next> {
+  const wait = Math.min(MAX_WAIT_SECONDS, seconds);
+  const wakeAt = context.now() + wait * 1_000 + STALL_MS;
+  return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
+}
+
+/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). A pause gives it some time more. */
+export async function isTooLate({ db }: Context, vm: store.TimedVm): Promise<boolean> {
+  if (vm.chainTime <= vm.deadline) return false;
+  return vm.chainTime > pausedDeadline(vm) || !(await isPaused(db, "provisioning"));
+}
+
+/**
+ * The whole price back; after a machine ran, what is left of its time by the chain's clock. Null where it was served. Of a
+ * token that is ours nothing: the payment that it was bought for is another matter. One that we have handed over is owed
+ * to whom it was handed.
+ */
+export async function refundOf(context: Context, vm: store.Vm, now: number): Promise<{ refund?: NewRefund } | null> {
+  const { db, config } = context;
+  if (isOurs(context, vm)) return {};
+  const byHand = config.REFUNDS === "manual";
+  const chainTime = await store.chainTime(db);
+  if (vm.runningAt !== null && vm.expiresAt <= chainTime) return null;
+  const order = await paymentOfPurchase(db, vm.incarnation);
+  // A held token may last longer than what was ordered: it is of the order's own time that the rest goes back (hard case 33).
+  // A renewal was paid for apart from the purchase.
+  const bought = await boughtUntil(db, vm);
+  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(bought, orderedUntil(order)) : bought;
+  const owedSeconds = vm.runningAt === null ? null : Math.max(0, paidUntil - chainTime);
+  const state = byHand ? "waiting" : "due";
+  const owed = { kind: "failed", state, reason: byHand ? "manual" : null, owedSeconds, now } as const;
+  const refund = await oweRefund(db, vm, owed, order);
+  return { refund: order === null ? refund : { ...refund, payTo: order.payer } };
+}
+
+/** By when what a held token was sold for is over at the latest (see `buy`): unix seconds of the chain. */
+const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
+  validBefore + HELD_DEADLINE_SECONDS + (durationDays ?? 0) * SECONDS_PER_DAY;
+
+/** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
+export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
+  const last = (await store.loadAttempts(context.db, vm.incarnation)).at(-1);
+  const why = last === undefined ? "" : `; the last one: ${last.outcome ?? "not ended"}, ${last.detail ?? "no answer"}`;
+  const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts${why}`;
+  if (!(await giveBack(context, vm, { cause: "no_machine_in_time", detail }, step))) return endServed(context, vm);
+  // What was ordered over x402 is not paid for yet; and whoever buys what the catalog calls sold out calls nobody (hard case 40).
+  const stock = recentStock((await loadCatalog(context.db))?.stock ?? {}, context.now());
+  const level = isOurs(context, vm) || stockOf(vm.tier, stock) === "none" ? "warn" : "page";
+  log(level, "provisioning_failed", { about: vm.tier, incarnation: vm.incarnation, attempts: vm.attempt });
+  return DONE;
+}
+
+/** Its machines went again and again after they ran: no other one is ordered. */
+async function usedUp(context: Context, vm: store.Vm): Promise<Next> {
+  const detail = `its machine was gone at its vendor ${MAX_REPLACEMENTS + 1} times after it ran`;
+  const isOver = !(await giveBack(context, vm, { cause: "replacements_used_up", detail }, "idle"));
+  if (isOver) return endServed(context, vm);
+  log("warn", "replacements_used_up", { tokenId: vm.tokenId });
+  return DONE;
+}
+
+/** The purchase ends, and what was not served of its time is owed. False where all of it was. */
+async function giveBack(
+  context: Context,
+  vm: store.Vm,
+  failure: { cause: string; detail: string },
+  step: "clear" | "idle",
+): Promise<boolean> {
+  const now = context.now();
+  const owed = await refundOf(context, vm, now);
+  if (owed === null) return false;
+  await store.failVm(context.db, vm, { ...failure, now, step, wakeAt: step === "idle" ? null : now, ...owed });
+  await tellOrder(context, vm);
+  return true;
+}
+
+/** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */
+export const endServed = async ({ db, now }: Context, vm: store.Vm): Promise<Next> =>
+  goOn(await store.moveVm(db, vm, { status: "expired", step: "prove", wakeAt: now() + STALL_MS, checkAt: null }));

@@ -1,0 +1,119 @@
+// Captures that fail through no fault of the payer's: one node is wrong, the coin takes nothing from anybody, our own gas
+// money has run out. No honest payer is barred for that, and none loses money (hard cases 28 and 36).
+import { runInDurableObject } from "cloudflare:test";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
+import {
+  addRpcFault,
+  addRpcFaults,
+  agent,
+  chain,
+  clearRpcFaults,
+  type Deployment,
+  deploy,
+  operator,
+} from "../../deployment.ts";
+import { accepted, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+
+const PRICE = 500_000n;
+const TRANSFER_WITH_AUTHORIZATION = "e3ee160e";
+const payer = agent(1);
+let world: Deployment;
+let had: bigint;
+beforeEach(async () => {
+  await chain.node.setAutomine(true);
+  await chain.dropAll();
+  world = await deploy();
+  had = await usdcOf(payer.address);
+});
+afterEach(async () => {
+  await clearRpcFaults();
+  await setBlocked(operator.address, false);
+});
+
+const rowOf = (id: string) => paymentRow(world, id);
+const machineRuns = () =>
+  playOn(world, async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length > 0);
+const isOver = async (id: string) => (await rowOf(id))["reason"] !== null || (await rowOf(id))["step"] === "idle";
+
+/** Two minutes of ours, quarter by quarter, or until the order is over. */
+async function twoMinutes(id: string, each: () => Promise<void> = async () => undefined): Promise<void> {
+  for (let quarter = 0; quarter < 8 && !(await isOver(id)); quarter++) {
+    let looks = 0;
+    await playOn(world, async () => ++looks > 10 || isOver(id));
+    await each();
+    world.passTime(15);
+  }
+}
+async function expectWelcome(): Promise<void> {
+  world.app = world.appOf({ ...world.edge });
+  const { answer } = await orderMachine(world, payer, { region: "europe" });
+  expect(answer.status, await answer.clone().text()).toBe(202);
+}
+
+test("one node by which every capture would fail bars no payer and ends no machine: its word alone was held against the payer", async () => {
+  const { id } = await accepted(world, payer);
+  await machineRuns();
+  await addRpcFault({
+    kind: "refuse",
+    method: "eth_estimateGas",
+    includes: TRANSFER_WITH_AUTHORIZATION,
+    message: "execution reverted",
+  });
+  await twoMinutes(id);
+  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await usdcOf(payer.address)).toBe(had - PRICE);
+});
+
+test("one node by which nothing can be bought or handed over stops no order", async () => {
+  for (const method of ["eth_estimateGas", "eth_simulateV1"])
+    await addRpcFault({ kind: "refuse", method, message: "execution reverted" });
+  const { id } = await accepted(world, payer);
+  await playOn(world, async () => isOver(id));
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+});
+
+test("while the coin takes nothing for us from anybody, a capture that fails is not held against its payer", async () => {
+  const { id } = await accepted(world, payer);
+  await machineRuns();
+  await setBlocked(operator.address, true);
+  await twoMinutes(id);
+  expect((await rowOf(id))["reason"]).not.toBe("capture_refused");
+  await setBlocked(operator.address, false);
+  await playOn(world, async () => isOver(id));
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  await expectWelcome();
+});
+
+test("while our gas money is used up nothing is given up for it: nodes refuse the transaction, and not its content", async () => {
+  await reachOnlyProxies();
+  const { id } = await accepted(world, payer);
+  await machineRuns();
+  const message = "insufficient funds for gas * price + value: balance 1, tx cost 2, overshot 1";
+  await addRpcFaults({ kind: "refuse", method: "eth_sendRawTransaction", message });
+  await twoMinutes(id, async () => {
+    await aMinuteLater();
+  });
+  await clearRpcFaults();
+  await playOn(world, async () => {
+    await aMinuteLater();
+    return isOver(id);
+  });
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  await expectWelcome();
+});
+
+/** The wallet's own nodes, all of which can be told to refuse. */
+const reachOnlyProxies = () =>
+  runInDurableObject(world.wallet, (wallet: OperatorWallet) => {
+    const { env } = wallet as unknown as { env: Record<string, unknown> };
+    const [first = "", , third = ""] = world.provisioner.RPC_URLS;
+    Object.assign(wallet, { env: { ...env, RPC_URLS: [first, `${third}/a`, `${third}/b`].join(",") } });
+  });
+/** As if everything that the wallet has signed had been signed a minute earlier. */
+const aMinuteLater = () =>
+  runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
+    storage.sql.exec("UPDATE signed SET signed_at = signed_at - 60000");
+    storage.sql.exec("UPDATE wallet_orders SET created_at = created_at - 60000");
+  });
