@@ -9,9 +9,10 @@ import { DurableObject } from "cloudflare:workers";
 import { provisionerConfig } from "../src/config.ts";
 import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { familyOfLabel } from "../src/model/purchase-key.ts";
+import type { VendorName } from "../src/model/stock.ts";
 import { Connections } from "../src/outbound.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
-import type { Machine, Supplies, Vendor, VendorName } from "../src/provisioner/vendors/vendor.ts";
+import type { Machine, Supplies, Vendor } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";
 
 /** `take` as it is stored: a token bucket that refills steadily, and a time before which the vendor wants no calls. */

@@ -3,19 +3,9 @@ import { and, asc, desc, eq, getTableColumns, gt, inArray, type SQL, sql } from 
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
 import type { Standing } from "../model/shop.ts";
+import type { StockByVendor } from "../model/stock.ts";
 import { type Database, once } from "./client.ts";
-import {
-  FORGETTABLE,
-  NOBODYS,
-  OPEN,
-  paymentLinks,
-  payments,
-  quotes,
-  type StockByVendor,
-  settlements,
-  UNBOUGHT,
-  UNPAID,
-} from "./schema.ts";
+import { FORGETTABLE, NOBODYS, OPEN, paymentLinks, payments, quotes, settlements, UNBOUGHT, UNPAID } from "./schema.ts";
 import type { StoredTiers } from "./sweep.ts";
 
 export type Payment = typeof payments.$inferSelect;

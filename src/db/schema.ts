@@ -1,9 +1,11 @@
 // The tables. Times in `_at` are unix milliseconds of our clock unless the comment says chain time (unix seconds).
 // uint256 amounts are TEXT: SQLite's integers end at 2^63 and D1 rounds above 2^53.
+
 import { sql } from "drizzle-orm";
 import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
 import type { SpansByNode } from "../chain/logs.ts";
 import { STATUSES, STEPS } from "../model/machine-life.ts";
+import type { StockByVendor } from "../model/stock.ts";
 
 /** What the chain said, one row per incarnation of a token: deployment, contract, token id, transaction, ordinal. */
 export const purchases = sqliteTable(
@@ -510,21 +512,6 @@ export const catalogs = sqliteTable("catalogs", {
   tiersAt: integer("tiers_at"),
   stock: text({ mode: "json" }).$type<StockByVendor>(),
 });
-
-export type Offer = {
-  region: string;
-  plan: string;
-  stock: "high" | "low" | "none";
-  /** What the vendor takes, where its catalog says so. */
-  usdPerHour?: number;
-};
-/**
- * `maxCostShare`: the provisioner's MAX_COST_SHARE, by which the edge refuses what is not bought for an order. `balanceUsd`:
- * what our account there can still spend; null where it could not be read, or is billed afterwards.
- */
-export type StockByVendor = Partial<
-  Record<"vultr" | "runpod", { readAt: number; offers: Offer[]; maxCostShare?: number; balanceUsd?: number | null }>
->;
 
 /** Signed nonces that were used. A row is the use: the insert fails for the second. */
 export const nonces = sqliteTable(

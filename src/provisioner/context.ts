@@ -7,8 +7,9 @@ import { dataKeyId } from "../credentials/ecies.ts";
 import { type Database, openDatabase } from "../db/client.ts";
 import { publishedKeys } from "../db/data-keys.ts";
 import { ConfigError } from "../errors.ts";
+import type { VendorName } from "../model/stock.ts";
 import { createRunpod } from "./vendors/runpod.ts";
-import { type Vendor, VendorError, type VendorName } from "./vendors/vendor.ts";
+import { type Vendor, VendorError } from "./vendors/vendor.ts";
 import { createVultr } from "./vendors/vultr.ts";
 
 /** What every step works with. */

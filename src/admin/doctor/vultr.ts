@@ -5,9 +5,10 @@ import { isIP } from "node:net";
 import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
 import { tokenOfLabel } from "../../model/purchase-key.ts";
+import { VULTR_GPU_PLANS, VULTR_PLANS } from "../../model/stock.ts";
 import { callVendor } from "../../provisioner/vendors/request.ts";
 import { VendorError } from "../../provisioner/vendors/vendor.ts";
-import { createVultr, VULTR_GPU_PLANS, VULTR_PLANS, vultrBalance } from "../../provisioner/vendors/vultr.ts";
+import { createVultr, vultrBalance } from "../../provisioner/vendors/vultr.ts";
 import { type Finding, missing, needed, note, type Part, unread, well } from "./finding.ts";
 import { quote, reasonOf } from "./reason.ts";
 

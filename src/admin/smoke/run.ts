@@ -4,7 +4,7 @@ import { z } from "zod";
 import { formatUsdc } from "../../chain/contract.ts";
 import { inTime } from "../../in-time.ts";
 import { tokenOfLabel } from "../../model/purchase-key.ts";
-import { vendorsOf } from "../../provisioner/machines/candidates.ts";
+import { vendorsOf } from "../../model/stock.ts";
 import { createRunpod } from "../../provisioner/vendors/runpod.ts";
 import type { Vendor } from "../../provisioner/vendors/vendor.ts";
 import { createVultr } from "../../provisioner/vendors/vultr.ts";

@@ -1,13 +1,13 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { formatUsdc } from "../../chain/contract.ts";
 import { readTogether, statementsOf } from "../../db/reads.ts";
-import type { StockByVendor } from "../../db/schema.ts";
 import type { StoredTiers } from "../../db/sweep.ts";
 import { AppError } from "../../errors.ts";
 import { errorFields, log } from "../../log.ts";
 import { SHOP_SENTENCES, SHOP_STATES, type Standing, shopState } from "../../model/shop.ts";
+import type { StockByVendor } from "../../model/stock.ts";
+import { recentStock, stockOf } from "../../model/stock.ts";
 import { TIERS, wireType } from "../../model/tiers.ts";
-import { recentStock, stockOf } from "../../provisioner/machines/candidates.ts";
 import { limited } from "../access/admission.ts";
 import type { Router } from "../app.ts";
 import { refreshTiers } from "../sweep.ts";

@@ -1,13 +1,10 @@
 // Where a tier's machine may come from, and in which order it is tried.
+
 import type { ProvisionerConfig } from "../../config.ts";
-import type { Offer, StockByVendor } from "../../db/schema.ts";
-import { RUNPOD_GPUS } from "../vendors/runpod.ts";
-import type { Candidate, VendorName } from "../vendors/vendor.ts";
-import { VULTR_GPU_PLANS, VULTR_PLANS } from "../vendors/vultr.ts";
+import { type Candidate, offerOf, type StockByVendor, sizesOf, vendorsOf } from "../../model/stock.ts";
 
 const FIRST_ROUND_WAIT_MS = 10_000;
 const MAX_ROUND_WAIT_MS = 300_000;
-const STOCK_MAX_AGE_MS = 900_000;
 
 type Places = Pick<ProvisionerConfig, "VULTR_REGIONS" | "VULTR_GPUS" | "RUNPOD_CLOUDS">;
 
@@ -17,19 +14,6 @@ export type Market = {
   stock: StockByVendor;
   /** Whether machines could not be had, or did not come up, there lately. */
   isTroubled: (candidate: Candidate) => boolean;
-};
-
-/** Vendors that sell a tier's machines. */
-export const vendorsOf = (tier: number, { VULTR_GPUS }: Pick<Places, "VULTR_GPUS">): VendorName[] =>
-  VULTR_PLANS[tier] !== undefined ? ["vultr"] : VULTR_GPUS ? ["runpod", "vultr"] : ["runpod"];
-
-/** A tier's plans at each vendor: the size that was paid for, then the larger ones that may stand in for it. */
-const sizesOf = (tier: number): Record<VendorName, readonly (readonly string[])[]> => {
-  const plan = VULTR_PLANS[tier];
-  return {
-    runpod: RUNPOD_GPUS[tier] ?? [],
-    vultr: plan === undefined ? (VULTR_GPU_PLANS[tier] ?? []) : [[plan]],
-  };
 };
 
 /**
@@ -72,36 +56,8 @@ function compare(a: readonly number[], b: readonly number[]): number {
   return index === -1 ? 0 : (a[index] ?? 0) - (b[index] ?? 0);
 }
 
-export const offerOf = (stock: StockByVendor, { vendor, region, plan }: Candidate): Offer | undefined =>
-  stock[vendor]?.offers.find((offer) => offer.region === region && offer.plan === plan);
-
 /** What a vendor's gate remembers troubles by. */
 export const placeOf = ({ region, plan }: { region: string; plan: string }): string => `${region}/${plan}`;
-
-/** What vendors said not long ago: beyond that their stock says nothing any more. */
-export const recentStock = (stock: StockByVendor, now: number): StockByVendor =>
-  Object.fromEntries(Object.entries(stock).filter(([, read]) => now - read.readAt < STOCK_MAX_AGE_MS));
-
-/** For an order by x402, the vendor takes no more than its share of a day's price (10^-6 USDC). */
-export const isWithinShare = (offer: Offer | undefined, pricePerDay: number, share: number): boolean =>
-  (offer?.usdPerHour ?? 0) <= (pricePerDay / 1e6 / 24) * share;
-
-/** A tier's stock over everything that its machine may be, or that an order may have. */
-export function stockOf(
-  tier: number,
-  stock: StockByVendor,
-  isFor: (offer: Offer, maxCostShare: number) => boolean = () => true,
-): "high" | "low" | "none" | "unknown" {
-  const sizes = sizesOf(tier);
-  const offers = (["runpod", "vultr"] as const).flatMap((vendor) => {
-    const plans = sizes[vendor].flat();
-    const read = stock[vendor];
-    return (read?.offers ?? [])
-      .filter((offer) => plans.includes(offer.plan))
-      .map((offer) => (isFor(offer, read?.maxCostShare ?? 1) ? offer.stock : "none"));
-  });
-  return (["high", "low", "none"] as const).find((level) => offers.includes(level)) ?? "unknown";
-}
 
 export type Tried = { provider: string; region: string; plan: string; outcome: string | null; endedAt: number | null };
 

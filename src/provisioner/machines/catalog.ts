@@ -1,8 +1,8 @@
-import type { Offer } from "../../db/schema.ts";
 import { saveStock } from "../../db/sweep.ts";
 import { allClear, errorFields, log } from "../../log.ts";
+import type { Offer, VendorName } from "../../model/stock.ts";
 import { ask, type Context, permit } from "../context.ts";
-import { VendorError, type VendorName } from "../vendors/vendor.ts";
+import { VendorError } from "../vendors/vendor.ts";
 
 const BALANCE_CALLS = 2;
 const VENDORS: readonly VendorName[] = ["vultr", "runpod"];

@@ -17,21 +17,21 @@ import { pausedDeadline } from "../../model/machine-life.ts";
 import { captureDeadline } from "../../model/payment-life.ts";
 import { formatPorts, readPorts, unreached } from "../../model/ports.ts";
 import { labelFamily, machineLabel } from "../../model/purchase-key.ts";
+import {
+  type Candidate,
+  isWithinShare,
+  offerOf,
+  recentStock,
+  stockOf,
+  type VendorName,
+  vendorsOf,
+} from "../../model/stock.ts";
 import { REGIONS, type Region } from "../../model/tiers.ts";
 import { inTurn } from "../../outbound.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "../context.ts";
 import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "../payments/order.ts";
-import { type Candidate, type Machine, type Supplies, VendorError, type VendorName } from "../vendors/vendor.ts";
-import {
-  candidatesOf,
-  isWithinShare,
-  nextCandidate,
-  offerOf,
-  placeOf,
-  recentStock,
-  stockOf,
-  vendorsOf,
-} from "./candidates.ts";
+import { type Machine, type Supplies, VendorError } from "../vendors/vendor.ts";
+import { candidatesOf, nextCandidate, placeOf } from "./candidates.ts";
 import { machineNote } from "./machine-note.ts";
 import { pageIfRefusedEverywhere, type Refused, refused } from "./refused.ts";
 import { isPast, verifyPurchase } from "./verify.ts";

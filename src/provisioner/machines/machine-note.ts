@@ -2,7 +2,7 @@
 // installation it leaves to the API.
 import type { ProvisionerConfig } from "../../config.ts";
 import type { Vm } from "../../db/vms.ts";
-import type { VendorName } from "../vendors/vendor.ts";
+import type { VendorName } from "../../model/stock.ts";
 
 export const NOTE_PATH = "/root/CLAWCLOUD.md";
 

@@ -9,8 +9,9 @@ import { allClear, errorFields, log } from "../../log.ts";
 import type { Job } from "../../model/jobs.ts";
 import { formatPorts, portNumbers, readOpenPorts, unreached } from "../../model/ports.ts";
 import { familyOfLabel, labelFamily, tokenOfLabel } from "../../model/purchase-key.ts";
+import type { VendorName } from "../../model/stock.ts";
 import { ask, type Context } from "../context.ts";
-import { type Machine, reachPorts, VendorError, type VendorName } from "../vendors/vendor.ts";
+import { type Machine, reachPorts, VendorError } from "../vendors/vendor.ts";
 import { tellDeleteRefused } from "./boot.ts";
 import { readPurchase } from "./verify.ts";
 

@@ -4,8 +4,9 @@ import { saveSoldOut } from "../../db/sweep.ts";
 import * as store from "../../db/vms.ts";
 import { errorFields, log } from "../../log.ts";
 import { labelFamily } from "../../model/purchase-key.ts";
+import type { VendorName } from "../../model/stock.ts";
 import { type Context, type Next, sendAfter } from "../context.ts";
-import type { VendorAction, VendorError, VendorName } from "../vendors/vendor.ts";
+import type { VendorAction, VendorError } from "../vendors/vendor.ts";
 import { placeOf, placesOfTier } from "./candidates.ts";
 import { PAGED_WAIT_SECONDS, STALL_MS } from "./create.ts";
 

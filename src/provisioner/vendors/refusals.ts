@@ -1,7 +1,9 @@
 // What a vendor's refusal asks us to do. Status first; the text tells apart only what shares a status. Neither vendor has a
 // machine-readable code (test/world/vendor-words.ts has their words, and where each was seen).
+
+import type { VendorName } from "../../model/stock.ts";
 import { retryAfter, type VendorAnswer } from "./request.ts";
-import { type VendorAction, VendorError, type VendorName } from "./vendor.ts";
+import { type VendorAction, VendorError } from "./vendor.ts";
 
 const SOLD_OUT =
   /(?<!service (?:is )?(?:currently |temporarily )?)not available|no (?:longer any |more |free )?(?:instances|machines|hosts|gpus)\b.*available|sold out|out of stock|capacity|does not have the resources|enough disk space|different machine/i;

@@ -1,8 +1,9 @@
 // One HTTP call to a vendor: timeout, size cap, a text for operators with the secrets taken out.
 import type { z } from "zod";
 import { log } from "../../log.ts";
+import type { VendorName } from "../../model/stock.ts";
 import { inTurn } from "../../outbound.ts";
-import { VendorError, type VendorName } from "./vendor.ts";
+import { VendorError } from "./vendor.ts";
 
 const MAX_ANSWER_BYTES = 8_000_000;
 const DETAIL_CHARS = 500;

@@ -1,8 +1,8 @@
 // RunPod REST v2 (https://api.runpod.io/v2/openapi.json). Pods are containers with a GPU and a mapped SSH port.
 import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
-import type { Offer } from "../../db/schema.ts";
 import { log } from "../../log.ts";
+import { type Offer, RUNPOD_GPUS } from "../../model/stock.ts";
 import { podEnvironment, podStartArguments } from "../machines/cloud-init.ts";
 import { readPodLog } from "./pod-log.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
@@ -18,17 +18,6 @@ import {
   type VendorAnswer,
 } from "./request.ts";
 import { type Machine, type MachineSpec, type Vendor, VendorError } from "./vendor.ts";
-
-/**
- * The cards of tiers 4 to 7: what was paid for, then the next larger ones; cards in one group are as good as each other.
- * There is no A100 40GB PCIe any more: the SXM card of that size where it is left, else one of 80 GB.
- */
-export const RUNPOD_GPUS: Readonly<Record<number, readonly (readonly string[])[]>> = {
-  4: [["NVIDIA GeForce RTX 4090"], ["NVIDIA L40S"]],
-  5: [["NVIDIA A100-SXM4-40GB"], ["NVIDIA A100 80GB PCIe", "NVIDIA A100-SXM4-80GB"]],
-  6: [["NVIDIA A100 80GB PCIe"], ["NVIDIA A100-SXM4-80GB"], ["NVIDIA H100 PCIe"]],
-  7: [["NVIDIA H100 PCIe"], ["NVIDIA H100 80GB HBM3", "NVIDIA H100 NVL"]],
-};
 
 const SSH_PORT = 22;
 const MAX_PAGES = 50;

@@ -1,10 +1,7 @@
 // What a vendor adapter is: five flat verbs and a catalog. Its errors are named by what the caller should do.
-import type { Offer } from "../../db/schema.ts";
+
 import type { OpenPort } from "../../model/ports.ts";
-
-export type VendorName = "vultr" | "runpod";
-
-export type Candidate = { vendor: VendorName; region: string; plan: string };
+import type { Offer, VendorName } from "../../model/stock.ts";
 
 /** What a machine is made from. Secrets in it go to the vendor and nowhere else. */
 export type MachineSpec = {

@@ -1,21 +1,13 @@
 // Vultr API v2 (https://www.vultr.com/api/). What its refusals mean is in refusals.ts.
 import { z } from "zod";
 import type { ProvisionerConfig } from "../../config.ts";
-import type { Offer } from "../../db/schema.ts";
 import { errorFields, log } from "../../log.ts";
+import { type Offer, VULTR_GPU_PLANS, VULTR_PLANS } from "../../model/stock.ts";
 import { cloudConfig, SPENT_CLOUD_CONFIG } from "../machines/cloud-init.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
 import { callVendor, isSuccess, parseAnswer, readMachines, readRows, timeOf, type VendorAnswer } from "./request.ts";
 import { type Machine, type MachineSpec, type Supplies, type Vendor, VendorError } from "./vendor.ts";
 import { ensureFirewall, firewallCalls } from "./vultr-firewall.ts";
-
-/** By tier. */
-export const VULTR_PLANS: readonly string[] = ["vc2-1c-1gb", "vc2-1c-2gb", "vc2-2c-4gb", "vc2-4c-8gb"];
-/** A whole A100 of 80 GB: what tier 6 pays for and more than tier 5 does. Other cards of ours Vultr has not, or by eights. */
-export const VULTR_GPU_PLANS: Readonly<Record<number, readonly (readonly string[])[]>> = {
-  5: [[], ["vcg-a100-12c-120g-80vram"]],
-  6: [["vcg-a100-12c-120g-80vram"]],
-};
 
 const PAGE_SIZE = 500;
 const MAX_PAGES = 50;

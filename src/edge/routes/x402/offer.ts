@@ -7,8 +7,8 @@ import { type Market, saveQuote } from "../../../db/payments.ts";
 import { AppError } from "../../../errors.ts";
 import { log } from "../../../log.ts";
 import { SCAN_STALE_MS } from "../../../model/shop.ts";
+import { isWithinShare, recentStock, stockOf } from "../../../model/stock.ts";
 import { REGIONS, type Region } from "../../../model/tiers.ts";
-import { isWithinShare, recentStock, stockOf } from "../../../provisioner/machines/candidates.ts";
 import type { App } from "../../app.ts";
 import type { Till } from "../../payments/wire.ts";
 

@@ -1,14 +1,9 @@
 // Where a machine comes from when the first place has none, fails, or does not answer.
 import { expect, test, vi } from "vitest";
 import { labelFamily } from "../../../../src/model/purchase-key.ts";
+import { stockOf } from "../../../../src/model/stock.ts";
 import { advance } from "../../../../src/provisioner/consume.ts";
-import {
-  candidatesOf,
-  type Market,
-  nextCandidate,
-  placeOf,
-  stockOf,
-} from "../../../../src/provisioner/machines/candidates.ts";
+import { candidatesOf, type Market, nextCandidate, placeOf } from "../../../../src/provisioner/machines/candidates.ts";
 import { addFault, type Deployment, deploy, journal, PATIENCE_MS } from "../../deployment.ts";
 
 const PLACES = {

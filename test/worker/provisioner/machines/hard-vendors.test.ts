@@ -2,9 +2,10 @@
 import { connect } from "cloudflare:sockets";
 import { expect, test } from "vitest";
 import { generateHostKey, generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
+import type { VendorName } from "../../../../src/model/stock.ts";
 import { readBanner } from "../../../../src/provisioner/machines/banner.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
-import type { MachineSpec, Vendor, VendorName } from "../../../../src/provisioner/vendors/vendor.ts";
+import type { MachineSpec, Vendor } from "../../../../src/provisioner/vendors/vendor.ts";
 import { freshHeaders } from "../../../world/agent.ts";
 import {
   addFault,

@@ -2,8 +2,8 @@
 import { expect, test } from "vitest";
 import { generateHostKey } from "../../../../src/credentials/ssh-keys.ts";
 import { isJob } from "../../../../src/model/jobs.ts";
+import type { VendorName } from "../../../../src/model/stock.ts";
 import { reap, turnOf } from "../../../../src/provisioner/machines/reap.ts";
-import type { VendorName } from "../../../../src/provisioner/vendors/vendor.ts";
 import { type Credentials, freshHeaders } from "../../../world/agent.ts";
 import {
   addFault,
