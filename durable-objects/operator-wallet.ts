@@ -32,13 +32,13 @@ import {
 import { type Chain, connectChain } from "../src/chain/client.ts";
 import { estimateGas, identityOf, isRefundOfPayment, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
-import { provisionerConfig } from "../src/config.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
 import { inItsOwnWords } from "../src/errors.ts";
 import { allClear, errorFields, levelOfFault, log, sendLogs } from "../src/log.ts";
 import { Connections } from "../src/outbound.ts";
+import { provisionerConfig } from "../src/provisioner/config.ts";
 import { type Evidence, readEvidence } from "./wallet-evidence.ts";
 import { type NewRow, type OrderRow, rowsOf, type SignedRow, WalletLedger } from "./wallet-ledger.ts";
 import { limitOf, type Refusal } from "./wallet-limits.ts";

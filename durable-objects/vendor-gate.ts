@@ -6,11 +6,11 @@
 // minute's window must outlive it), and so are the ids that orders need and what was ordered; the list is in memory, since
 // a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
-import { provisionerConfig } from "../src/config.ts";
 import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { familyOfLabel } from "../src/model/purchase-key.ts";
 import type { VendorName } from "../src/model/stock.ts";
 import { Connections } from "../src/outbound.ts";
+import { provisionerConfig } from "../src/provisioner/config.ts";
 import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Supplies, Vendor } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";

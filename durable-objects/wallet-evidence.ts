@@ -12,9 +12,9 @@ import { coinOf } from "../src/chain/coin.ts";
 import { SECONDS_PER_DAY } from "../src/chain/contract.ts";
 import type { SignedPayment, WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, readAgreedToken, readFinalNumber, readFinalToken } from "../src/chain/witness.ts";
-import type { ProvisionerConfig } from "../src/config.ts";
 import { GiveUp } from "../src/errors.ts";
 import { heldTolerance, MAX_RISE, paymentId } from "../src/model/payment-life.ts";
+import type { ProvisionerConfig } from "../src/provisioner/config.ts";
 import { purchaseOf } from "../src/provisioner/machines/verify.ts";
 
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };

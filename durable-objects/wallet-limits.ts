@@ -1,6 +1,6 @@
 // What may leave the operator wallet, by what has left: for each payment and purchase, and within a day.
 import { isRefundOfPayment, type OrderKind, type WalletOrder } from "../src/chain/orders.ts";
-import type { ProvisionerConfig } from "../src/config.ts";
+import type { ProvisionerConfig } from "../src/provisioner/config.ts";
 import type { Evidence, NoEvidence } from "./wallet-evidence.ts";
 import type { WalletLedger } from "./wallet-ledger.ts";
 

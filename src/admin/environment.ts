@@ -3,7 +3,8 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { unstable_readConfig } from "wrangler";
 import { z } from "zod";
-import { edgeConfig, provisionerConfig } from "../config.ts";
+import { edgeConfig } from "../edge/config.ts";
+import { provisionerConfig } from "../provisioner/config.ts";
 import { EDGE_SECRETS, PROVISIONER_SECRETS, readJson } from "./secrets.ts";
 
 export const WORKERS = {

@@ -2,8 +2,9 @@
 // work with half of them, the right ones beside the names of those that are missing or wrong.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { privateKeyToAddress } from "viem/accounts";
-import type { EdgeConfig, ProvisionerConfig } from "../config.ts";
+import type { EdgeConfig } from "../edge/config.ts";
 import { ConfigError } from "../errors.ts";
+import type { ProvisionerConfig } from "../provisioner/config.ts";
 import { type Environment, readEnvironment, WORKERS, type WorkerName } from "./environment.ts";
 
 type Environments = Record<WorkerName, Environment>;

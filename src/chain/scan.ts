@@ -10,9 +10,9 @@
 //   fork                 two others show another block where the range ends -> the next node is asked
 //   chain set back       two heads below the cursor, on a chain that does not lead to it -> as a reorg, at once
 import { zeroAddress } from "viem";
-import type { EdgeConfig } from "../config.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/scan.ts";
+import type { EdgeConfig } from "../edge/config.ts";
 import { AppError } from "../errors.ts";
 import { inTime } from "../in-time.ts";
 import { errorFields, log } from "../log.ts";

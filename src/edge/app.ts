@@ -4,9 +4,8 @@ import { type Context, Hono, type MiddlewareHandler } from "hono";
 import { cors } from "hono/cors";
 import { HTTPException } from "hono/http-exception";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
-import { type Chain, connectChain } from "../chain/client.ts";
-import type { EdgeConfig } from "../config.ts";
-import { type Database, openDatabase } from "../db/client.ts";
+import { connectChain } from "../chain/client.ts";
+import { openDatabase } from "../db/client.ts";
 import { AppError, isDatabaseUnavailable, STATUS_OF } from "../errors.ts";
 import { errorFields, log, noted, setLogLevel, shipLogs, withLogScope } from "../log.ts";
 import { Connections } from "../outbound.ts";
@@ -17,6 +16,8 @@ import { keyedOnly } from "./access/operators.ts";
 import { placeOf } from "./access/place.ts";
 import { screenRefused } from "./access/screening.ts";
 import { countAnew } from "./audit.ts";
+import type { EdgeConfig } from "./config.ts";
+import type { App, Router } from "./http.ts";
 import { chargedField } from "./payments/charged.ts";
 import { mountAdminBans } from "./routes/admin/bans.ts";
 import { mountAdminKeys } from "./routes/admin/keys.ts";
@@ -35,7 +36,6 @@ import { mountVms } from "./routes/vms.ts";
 import { mountPaidCredentials } from "./routes/x402/credentials.ts";
 import { mountDiscovery } from "./routes/x402/discovery.ts";
 import { mountPurchases } from "./routes/x402/purchases.ts";
-import type { Budget } from "./waits.ts";
 
 const INTERNAL_SENTENCE = "Something went wrong on our side; try again, and name the request id if it persists.";
 
@@ -79,28 +79,6 @@ const SCREENED: ReadonlySet<string> = new Set([
   "api_key_invalid",
   "unsupported_media_type",
 ]);
-
-export type App = {
-  Variables: {
-    requestId: string;
-    /** Name of the client's guard. */
-    client: string;
-    config: EdgeConfig;
-    db: Database;
-    chain: Chain;
-    /** Behind `limitedBeside`: resolves once the limiter lets the request pass, rejects with its refusal. */
-    admitted: Promise<void>;
-    /** Behind `limitedEvenIfBanned`: unix milliseconds. */
-    bannedUntil: number | null;
-    /** Behind a limiter that could ask: what is left of the client's requests to this route. */
-    budget: Budget | undefined;
-    /** The request counted towards a ban already. */
-    violated: boolean | undefined;
-    /** Behind `operatorsOnly`: the id of the caller's key. */
-    operator: string;
-  };
-};
-export type Router = OpenAPIHono<App>;
 
 /** Builds the application over one parsed environment. */
 export function createApp(config: EdgeConfig): Router {

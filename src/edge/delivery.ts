@@ -1,6 +1,6 @@
 // Handing out a private key, once. The first 200 may come by either form of signature; until the owner acknowledges or the
 // grace ends, the owner gets it again by the fresh form alone; then it is erased (hard case 21).
-import type { EdgeConfig } from "../config.ts";
+
 import { SecretUnreadable } from "../credentials/ecies.ts";
 import { keyRing } from "../credentials/key-ring.ts";
 import { formatPrivateKey } from "../credentials/ssh-keys.ts";
@@ -9,6 +9,7 @@ import * as store from "../db/delivery.ts";
 import { markServed } from "../db/payments.ts";
 import { loadVm, type Vm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
+import type { EdgeConfig } from "./config.ts";
 
 export type DeliveryContext = {
   db: Database;

@@ -1,10 +1,11 @@
 // The edge Worker's switchboard: requests to the application, the cron to the scan; the two objects.
 import type { Hono } from "hono";
-import { type EdgeBindings, edgeConfig } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { allClear, errorFields, log, sendLogs, setLogLevel, shipLogs } from "../log.ts";
-import { createApp, createRefusal, type Router } from "./app.ts";
+import { createApp, createRefusal } from "./app.ts";
+import { type EdgeBindings, edgeConfig } from "./config.ts";
 import { pollChain } from "./cron.ts";
+import type { Router } from "./http.ts";
 
 export { IpGuard } from "../../durable-objects/ip-guard.ts";
 export { LogBook } from "../../durable-objects/log-book.ts";

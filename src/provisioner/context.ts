@@ -2,12 +2,12 @@ import type { Address, Hex } from "viem";
 import { privateKeyToAddress } from "viem/accounts";
 import type { VendorGate } from "../../durable-objects/vendor-gate.ts";
 import { type Chain, connectChain } from "../chain/client.ts";
-import type { ProvisionerConfig } from "../config.ts";
 import { dataKeyId } from "../credentials/ecies.ts";
 import { type Database, openDatabase } from "../db/client.ts";
 import { publishedKeys } from "../db/data-keys.ts";
 import { ConfigError } from "../errors.ts";
 import type { VendorName } from "../model/stock.ts";
+import type { ProvisionerConfig } from "./config.ts";
 import { createRunpod } from "./vendors/runpod.ts";
 import { type Vendor, VendorError } from "./vendors/vendor.ts";
 import { createVultr } from "./vendors/vultr.ts";
@@ -39,12 +39,14 @@ export const sendAfter = (generation: number | null, afterSeconds: number): Next
   generation === null ? DONE : { kind: "send", generation, afterSeconds: Math.ceil(afterSeconds) };
 
 export function createContext(config: ProvisionerConfig, now: () => number = Date.now): Context {
+  // The gates' own file reads the configuration, which can't name their class for that.
+  const gates = config.VENDOR_GATE as DurableObjectNamespace<VendorGate>;
   return {
     config,
     db: openDatabase(config.DB),
     chain: connectChain(config),
     vendors: { vultr: createVultr(config), runpod: createRunpod(config) },
-    gate: (vendor) => config.VENDOR_GATE.get(config.VENDOR_GATE.idFromName(vendor)),
+    gate: (vendor) => gates.get(gates.idFromName(vendor)),
     now,
   };
 }

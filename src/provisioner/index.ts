@@ -1,9 +1,10 @@
 // The provisioner Worker: queues in, vendors out. It has no route to the world.
-import { type ProvisionerBindings, provisionerConfig } from "../config.ts";
+
 import { inBackground } from "../db/client.ts";
 import { isTransient } from "../errors.ts";
 import { allClear, errorFields, log, sendLogs, setLogLevel } from "../log.ts";
 import { Connections } from "../outbound.ts";
+import { type ProvisionerBindings, provisionerConfig } from "./config.ts";
 import { consume, consumeDead, putOff } from "./consume.ts";
 import { type Context, createContext, requireDataKey } from "./context.ts";
 

@@ -1,6 +1,6 @@
 // The edge, with a bill on every answer: what the request asked of the database, of objects and of the chain's nodes.
 
-import type { EdgeBindings } from "../../src/config.ts";
+import type { EdgeBindings } from "../../src/edge/config.ts";
 import edge, { IpGuard, LogBook } from "../../src/edge/index.ts";
 import { type Bill, meterDatabase } from "../worker/meter.ts";
 

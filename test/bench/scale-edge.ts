@@ -1,5 +1,5 @@
 // The edge, with a count of what its crons ask for.
-import type { EdgeBindings } from "../../src/config.ts";
+import type { EdgeBindings } from "../../src/edge/config.ts";
 import edge from "../../src/edge/index.ts";
 import { answerTotals, meterBindings, meterRpc } from "./totals.ts";
 

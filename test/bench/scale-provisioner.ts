@@ -1,5 +1,5 @@
 // The provisioner, with a count of what its messages ask for.
-import type { ProvisionerBindings } from "../../src/config.ts";
+import type { ProvisionerBindings } from "../../src/provisioner/config.ts";
 import provisioner from "../../src/provisioner/index.ts";
 import { answerTotals, countTaken, meterBindings, meterRpc } from "./totals.ts";
 

@@ -3,7 +3,8 @@ import { execFileSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { unstable_readConfig } from "wrangler";
-import { EDGE_VARIABLES, PROVISIONER_VARIABLES } from "../../src/config.ts";
+import { EDGE_VARIABLES } from "../../src/edge/config.ts";
+import { PROVISIONER_VARIABLES } from "../../src/provisioner/config.ts";
 import { artifacts } from "../world/chain.ts";
 import { compileContracts } from "../world/contracts/compile.ts";
 

@@ -1,6 +1,7 @@
 // Every variable and binding of both Workers: missing or wrong, it is named, and its value is not.
 import { expect, test } from "vitest";
-import { EDGE_VARIABLES, edgeConfig, PROVISIONER_VARIABLES, provisionerConfig } from "../../src/config.ts";
+import { EDGE_VARIABLES, edgeConfig } from "../../src/edge/config.ts";
+import { PROVISIONER_VARIABLES, provisionerConfig } from "../../src/provisioner/config.ts";
 import provisioner from "../../src/provisioner/index.ts";
 
 const shared = {

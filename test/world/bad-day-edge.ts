@@ -1,5 +1,5 @@
 // The edge, whose database and objects fail and stall as told.
-import type { EdgeBindings } from "../../src/config.ts";
+import type { EdgeBindings } from "../../src/edge/config.ts";
 import edge, { IpGuard, LogBook } from "../../src/edge/index.ts";
 import { setWeather, underWeather, WEATHER_PATH } from "./bad-day.ts";
 

@@ -1,5 +1,5 @@
 // The provisioner, whose database and objects fail and stall as told; and the wallet, whose database does.
-import type { ProvisionerBindings } from "../../src/config.ts";
+import type { ProvisionerBindings } from "../../src/provisioner/config.ts";
 import provisioner, { OperatorWallet, VendorGate } from "../../src/provisioner/index.ts";
 import { setWeather, underWeather } from "./bad-day.ts";
 

@@ -4,7 +4,7 @@ import { privateKeyToAddress } from "viem/accounts";
 import { GAS_PER_TRANSACTION, LOW_TRANSACTIONS, readFees, readFunds } from "../../chain/account.ts";
 import { type Chain, connectChain } from "../../chain/client.ts";
 import { formatUsdc } from "../../chain/contract.ts";
-import type { ProvisionerConfig } from "../../config.ts";
+import type { ProvisionerConfig } from "../../provisioner/config.ts";
 import type { Settings } from "../settings.ts";
 import { lookAtContract, lookAtDeployment, lookAtFunctions, type Tier } from "./contract.ts";
 import { type Finding, missing, needed, note, type Part, well } from "./finding.ts";

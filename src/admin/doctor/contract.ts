@@ -14,7 +14,7 @@ import {
 import { type InnerResult, type Node, readAtOneBlock } from "../../chain/client.ts";
 import { coinOf } from "../../chain/coin.ts";
 import { contractAbi, eventAbi, formatUsdc } from "../../chain/contract.ts";
-import type { EdgeConfig } from "../../config.ts";
+import type { EdgeConfig } from "../../edge/config.ts";
 import { TIER_COUNT } from "../../model/tiers.ts";
 import { type Finding, needed, note, well } from "./finding.ts";
 import type { Asked, Looked } from "./nodes.ts";

@@ -5,7 +5,7 @@ import { salesTopics } from "../../chain/contract.ts";
 import { namedRange } from "../../chain/log-ranges.ts";
 import { LogsRefused, readPiece } from "../../chain/logs.ts";
 import { callsOf, simulate } from "../../chain/orders.ts";
-import type { EdgeConfig } from "../../config.ts";
+import type { EdgeConfig } from "../../edge/config.ts";
 import { inTime } from "../../in-time.ts";
 import { type Finding, needed, note, well } from "./finding.ts";
 import { reasonOf } from "./reason.ts";

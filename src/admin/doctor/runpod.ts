@@ -1,9 +1,9 @@
 // `npm run doctor -- runpod`: the key and its rights, the cards of tiers 4 to 7, the image, the money.
 import { z } from "zod";
-import type { ProvisionerConfig } from "../../config.ts";
 import { tokenOfLabel } from "../../model/purchase-key.ts";
 import type { Offer } from "../../model/stock.ts";
 import { RUNPOD_GPUS } from "../../model/stock.ts";
+import type { ProvisionerConfig } from "../../provisioner/config.ts";
 import { callVendor, type VendorAnswer } from "../../provisioner/vendors/request.ts";
 import { createRunpod, oldRunpodBalance, runpodBalance } from "../../provisioner/vendors/runpod.ts";
 import { VendorError } from "../../provisioner/vendors/vendor.ts";

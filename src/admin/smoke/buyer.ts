@@ -14,7 +14,7 @@ import { type Chain, connectChain, readTier } from "../../chain/client.ts";
 import { coinAbi, contractAbi } from "../../chain/contract.ts";
 import { decodeEvents } from "../../chain/events.ts";
 import { askTwo } from "../../chain/witness.ts";
-import type { EdgeConfig } from "../../config.ts";
+import type { EdgeConfig } from "../../edge/config.ts";
 import type { Settings } from "../settings.ts";
 
 const GAS_MARGIN_PERCENT = 130n;

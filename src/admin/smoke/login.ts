@@ -3,7 +3,7 @@ import { randomUUID } from "node:crypto";
 import ssh2 from "ssh2";
 import type { PrivateKeyAccount } from "viem/accounts";
 import { z } from "zod";
-import type { EdgeConfig } from "../../config.ts";
+import type { EdgeConfig } from "../../edge/config.ts";
 import { inTime } from "../../in-time.ts";
 
 const LOGIN_MS = 30_000;

@@ -1,10 +1,10 @@
 // Middleware that asks the client's guard before a route is served.
 import type { Context, Hono, MiddlewareHandler } from "hono";
 import type { Hit, Verdict } from "../../../durable-objects/ip-guard.ts";
-import type { EdgeConfig } from "../../config.ts";
 import { AppError } from "../../errors.ts";
 import { errorFields, log } from "../../log.ts";
-import type { App } from "../app.ts";
+import type { EdgeConfig } from "../config.ts";
+import type { App } from "../http.ts";
 import { banRefusal, secondsTo } from "./bans.ts";
 import { blockOf } from "./client-name.ts";
 import { guardOf, guardUnavailable, inGuardTime, learnBan } from "./guard.ts";

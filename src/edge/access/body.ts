@@ -2,7 +2,7 @@
 import type { MiddlewareHandler } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { AppError } from "../../errors.ts";
-import type { App } from "../app.ts";
+import type { App } from "../http.ts";
 import { requireShort } from "./headers.ts";
 
 const MAX_BODY_BYTES = 16 * 1_024;

@@ -1,10 +1,10 @@
 // The guards of clients, as the edge's routes reach them.
 import type { Context } from "hono";
-import type { EdgeConfig } from "../../config.ts";
 import { AppError } from "../../errors.ts";
 import { inTime } from "../../in-time.ts";
 import { errorFields, log } from "../../log.ts";
-import type { App } from "../app.ts";
+import type { EdgeConfig } from "../config.ts";
+import type { App } from "../http.ts";
 import { rememberBan } from "./bans.ts";
 
 /** How long a request waits for its guard. */

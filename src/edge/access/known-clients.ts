@@ -1,12 +1,12 @@
 // What an isolate refuses by itself, before anything is routed to a handler, read or asked: clients that it knows as banned,
 // or as over the limit of what they ask for. They must cost next to nothing, in the log too.
 
-import type { EdgeConfig } from "../../config.ts";
 import { isWellFormedKey, readKey } from "../../credentials/admin-key.ts";
 import { STATUS_OF } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { Tally } from "../../tally.ts";
-import type { Router } from "../app.ts";
+import type { EdgeConfig } from "../config.ts";
+import type { Router } from "../http.ts";
 import { chargedField } from "../payments/charged.ts";
 import { limitedRouteOf } from "./admission.ts";
 import { banSentence, knownBan, knowsBans, secondsTo } from "./bans.ts";

@@ -1,6 +1,6 @@
 // The one table of limits, and how an answer states them.
 import type { Limit } from "../../../durable-objects/ip-guard.ts";
-import type { EdgeConfig } from "../../config.ts";
+import type { EdgeConfig } from "../config.ts";
 import { secondsTo } from "./bans.ts";
 
 const MINUTE = 60;

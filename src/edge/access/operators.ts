@@ -5,7 +5,7 @@ import { hashKey, isWellFormedKey, readKey } from "../../credentials/admin-key.t
 import { type AdminKey, findLiveKey, hasLiveKey, touchKey } from "../../db/admin-keys.ts";
 import { AppError } from "../../errors.ts";
 import { log, note, noted } from "../../log.ts";
-import type { App } from "../app.ts";
+import type { App } from "../http.ts";
 import { limitedEvenIfBanned } from "./admission.ts";
 import { banRefusal } from "./bans.ts";
 import { jsonBody, limitedBody } from "./body.ts";

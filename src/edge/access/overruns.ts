@@ -1,6 +1,6 @@
 // Clients over a limit, as an isolate knows them. A guard's refusal holds until the time that it named: until then no request
 // passes, so nobody is asked again. What the guard does not see of a client it is told in batches.
-import type { EdgeConfig } from "../../config.ts";
+import type { EdgeConfig } from "../config.ts";
 import { makeRoom } from "./bounded.ts";
 import { LIMITS, type LimitedRoute, type Rule } from "./limits.ts";
 

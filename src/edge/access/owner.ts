@@ -14,7 +14,7 @@ import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { parseIncarnation } from "../../model/purchase-key.ts";
 import { wireRefund } from "../../model/refund-life.ts";
-import type { App } from "../app.ts";
+import type { App } from "../http.ts";
 import { tokenIdSchema } from "../routes/schemas.ts";
 import { knownFull, requireRoom } from "./admission.ts";
 import { banRefusal } from "./bans.ts";

@@ -2,7 +2,7 @@
 import type { Context } from "hono";
 import { routePath } from "hono/route";
 import { redactText } from "../../redact.ts";
-import type { App } from "../app.ts";
+import type { App } from "../http.ts";
 
 const MAX_PATH_CHARS = 100;
 

@@ -8,7 +8,7 @@ import type { Context } from "hono";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { redactText } from "../../redact.ts";
-import type { App } from "../app.ts";
+import type { App } from "../http.ts";
 import { violate } from "./guard.ts";
 import { pathOf } from "./place.ts";
 

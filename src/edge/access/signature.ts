@@ -3,8 +3,8 @@
 // A plain account's signature is recovered here; what a contract says of one (ERC-1271, ERC-6492) is the chain's answer.
 import { type Address, type Hex, hashMessage, isHex, recoverAddress } from "viem";
 import { COMPACT_SIGNATURE_CHARS, isOtherTwin, plainSignatureOf } from "../../chain/plain-signature.ts";
-import type { EdgeConfig } from "../../config.ts";
 import { AppError } from "../../errors.ts";
+import type { EdgeConfig } from "../config.ts";
 import { requireShort } from "./headers.ts";
 
 const FRESH_SECONDS = 300;

@@ -11,10 +11,10 @@ import {
   VerifyError,
 } from "@x402/core/types";
 import { importJWK, SignJWT } from "jose";
-import type { EdgeConfig } from "../../config.ts";
 import { AppError } from "../../errors.ts";
 import { errorFields, log } from "../../log.ts";
 import { inTurn } from "../../outbound.ts";
+import type { EdgeConfig } from "../config.ts";
 
 const JWT_SECONDS = 120;
 const RETRY_SECONDS = 5;

@@ -17,7 +17,7 @@ import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { authorizationOf, paymentId, SIGNING_SECONDS } from "../../model/payment-life.ts";
 import { requireRoom } from "../access/admission.ts";
-import type { App } from "../app.ts";
+import type { App } from "../http.ts";
 import { type Refusal, refusalSentence } from "./facilitator.ts";
 import { chargedOf, firstBlockOf, type Head, isNever, lookForUse, refusal } from "./use.ts";
 import {

@@ -7,9 +7,9 @@ import { ExactEvmScheme } from "@x402/evm/exact/server";
 import { getAddress } from "viem";
 import type { Authorization, Coin } from "../../chain/authorization.ts";
 import { coinOf } from "../../chain/coin.ts";
-import type { EdgeConfig } from "../../config.ts";
 import { AppError, type Charged } from "../../errors.ts";
 import { requireShort } from "../access/headers.ts";
+import type { EdgeConfig } from "../config.ts";
 import { createFacilitator, type Facilitator, facilitatorClient, type Refusal, refusalReason } from "./facilitator.ts";
 import { PAYMENT_ID, type Payload, readPayload, Unreadable } from "./payload.ts";
 

@@ -9,7 +9,7 @@ import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { capped, limited } from "../access/admission.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
-import type { Router } from "../app.ts";
+import type { Router } from "../http.ts";
 import { errorsOf, isoOf, isoTime } from "./schemas.ts";
 
 const publicKeySchema = z

@@ -15,8 +15,8 @@ import { wireType } from "../../model/tiers.ts";
 import { countRotation, limitedEvenIfBanned } from "../access/admission.ts";
 import { jsonBody, limitedBody } from "../access/body.ts";
 import { admitOwner, type Door, ownerIfBanned, requireSecondWitness } from "../access/owner.ts";
-import type { App, Router } from "../app.ts";
 import { deliverKey, deliveryDecision } from "../delivery.ts";
+import type { App, Router } from "../http.ts";
 import { enqueue } from "../sweep.ts";
 import { pollAgainAfter } from "../waits.ts";
 import {

@@ -1,9 +1,10 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js";
-import { type EdgeConfig, VERSION } from "../../config.ts";
+import { VERSION } from "../../config.ts";
 import { limited } from "../access/admission.ts";
-import type { Router } from "../app.ts";
+import type { EdgeConfig } from "../config.ts";
+import type { Router } from "../http.ts";
 import llmsText from "./llms.txt";
 import { errorsOf } from "./schemas.ts";
 

@@ -8,7 +8,7 @@ import { inTime } from "../../in-time.ts";
 import { errorFields, log } from "../../log.ts";
 import { SCAN_STALE_MS } from "../../model/shop.ts";
 import { unlimited } from "../access/admission.ts";
-import type { App, Router } from "../app.ts";
+import type { App, Router } from "../http.ts";
 
 const CHECK_TIMEOUT_MS = 2_000;
 /** How long an isolate keeps what it has read: nobody is limited here, so nobody may cost more (hard case 44). */

@@ -11,7 +11,7 @@ import { deliveryOf, deliveryOfOrder } from "../../model/shop.ts";
 import { wireType } from "../../model/tiers.ts";
 import { limitedBeside, requireRoom } from "../access/admission.ts";
 import { makeRoom } from "../access/bounded.ts";
-import type { App, Router } from "../app.ts";
+import type { App, Router } from "../http.ts";
 import {
   deliverySchema,
   errorsOf,

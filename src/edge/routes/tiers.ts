@@ -9,7 +9,7 @@ import type { StockByVendor } from "../../model/stock.ts";
 import { recentStock, stockOf } from "../../model/stock.ts";
 import { TIERS, wireType } from "../../model/tiers.ts";
 import { limited } from "../access/admission.ts";
-import type { Router } from "../app.ts";
+import type { Router } from "../http.ts";
 import { refreshTiers } from "../sweep.ts";
 import { errorsOf, isoOf, isoTime, wireTypeSchema } from "./schemas.ts";
 

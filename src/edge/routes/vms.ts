@@ -2,7 +2,7 @@ import { createRoute, z } from "@hono/zod-openapi";
 import { readTogether, statementsOf } from "../../db/reads.ts";
 import { wireType } from "../../model/tiers.ts";
 import { limited } from "../access/admission.ts";
-import type { Router } from "../app.ts";
+import type { Router } from "../http.ts";
 import {
   addressSchema,
   errorsOf,

@@ -1,7 +1,7 @@
 // Where a tier's machine may come from, and in which order it is tried.
 
-import type { ProvisionerConfig } from "../../config.ts";
 import { type Candidate, offerOf, type StockByVendor, sizesOf, vendorsOf } from "../../model/stock.ts";
+import type { ProvisionerConfig } from "../config.ts";
 
 const FIRST_ROUND_WAIT_MS = 10_000;
 const MAX_ROUND_WAIT_MS = 300_000;

@@ -1,8 +1,9 @@
 // /root/CLAWCLOUD.md: what whoever works on a machine has to know about it. It has no secret, and what may change after the
 // installation it leaves to the API.
-import type { ProvisionerConfig } from "../../config.ts";
+
 import type { Vm } from "../../db/vms.ts";
 import type { VendorName } from "../../model/stock.ts";
+import type { ProvisionerConfig } from "../config.ts";
 
 export const NOTE_PATH = "/root/CLAWCLOUD.md";
 

@@ -4,11 +4,11 @@ import { type Chain, readTier } from "../../chain/client.ts";
 import { SECONDS_PER_DAY } from "../../chain/contract.ts";
 import { decodeEvents, type Purchase } from "../../chain/events.ts";
 import { askTwo, type Receipt, readAgreedToken, readFinalToken, readReceipt } from "../../chain/witness.ts";
-import type { ProvisionerConfig } from "../../config.ts";
 import { scannedIn, type Vm } from "../../db/vms.ts";
 import { GiveUp } from "../../errors.ts";
 import { parseIncarnation } from "../../model/purchase-key.ts";
 import { TIERS } from "../../model/tiers.ts";
+import type { ProvisionerConfig } from "../config.ts";
 import type { Context } from "../context.ts";
 
 /** The purchase that a row stands for, as the chain tells it; null where the chain has no such transaction (yet). */

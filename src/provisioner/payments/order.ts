@@ -26,7 +26,8 @@ import {
 } from "../../model/payment-life.ts";
 import { TIERS } from "../../model/tiers.ts";
 import { type Context, operatorOf } from "../context.ts";
-import { isNotOurs, lookAgain, type Turn, transferOf, useOf, walletOf } from "./payment.ts";
+import { walletOf } from "../wallet.ts";
+import { isNotOurs, lookAgain, type Turn, transferOf, useOf } from "./payment.ts";
 
 const WATCH_MS = 60_000;
 const BLOCK_SECONDS = 2;

@@ -1,7 +1,6 @@
 // Payments, brought to their end: what a request left half done, what was given up, what has to be paid back. A machine's
 // order is in order.ts. The chain is the only witness (hard case 2); final history closes the books (hard case 16).
 import { type Address, getAddress } from "viem";
-import type { OperatorWallet } from "../../../durable-objects/operator-wallet.ts";
 import { APPROVED } from "../../../durable-objects/wallet-ledger.ts";
 import type { Refusal } from "../../../durable-objects/wallet-limits.ts";
 import { readAuthorizationUse } from "../../chain/authorization.ts";
@@ -16,6 +15,7 @@ import { authorizationOf, signedPaymentOf } from "../../model/payment-life.ts";
 import type { Context } from "../context.ts";
 import { refundOf } from "../machines/create.ts";
 import { readPurchase } from "../machines/verify.ts";
+import { walletOf } from "../wallet.ts";
 import { buy, capture, check, deliver, endLeft, isTheirs, onMachine, provision } from "./order.ts";
 
 /** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
@@ -73,9 +73,6 @@ export async function followPayment(context: Context, job: { payment: string; ge
   }
   await context.config.JOBS.send({ kind: "payment", payment: row.id, generation: row.generation });
 }
-
-export const walletOf = ({ config }: Context): DurableObjectStub<OperatorWallet> =>
-  config.OPERATOR_WALLET.get(config.OPERATOR_WALLET.idFromName("operator"));
 
 /** What became of a payment's authorization, by two nodes. */
 export const useOf = (

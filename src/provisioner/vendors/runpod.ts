@@ -1,8 +1,8 @@
 // RunPod REST v2 (https://api.runpod.io/v2/openapi.json). Pods are containers with a GPU and a mapped SSH port.
 import { z } from "zod";
-import type { ProvisionerConfig } from "../../config.ts";
 import { log } from "../../log.ts";
 import { type Offer, RUNPOD_GPUS } from "../../model/stock.ts";
+import type { ProvisionerConfig } from "../config.ts";
 import { podEnvironment, podStartArguments } from "../machines/cloud-init.ts";
 import { readPodLog } from "./pod-log.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";

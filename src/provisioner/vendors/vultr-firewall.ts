@@ -1,7 +1,7 @@
 // Firewall groups at Vultr: one for a deployment's machines with SSH alone, one for each set of ports that orders ask for.
 // They are found by their descriptions.
 import { z } from "zod";
-import type { ProvisionerConfig } from "../../config.ts";
+import type { ProvisionerConfig } from "../config.ts";
 import { readRows, type VendorAnswer } from "./request.ts";
 
 /** An unused group that no order takes any more is still used for a while by those that found it before. */

@@ -1,8 +1,8 @@
 // Vultr API v2 (https://www.vultr.com/api/). What its refusals mean is in refusals.ts.
 import { z } from "zod";
-import type { ProvisionerConfig } from "../../config.ts";
 import { errorFields, log } from "../../log.ts";
 import { type Offer, VULTR_GPU_PLANS, VULTR_PLANS } from "../../model/stock.ts";
+import type { ProvisionerConfig } from "../config.ts";
 import { cloudConfig, SPENT_CLOUD_CONFIG } from "../machines/cloud-init.ts";
 import { refusalOfCall, refusalOfChange, refusalOfOrder } from "./refusals.ts";
 import { callVendor, isSuccess, parseAnswer, readMachines, readRows, timeOf, type VendorAnswer } from "./request.ts";

@@ -3,12 +3,12 @@ import { createExecutionContext, createMessageBatch, getQueueResult, waitOnExecu
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex } from "@noble/hashes/utils.js";
 import { expect, test } from "vitest";
-import { edgeConfig } from "../../../src/config.ts";
 import { dataKeyId } from "../../../src/credentials/ecies.ts";
 import { keyRing } from "../../../src/credentials/key-ring.ts";
 import { reencrypt } from "../../../src/credentials/reencrypt.ts";
 import { countSealed, publishDataKeys, publishedKeys } from "../../../src/db/data-keys.ts";
 import { loadVm, type Vm } from "../../../src/db/vms.ts";
+import { edgeConfig } from "../../../src/edge/config.ts";
 import { deliverKey } from "../../../src/edge/delivery.ts";
 import { sendLogs } from "../../../src/log.ts";
 import { requireDataKey } from "../../../src/provisioner/context.ts";

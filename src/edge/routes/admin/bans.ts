@@ -4,7 +4,7 @@ import { note } from "../../../log.ts";
 import { forgetBan } from "../../access/bans.ts";
 import { guardsOf } from "../../access/client-name.ts";
 import { guardOf, orderGuard } from "../../access/guard.ts";
-import type { Router } from "../../app.ts";
+import type { Router } from "../../http.ts";
 import { isoOf, isoTime, tokenIdSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema, wholeClientSchema } from "./shared.ts";
 

@@ -5,7 +5,7 @@ import { type AdminKey, insertFirstKey, insertKey, listKeys, revokeKey } from ".
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
 import { BOOTSTRAP, KEY_LIFE_MS } from "../../access/operators.ts";
-import type { Router } from "../../app.ts";
+import type { Router } from "../../http.ts";
 import { isoOf, isoTime } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf } from "./shared.ts";
 

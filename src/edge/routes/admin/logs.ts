@@ -1,10 +1,10 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { type LogBook, STREAMS } from "../../../../durable-objects/log-book.ts";
-import type { EdgeConfig } from "../../../config.ts";
 import { AppError } from "../../../errors.ts";
 import { inTime } from "../../../in-time.ts";
 import { errorFields, log } from "../../../log.ts";
-import type { Router } from "../../app.ts";
+import type { EdgeConfig } from "../../config.ts";
+import type { Router } from "../../http.ts";
 import { isoOf, isoTime } from "../schemas.ts";
 import { adminErrors, clientSchema, FOR_OPERATORS, jsonOf, limitQuery } from "./shared.ts";
 

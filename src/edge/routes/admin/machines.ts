@@ -3,7 +3,7 @@ import { listFailures, listVms, loadFailure, orderEnd, retryFailed } from "../..
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
 import { TIERS, wireType } from "../../../model/tiers.ts";
-import type { Router } from "../../app.ts";
+import type { Router } from "../../http.ts";
 import { enqueue } from "../../sweep.ts";
 import { isoOf, isoOfChain, isoTime, statusSchema, tokenIdSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";

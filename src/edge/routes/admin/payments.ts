@@ -10,7 +10,7 @@ import { PAYMENT_STATES } from "../../../db/schema.ts";
 import { chainTime } from "../../../db/vms.ts";
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
-import type { App, Router } from "../../app.ts";
+import type { App, Router } from "../../http.ts";
 import { reconcile, type Side } from "../../reconcile.ts";
 import { isoOf, isoOfChain, isoTime, paymentIdSchema, txHashSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";

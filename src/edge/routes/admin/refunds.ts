@@ -5,7 +5,7 @@ import { listRefunds, loadRefund, moveRefund, type Refund, refundOfToken } from 
 import { REFUND_STATES, type RefundState } from "../../../db/schema.ts";
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
-import type { App, Router } from "../../app.ts";
+import type { App, Router } from "../../http.ts";
 import { addressSchema, isoOf, isoTime, tokenIdSchema, txHashSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
 

@@ -8,7 +8,7 @@ import { loadCursor } from "../../../db/scan.ts";
 import { loadCatalog } from "../../../db/sweep.ts";
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
-import type { Router } from "../../app.ts";
+import type { Router } from "../../http.ts";
 import { enqueue } from "../../sweep.ts";
 import { isoOf, isoTime } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, reasonSchema } from "./shared.ts";

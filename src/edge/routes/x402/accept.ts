@@ -8,7 +8,7 @@ import { AppError } from "../../../errors.ts";
 import { log } from "../../../log.ts";
 import { formatPorts, sortPorts } from "../../../model/ports.ts";
 import { requireRoom } from "../../access/admission.ts";
-import type { App } from "../../app.ts";
+import type { App } from "../../http.ts";
 import {
   asClaimed,
   type Checked,

@@ -7,7 +7,6 @@ import { getAddress } from "viem";
 import { readHead } from "../../../chain/client.ts";
 import { formatUsdc } from "../../../chain/contract.ts";
 import { askFirst } from "../../../chain/witness.ts";
-import type { EdgeConfig } from "../../../config.ts";
 import { encrypt } from "../../../credentials/ecies.ts";
 import { giveSealed } from "../../../db/delivery.ts";
 import { loadPayment, movePayment, type Payment } from "../../../db/payments.ts";
@@ -25,8 +24,9 @@ import {
   type Sight,
   spendNonce,
 } from "../../access/owner.ts";
-import type { App, Router } from "../../app.ts";
+import type { EdgeConfig } from "../../config.ts";
 import { deliverKey, deliveryDecision, readStoredKey } from "../../delivery.ts";
+import type { App, Router } from "../../http.ts";
 import {
   type Checked,
   checkPayment,

@@ -3,7 +3,7 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { statementsOf } from "../../../db/reads.ts";
 import { limited } from "../../access/admission.ts";
-import type { Router } from "../../app.ts";
+import type { Router } from "../../http.ts";
 import { type Demand, requirementOf, type Till, tillOf } from "../../payments/wire.ts";
 import { errorsOf } from "../schemas.ts";
 import { credentialsDemand } from "./credentials.ts";

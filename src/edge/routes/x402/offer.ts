@@ -2,14 +2,14 @@
 
 import { formatUsdc } from "../../../chain/contract.ts";
 import { hasGas, type Offer, readOffer } from "../../../chain/offers.ts";
-import type { EdgeConfig } from "../../../config.ts";
 import { type Market, saveQuote } from "../../../db/payments.ts";
 import { AppError } from "../../../errors.ts";
 import { log } from "../../../log.ts";
 import { SCAN_STALE_MS } from "../../../model/shop.ts";
 import { isWithinShare, recentStock, stockOf } from "../../../model/stock.ts";
 import { REGIONS, type Region } from "../../../model/tiers.ts";
-import type { App } from "../../app.ts";
+import type { EdgeConfig } from "../../config.ts";
+import type { App } from "../../http.ts";
 import type { Till } from "../../payments/wire.ts";
 
 const OFFER_CACHE_MS = 3_000;

@@ -17,7 +17,7 @@ import { limited, requireRoom } from "../../access/admission.ts";
 import { jsonBody, limitedBody } from "../../access/body.ts";
 import { makeRoom } from "../../access/bounded.ts";
 import { preferredWait } from "../../access/prefer.ts";
-import type { App, Router } from "../../app.ts";
+import type { App, Router } from "../../http.ts";
 import { requestHash } from "../../payments/gate.ts";
 import { PAYMENT_ID } from "../../payments/payload.ts";
 import { type Demand, paymentRequired, readPayment, receiptHeaders, tillOf } from "../../payments/wire.ts";

@@ -1,7 +1,7 @@
 // A payment as clients encode it: what can be meant in one way only is read, and the rest is refused with one sentence.
 import { beforeAll, expect, test } from "vitest";
-import type { EdgeConfig } from "../../../../src/config.ts";
 import { preferredWait } from "../../../../src/edge/access/prefer.ts";
+import type { EdgeConfig } from "../../../../src/edge/config.ts";
 import { readPayment } from "../../../../src/edge/payments/wire.ts";
 import { paymentHeaderV1, paymentHeaderV2 } from "../../../world/payer.ts";
 import { agent, deploy } from "../../deployment.ts";
