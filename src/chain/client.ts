@@ -20,7 +20,7 @@ import { AppError } from "../errors.ts";
 import { allClear, log } from "../log.ts";
 import { inTurn } from "../outbound.ts";
 import { contractAbi, MULTICALL3, multicallAbi } from "./contract.ts";
-import type { Spans } from "./logs.ts";
+import type { Spans } from "./log-ranges.ts";
 
 export type Node = {
   name: string;

@@ -12,6 +12,11 @@ export type Span = {
   refusedAt: number;
 };
 
+/** What is asked for: each kind learns its own range of a node, since a node that refuses much refuses dense logs first. */
+export type LogKind = "sales" | "transfers" | "uses" | "coin";
+export type Spans = Partial<Record<LogKind, Span>>;
+export type SpansByNode = Record<string, Spans>;
+
 /** So long a refusal counts: plans change, storms pass. */
 const REFUSAL_HOLDS_MS = 60_000;
 const STEP_SHARE = 4;

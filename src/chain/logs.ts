@@ -16,11 +16,16 @@ import {
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
 import type { Chain, Node } from "./client.ts";
-import { afterAnswer, afterRefusal, namedRange, nextRange, type Span } from "./log-ranges.ts";
+import {
+  afterAnswer,
+  afterRefusal,
+  type LogKind,
+  namedRange,
+  nextRange,
+  type Span,
+  type SpansByNode,
+} from "./log-ranges.ts";
 
-/** What is asked for: each kind learns its own range of a node, since a node that refuses much refuses dense logs first. */
-export type LogKind = "sales" | "transfers" | "uses" | "coin";
-export type Spans = Partial<Record<LogKind, Span>>;
 export type LogFilter = { address: Address; topics: readonly (Hex | readonly Hex[] | null)[] };
 /** `to`: the last block whose logs these include. */
 export type Piece = { logs: Log[]; to: number };
@@ -97,7 +102,6 @@ export async function* readLogs(
 }
 
 /** By the names of the nodes. */
-export type SpansByNode = Record<string, Spans>;
 
 export const spansOf = ({ nodes }: Chain): SpansByNode =>
   Object.fromEntries(

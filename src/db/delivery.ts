@@ -4,8 +4,8 @@ import { SERVING_STEPS } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { isServed, serving } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
+import type { Vm } from "./schema.ts";
 import { keyHolders, vms } from "./schema.ts";
-import type { Vm } from "./vms.ts";
 
 type Stored = Pick<Vm, "incarnation" | "attempt"> & { sshPrivateKey: string };
 

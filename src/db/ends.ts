@@ -4,8 +4,8 @@ import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { Purchase } from "../chain/events.ts";
 import { requireMove, type Status, type Step } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
-import { purchases, vms } from "./schema.ts";
-import { fenceByGeneration, type Vm } from "./vms.ts";
+import { purchases, type Vm, vms } from "./schema.ts";
+import { fenceByGeneration } from "./vms.ts";
 
 export const terminate = (db: Database, vm: Vm): Promise<unknown> => end(db, vm, {}, []);
 

@@ -5,7 +5,7 @@ import type { Checkpoint } from "../chain/checkpoints.ts";
 import type { Head } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { ChainEvents, Purchase, Transfer } from "../chain/events.ts";
-import type { SpansByNode } from "../chain/logs.ts";
+import type { SpansByNode } from "../chain/log-ranges.ts";
 import type { ChainConfig } from "../config.ts";
 import { provisioningDeadline } from "../model/machine-life.ts";
 import { incarnationKey } from "../model/purchase-key.ts";

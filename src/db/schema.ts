@@ -3,7 +3,7 @@
 
 import { sql } from "drizzle-orm";
 import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
-import type { SpansByNode } from "../chain/logs.ts";
+import type { SpansByNode } from "../chain/log-ranges.ts";
 import { STATUSES, STEPS } from "../model/machine-life.ts";
 import type { StockByVendor } from "../model/stock.ts";
 
@@ -115,6 +115,8 @@ export const vms = sqliteTable(
     index("vms_by_key").on(table.keyId).where(sql`ssh_private_key IS NOT NULL`),
   ],
 );
+
+export type Vm = typeof vms.$inferSelect;
 
 /** Each try to get a machine, with the keys it carries. */
 export const attempts = sqliteTable(

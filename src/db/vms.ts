@@ -7,9 +7,8 @@ import { type Database, once, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
-import { attempts, cursors, failedProvisionings, purchases, vms } from "./schema.ts";
+import { attempts, cursors, failedProvisionings, purchases, type Vm, vms } from "./schema.ts";
 
-export type Vm = typeof vms.$inferSelect;
 /** With the scanned head's time, as `chainTime` has it: read together, since most steps need both. */
 export type TimedVm = Vm & { chainTime: number };
 export type Attempt = typeof attempts.$inferSelect;

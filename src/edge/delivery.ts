@@ -7,7 +7,8 @@ import { formatPrivateKey } from "../credentials/ssh-keys.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/delivery.ts";
 import { markServed } from "../db/payments.ts";
-import { loadVm, type Vm } from "../db/vms.ts";
+import type { Vm } from "../db/schema.ts";
+import { loadVm } from "../db/vms.ts";
 import { AppError } from "../errors.ts";
 import type { EdgeConfig } from "./config.ts";
 

@@ -1,5 +1,4 @@
 // Whether machines are made at the moment, and what becomes of who buys meanwhile.
-import type { Vm } from "../db/vms.ts";
 import { pausedDeadline } from "./machine-life.ts";
 
 /** A scan that stands still for this long serves no purchase any more. */
@@ -43,7 +42,7 @@ export type Delivery = {
 
 /** What a purchase on the contract that waits for its machine may count on; null: it has not been read yet. */
 export function deliveryOf(
-  vm: Pick<Vm, "deadline" | "putOff" | "createdAt" | "expiresAt" | "runningAt"> | null,
+  vm: { deadline: number; putOff: number; createdAt: number; expiresAt: number; runningAt: number | null } | null,
   standing: Standing | undefined,
   now: number,
 ): Delivery {

@@ -1,6 +1,5 @@
 // The one table of limits, and how an answer states them.
 import type { Limit } from "../../../durable-objects/ip-guard.ts";
-import type { EdgeConfig } from "../config.ts";
 import { secondsTo } from "./bans.ts";
 
 const MINUTE = 60;
@@ -45,7 +44,7 @@ export const LIMITS = {
 
 export type LimitedRoute = keyof typeof LIMITS;
 
-export const limitOf = (config: Pick<EdgeConfig, "RATE_LIMITS">, route: LimitedRoute): Limit =>
+export const limitOf = (config: { RATE_LIMITS: Readonly<Record<string, Limit>> }, route: LimitedRoute): Limit =>
   config.RATE_LIMITS[route] ?? LIMITS[route];
 
 export const limitSentence = (resetAt: number, now: number): string =>

@@ -9,7 +9,7 @@ import { openDispute } from "../../db/disputes.ts";
 import { paymentOfPurchase } from "../../db/payments.ts";
 import { isNonceUsed, readTogether, statementsOf, useNonce } from "../../db/reads.ts";
 import { refundOf } from "../../db/refunds.ts";
-import type { Vm } from "../../db/vms.ts";
+import type { Vm } from "../../db/schema.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { parseIncarnation } from "../../model/purchase-key.ts";

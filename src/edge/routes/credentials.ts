@@ -4,7 +4,7 @@ import { fingerprint, knownHostsLine } from "../../credentials/ssh-keys.ts";
 import { acknowledge, orderRotation } from "../../db/delivery.ts";
 import { statementsOf } from "../../db/reads.ts";
 import { claimRefund, refundOf } from "../../db/refunds.ts";
-import type { Vm } from "../../db/vms.ts";
+import type { Vm } from "../../db/schema.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { STEP_SENTENCES } from "../../model/machine-life.ts";

@@ -4,6 +4,7 @@ import { SECONDS_PER_DAY } from "../../chain/contract.ts";
 import { HELD_TOKEN_COST } from "../../db/orders.ts";
 import { paymentOfPurchase } from "../../db/payments.ts";
 import { type NewRefund, oweRefund } from "../../db/refunds.ts";
+import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, errorFields, log } from "../../log.ts";
 import { formatPorts, portNumbers, readOpenPorts } from "../../model/ports.ts";
@@ -132,7 +133,7 @@ async function publish(
 }
 
 /** The vendor has no more use for the host key of a machine that runs (hard case 15); it is asked until it lets it go. */
-export async function scrub(context: Context, vm: store.Vm): Promise<Next> {
+export async function scrub(context: Context, vm: Vm): Promise<Next> {
   const { provider, instanceId } = vm;
   try {
     if (provider !== null && instanceId !== null) {
@@ -153,7 +154,7 @@ export async function scrub(context: Context, vm: store.Vm): Promise<Next> {
  * How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). An order
  * that a held token serves is short of what that token has lost before, which goes back in any case (hard case 33).
  */
-async function lateness(context: Context, vm: store.Vm): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
+async function lateness(context: Context, vm: Vm): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
   const { db, config, now } = context;
   if (vm.runningAt !== null) return { lateSeconds: null };
   const chainTime = await store.chainTime(db);
@@ -190,7 +191,7 @@ export async function clear(context: Context, vm: store.TimedVm): Promise<Next> 
  * Deletes every machine that attempts of this row have had, by stored instance id. True once the vendor answers 404 to
  * all of them; false while one is still there (locked, or the delete not through).
  */
-export async function endMachines(context: Context, vm: store.Vm): Promise<boolean> {
+export async function endMachines(context: Context, vm: Vm): Promise<boolean> {
   const attempts = await store.loadAttempts(context.db, vm.incarnation);
   let allGone = true;
   for (const attempt of attempts.filter((one) => one.goneAt === null)) {
@@ -257,7 +258,7 @@ async function resolveOrder(context: Context, attempt: store.Attempt): Promise<s
 
 async function abandon(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   attempt: store.Attempt,
   outcome: string,
   detail: string,
@@ -338,5 +339,5 @@ async function lookUp(
   }
 }
 
-const currentAttempt = async (context: Context, vm: store.Vm): Promise<store.Attempt | null> =>
+const currentAttempt = async (context: Context, vm: Vm): Promise<store.Attempt | null> =>
   (await store.loadAttempts(context.db, vm.incarnation)).find((one) => one.number === vm.attempt) ?? null;

@@ -10,6 +10,7 @@ import { HELD_TOKEN_COST, shortenDeadline } from "../../db/orders.ts";
 import { isPaused } from "../../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../../db/payments.ts";
 import { boughtUntil, type NewRefund, oweRefund } from "../../db/refunds.ts";
+import type { Vm } from "../../db/schema.ts";
 import { loadCatalog } from "../../db/sweep.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, errorFields, log } from "../../log.ts";
@@ -137,7 +138,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
 }
 
 /** Bought for an order that came to nothing meanwhile, or has a token already: no machine is made, and it stays ours. */
-async function keepToken({ db, now }: Context, vm: store.Vm): Promise<Next> {
+async function keepToken({ db, now }: Context, vm: Vm): Promise<Next> {
   log("warn", "token_kept", { tokenId: vm.tokenId });
   const failure = {
     cause: "order_over",
@@ -148,7 +149,7 @@ async function keepToken({ db, now }: Context, vm: store.Vm): Promise<Next> {
 }
 
 /** The payer's own key, while the machine is the payer's or on its way there. */
-function ownKeyOf(vm: store.Vm, order: Payment | null): LoginKey | null {
+function ownKeyOf(vm: Vm, order: Payment | null): LoginKey | null {
   if (order === null || order.sshPublicKey === null) return null;
   const isPayers = vm.owner === order.payer || order.servedAt === null;
   return isPayers ? { publicKey: order.sshPublicKey, broughtBy: order.payer, privateKey: null } : null;
@@ -177,7 +178,7 @@ function placesOf(config: Context["config"], order: Payment | null) {
 }
 
 /** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
-export async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<SshKeyPair> {
+export async function makeKeys({ config, now }: Context, vm: Vm): Promise<SshKeyPair> {
   const began = now();
   const pair = await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
   log("info", "ssh_key_made", { tokenId: vm.tokenId, algorithm: config.SSH_KEY_ALGORITHM, ms: now() - began });
@@ -186,7 +187,7 @@ export async function makeKeys({ config, now }: Context, vm: store.Vm): Promise<
 
 const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
 
-async function resolveFirst(context: Context, vm: store.Vm, attempt: store.Attempt): Promise<Next> {
+async function resolveFirst(context: Context, vm: Vm, attempt: store.Attempt): Promise<Next> {
   const step = attempt.instanceId === null ? "find" : "boot";
   const wakeAt = context.now() + STALL_MS;
   return goOn(await store.moveVm(context.db, vm, { step, attempt: attempt.number, wakeAt }));
@@ -209,7 +210,7 @@ type Order = Omit<Preparation, "taken"> & {
  */
 async function prepare(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   { vendor }: Candidate,
   ports: readonly number[],
 ): Promise<Preparation> {
@@ -231,7 +232,7 @@ const putOff = (vendor: VendorName, { message, retryAfterSeconds }: { message: s
 /** One attempt. */
 async function tryCandidate(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   lease: string,
   { candidate, supplies, ports, number, pair, settle }: Order,
   tried: store.Attempt[],
@@ -291,7 +292,7 @@ async function tryCandidate(
 /** Whoever writes rows must not have machines made without end: the vendors' gates know of what was ordered (hard case 34). */
 async function mayOrder(
   { config, gate, now }: Context,
-  { incarnation, tier }: store.Vm,
+  { incarnation, tier }: Vm,
   { vendor }: Candidate,
   mark: string,
 ): Promise<boolean> {
@@ -306,7 +307,7 @@ async function mayOrder(
 /** Stores the machine of an attempt; the row waits for its boot. */
 export async function keepMachine(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   attempt: store.Attempt,
   machine: Pick<Machine, "instanceId">,
 ): Promise<number | null> {
@@ -318,7 +319,7 @@ export async function keepMachine(
   });
 }
 
-async function waitForTurn(context: Context, vm: store.Vm, seconds: number): Promise<Next> {
+async function waitForTurn(context: Context, vm: Vm, seconds: number): Promise<Next> {
   const wait = Math.min(MAX_WAIT_SECONDS, seconds);
   const wakeAt = context.now() + wait * 1_000 + STALL_MS;
   return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
@@ -335,7 +336,7 @@ export async function isTooLate({ db }: Context, vm: store.TimedVm): Promise<boo
  * token that is ours nothing: the payment that it was bought for is another matter. One that we have handed over is owed
  * to whom it was handed.
  */
-export async function refundOf(context: Context, vm: store.Vm, now: number): Promise<{ refund?: NewRefund } | null> {
+export async function refundOf(context: Context, vm: Vm, now: number): Promise<{ refund?: NewRefund } | null> {
   const { db, config } = context;
   if (isOurs(context, vm)) return {};
   const byHand = config.REFUNDS === "manual";
@@ -358,7 +359,7 @@ const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
   validBefore + HELD_DEADLINE_SECONDS + (durationDays ?? 0) * SECONDS_PER_DAY;
 
 /** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
-export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
+export async function tooLate(context: Context, vm: Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
   const last = (await store.loadAttempts(context.db, vm.incarnation)).at(-1);
   const why = last === undefined ? "" : `; the last one: ${last.outcome ?? "not ended"}, ${last.detail ?? "no answer"}`;
   const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts${why}`;
@@ -371,7 +372,7 @@ export async function tooLate(context: Context, vm: store.Vm, step: "clear" | "i
 }
 
 /** Its machines went again and again after they ran: no other one is ordered. */
-async function usedUp(context: Context, vm: store.Vm): Promise<Next> {
+async function usedUp(context: Context, vm: Vm): Promise<Next> {
   const detail = `its machine was gone at its vendor ${MAX_REPLACEMENTS + 1} times after it ran`;
   const isOver = !(await giveBack(context, vm, { cause: "replacements_used_up", detail }, "idle"));
   if (isOver) return endServed(context, vm);
@@ -382,7 +383,7 @@ async function usedUp(context: Context, vm: store.Vm): Promise<Next> {
 /** The purchase ends, and what was not served of its time is owed. False where all of it was. */
 async function giveBack(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   failure: { cause: string; detail: string },
   step: "clear" | "idle",
 ): Promise<boolean> {
@@ -395,5 +396,5 @@ async function giveBack(
 }
 
 /** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */
-export const endServed = async ({ db, now }: Context, vm: store.Vm): Promise<Next> =>
+export const endServed = async ({ db, now }: Context, vm: Vm): Promise<Next> =>
   goOn(await store.moveVm(db, vm, { status: "expired", step: "prove", wakeAt: now() + STALL_MS, checkAt: null }));

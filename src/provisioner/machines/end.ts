@@ -2,6 +2,7 @@
 // a purchase that the chain replaced ends once two nodes show what took its place (5).
 import { readAgreedToken, readFinalToken } from "../../chain/witness.ts";
 import { reinstate, terminate, terminateReplaced } from "../../db/ends.ts";
+import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, log } from "../../log.ts";
 import { type Context, DONE, goOn, type Next, sendAfter } from "../context.ts";
@@ -17,7 +18,7 @@ const RECHECK_SECONDS = 3_600;
 const FINAL_MAX_AGE_SECONDS = 7_200;
 
 /** The paid time of a published machine is over by the scanned head. Ends it, or finds that it is not over after all. */
-export async function prove(context: Context, vm: store.Vm): Promise<Next> {
+export async function prove(context: Context, vm: Vm): Promise<Next> {
   const { db, chain, config, now } = context;
   const view = await readFinalToken(chain, vm.tokenId);
   const headTime = await store.chainTime(db);
@@ -61,7 +62,7 @@ export async function prove(context: Context, vm: store.Vm): Promise<Next> {
  * A purchase that another incarnation of its token replaced, or that a reorg took for good. One node may have invented
  * the event behind this, so both purchases are read from two nodes before anything ends.
  */
-export async function retire(context: Context, vm: store.Vm): Promise<Next> {
+export async function retire(context: Context, vm: Vm): Promise<Next> {
   const { db, chain, config, now } = context;
   const own = await readPurchase(chain, config, vm);
   const holder = vm.current ? null : await store.currentVm(db, vm.tokenId);
@@ -85,7 +86,7 @@ export async function retire(context: Context, vm: store.Vm): Promise<Next> {
  * An operator's order: the state of the row is the order, and machines go by their stored ids (hard case 13). A purchase
  * that one node invented gives its token up as well: else the true one would be looked for by nobody (hard case 61).
  */
-export async function end(context: Context, vm: store.Vm): Promise<Next> {
+export async function end(context: Context, vm: Vm): Promise<Next> {
   const { db, chain, config, now } = context;
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
   const isKnown = !vm.current || (await readPurchase(chain, config, vm)) !== null;

@@ -1,7 +1,7 @@
 // /root/CLAWCLOUD.md: what whoever works on a machine has to know about it. It has no secret, and what may change after the
 // installation it leaves to the API.
 
-import type { Vm } from "../../db/vms.ts";
+import type { Vm } from "../../db/schema.ts";
 import type { VendorName } from "../../model/stock.ts";
 import type { ProvisionerConfig } from "../config.ts";
 

@@ -1,5 +1,6 @@
 // What follows from a vendor's refusal of an order: another candidate, a wait, a look for what it may have made, or a person.
 
+import type { Vm } from "../../db/schema.ts";
 import { saveSoldOut } from "../../db/sweep.ts";
 import * as store from "../../db/vms.ts";
 import { errorFields, log } from "../../log.ts";
@@ -18,7 +19,7 @@ export type Refused = { kind: "refused"; waitSeconds: number; action?: VendorAct
 
 export async function refused(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   lease: string,
   attempt: store.Attempt,
   error: VendorError,

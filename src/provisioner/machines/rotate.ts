@@ -4,6 +4,7 @@ import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
 import { dataKeyId, sealSecret } from "../../credentials/ecies.ts";
 import { generateHostKey } from "../../credentials/ssh-keys.ts";
 import { isPaused } from "../../db/pauses.ts";
+import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, errorFields, log } from "../../log.ts";
 import { portNumbers, readOpenPorts } from "../../model/ports.ts";
@@ -83,7 +84,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string): Pro
 /** Under a number and a login key of its own, on the machine and place of the attempt before. */
 async function nextAttempt(
   context: Context,
-  vm: store.Vm,
+  vm: Vm,
   { region, plan, provider, number: before }: store.Attempt,
   instanceId: string,
 ): Promise<Omit<store.Attempt, "mark" | "hostPublicKey" | "createSentAt">> {
@@ -115,7 +116,7 @@ async function nextAttempt(
 }
 
 /** What may work later is ordered again; a machine that the vendor will not reinstall is replaced. */
-async function refused(context: Context, vm: store.Vm, attempt: store.Attempt, error: VendorError): Promise<Next> {
+async function refused(context: Context, vm: Vm, attempt: store.Attempt, error: VendorError): Promise<Next> {
   const { db, now } = context;
   const isForGood = error.action === "next_candidate";
   const refusal = { about: error.vendor, label: attempt.label, ...errorFields(error) };
@@ -132,7 +133,7 @@ async function refused(context: Context, vm: store.Vm, attempt: store.Attempt, e
   return goOn(await store.closeAttempt(db, vm, attempt.number, end, move));
 }
 
-async function putOff({ db, now }: Context, vm: store.Vm, seconds: number): Promise<Next> {
+async function putOff({ db, now }: Context, vm: Vm, seconds: number): Promise<Next> {
   const wait = Math.min(MAX_WAIT_SECONDS, Math.max(1, seconds));
   const wakeAt = now() + wait * 1_000 + STALL_MS;
   return sendAfter(await store.moveVm(db, vm, { step: "rotate", wakeAt }), wait);

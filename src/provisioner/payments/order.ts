@@ -12,7 +12,8 @@ import { boughtVm, heldToken, serveHeldToken } from "../../db/orders.ts";
 import { isPaused } from "../../db/pauses.ts";
 import * as store from "../../db/payments.ts";
 import { moveRefund } from "../../db/refunds.ts";
-import { chainTime, loadVm, type TimedVm, type Vm } from "../../db/vms.ts";
+import type { Vm } from "../../db/schema.ts";
+import { chainTime, loadVm, type TimedVm } from "../../db/vms.ts";
 import { allClear, log } from "../../log.ts";
 import {
   authorizationOf,

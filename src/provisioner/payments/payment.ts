@@ -9,7 +9,7 @@ import { hasRoom } from "../../db/client.ts";
 import { isPaused } from "../../db/pauses.ts";
 import * as store from "../../db/payments.ts";
 import { bookRefund, loadRefund } from "../../db/refunds.ts";
-import type { Vm } from "../../db/vms.ts";
+import type { Vm } from "../../db/schema.ts";
 import { allClear, log } from "../../log.ts";
 import { authorizationOf, signedPaymentOf } from "../../model/payment-life.ts";
 import type { Context } from "../context.ts";
