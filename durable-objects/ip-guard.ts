@@ -12,8 +12,8 @@
 import { DurableObject } from "cloudflare:workers";
 import { deleteBan, saveBan } from "../src/db/bans.ts";
 import { openDatabase } from "../src/db/client.ts";
-import { boundBy } from "../src/edge/access/client-name.ts";
 import { errorFields, log, sendLogs } from "../src/log.ts";
+import { boundBy } from "../src/model/client-name.ts";
 import type { LogBook } from "./log-book.ts";
 
 export type Limit = { requests: number; windowSeconds: number };

@@ -2,9 +2,10 @@
 // isolate, bindings included: a bad one names the variable, and nothing runs.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { hexToBytes } from "@noble/hashes/utils.js";
-import { type AbiEvent, getAddress, isAddress, parseAbiItem, parseUnits } from "viem";
+import { type AbiEvent, getAddress, isAddress, parseUnits } from "viem";
 import { z } from "zod";
 import type { LogBook } from "../durable-objects/log-book.ts";
+import { parsePurchaseEvent } from "./chain/contract.ts";
 import { ConfigError } from "./errors.ts";
 import { LOG_LEVELS } from "./log.ts";
 
@@ -126,17 +127,10 @@ export function parser<Schema extends z.ZodType>(worker: string, schema: Schema)
 }
 
 function purchaseEvent(signature: string, context: z.RefinementCtx): AbiEvent {
-  try {
-    const item = parseAbiItem(`event ${signature.replace(/^event\s+/, "")}`) as AbiEvent;
-    const names = item.inputs.map((input) => input.name);
-    for (const name of ["tokenId", "buyer", "tier", "durationDays", "purchaseDate", "totalCost"]) {
-      if (!names.includes(name)) throw new Error(name);
-    }
-    return item;
-  } catch {
-    context.addIssue("must be an event signature with tokenId, buyer, tier, durationDays, purchaseDate and totalCost");
-    return z.NEVER;
-  }
+  const event = parsePurchaseEvent(signature);
+  if (event !== null) return event;
+  context.addIssue("must be an event signature with tokenId, buyer, tier, durationDays, purchaseDate and totalCost");
+  return z.NEVER;
 }
 
 function isPrivateKey(value: string): boolean {

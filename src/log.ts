@@ -3,7 +3,7 @@
 // logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
-import { isWritten, takeCounted } from "./edge/audit.ts";
+import { isWritten, takeCounted } from "./audit.ts";
 import { AppError, GiveUp, isDatabaseRefusal } from "./errors.ts";
 import { redactFields } from "./redact.ts";
 

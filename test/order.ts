@@ -5,7 +5,7 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 export const SLOW = [
   "test/e2e/chaos.test.ts",
   "test/worker/provisioner/machines/hard-vendors.test.ts",
-  "test/worker/chain/gaps.test.ts",
+  "test/worker/edge/gaps.test.ts",
   "test/worker/edge/routes/x402/credentials-faults.test.ts",
   "test/worker/provisioner/payments/order-faults.test.ts",
   "test/worker/edge/access/ip-guard-storage.test.ts",

@@ -1,5 +1,5 @@
 // The contract's interface: the only place that knows it.
-import { type AbiEvent, type Address, type Hex, parseAbi, toEventSelector } from "viem";
+import { type AbiEvent, type Address, type Hex, parseAbi, parseAbiItem, toEventSelector } from "viem";
 
 export const MULTICALL3 = "0xcA11bde05977b3631167028862bE2a173976CA11" satisfies Address;
 
@@ -65,4 +65,16 @@ export function formatUsdc(usdc6: bigint): string {
   const whole = usdc6 / 1_000_000n;
   const fraction = (usdc6 % 1_000_000n).toString().padStart(6, "0");
   return `${whole}.${fraction.replace(/0{1,4}$/, "")}`;
+}
+
+/** Of `PURCHASE_EVENT`; null where that is no event with everything that a purchase has. */
+export function parsePurchaseEvent(signature: string): AbiEvent | null {
+  try {
+    const event = parseAbiItem(`event ${signature.replace(/^event\s+/, "")}`) as AbiEvent;
+    const names = event.inputs.map((input) => input.name);
+    const needed = ["tokenId", "buyer", "tier", "durationDays", "purchaseDate", "totalCost"];
+    return needed.every((name) => names.includes(name)) ? event : null;
+  } catch {
+    return null;
+  }
 }

@@ -4,8 +4,8 @@ import type { IpGuard, Limit } from "../../durable-objects/ip-guard.ts";
 import { KNOWN_FACTORIES } from "../chain/wallet-factories.ts";
 import { address, binding, chainFields, integer, items, parser, privateKey, usdc } from "../config.ts";
 import { isWellFormedKey } from "../credentials/admin-key.ts";
+import { clientAddress } from "../model/client-name.ts";
 import type { Job } from "../model/jobs.ts";
-import { clientAddress } from "./access/client-name.ts";
 import { LIMITS } from "./access/limits.ts";
 
 const edgeFields = z.object({

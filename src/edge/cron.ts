@@ -2,7 +2,6 @@
 // one takes over. Waiting costs no CPU, and a lease in the database keeps two of them apart.
 
 import { connectChain } from "../chain/client.ts";
-import { PASS_MS, scanPass, startCursor } from "../chain/scan.ts";
 import { keyRing } from "../credentials/key-ring.ts";
 import { type Database, inBackground, MAX_STATEMENTS, openDatabase, statementsLeft } from "../db/client.ts";
 import { publishDataKeys } from "../db/data-keys.ts";
@@ -11,6 +10,7 @@ import { isTransient } from "../errors.ts";
 import { allClear, errorFields, levelOfFault, log } from "../log.ts";
 import { Connections } from "../outbound.ts";
 import type { EdgeConfig } from "./config.ts";
+import { PASS_MS, scanPass, startCursor } from "./scan.ts";
 import { enqueue, sweep } from "./sweep.ts";
 
 const LEASE_MS = 40_000;

@@ -2,11 +2,11 @@
 // catalog, so that no request and no customer's order is what calls a person (hard case 40).
 
 import { hasGas, readOffer } from "../chain/offers.ts";
-import type { ScanContext } from "../chain/scan.ts";
 import { isPaused } from "../db/pauses.ts";
 import { countHeld, countWaiting, type StoredTiers } from "../db/sweep.ts";
 import { allClear, log } from "../log.ts";
 import { OWNERS_REASONS } from "../model/refund-life.ts";
+import type { ScanContext } from "./scan.ts";
 
 /** The wallet is asked every ten seconds: what it has not done after so many looks does not pass by itself. */
 const WAITING_MS = 120_000;

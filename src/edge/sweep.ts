@@ -1,8 +1,6 @@
 // Once per interval: whatever stopped moving is sent again, whatever ended is ended. Everything here may run twice.
 
 import { type Chain, readOwners, readTier, SECONDS_PER_BLOCK, type TokenView } from "../chain/client.ts";
-import { fillGaps, probeNewest } from "../chain/gaps.ts";
-import type { ScanContext } from "../chain/scan.ts";
 import { askFirst, readAgreedTokens, readFinalNumber, readFinalToken } from "../chain/witness.ts";
 import { deleteOldBans } from "../db/bans.ts";
 import { type Database, hasRoom } from "../db/client.ts";
@@ -14,6 +12,8 @@ import * as store from "../db/sweep.ts";
 import { allClear, errorFields, levelOfFault, log } from "../log.ts";
 import type { Job } from "../model/jobs.ts";
 import { TIER_COUNT } from "../model/tiers.ts";
+import { fillGaps, probeNewest } from "./gaps.ts";
+import type { ScanContext } from "./scan.ts";
 import { checkStanding } from "./standing.ts";
 
 const SHARE_THAT_MAY_END = 0.05;

@@ -22,6 +22,8 @@ export const CREDENTIALS_SECONDS = 120;
 export const SIGNING_SECONDS = 60;
 /** Of the authorization's time, left for taking the money once the machine answers. */
 export const CAPTURE_SECONDS = 120;
+/** How long a held token's machine may take, of a payment that was taken first. */
+export const HELD_DEADLINE_SECONDS = CAPTURE_SECONDS * 10;
 
 /** By which time of the chain the machine has to run, so that the payment can still be taken. */
 export const captureDeadline = (row: Pick<Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;

@@ -7,14 +7,19 @@ import { allClear, errorFields, levelOfFault, log, withLogScope } from "../log.t
 import { isJob, type Job } from "../model/jobs.ts";
 import type { Step } from "../model/machine-life.ts";
 import { type Context, DONE, type Next } from "./context.ts";
-import { boot, clear, find, scrub } from "./machines/boot.ts";
+import { boot } from "./machines/boot.ts";
 import { refreshCatalog } from "./machines/catalog.ts";
-import { create, endServed, refundOf } from "./machines/create.ts";
+import { clear } from "./machines/clear.ts";
+import { create } from "./machines/create.ts";
 import { end, prove, retire } from "./machines/end.ts";
+import { find } from "./machines/find.ts";
+import { endServed } from "./machines/give-up.ts";
 import { reap } from "./machines/reap.ts";
 import { rotate } from "./machines/rotate.ts";
-import { tellOrder } from "./payments/order.ts";
-import { followPayment } from "./payments/payment.ts";
+import { scrub } from "./machines/scrub.ts";
+import { followPayment } from "./payments/run.ts";
+import { tellOrder } from "./payments/token.ts";
+import { refundOf } from "./refunds/owe.ts";
 import { refund } from "./refunds/pay.ts";
 
 const MAX_STEPS_PER_MESSAGE = 8;

@@ -88,6 +88,18 @@ test.each(["wrangler.toml", "src/provisioner/wrangler.toml"])(
   },
 );
 
+test.each([
+  ["wrangler.toml", "src/provisioner/"],
+  ["src/provisioner/wrangler.toml", "src/edge/"],
+])("what is uploaded of %s has nothing of the other Worker in it", async (config, other) => {
+  const form = await uploadFormOf(config);
+  const main = form.get(metadataOf(form).main_module) as File;
+  // esbuild names each file over its text.
+  const files = [...(await main.text()).matchAll(/^\/\/ (\S+\.ts)$/gm)].map(([, file]) => file ?? "");
+  expect(files.length).toBeGreaterThan(50);
+  expect(files.filter((file) => file.includes(other))).toEqual([]);
+});
+
 test("a flag that its date brings is refused, as an upload was", async () => {
   const form = await uploadFormOf("src/provisioner/wrangler.toml");
   const metadata = { ...metadataOf(form), compatibility_flags: ["nodejs_compat"] };

@@ -9,7 +9,8 @@ const { order, PAYERS, STRANGER } = await import("./payers.ts");
 const { cron: poll, database } = await import("./product.ts");
 const { purchase } = await import("./events.ts");
 const { taskName } = await import("./runtime.ts");
-const { FLOAT, World } = await import("./world.ts");
+const { FLOAT } = await import("./product.ts");
+const { World } = await import("./world.ts");
 
 type Costs = { statements: number; trips: number; rpcCalls: number };
 /** Means over the worlds in which it ended as it should. */

@@ -1,7 +1,7 @@
 // What must hold: some at every machine and every payment, all once the world has healed.
 import { familyOfLabel } from "../../src/model/purchase-key.ts";
 import { checkOutflow } from "./coins.ts";
-import { isValid, paidTo, type Sale, useKey } from "./contracts.ts";
+import { isValid, type Sale } from "./contracts.ts";
 import { OPERATOR, ORPHAN_GRACE_SECONDS } from "./product.ts";
 import { opened } from "./seals.ts";
 import { checkTill } from "./till.ts";
@@ -10,8 +10,6 @@ import type { World } from "./world.ts";
 
 /** How long after its paid time a machine may still stand: final history has to get there, and the sweep. */
 const END_SLACK_SECONDS = 900;
-/** What final history grows by between a decision and the next look at it. */
-const DECISION_BLOCKS = 15;
 
 type Vm = {
   incarnation: string;
@@ -28,7 +26,7 @@ type Vm = {
   failure: string | null;
 };
 type Attempt = { incarnation: string; number: number; mark: string; public_key: string; instance_id: string | null };
-type Refund = {
+export type Refund = {
   incarnation: string;
   kind: string;
   token_id: number;
@@ -83,33 +81,6 @@ export function noteBegun(world: World): void {
     const key = `${kind}/${incarnation}`;
     if (!world.begun.has(key)) world.begun.set(key, world.chain.final.number);
   }
-}
-
-/** Money leaves: only on final history as it was when that was decided, only to whom the chain names. */
-export function checkPayment(world: World, to: string, amount: bigint): void {
-  const { final } = world.chain;
-  const refunds = world.rows<Refund>("SELECT * FROM refunds WHERE state = 'paying'");
-  const isOwed = refunds.some((refund) => {
-    if (refund.recipient?.toLowerCase() !== to || refund.amount !== String(amount)) return false;
-    const sale = final.state.sales.find((one) => world.incarnationOf(one) === refund.incarnation);
-    if (sale === undefined) return false;
-    const began = world.begun.get(`${refund.kind}/${refund.incarnation}`) ?? final.number;
-    const decidedOn = world.chain.blocks.slice(Math.max(0, began - DECISION_BLOCKS), final.number + 1);
-    if (!decidedOn.some(({ state }) => state.tokens.get(sale.tokenId)?.owner === to)) return false;
-    const claimed = world.claims.get(refund.incarnation)?.has(to) === true;
-    // Sold over x402 and handed over: what is owed for it is its payer's.
-    const handedOver = sale.buyer === OPERATOR;
-    return sale.buyer === to || claimed || handedOver;
-  });
-  const isPaidBack = world
-    .rows<{ payer: string; nonce: string }>(
-      "SELECT payer, nonce FROM payments WHERE state = 'refunding' AND payer = ? AND amount = ?",
-      to,
-      String(amount),
-    )
-    .some(({ payer, nonce }) => paidTo(OPERATOR, final.state.used.get(useKey(payer, nonce))) >= amount);
-  if (isOwed || isPaidBack || world.restored) return;
-  world.violate("refunds leave on final history alone", `${amount} to ${to}, whom final history owes nothing`);
 }
 
 /** Everything, after everything has healed. */

@@ -24,25 +24,25 @@ async function callOnce(`,
   /** The cursor moves on before what it has passed is stored, and nothing looks for what is missing. */
   ack_before_commit: [
     {
-      file: "src/chain/scan.ts",
+      file: "src/edge/scan.ts",
       from: "const queued = await store.applyEvents(db, config, events, head.timestamp, now, { fence, move });",
       to: `const nothing = { purchases: [], transfers: [], renewals: [], terminations: [] };
   await store.applyEvents(db, config, nothing, head.timestamp, now, { fence, move });
   const queued = await store.applyEvents(db, config, events, head.timestamp, now);`,
     },
-    { file: "src/chain/scan.ts", from: "const OVERLAP_BLOCKS = 10;", to: "const OVERLAP_BLOCKS = 0;" },
-    { file: "src/chain/gaps.ts", from: "if (view.owner === null) continue;", to: "continue;" },
+    { file: "src/edge/scan.ts", from: "const OVERLAP_BLOCKS = 10;", to: "const OVERLAP_BLOCKS = 0;" },
+    { file: "src/edge/gaps.ts", from: "if (view.owner === null) continue;", to: "continue;" },
     { file: "src/db/scan.ts", from: "if (lowest === undefined) return [];", to: "return [];" },
   ],
   /** Hard case 5: the cursor's block is not looked at again. */
   ignore_a_reorg: [
     {
-      file: "src/chain/scan.ts",
+      file: "src/edge/scan.ts",
       from: "if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);\n    requireLater",
       to: "requireLater",
     },
     {
-      file: "src/chain/scan.ts",
+      file: "src/edge/scan.ts",
       from: "if (standing.hash !== cursor.blockHash) return findAncestor(chain, cursor);\n  if",
       to: "if",
     },
@@ -50,7 +50,7 @@ async function callOnce(`,
   /** Hard case 9: an order without an answer counts as refused. */
   skip_the_lookup: [
     {
-      file: "src/provisioner/machines/boot.ts",
+      file: "src/provisioner/machines/find.ts",
       from: "const machine = await findMachine(context, attempt, answer.snapshot.machines);\n  if (machine !== null) {\n    log(",
       to: "const machine = null as Machine | null;\n  if (machine !== null) {\n    log(",
     },
@@ -79,7 +79,7 @@ async function callOnce(`,
   /** Hard case 2: a payment is given up for good while anybody may still submit it. */
   release_at_once: [
     {
-      file: "src/provisioner/payments/payment.ts",
+      file: "src/provisioner/payments/release.ts",
       from: 'if (use.state === "unused" && use.blockTimestamp < row.validBefore) {',
       to: 'if (use.state === "unused" && row.validBefore === 0) {',
     },
@@ -87,7 +87,7 @@ async function callOnce(`,
   /** Hard case 9: an order without an answer is given up before it can have shown itself. */
   wait_for_no_order: [
     {
-      file: "src/provisioner/machines/boot.ts",
+      file: "src/provisioner/machines/find.ts",
       from: "readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;",
       to: "readAt > attempt.createSentAt || config === undefined;",
     },
@@ -166,7 +166,7 @@ async function callOnce(`,
       to: "below === undefined ? purchase.tokenId",
     },
     {
-      file: "src/chain/gaps.ts",
+      file: "src/edge/gaps.ts",
       from: "newest === null ? [0, 1] : [newest.tokenId + 1]",
       to: "newest === null ? [] : [newest.tokenId + 1]",
     },
@@ -190,12 +190,12 @@ async function callOnce(`,
   /** A payment is taken as soon as its machine is ordered. */
   take_before_the_machine_answers: [
     {
-      file: "src/provisioner/payments/order.ts",
+      file: "src/provisioner/payments/provision.ts",
       from: "if (isServing(vm)) {",
       to: 'if (isServing(vm) || vm.status === "provisioning") {',
     },
     {
-      file: "src/provisioner/payments/order.ts",
+      file: "src/provisioner/payments/capture.ts",
       from: "const isReady = vm === null ? row.cost === null : isServing(vm);",
       to: "const isReady = true;",
     },
@@ -203,7 +203,7 @@ async function callOnce(`,
   /** Hard case 16: a charge that a reorg may still undo is paid back. */
   pay_back_before_final: [
     {
-      file: "src/provisioner/payments/payment.ts",
+      file: "src/provisioner/payments/refund.ts",
       from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
       to: 'const use = await useOf(context, row);\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
     },
@@ -216,7 +216,7 @@ async function callOnce(`,
   /** An order waits for the link of its token, whatever became of the token's machine meanwhile. */
   wait_for_the_link: [
     {
-      file: "src/provisioner/payments/order.ts",
+      file: "src/provisioner/payments/buy.ts",
       from: 'if (vm !== null && vm.status !== "provisioning") return follow',
       to: "if (vm !== null && vm.status === null) return follow",
     },
@@ -344,7 +344,7 @@ async function callOnce(`,
       to: 'if (isPaused === undefined || openDatabase === undefined) return { why: "paused" };',
     },
     {
-      file: "src/provisioner/payments/payment.ts",
+      file: "src/provisioner/payments/refund.ts",
       from: 'if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);',
       to: "if (isPaused === undefined) return null;",
     },
@@ -391,7 +391,7 @@ async function callOnce(`,
   /** Hard case 32: a chain that is below the cursor lags, whatever is on it. */
   wait_until_it_has_outgrown_us: [
     {
-      file: "src/chain/scan.ts",
+      file: "src/edge/scan.ts",
       from: "seen = heads.length === witnessesOf(chain) ?",
       to: "seen = heads.length < 0 && witnessesOf(chain) > 0 ?",
     },
@@ -407,7 +407,7 @@ async function callOnce(`,
   /** Hard case 39: whoever ends its own machine gets another one, as often as it likes. */
   replace_without_end: [
     {
-      file: "src/provisioner/machines/create.ts",
+      file: "src/provisioner/machines/give-up.ts",
       from: "const MAX_REPLACEMENTS = 3;",
       to: "const MAX_REPLACEMENTS = 3_000;",
     },

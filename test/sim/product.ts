@@ -18,6 +18,8 @@ import type { Runtime } from "./runtime.ts";
 
 const OPERATOR_KEY = "5a".repeat(32);
 export const OPERATOR = privateKeyToAccount(`0x${OPERATOR_KEY}`).address.toLowerCase();
+/** What the operator wallet begins with: 10^-6 USDC. */
+export const FLOAT = 10_000_000_000n;
 export const RPC_HOSTS = ["rpc-0.sim", "rpc-1.sim", "rpc-2.sim"] as const;
 export const DEPLOYMENT_ID = "sim";
 export const CONTRACT = CONTRACT_ADDRESS.toLowerCase();

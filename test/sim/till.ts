@@ -3,9 +3,12 @@
 import type { Hex } from "viem";
 import { incomeOf, standing } from "./coins.ts";
 import { type Call, paidTo, type SignedAuthorization, type Use, useKey } from "./contracts.ts";
-import { checkPayment } from "./invariants.ts";
-import { CAPTURE_FIRST_TIER, OPERATOR } from "./product.ts";
-import { FLOAT, type World } from "./world.ts";
+import type { Refund } from "./invariants.ts";
+import { CAPTURE_FIRST_TIER, FLOAT, OPERATOR } from "./product.ts";
+import type { World } from "./world.ts";
+
+/** What final history grows by between a decision and the next look at it. */
+const DECISION_BLOCKS = 15;
 
 export type Payment = {
   id: string;
@@ -216,4 +219,31 @@ function checkSums(world: World, payments: readonly Payment[]): void {
       );
     }
   }
+}
+
+/** Money leaves: only on final history as it was when that was decided, only to whom the chain names. */
+function checkPayment(world: World, to: string, amount: bigint): void {
+  const { final } = world.chain;
+  const refunds = world.rows<Refund>("SELECT * FROM refunds WHERE state = 'paying'");
+  const isOwed = refunds.some((refund) => {
+    if (refund.recipient?.toLowerCase() !== to || refund.amount !== String(amount)) return false;
+    const sale = final.state.sales.find((one) => world.incarnationOf(one) === refund.incarnation);
+    if (sale === undefined) return false;
+    const began = world.begun.get(`${refund.kind}/${refund.incarnation}`) ?? final.number;
+    const decidedOn = world.chain.blocks.slice(Math.max(0, began - DECISION_BLOCKS), final.number + 1);
+    if (!decidedOn.some(({ state }) => state.tokens.get(sale.tokenId)?.owner === to)) return false;
+    const claimed = world.claims.get(refund.incarnation)?.has(to) === true;
+    // Sold over x402 and handed over: what is owed for it is its payer's.
+    const handedOver = sale.buyer === OPERATOR;
+    return sale.buyer === to || claimed || handedOver;
+  });
+  const isPaidBack = world
+    .rows<{ payer: string; nonce: string }>(
+      "SELECT payer, nonce FROM payments WHERE state = 'refunding' AND payer = ? AND amount = ?",
+      to,
+      String(amount),
+    )
+    .some(({ payer, nonce }) => paidTo(OPERATOR, final.state.used.get(useKey(payer, nonce))) >= amount);
+  if (isOwed || isPaidBack || world.restored) return;
+  world.violate("refunds leave on final history alone", `${amount} to ${to}, whom final history owes nothing`);
 }

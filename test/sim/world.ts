@@ -42,6 +42,7 @@ import {
   DEPLOYMENT_ID,
   database,
   FACILITATOR_HOST,
+  FLOAT,
   OPERATOR,
   prepared,
   RPC_HOSTS,
@@ -67,7 +68,6 @@ const PATIENCE_MS = { usual: 4 * 3_600_000, written: 3_600_000 };
 const DAYS_TO_PAY = 4;
 /** The sweep and its jobs once more, when all else is quiet. */
 const LAST_SWEEPS_MS = 240_000;
-export const FLOAT = 10_000_000_000n;
 const PLATFORM_SEED = 0x0d15ea5e;
 const SHOP_SEED = 0x9e01;
 const VENDORS_SEED = 0x7e2d03;

@@ -1,8 +1,8 @@
 // Bans as an isolate knows them. It learns of a ban from the client's guard and forgets it after BAN_CACHE_SECONDS, so that a
 // lifted one ends everywhere.
 import { AppError } from "../../errors.ts";
+import { boundBy } from "../../model/client-name.ts";
 import { makeRoom } from "./bounded.ts";
-import { boundBy } from "./client-name.ts";
 
 type Known = { until: number; forgetAt: number };
 

@@ -4,6 +4,7 @@
 import { isWellFormedKey, readKey } from "../../credentials/admin-key.ts";
 import { STATUS_OF } from "../../errors.ts";
 import { log } from "../../log.ts";
+import { clientName } from "../../model/client-name.ts";
 import { Tally } from "../../tally.ts";
 import type { EdgeConfig } from "../config.ts";
 import type { Router } from "../http.ts";
@@ -11,7 +12,6 @@ import { chargedField } from "../payments/charged.ts";
 import { limitedRouteOf } from "./admission.ts";
 import { banSentence, knownBan, knowsBans, secondsTo } from "./bans.ts";
 import { makeRoom } from "./bounded.ts";
-import { clientName } from "./client-name.ts";
 import { tellGuard } from "./guard.ts";
 import { type LimitedRoute, limitOf, limitSentence, stateLimit } from "./limits.ts";
 import { countOverrun, knownOverrun, knowsOverruns } from "./overruns.ts";

@@ -1,76 +1,25 @@
-// From an accepted order to a machine that answers, or to the proof that it is gone. A poll reads and sends the next
-// message; it takes no lease and writes nothing (hard case 11).
-import { SECONDS_PER_DAY } from "../../chain/contract.ts";
-import { HELD_TOKEN_COST } from "../../db/orders.ts";
-import { paymentOfPurchase } from "../../db/payments.ts";
-import { type NewRefund, oweRefund } from "../../db/refunds.ts";
+// From an accepted order to a machine that answers. A poll reads and sends the next message; it takes no lease and writes nothing
+// (hard case 11).
 import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
-import { allClear, errorFields, log } from "../../log.ts";
+import { allClear, log } from "../../log.ts";
 import { formatPorts, portNumbers, readOpenPorts } from "../../model/ports.ts";
-import { familyOfLabel, labelFamily } from "../../model/purchase-key.ts";
-import { ask, type Context, DONE, goOn, type Next, sendAfter } from "../context.ts";
-import { isOurs, tellOrder } from "../payments/order.ts";
-import { type Machine, reachPorts, type Vendor, VendorError } from "../vendors/vendor.ts";
+import { ask, type Context, DONE, goOn, type Next } from "../context.ts";
+import { tellOrder } from "../payments/token.ts";
+import { lateness } from "../refunds/owe.ts";
+import { type Machine, reachPorts, VendorError } from "../vendors/vendor.ts";
 import { readBanner } from "./banner.ts";
 import { placeOf } from "./candidates.ts";
-import { isTooLate, keepMachine, STALL_MS, tooLate } from "./create.ts";
+import { isTooLate } from "./give-up.ts";
+import { LOOK_AGE_MS, STALL_MS } from "./waits.ts";
 
 const BANNER_TIMEOUT_MS = 4_000;
-const SNAPSHOT_AGE_MS = 2_000;
-const SCRUB_WAIT_SECONDS = 60;
+
 const NOT_SHOWN = "not_shown";
+
 const BOOT_TIMEOUT = "boot_timeout";
-/** Less than this is not worth a transaction. */
-const SHORT_SECONDS = 60;
+
 const MAX_LOG_CHARS = 1_500;
-const LOST = "no answer, and no list showed a machine";
-/** Vendors' clocks and ours. */
-const CLOCK_SKEW_MS = 120_000;
-
-/**
- * A create whose answer never came. Complete lists are read until the machine shows up under its label, or until they
- * stayed empty for as long as the request could still have worked plus the time a new machine may stay unlisted (9).
- */
-export async function find(context: Context, vm: store.TimedVm): Promise<Next> {
-  const { db, config, now } = context;
-  // The order may still be on its way: whoever holds the lease will say how it ended.
-  if (vm.lease !== "" && vm.leaseUntil > now()) return sendAfter(vm.generation, config.POLL_SECONDS);
-  const attempt = await currentAttempt(context, vm);
-  if (attempt === null || attempt.endedAt !== null) {
-    return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
-  }
-  if (await isTooLate(context, vm)) return tooLate(context, vm, "clear");
-  const family = familyOfLabel(attempt.label);
-  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
-  if (!answer.ok) return sendAfter(vm.generation, answer.retryAfterSeconds);
-  const machine = await findMachine(context, attempt, answer.snapshot.machines);
-  if (machine !== null) {
-    log("info", "machine_found", { label: attempt.label });
-    return goOn(await keepMachine(context, vm, attempt, machine));
-  }
-  if (!isQuietOver(context, attempt, answer.snapshot.readAt)) return sendAfter(vm.generation, config.POLL_SECONDS);
-  const end = { outcome: "lost", detail: LOST, now: now(), gone: true };
-  return goOn(await store.closeAttempt(db, vm, attempt.number, end, { step: "create", wakeAt: now() + STALL_MS }));
-}
-
-/** An attempt's machine in a list: by label, mark and age together, since a tenant can rename its own machine (12). */
-async function findMachine(
-  context: Context,
-  attempt: store.Attempt,
-  machines: readonly Machine[],
-): Promise<Machine | null> {
-  const oldest = attempt.createSentAt - CLOCK_SKEW_MS;
-  for (const machine of machines) {
-    if (machine.label !== attempt.label || machine.mark !== attempt.mark || machine.createdAt < oldest) continue;
-    if (!(await store.isClaimed(context.db, attempt.provider, machine.instanceId))) return machine;
-  }
-  return null;
-}
-
-/** Whether a list read at that time would show a machine if the order had made one. */
-const isQuietOver = ({ config }: Context, attempt: store.Attempt, readAt: number): boolean =>
-  readAt > attempt.createSentAt + config.VENDOR_TIMEOUT_MS + config.LISTING_LAG_MS;
 
 /**
  * Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). `wasSeen`: an earlier poll was
@@ -85,7 +34,7 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
     return goOn(await store.moveVm(context.db, vm, { step: "create", wakeAt: now() + STALL_MS }));
   }
   const isOver = now() > (attempt.bootDeadlineAt ?? 0) || (await isTooLate(context, vm));
-  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { instanceId });
+  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - LOOK_AGE_MS, { instanceId });
   const listed = answer.ok ? answer.snapshot.machines[0] : undefined;
   const machine = listed ?? (await lookUp(context, attempt, instanceId, wasSeen));
   const shown = machine === "vanished" ? null : machine;
@@ -110,7 +59,7 @@ export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean
     }
   }
   if (end?.outcome === NOT_SHOWN) tellHidden(attempts, attempt);
-  if (end !== null) return abandon(context, vm, attempt, end.outcome, end.detail);
+  if (end !== null) return endAttempt(context, vm, attempt, end.outcome, end.detail);
   log("debug", "machine_not_ready", { label: attempt.label, why: whyNotReady(shown) });
   const afterSeconds = answer.ok || shown !== null ? config.POLL_SECONDS : Math.ceil(answer.retryAfterSeconds);
   const poll = { kind: "send", generation: vm.generation, afterSeconds } as const;
@@ -132,131 +81,7 @@ async function publish(
   return scrubAt === null ? DONE : goOn(generation);
 }
 
-/** The vendor has no more use for the host key of a machine that runs (hard case 15); it is asked until it lets it go. */
-export async function scrub(context: Context, vm: Vm): Promise<Next> {
-  const { provider, instanceId } = vm;
-  try {
-    if (provider !== null && instanceId !== null) {
-      await ask(context, provider, async (vendor) => vendor.scrub?.(instanceId));
-    }
-  } catch (error) {
-    if (!(error instanceof VendorError)) throw error;
-    log("warn", "host_key_left", { tokenId: vm.tokenId, ...errorFields(error) });
-    if (error.action !== "next_candidate") {
-      return sendAfter(vm.generation, Math.max(SCRUB_WAIT_SECONDS, error.retryAfterSeconds));
-    }
-  }
-  await store.moveVm(context.db, vm, { step: "idle", wakeAt: null });
-  return DONE;
-}
-
-/**
- * How late by the chain's clock a machine comes that was never there before, and what is owed for it (hard case 14). An order
- * that a held token serves is short of what that token has lost before, which goes back in any case (hard case 33).
- */
-async function lateness(context: Context, vm: Vm): Promise<{ lateSeconds: number | null; refund?: NewRefund }> {
-  const { db, config, now } = context;
-  if (vm.runningAt !== null) return { lateSeconds: null };
-  const chainTime = await store.chainTime(db);
-  const order = isOurs(context, vm) ? await paymentOfPurchase(db, vm.incarnation) : null;
-  const isHeldToken = order?.cost === HELD_TOKEN_COST;
-  const ordered = isHeldToken ? (order?.durationDays ?? 0) * SECONDS_PER_DAY : vm.expiresAt - vm.createdAt;
-  const lost = ordered - (vm.expiresAt - chainTime);
-  if (lost <= (isHeldToken ? SHORT_SECONDS : config.LATE_AFTER_SECONDS)) return { lateSeconds: null };
-  const isRecorded = config.LATE_REFUNDS === "record" && !isHeldToken;
-  const state = isRecorded ? "recorded" : config.REFUNDS === "manual" ? "waiting" : "due";
-  const reason = state === "waiting" ? "manual" : null;
-  const owed = { kind: "late", state, reason, owedSeconds: lost, now: now() } as const;
-  const refund = await oweRefund(db, vm, owed, order);
-  // The token goes to the payer: so does what the machine came too late for.
-  return { lateSeconds: lost, refund: order === null ? refund : { ...refund, payTo: order.payer } };
-}
-
-/** Ends the machines of failed attempts; the next one is ordered only when the vendor knows none of them. */
-export async function clear(context: Context, vm: store.TimedVm): Promise<Next> {
-  const { db, config, now } = context;
-  if (!(await endMachines(context, vm))) {
-    // The buyer doesn't wait for a vendor that does not answer: the purchase ends here, the machine's end goes on.
-    if (vm.status === "provisioning" && (await isTooLate(context, vm))) return tooLate(context, vm, "clear");
-    return sendAfter(vm.generation, config.POLL_SECONDS);
-  }
-  if (vm.status === "failed") {
-    await store.moveVm(db, vm, { step: "idle", wakeAt: null });
-    return DONE;
-  }
-  return goOn(await store.moveVm(db, vm, { step: "create", wakeAt: now() + STALL_MS }));
-}
-
-/**
- * Deletes every machine that attempts of this row have had, by stored instance id. True once the vendor answers 404 to
- * all of them; false while one is still there (locked, or the delete not through).
- */
-export async function endMachines(context: Context, vm: Vm): Promise<boolean> {
-  const attempts = await store.loadAttempts(context.db, vm.incarnation);
-  let allGone = true;
-  for (const attempt of attempts.filter((one) => one.goneAt === null)) {
-    const instanceId = attempt.instanceId ?? (await resolveOrder(context, attempt));
-    if (instanceId === "none") continue;
-    if (instanceId === null || instanceId === "") {
-      // Never by an empty id: that path would name every machine of the account.
-      allGone = false;
-      continue;
-    }
-    try {
-      const left = await ask(context, attempt.provider, (vendor) => deleteAndLook(vendor, instanceId), DELETE_CALLS);
-      if (left === null) {
-        allClear("delete_refused", attempt.provider);
-        await store.markGone(context.db, attempt, context.now());
-        await context.gate(attempt.provider).released(labelFamily(vm.incarnation), instanceId, context.now());
-        continue;
-      }
-      // A machine that goes takes seconds: it is left for good where the sweep is due for its row.
-      if (vm.wakeAt !== null && context.now() > vm.wakeAt) await markFailed(context, attempt);
-    } catch (error) {
-      if (!(error instanceof VendorError)) throw error;
-      tellDeleteRefused(attempt.label, error);
-      await markFailed(context, attempt);
-    }
-    allGone = false;
-  }
-  return allGone;
-}
-
-/** For the sweep, which calls a person where it goes on. */
-async function markFailed({ db, now }: Context, attempt: store.Attempt): Promise<void> {
-  if (attempt.deleteFailedAt === null) await store.markDeleteFailed(db, attempt, now());
-}
-
-/** What passes by itself is a warning. A key that may not delete lets machines run that nobody pays for. */
-export function tellDeleteRefused(label: string, error: VendorError): void {
-  if (error.action === "page") log("page", "delete_refused", { about: error.vendor, label, ...errorFields(error) });
-  else log("warn", "delete_put_off", { label, ...errorFields(error) });
-}
-
-/**
- * One permit for both calls: with one for each, machines that end at the same time take the permits for their deletes from each
- * other's looks, and none is ever seen gone.
- */
-const DELETE_CALLS = 2;
-async function deleteAndLook(vendor: Vendor, instanceId: string): Promise<Machine | null> {
-  await vendor.delete(instanceId);
-  return vendor.get(instanceId);
-}
-
-/** The machine of an order whose answer never came: its id once a list shows it, "none" once it is sure there is none. */
-async function resolveOrder(context: Context, attempt: store.Attempt): Promise<string | null | "none"> {
-  const { db, now } = context;
-  const family = familyOfLabel(attempt.label);
-  const answer = await context.gate(attempt.provider).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
-  if (!answer.ok) return null;
-  const machine = await findMachine(context, attempt, answer.snapshot.machines);
-  if (machine !== null) return machine.instanceId;
-  if (!isQuietOver(context, attempt, answer.snapshot.readAt)) return null;
-  await store.closeLost(db, attempt, LOST, now());
-  return "none";
-}
-
-async function abandon(
+async function endAttempt(
   context: Context,
   vm: Vm,
   attempt: store.Attempt,
@@ -338,6 +163,3 @@ async function lookUp(
     throw error;
   }
 }
-
-const currentAttempt = async (context: Context, vm: Vm): Promise<store.Attempt | null> =>
-  (await store.loadAttempts(context.db, vm.incarnation)).find((one) => one.number === vm.attempt) ?? null;

@@ -1,57 +1,40 @@
 // From a purchase to a machine that the vendor has accepted. The intent is a row before the request leaves, and only
 // one consumer at a time holds the row's lease.
-
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
-import { SECONDS_PER_DAY } from "../../chain/contract.ts";
 import { dataKeyId, sealSecret } from "../../credentials/ecies.ts";
-import { generateHostKey, generateSshKeyPair, type SshKeyPair } from "../../credentials/ssh-keys.ts";
+import { generateHostKey } from "../../credentials/ssh-keys.ts";
 import { hasRoom } from "../../db/client.ts";
-import { HELD_TOKEN_COST, shortenDeadline } from "../../db/orders.ts";
+import { shortenDeadline } from "../../db/orders.ts";
 import { isPaused } from "../../db/pauses.ts";
 import { type Payment, paymentOfPurchase } from "../../db/payments.ts";
-import { boughtUntil, type NewRefund, oweRefund } from "../../db/refunds.ts";
 import type { Vm } from "../../db/schema.ts";
 import { loadCatalog } from "../../db/sweep.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, errorFields, log } from "../../log.ts";
-import { pausedDeadline } from "../../model/machine-life.ts";
 import { captureDeadline } from "../../model/payment-life.ts";
 import { formatPorts, readPorts, unreached } from "../../model/ports.ts";
 import { labelFamily, machineLabel } from "../../model/purchase-key.ts";
-import {
-  type Candidate,
-  isWithinShare,
-  offerOf,
-  recentStock,
-  stockOf,
-  type VendorName,
-  vendorsOf,
-} from "../../model/stock.ts";
+import { type Candidate, isWithinShare, offerOf, type VendorName, vendorsOf } from "../../model/stock.ts";
 import { REGIONS, type Region } from "../../model/tiers.ts";
 import { inTurn } from "../../outbound.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "../context.ts";
-import { HELD_DEADLINE_SECONDS, isOurs, linkOrder, tellOrder } from "../payments/order.ts";
-import { type Machine, type Supplies, VendorError } from "../vendors/vendor.ts";
+import { isOurs, linkOrder } from "../payments/token.ts";
+import { type Supplies, VendorError } from "../vendors/vendor.ts";
 import { candidatesOf, nextCandidate, placeOf } from "./candidates.ts";
+import { isTooLate, keepToken, MAX_REPLACEMENTS, tooLate, usedUp } from "./give-up.ts";
+import { keepMachine } from "./keep.ts";
+import { type LoginKey, makeKeys, ownKeyOf } from "./keys.ts";
 import { machineNote } from "./machine-note.ts";
 import { pageIfRefusedEverywhere, type Refused, refused } from "./refused.ts";
 import { isPast, verifyPurchase } from "./verify.ts";
+import { LEASE_MS, MAX_WAIT_SECONDS, PAGED_WAIT_SECONDS, PAUSED_WAIT_SECONDS, STALL_MS } from "./waits.ts";
 
-/** More than all timeouts of one turn together. */
-export const LEASE_MS = 300_000;
 /** No further vendor call is begun in a turn that has lasted this long. */
 const TURN_MS = 45_000;
-/** After a move without a word from its message, the sweep sends the row again. */
-export const STALL_MS = 180_000;
+
 const RECEIPT_WAIT_SECONDS = 3;
-export const PAGED_WAIT_SECONDS = 60;
-/** How soon an operator's resume is noticed. */
-export const PAUSED_WAIT_SECONDS = 15;
-/** A vendor may close its door for a day; a row looks in every minute, so that its deadline is kept. */
-export const MAX_WAIT_SECONDS = 60;
-const SNAPSHOT_AGE_MS = 15_000;
-/** For machines that ran and went: their tenants can end them as often as they like (hard case 39). */
-const MAX_REPLACEMENTS = 3;
+
+const LIST_AGE_MS = 15_000;
 
 /**
  * Checks the purchase, then tries candidates until one has a machine or all are used up for this turn. The check is part
@@ -137,24 +120,6 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
   }
 }
 
-/** Bought for an order that came to nothing meanwhile, or has a token already: no machine is made, and it stays ours. */
-async function keepToken({ db, now }: Context, vm: Vm): Promise<Next> {
-  log("warn", "token_kept", { tokenId: vm.tokenId });
-  const failure = {
-    cause: "order_over",
-    detail: "its order came to nothing before it was bought, or has a token already; it stays ours",
-  };
-  await store.failVm(db, vm, { ...failure, now: now(), step: "idle", wakeAt: null });
-  return DONE;
-}
-
-/** The payer's own key, while the machine is the payer's or on its way there. */
-function ownKeyOf(vm: Vm, order: Payment | null): LoginKey | null {
-  if (order === null || order.sshPublicKey === null) return null;
-  const isPayers = vm.owner === order.payer || order.servedAt === null;
-  return isPayers ? { publicKey: order.sshPublicKey, broughtBy: order.payer, privateKey: null } : null;
-}
-
 /** For an order by x402, only where it was asked for, and where the vendor takes no more than its share. */
 async function rankCandidates(
   { db, config, gate, now }: Context,
@@ -177,14 +142,6 @@ function placesOf(config: Context["config"], order: Payment | null) {
   return { ...config, VULTR_REGIONS: config.VULTR_REGIONS.filter((region) => regions.includes(region)) };
 }
 
-/** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */
-export async function makeKeys({ config, now }: Context, vm: Vm): Promise<SshKeyPair> {
-  const began = now();
-  const pair = await generateSshKeyPair(config.SSH_KEY_ALGORITHM);
-  log("info", "ssh_key_made", { tokenId: vm.tokenId, algorithm: config.SSH_KEY_ALGORITHM, ms: now() - began });
-  return pair;
-}
-
 const hasMachine = (attempt: store.Attempt): boolean => attempt.instanceId !== null && attempt.goneAt === null;
 
 async function resolveFirst(context: Context, vm: Vm, attempt: store.Attempt): Promise<Next> {
@@ -194,15 +151,16 @@ async function resolveFirst(context: Context, vm: Vm, attempt: store.Attempt): P
 }
 
 type Settle = Awaited<ReturnType<typeof permit>>;
+
 type Preparation = { supplies: Supplies; taken: number; settle: Settle };
-/** Without a private key where the login is the buyer's own. */
-type LoginKey = SshKeyPair | (Pick<SshKeyPair, "publicKey"> & { privateKey: null; broughtBy: string });
+
 type Order = Omit<Preparation, "taken"> & {
   candidate: Candidate;
   ports: readonly number[];
   number: number;
   pair: LoginKey;
 };
+
 /**
  * What has to be known before the intent is written, none of it making a machine: a permit, what the vendor needs for an
  * order, and the highest attempt number that a machine of this incarnation bears at the vendor. That is above our own
@@ -216,7 +174,7 @@ async function prepare(
 ): Promise<Preparation> {
   const { now, gate } = context;
   const family = labelFamily(vm.incarnation);
-  const answer = await gate(vendor).machinesOf(now(), now() - SNAPSHOT_AGE_MS, { family });
+  const answer = await gate(vendor).machinesOf(now(), now() - LIST_AGE_MS, { family });
   if (!answer.ok) throw putOff(vendor, answer);
   const prepared = await gate(vendor).supplies(now(), ports);
   if (!prepared.ok) throw putOff(vendor, prepared);
@@ -304,97 +262,8 @@ async function mayOrder(
   return gate(vendor).mayOrder(now(), family, mark, elsewhere);
 }
 
-/** Stores the machine of an attempt; the row waits for its boot. */
-export async function keepMachine(
-  context: Context,
-  vm: Vm,
-  attempt: store.Attempt,
-  machine: Pick<Machine, "instanceId">,
-): Promise<number | null> {
-  const at = context.now();
-  await context.gate(attempt.provider).placed(labelFamily(vm.incarnation), attempt.mark, machine.instanceId);
-  return store.recordMachine(context.db, vm, attempt, machine.instanceId, {
-    bootDeadlineAt: at + context.config.BOOT_TIMEOUT_SECONDS * 1_000,
-    wakeAt: at + STALL_MS,
-  });
-}
-
 async function waitForTurn(context: Context, vm: Vm, seconds: number): Promise<Next> {
   const wait = Math.min(MAX_WAIT_SECONDS, seconds);
   const wakeAt = context.now() + wait * 1_000 + STALL_MS;
   return sendAfter(await store.moveVm(context.db, vm, { step: "create", wakeAt }), wait);
 }
-
-/** By the chain's clock, not ours: a halted chain makes nothing late (hard case 26). A pause gives it some time more. */
-export async function isTooLate({ db }: Context, vm: store.TimedVm): Promise<boolean> {
-  if (vm.chainTime <= vm.deadline) return false;
-  return vm.chainTime > pausedDeadline(vm) || !(await isPaused(db, "provisioning"));
-}
-
-/**
- * The whole price back; after a machine ran, what is left of its time by the chain's clock. Null where it was served. Of a
- * token that is ours nothing: the payment that it was bought for is another matter. One that we have handed over is owed
- * to whom it was handed.
- */
-export async function refundOf(context: Context, vm: Vm, now: number): Promise<{ refund?: NewRefund } | null> {
-  const { db, config } = context;
-  if (isOurs(context, vm)) return {};
-  const byHand = config.REFUNDS === "manual";
-  const chainTime = await store.chainTime(db);
-  if (vm.runningAt !== null && vm.expiresAt <= chainTime) return null;
-  const order = await paymentOfPurchase(db, vm.incarnation);
-  // A held token may last longer than what was ordered: it is of the order's own time that the rest goes back (hard case 33).
-  // A renewal was paid for apart from the purchase.
-  const bought = await boughtUntil(db, vm);
-  const paidUntil = order?.cost === HELD_TOKEN_COST ? Math.min(bought, orderedUntil(order)) : bought;
-  const owedSeconds = vm.runningAt === null ? null : Math.max(0, paidUntil - chainTime);
-  const state = byHand ? "waiting" : "due";
-  const owed = { kind: "failed", state, reason: byHand ? "manual" : null, owedSeconds, now } as const;
-  const refund = await oweRefund(db, vm, owed, order);
-  return { refund: order === null ? refund : { ...refund, payTo: order.payer } };
-}
-
-/** By when what a held token was sold for is over at the latest (see `buy`): unix seconds of the chain. */
-const orderedUntil = ({ validBefore, durationDays }: Payment): number =>
-  validBefore + HELD_DEADLINE_SECONDS + (durationDays ?? 0) * SECONDS_PER_DAY;
-
-/** No machine by the deadline. `step` is `clear` where an attempt is not known to have left nothing behind. */
-export async function tooLate(context: Context, vm: Vm, step: "clear" | "idle" = "idle"): Promise<Next> {
-  const last = (await store.loadAttempts(context.db, vm.incarnation)).at(-1);
-  const why = last === undefined ? "" : `; the last one: ${last.outcome ?? "not ended"}, ${last.detail ?? "no answer"}`;
-  const detail = `no vendor had a machine ready by its deadline, after ${vm.attempt} attempts${why}`;
-  if (!(await giveBack(context, vm, { cause: "no_machine_in_time", detail }, step))) return endServed(context, vm);
-  // What was ordered over x402 is not paid for yet; and whoever buys what the catalog calls sold out calls nobody (hard case 40).
-  const stock = recentStock((await loadCatalog(context.db))?.stock ?? {}, context.now());
-  const level = isOurs(context, vm) || stockOf(vm.tier, stock) === "none" ? "warn" : "page";
-  log(level, "provisioning_failed", { about: vm.tier, incarnation: vm.incarnation, attempts: vm.attempt });
-  return DONE;
-}
-
-/** Its machines went again and again after they ran: no other one is ordered. */
-async function usedUp(context: Context, vm: Vm): Promise<Next> {
-  const detail = `its machine was gone at its vendor ${MAX_REPLACEMENTS + 1} times after it ran`;
-  const isOver = !(await giveBack(context, vm, { cause: "replacements_used_up", detail }, "idle"));
-  if (isOver) return endServed(context, vm);
-  log("warn", "replacements_used_up", { tokenId: vm.tokenId });
-  return DONE;
-}
-
-/** The purchase ends, and what was not served of its time is owed. False where all of it was. */
-async function giveBack(
-  context: Context,
-  vm: Vm,
-  failure: { cause: string; detail: string },
-  step: "clear" | "idle",
-): Promise<boolean> {
-  const now = context.now();
-  const owed = await refundOf(context, vm, now);
-  if (owed === null) return false;
-  await store.failVm(context.db, vm, { ...failure, now, step, wakeAt: step === "idle" ? null : now, ...owed });
-  await tellOrder(context, vm);
-  return true;
-}
-
-/** Its time ran out while its machine was being reinstalled or replaced: it was served, and ends like any other. */
-export const endServed = async ({ db, now }: Context, vm: Vm): Promise<Next> =>
-  goOn(await store.moveVm(db, vm, { status: "expired", step: "prove", wakeAt: now() + STALL_MS, checkAt: null }));

@@ -6,8 +6,8 @@ import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, log } from "../../log.ts";
 import { type Context, DONE, goOn, type Next, sendAfter } from "../context.ts";
-import { endIfOver } from "../payments/order.ts";
-import { endMachines } from "./boot.ts";
+import { endIfOver } from "../payments/token.ts";
+import { endMachines } from "./clear.ts";
 import { isPast, readPurchase } from "./verify.ts";
 
 const PROOF_WAIT_SECONDS = 20;

@@ -12,7 +12,7 @@ import { familyOfLabel, labelFamily, tokenOfLabel } from "../../model/purchase-k
 import type { VendorName } from "../../model/stock.ts";
 import { ask, type Context } from "../context.ts";
 import { type Machine, reachPorts, VendorError } from "../vendors/vendor.ts";
-import { tellDeleteRefused } from "./boot.ts";
+import { tellDeleteRefused } from "./clear.ts";
 import { readPurchase } from "./verify.ts";
 
 const SNAPSHOT_AGE_MS = 2_000;

@@ -9,7 +9,7 @@ import type { VendorName } from "../../model/stock.ts";
 import { type Context, type Next, sendAfter } from "../context.ts";
 import type { VendorAction, VendorError } from "../vendors/vendor.ts";
 import { placeOf, placesOfTier } from "./candidates.ts";
-import { PAGED_WAIT_SECONDS, STALL_MS } from "./create.ts";
+import { PAGED_WAIT_SECONDS, STALL_MS } from "./waits.ts";
 
 /** While the vendor still counts a machine that has ended. */
 const LIMIT_WAIT_SECONDS = 10;

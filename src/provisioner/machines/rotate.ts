@@ -11,17 +11,11 @@ import { portNumbers, readOpenPorts } from "../../model/ports.ts";
 import { machineLabel } from "../../model/purchase-key.ts";
 import { type Context, DONE, goOn, type Next, permit, sendAfter } from "../context.ts";
 import { type MachineSpec, VendorError } from "../vendors/vendor.ts";
-import {
-  isTooLate,
-  keepMachine,
-  LEASE_MS,
-  MAX_WAIT_SECONDS,
-  makeKeys,
-  PAGED_WAIT_SECONDS,
-  PAUSED_WAIT_SECONDS,
-  STALL_MS,
-} from "./create.ts";
+import { isTooLate } from "./give-up.ts";
+import { keepMachine } from "./keep.ts";
+import { makeKeys } from "./keys.ts";
 import { machineNote } from "./machine-note.ts";
+import { LEASE_MS, MAX_WAIT_SECONDS, PAGED_WAIT_SECONDS, PAUSED_WAIT_SECONDS, STALL_MS } from "./waits.ts";
 
 /** The change of its data, the order, and a look where that is refused: one permit, so that no other turn takes the look's. */
 const REINSTALL_CALLS = 3;

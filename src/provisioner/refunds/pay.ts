@@ -15,8 +15,8 @@ import { allClear, log } from "../../log.ts";
 import { signedPaymentOf } from "../../model/payment-life.ts";
 import { type Context, operatorOf } from "../context.ts";
 import { readPurchase } from "../machines/verify.ts";
-import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS } from "../payments/payment.ts";
 import { walletOf } from "../wallet.ts";
+import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS } from "./waits.ts";
 
 /** `renewed`: somebody has paid for more time of a token that nobody is served with. */
 type Payee = { to: Address; amount: bigint; renewed: boolean };

@@ -1,6 +1,6 @@
 // What a lost or restored database, and a purchase that vanishes at a bad moment, must not cost anybody.
 import { expect, test } from "vitest";
-import { startCursor } from "../../../src/chain/scan.ts";
+import { startCursor } from "../../../src/edge/scan.ts";
 import { advance } from "../../../src/provisioner/consume.ts";
 import { reap } from "../../../src/provisioner/machines/reap.ts";
 import { buy } from "../../world/agent.ts";

@@ -1,8 +1,8 @@
 import { createRoute, z } from "@hono/zod-openapi";
 import { type BanRow, listBans } from "../../../db/bans.ts";
 import { note } from "../../../log.ts";
+import { guardsOf } from "../../../model/client-name.ts";
 import { forgetBan } from "../../access/bans.ts";
-import { guardsOf } from "../../access/client-name.ts";
 import { guardOf, orderGuard } from "../../access/guard.ts";
 import type { Router } from "../../http.ts";
 import { isoOf, isoTime, tokenIdSchema } from "../schemas.ts";

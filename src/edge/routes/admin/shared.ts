@@ -1,6 +1,6 @@
 // What all routes of the operators have alike.
 import { z } from "@hono/zod-openapi";
-import { clientAddress } from "../../access/client-name.ts";
+import { clientAddress } from "../../../model/client-name.ts";
 import { operatorsOnly } from "../../access/operators.ts";
 import { type ErrorStatus, errorsOf } from "../schemas.ts";
 

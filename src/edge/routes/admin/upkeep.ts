@@ -1,5 +1,4 @@
 import { createRoute, z } from "@hono/zod-openapi";
-import { rescan } from "../../../chain/gaps.ts";
 import { keyRing } from "../../../credentials/key-ring.ts";
 import { reencrypt } from "../../../credentials/reencrypt.ts";
 import { countSealed, SEALED_IN } from "../../../db/data-keys.ts";
@@ -8,6 +7,7 @@ import { loadCursor } from "../../../db/scan.ts";
 import { loadCatalog } from "../../../db/sweep.ts";
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
+import { rescan } from "../../gaps.ts";
 import type { Router } from "../../http.ts";
 import { enqueue } from "../../sweep.ts";
 import { isoOf, isoTime } from "../schemas.ts";

@@ -1,7 +1,7 @@
 // What an isolate knows of bans by itself.
 import { expect, test } from "vitest";
 import { forgetBan, knownBan, rememberBan } from "../../../../src/edge/access/bans.ts";
-import { guardsOf } from "../../../../src/edge/access/client-name.ts";
+import { guardsOf } from "../../../../src/model/client-name.ts";
 
 const NOW = Date.now();
 

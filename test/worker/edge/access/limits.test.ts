@@ -1,9 +1,9 @@
 // The limits as clients meet them on the routes.
 import { expect, test, vi } from "vitest";
 import { forgetBan } from "../../../../src/edge/access/bans.ts";
-import { blockOf, clientAddress, clientName, guardsOf } from "../../../../src/edge/access/client-name.ts";
 import { GUARD_TIMEOUT_MS } from "../../../../src/edge/access/guard.ts";
 import { LIMITS, type LimitedRoute } from "../../../../src/edge/access/limits.ts";
+import { blockOf, clientAddress, clientName, guardsOf } from "../../../../src/model/client-name.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
 import { agent, buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
 import { billOf } from "../../meter.ts";

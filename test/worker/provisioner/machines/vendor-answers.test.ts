@@ -2,7 +2,7 @@
 import { runInDurableObject } from "cloudflare:test";
 import { expect, test, vi } from "vitest";
 import { loadVm } from "../../../../src/db/vms.ts";
-import { endMachines } from "../../../../src/provisioner/machines/boot.ts";
+import { endMachines } from "../../../../src/provisioner/machines/clear.ts";
 import {
   addFault,
   agent,

@@ -10,13 +10,7 @@
 //   fork                 two others show another block where the range ends -> the next node is asked
 //   chain set back       two heads below the cursor, on a chain that does not lead to it -> as a reorg, at once
 import { zeroAddress } from "viem";
-import type { Database } from "../db/client.ts";
-import * as store from "../db/scan.ts";
-import type { EdgeConfig } from "../edge/config.ts";
-import { AppError } from "../errors.ts";
-import { inTime } from "../in-time.ts";
-import { errorFields, log } from "../log.ts";
-import { addCheckpoint, type Checkpoint } from "./checkpoints.ts";
+import { addCheckpoint, type Checkpoint } from "../chain/checkpoints.ts";
 import {
   type Chain,
   ChainUnavailable,
@@ -25,11 +19,17 @@ import {
   readHead,
   readOwners,
   SECONDS_PER_BLOCK,
-} from "./client.ts";
-import { type ChainEvents, type FoundEvents, fetchEvents, MAX_REQUESTS, type Transfer } from "./events.ts";
-import { hasGivenNothing } from "./log-ranges.ts";
-import { LogsRefused, rangeOf, recallSpans, spansOf } from "./logs.ts";
-import { askTwo, isOnFork, witnessesOf } from "./witness.ts";
+} from "../chain/client.ts";
+import { type ChainEvents, type FoundEvents, fetchEvents, MAX_REQUESTS, type Transfer } from "../chain/events.ts";
+import { hasGivenNothing } from "../chain/log-ranges.ts";
+import { LogsRefused, rangeOf, recallSpans, spansOf } from "../chain/logs.ts";
+import { askTwo, isOnFork, witnessesOf } from "../chain/witness.ts";
+import type { Database } from "../db/client.ts";
+import * as store from "../db/scan.ts";
+import { AppError } from "../errors.ts";
+import { inTime } from "../in-time.ts";
+import { errorFields, log } from "../log.ts";
+import type { EdgeConfig } from "./config.ts";
 
 /** Read again where they may have been read too early, in requests of their own. */
 const OVERLAP_BLOCKS = 10;

@@ -14,8 +14,8 @@ import {
   parts,
   takeLogRequests,
 } from "../deployment.ts";
-import { operator } from "../edge/routes/admin/operator.ts";
 import { hideSale } from "./hidden-sale.ts";
+import { operator } from "./routes/admin/operator.ts";
 
 /** Of one sweep, for two nodes: twenty pieces of 25 requests, and what it takes to learn their range. */
 const MOST_REQUESTS = 2 * 20 * 25 + 2 * 12;

@@ -1,14 +1,14 @@
 // What the scan has passed and no log has shown: token ids that were skipped, and ranges that an operator names. They are
 // read again from every node, a part at a time: where a request gives ten blocks, a day of them is 4,320 requests to each.
 
+import { ChainUnavailable, type Head, type Node, readHead, readToken } from "../chain/client.ts";
+import { type FoundEvents, fetchEvents } from "../chain/events.ts";
+import { askFirst, readAgreedTokens, witnessesOf } from "../chain/witness.ts";
 import { hasRoom } from "../db/client.ts";
 import * as store from "../db/scan.ts";
-import type { EdgeConfig } from "../edge/config.ts";
 import { errorFields, log } from "../log.ts";
-import { ChainUnavailable, type Head, type Node, readHead, readToken } from "./client.ts";
-import { type FoundEvents, fetchEvents } from "./events.ts";
+import type { EdgeConfig } from "./config.ts";
 import { type ScanContext, sourceOf } from "./scan.ts";
-import { askFirst, readAgreedTokens, witnessesOf } from "./witness.ts";
 
 const GAPS_PER_SWEEP = 200;
 /** Many gaps lie in one range. */

@@ -2,8 +2,8 @@
 // are counted, and the counts told of, so that nobody washes away what others did (hard case 44). An IPv6 client has as many
 // names as its /48 has blocks: those share an allowance of their own.
 
-import { Tally } from "../tally.ts";
-import { blockOf } from "./access/client-name.ts";
+import { blockOf } from "./model/client-name.ts";
+import { Tally } from "./tally.ts";
 
 const MINUTE_MS = 60_000;
 const MAX_LINES_PER_MINUTE = 10;

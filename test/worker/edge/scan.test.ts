@@ -1,8 +1,8 @@
 import type { Abi, Hex } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { connectChain } from "../../../src/chain/client.ts";
-import { scanPass } from "../../../src/chain/scan.ts";
 import { takeScanLease } from "../../../src/db/scan.ts";
+import { scanPass } from "../../../src/edge/scan.ts";
 import { buy, fixedHeaders, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
 import {
