@@ -8,6 +8,7 @@ import type { LogBook } from "../durable-objects/log-book.ts";
 import { parsePurchaseEvent } from "./chain/contract.ts";
 import { ConfigError } from "./errors.ts";
 import { LOG_LEVELS } from "./log.ts";
+import "./plain-issues.ts";
 
 /** Of the public API. */
 export const VERSION = "1.3.0";
@@ -25,7 +26,7 @@ export const address = z
   .string()
   .refine((value) => isAddress(value), "is no address")
   .transform((value) => getAddress(value));
-export const list = z
+const list = z
   .string()
   .transform((value) => [...new Set(value.split(",").map((item) => item.trim().replace(/\/+$/, "")))])
   .pipe(z.array(z.url({ protocol: /^https?$/ })).min(1));

@@ -279,6 +279,6 @@ function asAppError(error: Error): AppError | null {
 function invalid(issues: readonly { path: PropertyKey[]; message: string }[]): AppError {
   const details = issues.map((issue) => ({ field: issue.path.join("."), message: issue.message }));
   const [first] = details;
-  const sentence = first === undefined ? "The request is malformed." : `${first.field} ${first.message}.`;
+  const sentence = first === undefined ? "The request is malformed." : `${first.field || "The body"} ${first.message}.`;
   return new AppError("invalid_request", sentence, { details });
 }

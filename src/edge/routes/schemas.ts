@@ -6,7 +6,7 @@ import { STATUSES } from "../../model/machine-life.ts";
 import { WIRE_REFUND_STATES } from "../../model/refund-life.ts";
 import { type Delivery, SHOP_STATES } from "../../model/shop.ts";
 
-export const errorSchema = z
+const errorSchema = z
   .object({
     error: z.string().openapi({ description: "A sentence for a person.", example: "There is no token 42." }),
     code: z.string().openapi({ description: "For a program.", example: "token_not_found" }),

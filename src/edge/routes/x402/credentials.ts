@@ -46,7 +46,7 @@ import {
   takeUp,
   verify,
 } from "../../payments/gate.ts";
-import { chargedOf, refusal } from "../../payments/use.ts";
+import { chargedOf, type Head, lookForUse, refusal } from "../../payments/use.ts";
 import {
   type Demand,
   paymentRequired,
@@ -130,7 +130,9 @@ export function mountPaidCredentials(app: Router): void {
     const checked = await checkPayment(c.var, till, payment, [demand]).catch(async (error: unknown) => {
       throw await misfit(c.var, till, payment, demand, error, now);
     });
-    const admission = await admit(c, tokenId, checked, now);
+    const admission = await admit(c, tokenId, checked, now).catch(async (error: unknown) => {
+      throw await withCharged(c.var, till, checked, error);
+    });
     const { vm, door, view } = admission.sight;
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
       const age = vm === null ? null : view.blockTimestamp - beganAt(vm, config);
@@ -184,11 +186,29 @@ async function misfit(
   const known = await loadPayment(services.db, namesOf(services.config, payment).id);
   // A demand tells its payer to sign another one.
   if (known !== null) return chargedOf(known) === "none" ? refusal(error, "none") : used(known);
-  const head = async () => {
-    const { number: blockNumber, timestamp: blockTimestamp } = await askFirst(services.chain, (node) => readHead(node));
-    return { blockNumber, blockTimestamp };
+  return refuseStray(services, till, payment, demand, () => headOf(services), error, now);
+}
+
+async function headOf({ chain }: App["Variables"]): Promise<Head> {
+  const { number: blockNumber, timestamp: blockTimestamp } = await askFirst(chain, (node) => readHead(node));
+  return { blockNumber, blockTimestamp };
+}
+
+/** Whoever is turned away has to know whether another payment may be signed: its row says so, or the chain. */
+async function withCharged(services: App["Variables"], till: Till, checked: Checked, error: unknown): Promise<unknown> {
+  if (!(error instanceof AppError) || error.charged !== undefined) return error;
+  const known = await findClaim(services, checked);
+  if (known !== null) {
+    error.charged = chargedOf(known);
+    return error;
+  }
+  const look = async () => {
+    await requireRoom(services, "looks");
+    return lookForUse(services, till, checked, await headOf(services));
   };
-  return refuseStray(services, till, payment, demand, head, error, now);
+  // Without a look it stays unknown.
+  if ((await look().catch(() => "unknown")) === "none") error.charged = "none";
+  return error;
 }
 
 type Admitted = {

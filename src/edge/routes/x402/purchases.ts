@@ -45,7 +45,7 @@ const bodySchema = z
       .max(TIER_COUNT - 1)
       .openapi({ description: "0-7, see /tiers" }),
     durationDays: z
-      .int("must be a whole number of days")
+      .int(`must be a whole number of days, 1 to ${MAX_DAYS}`)
       .min(1)
       .max(MAX_DAYS)
       .openapi({ description: `1-${MAX_DAYS}` }),

@@ -3,8 +3,10 @@ import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
+import { buy } from "../../../../world/agent.ts";
 import { paymentHeaderV2, submit } from "../../../../world/payer.ts";
 import { addFacilitatorFault, agent, chain, type Deployment, deploy, parts } from "../../../deployment.ts";
+import { ask, prepare } from "./paid-credentials.ts";
 import { computeBody, give, orderMachine, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
@@ -138,6 +140,31 @@ test("a payment that a stranger has submitted, beside a body that nobody has sig
   const signature = await agent(1).signMessage({ message: `ClawCloud Purchase: ${digest}` });
   const accepted = await told(post(world, PATH, body, { ...headers, "x-body-signature": signature }));
   expect(accepted).toMatchObject({ status: 202, charged: true });
+});
+
+test("a payment for a token that nobody has, or somebody else, has moved nothing: it said unknown, and a careful payer was stuck", async () => {
+  const { headers, signed } = await prepare(world, 999);
+  expect(await ask(world, 999, headers)).toMatchObject({ status: 404, body: { charged: "none" } });
+  const { tokenId } = await buy(chain, agent(2), 0, 1);
+  const others = await prepare(world, tokenId, 1);
+  expect(await ask(world, tokenId, others.headers)).toMatchObject({ status: 403, body: { charged: "none" } });
+  // Somebody may have submitted it.
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  expect(await ask(world, 999, headers)).toMatchObject({ status: 404, body: { charged: "unknown" } });
+});
+
+test.each([
+  ["[]", "The body must be a JSON object."],
+  ["null", "The body must be a JSON object."],
+  ['{"tier":0,"durationDays":1,"foo":1}', "The body must not have the field foo."],
+  ['{"durationDays":1}', "tier must be a tier, 0 to 7."],
+  ['{"tier":0,"durationDays":0}', "durationDays must be a whole number of days, 1 to 365."],
+  ['{"tier":0,"durationDays":1,"region":"mars"}', "region must be one of us-east, us-west, europe, asia."],
+  ['{"tier":0,"durationDays":1,"sshPublicKey":7}', "sshPublicKey must be text."],
+  ['{"tier":0,"durationDays":1,"ports":80}', "ports must be a list."],
+])("the body %s is refused in plain words: they were the validator's own", async (body, sentence) => {
+  const answer = told(world.request(PATH, { method: "POST", body, headers: { "content-type": "application/json" } }));
+  expect(await answer).toMatchObject({ status: 400, error: sentence });
 });
 
 test("while no two nodes can be asked, a refusal does not say that nothing was charged", async () => {
