@@ -22,8 +22,8 @@ export type Purchase = At & {
   totalCost: bigint;
 };
 export type Transfer = At & { tokenId: number; sender: Address; recipient: Address };
-export type Renewal = At & { tokenId: number; newExpiry: number };
-export type Termination = At & { tokenId: number };
+type Renewal = At & { tokenId: number; newExpiry: number };
+type Termination = At & { tokenId: number };
 
 export type ChainEvents = {
   purchases: Purchase[];

@@ -21,7 +21,7 @@ export const CREDENTIALS_SECONDS = 120;
 /** What may pass between signing and its arrival here, and between the payer's clock and the chain's. */
 export const SIGNING_SECONDS = 60;
 /** Of the authorization's time, left for taking the money once the machine answers. */
-export const CAPTURE_SECONDS = 120;
+const CAPTURE_SECONDS = 120;
 /** How long a held token's machine may take, of a payment that was taken first. */
 export const HELD_DEADLINE_SECONDS = CAPTURE_SECONDS * 10;
 

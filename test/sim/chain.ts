@@ -6,8 +6,8 @@ import type { Clock } from "./clock.ts";
 import { type Call, type Done, execute, paidTo, readCall, type State, sell } from "./contracts.ts";
 import type { Random } from "./random.ts";
 
-export const BLOCK_SECONDS = 2;
-export const FINAL_DEPTH = 64;
+const BLOCK_SECONDS = 2;
+const FINAL_DEPTH = 64;
 const BASE_FEE = 1_000_000_000n;
 /** What one transaction may use at most (EIP-7825). */
 const MAX_TRANSACTION_GAS = 1n << 24n;

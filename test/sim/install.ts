@@ -14,7 +14,7 @@ export type Surroundings = {
 const RealDate = Date;
 let current: Surroundings | undefined;
 
-export const surroundings = (): Surroundings => {
+const surroundings = (): Surroundings => {
   if (current === undefined) throw new Error("no run is under way");
   return current;
 };

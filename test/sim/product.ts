@@ -27,7 +27,7 @@ export const FACILITATOR_HOST = "facilitator.sim";
 /** Of what is sold over x402, this is paid for before there is a machine. */
 export const CAPTURE_FIRST_TIER = 2;
 /** What may be bought and not paid for within an hour, 10^-6 USDC. */
-export const OPEN_LIMIT = 500_000_000n;
+const OPEN_LIMIT = 500_000_000n;
 const CLIENT = "192.0.2.1";
 /** How old a machine without a row has to be. */
 export const ORPHAN_GRACE_SECONDS = 600;

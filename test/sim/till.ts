@@ -10,7 +10,7 @@ import type { World } from "./world.ts";
 /** What final history grows by between a decision and the next look at it. */
 const DECISION_BLOCKS = 15;
 
-export type Payment = {
+type Payment = {
   id: string;
   kind: "credentials" | "compute";
   payer: string;

@@ -65,7 +65,7 @@ export const PATIENCE_MS = 20_000;
 /** Delays of jobs are cut to this. */
 const DELAY_MS = 15;
 
-export const agents = Array.from({ length: 5 }, (_, index) => developmentAccount(index));
+const agents = Array.from({ length: 5 }, (_, index) => developmentAccount(index));
 export const operator = developmentAccount(8);
 export const deployer = developmentAccount(9);
 export const agent = (index: number): LocalAccount => {

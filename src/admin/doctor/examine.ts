@@ -9,7 +9,7 @@ import { examineRunpod } from "./runpod.ts";
 import { examineVultr } from "./vultr.ts";
 import { examineX402 } from "./x402.ts";
 
-export type Row = { part: PartName | "settings"; what: string; answer: string; state: Finding["state"]; todo?: string };
+type Row = { part: PartName | "settings"; what: string; answer: string; state: Finding["state"]; todo?: string };
 /** `todo`: every sentence of the rows, in their order. */
 export type Report = { well: boolean; findings: Row[]; todo: string[] };
 

@@ -244,7 +244,7 @@ export async function lookAtAgreement(nodes: readonly Looked[], timeoutMs: numbe
 }
 
 /** Seconds as a person reads them. */
-export function span(seconds: number): string {
+function span(seconds: number): string {
   if (seconds < 120) return `${seconds} s`;
   if (seconds < 7_200) return `${Math.round(seconds / 60)} min`;
   return `${Math.round(seconds / 3_600)} h`;

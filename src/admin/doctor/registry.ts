@@ -11,7 +11,7 @@ const ACCEPT = [
 type Image = { origin: string; repository: string; reference: string };
 
 /** As Docker reads a name: without a host Docker Hub's, and there without a user the library's. */
-export function parseImage(image: string): Image {
+function parseImage(image: string): Image {
   const [, name = image, , reference = "latest"] = /^(.+?)(@|:(?=[^/]*$))([^@]+)?$/.exec(image) ?? [];
   const [first = "", ...rest] = name.split("/");
   const isHost = rest.length > 0 && /[.:]|^localhost$/.test(first);

@@ -53,8 +53,8 @@ const PATTERNS: readonly [RegExp, Refusal][] = [
 const refusalOf = (reason: string | undefined): Refusal =>
   PATTERNS.find(([pattern]) => pattern.test(reason ?? ""))?.[1] ?? "other";
 
-export type Verdict = { valid: true } | { valid: false; refusal: Refusal };
-export type Settlement =
+type Verdict = { valid: true } | { valid: false; refusal: Refusal };
+type Settlement =
   /** It says so. */
   | { outcome: "settled"; transaction: string }
   | { outcome: "refused"; refusal: Refusal }

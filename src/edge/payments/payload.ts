@@ -8,7 +8,7 @@ export const PAYMENT_ID = /^[a-zA-Z0-9_-]{16,128}$/;
 const BASE64 = /^[A-Za-z0-9+/_-]+={0,2}$/;
 
 /** What a payer says it pays: of version 1 the scheme and the network alone. Addresses are in lower case. */
-export type Accepted = { scheme: string; network: string; amount?: string; asset?: string; payTo?: string };
+type Accepted = { scheme: string; network: string; amount?: string; asset?: string; payTo?: string };
 
 export type Payload = {
   version: 1 | 2;
