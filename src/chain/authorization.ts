@@ -165,6 +165,18 @@ async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, b
   return { used, balance: BigInt(balance.returnData), ...at };
 }
 
+/** USDC of an account at a block, as two nodes tell it, in 10^-6 USDC. */
+export async function readBalanceAt(
+  chain: Chain,
+  coin: Address,
+  account: Address,
+  block: AgreedBlock,
+): Promise<bigint> {
+  const callData = encodeFunctionData({ abi: coinAbi, functionName: "balanceOf", args: [account] });
+  const { results } = await readAgreedView(chain, [{ target: coin, callData }], block);
+  return BigInt(results[0]?.returnData ?? "0x");
+}
+
 /** The indexed fields of both events. */
 const aboutOf = ({ from, nonce }: Pick<Sought, "from" | "nonce">) =>
   [pad(from).toLowerCase() as Hex, nonce.toLowerCase() as Hex] as const;

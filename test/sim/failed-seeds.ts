@@ -62,4 +62,9 @@ export const FAILED_SEEDS: readonly { seed: number; story: string; plant?: Plant
     story:
       "after two rollbacks another order of the same payer got a token of the number that a refunded one had: the rule was wrong",
   },
+  {
+    seed: 1_568,
+    story:
+      "a reorg put a capture before the transfer that gave its payer the money: it reverted, and the payer was barred for it",
+  },
 ];

@@ -19,9 +19,16 @@ import { walletOf } from "../wallet.ts";
 import { giveUp } from "./give-up.ts";
 import { agreedTier } from "./price.ts";
 import { addressInRows, follow } from "./token.ts";
-import { DELIVER_MS, isConfirmed, lookAgain, type Turn, tellOfWait, WALLET_WAIT_SECONDS, WATCH_MS } from "./turn.ts";
-
-const MAX_REVERTS = 3;
+import {
+  DELIVER_MS,
+  isConfirmed,
+  lookAgain,
+  MAX_REVERTS,
+  type Turn,
+  tellOfWait,
+  WALLET_WAIT_SECONDS,
+  WATCH_MS,
+} from "./turn.ts";
 
 /** A token: one that is left of an order that came to nothing, or a new one. */
 export async function buy(context: Context, row: store.Payment): Promise<Turn> {

@@ -1,17 +1,29 @@
 // The payment of an order is taken, once its machine answers; or before there is one, where the order says so.
-import { signatureForCoin } from "../../chain/authorization.ts";
+import type { OrderState } from "../../../durable-objects/operator-wallet.ts";
+import { readBalanceAt, signatureForCoin } from "../../chain/authorization.ts";
 import { coinOf } from "../../chain/coin.ts";
+import { readCoinTransfers } from "../../chain/coin-transfers.ts";
 import type { WalletOrder } from "../../chain/orders.ts";
+import { readReceipt } from "../../chain/witness.ts";
 import * as store from "../../db/payments.ts";
 import type { Vm } from "../../db/schema.ts";
-import { log } from "../../log.ts";
+import { errorFields, log } from "../../log.ts";
 import { authorizationOf } from "../../model/payment-life.ts";
 import { type Context, operatorOf } from "../context.ts";
 import { walletOf } from "../wallet.ts";
 import { transferOf } from "./deliver.ts";
 import { giveUp } from "./give-up.ts";
 import { isServing } from "./provision.ts";
-import { BLOCK_SECONDS, isConfirmed, type Turn, tellOfWait, useOf, WALLET_WAIT_SECONDS, WATCH_MS } from "./turn.ts";
+import {
+  BLOCK_SECONDS,
+  isConfirmed,
+  MAX_REVERTS,
+  type Turn,
+  tellOfWait,
+  useOf,
+  WALLET_WAIT_SECONDS,
+  WATCH_MS,
+} from "./turn.ts";
 
 /** A capture that would fail for so long is refused: its machine runs for nothing meanwhile (hard case 36). */
 const REFUSED_MS = 60_000;
@@ -39,44 +51,87 @@ export async function capture(context: Context, row: store.Payment, vm: Vm | nul
     if (refusal === "would_fail") return giveUp(context, row, "cannot_receive");
     if (refusal !== null) return { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  const taken = await wallet.order(await captureOf(context, row));
+  const given = await captureOf(context, row);
+  for (let reverts = 0; reverts < MAX_REVERTS; reverts++) {
+    const taken = await wallet.order(reverts === 0 ? given : { ...given, id: `${given.id}/${reverts}` });
+    const failedAt = await failedIn(context, taken);
+    if (failedAt === null) return followCapture(context, row, taken);
+    const turn = await refuseCapture(context, row, failedAt);
+    if (turn !== "again") return turn;
+  }
+  return giveUp(context, row, "funds_undone");
+}
+
+/** The block in which an order has failed; null where it has not. */
+async function failedIn({ chain }: Context, taken: OrderState): Promise<number | null> {
+  if (taken.state === "sent") return taken.mined?.status === "reverted" ? taken.mined.blockNumber : null;
+  if (taken.state !== "reverted") return null;
+  return (await readReceipt(chain, taken.hash))?.blockNumber ?? 0;
+}
+
+async function followCapture(context: Context, row: store.Payment, taken: OrderState): Promise<Turn> {
+  const { db, now } = context;
   if (taken.state !== "waiting") {
-    if (taken.state === "reverted") return refuseCapture(context, row, 0);
-    const mined = taken.state === "sent" ? taken.mined : null;
-    if (mined?.status === "reverted") return refuseCapture(context, row, mined.blockNumber);
-    if (row.state === "authorized") {
-      return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
-    }
-    return { waitSeconds: BLOCK_SECONDS / 2 };
+    if (row.state !== "authorized") return { waitSeconds: BLOCK_SECONDS / 2 };
+    return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
   }
-  if (taken.why !== "would_fail") {
-    tellOfWait("capture_waits", row, taken.why);
+  const isShut = taken.why === "would_fail" && (await isCoinShut(context));
+  if (taken.why !== "would_fail" || isShut) {
+    tellOfWait("capture_waits", row, isShut ? "coin_shut" : taken.why);
     return { waitSeconds: WALLET_WAIT_SECONDS };
   }
-  if (await isCoinShut(context)) {
-    tellOfWait("capture_waits", row, "coin_shut");
-    return { waitSeconds: WALLET_WAIT_SECONDS };
-  }
-  return refuseCapture(context, row, null);
+  const turn = await refuseCapture(context, row, null);
+  return turn === "again" ? { waitSeconds: WALLET_WAIT_SECONDS } : turn;
 }
 
 /**
  * Held against the payer, unless a stranger's transaction with it has come between our two looks: that has paid us as well,
- * and may be seen before its logs are. `failedAt`: the block in which ours has failed; null where it would fail.
+ * and may be seen before its logs are. `failedAt`: the block in which ours has failed; null where it would fail. "again":
+ * it has failed by a reorg, and would not now.
  */
-async function refuseCapture(context: Context, row: store.Payment, failedAt: number | null): Promise<Turn> {
+async function refuseCapture(context: Context, row: store.Payment, failedAt: number | null): Promise<Turn | "again"> {
   const { db, now } = context;
   const use = await useOf(context, row, "newest");
   if (use.state === "paid" || use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   // Two nodes don't have yet what came before ours.
   if (use.blockNumber < (failedAt ?? 0)) return { waitSeconds: BLOCK_SECONDS };
+  const refuse = async () => giveUp(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+  if (use.state === "cancelled") return refuse();
   // The payer has moved its money; or its contract says no, or burns gas: a minute of that is enough (hard cases 35 and 36).
-  const isShort = use.state === "unused" && use.balance < BigInt(row.amount);
-  const isRefused = row.failingSince !== null && now() - row.failingSince >= REFUSED_MS;
-  if (failedAt !== null || use.state === "cancelled" || isShort || isRefused)
-    return giveUp(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
+  const isShort = use.balance < BigInt(row.amount);
+  const isOver = row.failingSince !== null && now() - row.failingSince >= REFUSED_MS;
+  if (failedAt !== null || isShort) {
+    const lackedAt = failedAt === null ? use.blockNumber : failedAt - 1;
+    const isUndone = await areFundsUndone(context, row, lackedAt, use.blockNumber);
+    if (isUndone === false) return refuse();
+    if (isUndone && !isShort) return "again";
+    if (isUndone && isOver) return giveUp(context, row, "funds_undone");
+  }
+  if (isOver) return refuse();
   if (row.failingSince === null) return store.movePayment(db, row, { failingSince: now() });
   return { waitSeconds: WALLET_WAIT_SECONDS };
+}
+
+/**
+ * Whether the payer had not the money at a block, and by the newest one has spent none since its quote: a reorg has taken it
+ * back, or put it behind our capture. Null where no two nodes tell.
+ */
+async function areFundsUndone(
+  { chain, config }: Context,
+  row: store.Payment,
+  at: number,
+  newest: number,
+): Promise<boolean | null> {
+  const { from, value } = authorizationOf(row);
+  const coin = config.USDC_ADDRESS;
+  try {
+    if ((await readBalanceAt(chain, coin, from, at)) >= value) return false;
+    const moved = await readCoinTransfers(chain, coin, from, row.quotedBlock ?? row.fromBlock, newest);
+    return moved.every((one) => one.from !== from);
+  } catch (error) {
+    log("warn", "funds_unclear", { payment: row.id, ...errorFields(error) });
+    return null;
+  }
 }
 
 /** The coin is paused, or has blocked us: it takes nothing for us from anybody, and that is no payer's doing. */

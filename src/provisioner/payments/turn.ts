@@ -15,6 +15,8 @@ export const WATCH_MS = 60_000;
 export const BLOCK_SECONDS = 2;
 
 export const WALLET_WAIT_SECONDS = 10;
+/** A purchase or a capture is sent so often, each after the one before has reverted. */
+export const MAX_REVERTS = 3;
 
 /**
  * A token that can't be bought so long after the capture, is not seen so long after its purchase, or can't be moved for so

@@ -1,6 +1,7 @@
 // Captures that fail through no fault of the payer's: one node is wrong, the coin takes nothing from anybody, our own gas
 // money has run out. No honest payer is barred for that, and none loses money (hard cases 28 and 36).
-import { runInDurableObject } from "cloudflare:test";
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import {
@@ -13,11 +14,12 @@ import {
   deploy,
   operator,
 } from "../../deployment.ts";
-import { accepted, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+import { accepted, give, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
 
 const PRICE = 500_000n;
 const TRANSFER_WITH_AUTHORIZATION = "e3ee160e";
 const payer = agent(1);
+const giver = agent(4);
 let world: Deployment;
 let had: bigint;
 beforeEach(async () => {
@@ -45,9 +47,9 @@ async function twoMinutes(id: string, each: () => Promise<void> = async () => un
     world.passTime(15);
   }
 }
-async function expectWelcome(): Promise<void> {
+async function expectWelcome(buyer = payer): Promise<void> {
   world.app = world.appOf({ ...world.edge });
-  const { answer } = await orderMachine(world, payer, { region: "europe" });
+  const { answer } = await orderMachine(world, buyer, { region: "europe" });
   expect(answer.status, await answer.clone().text()).toBe(202);
 }
 
@@ -102,6 +104,61 @@ test("while our gas money is used up nothing is given up for it: nodes refuse th
   });
   expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
   await expectWelcome();
+});
+
+/** An order that is captured first, of a payer that has just been given what it pays with: the capture is on its way. */
+async function beforeCapture() {
+  const first = { CAPTURE_FIRST_TIERS: "0" };
+  world = await deploy({ edge: first, provisioner: first });
+  const poor = privateKeyToAccount(generatePrivateKey());
+  const before = await chain.reader.getBlockNumber();
+  await give(giver, poor.address, PRICE);
+  const { id } = await accepted(world, poor);
+  await chain.node.setAutomine(false);
+  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  return { id, poor, before };
+}
+/** A reorg: what came after that block is gone, and nobody has the capture until the wallet sends it again. */
+async function reorgTo(before: bigint): Promise<void> {
+  await chain.rollback(Number((await chain.reader.getBlockNumber()) - before));
+  await chain.dropAll();
+  await chain.node.setAutomine(true);
+}
+const captureComes = () => runDurableObjectAlarm(world.wallet);
+
+test("a capture that a reorg has put before its payer's own money is sent again: an honest payer was barred (seed 1568)", async () => {
+  const { id, poor, before } = await beforeCapture();
+  await reorgTo(before);
+  await captureComes();
+  await give(giver, poor.address, PRICE);
+  await chain.mine(20);
+  await playOn(world, async () => isOver(id));
+  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await usdcOf(poor.address)).toBe(0n);
+});
+
+test("a payer whose money a reorg has taken back gets no machine after a minute, and is welcome again", async () => {
+  const { id, poor, before } = await beforeCapture();
+  await reorgTo(before);
+  await captureComes();
+  await chain.mine(20);
+  await twoMinutes(id);
+  expect(await rowOf(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
+  await give(giver, poor.address, PRICE);
+  await expectWelcome(poor);
+});
+
+test("a payer who spends the money before a capture that a reorg has taken back is barred at once, and stays so with new money", async () => {
+  const { id, poor, before } = await beforeCapture();
+  await reorgTo(before);
+  await give(giver, poor.address, PRICE);
+  await chain.node.setBalance({ address: poor.address, value: 10n ** 18n });
+  await give(poor, giver.address, PRICE);
+  await captureComes();
+  await give(giver, poor.address, PRICE);
+  await chain.mine(20);
+  await playOn(world, async () => isOver(id));
+  expect(await rowOf(id)).toMatchObject({ state: "releasing", reason: "capture_refused" });
 });
 
 /** The wallet's own nodes, all of which can be told to refuse. */
