@@ -82,3 +82,10 @@ test("every test that the table of assumptions names exists", () => {
   expect(named.length).toBeGreaterThan(20);
   expect(named.filter((file) => !existsSync(file))).toEqual([]);
 });
+
+test("every file that CONTRIBUTING names is there: a newcomer's guesses", () => {
+  const guide = readFileSync(".github/CONTRIBUTING.md", "utf8");
+  const named = [...guide.matchAll(/`((?:src|durable-objects|test)\/[\w/.-]+)`/g)].map(([, file = ""]) => file);
+  expect(new Set(named).size).toBeGreaterThan(20);
+  expect(named.filter((file) => !existsSync(file))).toEqual([]);
+});
