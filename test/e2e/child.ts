@@ -70,6 +70,13 @@ export function processesOf(pid: number): number[] {
   return below(pid);
 }
 
+/** Kills the processes of that name below a process. */
+export function killNamed(pid: number, name: string): void {
+  const found = processesOf(pid).filter((id) => readFileSync(`/proc/${id}/comm`, "utf8").trim() === name);
+  expect(found).not.toEqual([]);
+  for (const id of found) process.kill(id, "SIGKILL");
+}
+
 /** Kills a process and everything below it. */
 function killFamily(pid: number): void {
   for (const id of [pid, ...processesOf(pid)]) {

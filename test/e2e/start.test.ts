@@ -1,7 +1,7 @@
 // `npm start` as a script or a reader uses it.
 import { expect, type TestContext, test } from "vitest";
 import { signOfLife, type Telling } from "../world/narrator.ts";
-import { isAlive, processesOf, startChild, untilGone } from "./child.ts";
+import { isAlive, killNamed, processesOf, startChild, untilGone } from "./child.ts";
 
 const start = (context: TestContext, ...args: string[]) => startChild(context, "npm", ["start", "--", ...args]);
 
@@ -80,17 +80,18 @@ test.concurrent("a signal while the world is coming up leaves no process", async
 });
 
 test.concurrent("an act that fails says which phase and why, and the world stays up until Ctrl-C", async (context) => {
-  // Nobody sells tier 9.
-  const run = startChild(context, "npm", ["start", "--", "--tier", "9"], { detached: true });
+  const run = startChild(context, "npm", ["start"], { detached: true });
+  await run.says(/the chain and the vendors are up/);
+  killNamed(run.pid, "anvil");
   await run.says(/The world is up\. Ctrl-C ends it\./);
-  expect(run.output()).toMatch(/^failed: phase "purchase" of tier 9\n {2}because: .*"getTierConfig" reverted/m);
+  expect(run.output()).toMatch(/^failed: phase "purchase" of tier 0\n {2}because: /m);
   expect(run.output()).toMatch(
-    /^failed: phase "quote, sign" of x402\n {2}because: \/x402\/purchase-compute answered 400/m,
+    /^failed: phase "quote, sign" of x402\n {2}because: \/x402\/purchase-compute answered 503/m,
   );
   expect(run.output().match(/^ {2}The world stays up: .* Ctrl-C and npm start again\.$/gm)).toHaveLength(2);
   expect(run.output()).toMatch(/s {2}this takes about 40 s /);
   const [, url] = /API +(http:\S+)/.exec(run.output()) ?? [];
-  expect((await fetch(`${url}/tiers`)).status).toBe(200);
+  expect((await fetch(`${url}/llms.txt`)).status).toBe(200);
   const family = processesOf(run.pid);
   expect(family.every(isAlive)).toBe(true);
   // A terminal's Ctrl-C reaches the chain and workerd as well.
@@ -118,6 +119,18 @@ test.concurrent("a step that takes long gives a sign of life every four seconds"
     " 17.0 s  … building, for 8.0 s so far",
   ]);
 });
+
+test.concurrent.for(["9", "8", "-1", "x", ""])(
+  "--tier=%s is refused before anything starts, with the tiers that there are",
+  async (tier, context) => {
+    const run = start(context, `--tier=${tier}`);
+    expect(await run.ended).toBe(2);
+    expect(run.output()).toContain(
+      `--tier takes 0, 1, 2, 3 (VMs) or 4, 5, 6, 7 (GPUs), not "${tier}"\nUsage: npm start`,
+    );
+    expect(run.output()).not.toContain("starting the chain");
+  },
+);
 
 test.concurrent("an option that does not exist is refused with the usage", async (context) => {
   const run = start(context, "--twice");

@@ -5,15 +5,18 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { TIERS } from "../../src/model/tiers.ts";
 import { tellError } from "./http.ts";
 import { color, makeNarrator } from "./narrator.ts";
 import type { Phase } from "./show.ts";
 import type { World } from "./world.ts";
 
+const tiersOf = (type: "vm" | "gpu") => [...TIERS.keys()].filter((tier) => TIERS[tier]?.type === type).join(", ");
+const SOLD = `${tiersOf("vm")} (VMs) or ${tiersOf("gpu")} (GPUs)`;
 const USAGE = `Usage: npm start                     buy a VM in the local world and log in, then stay up
        npm start -- --once           a VM, a GPU, a VM over x402, times per phase, then exit
        npm start -- --serve --json   bring the world up, print one line of JSON, stay up
-       npm start -- --tier 2         buy that tier instead of tier 0`;
+       npm start -- --tier 2         buy that tier instead of tier 0: ${SOLD}`;
 
 /** Measured on two quiet cores: 44 s with a build of the Workers, which later starts don't need. */
 const DURATION = "this takes about 40 s on two cores, and more where they are busy: a line comes every few seconds";
@@ -164,8 +167,9 @@ function readOptions() {
       console.log(USAGE);
       process.exit(0);
     }
-    if (!/^\d{1,3}$/.test(values.tier)) throw new Error(`--tier takes a number, not "${values.tier}"`);
-    return { ...values, tier: Number(values.tier) };
+    const tier = TIERS.findIndex((_, index) => String(index) === values.tier);
+    if (tier === -1) throw new Error(`--tier takes ${SOLD}, not "${values.tier}"`);
+    return { ...values, tier };
   } catch (error) {
     console.error(`${error instanceof Error ? error.message : error}\n${USAGE}`);
     process.exit(2);
