@@ -1,10 +1,10 @@
 // Workers as they are built for upload, in one workerd and each on a port of its own: no development server between a
 // client and the Worker. For load, and for requests that no HTTP client would send.
-import { execFile } from "node:child_process";
+import { type ChildProcess, execFile } from "node:child_process";
 import { readdir, readFile, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
+import { promisify, stripVTControlCharacters } from "node:util";
 import { convertV4MiniflareOptions, Log, LogLevel, Miniflare, type V4MiniflareOptions } from "miniflare";
 import { WRANGLER } from "../../src/admin/wrangler.ts";
 import { builtOnce } from "./build-cache.ts";
@@ -14,6 +14,12 @@ const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const run = promisify(execFile);
 
 const READER = fileURLToPath(new URL("wrangler-reads.ts", import.meta.url).href);
+
+const underWay = new Set<ChildProcess>();
+/** Ends every wrangler that runs: what waits for it fails. */
+export function endBuilds(): void {
+  for (const child of underWay) child.kill();
+}
 
 /** Runs wrangler as an operator would, without calls home; resolves with what it printed. */
 export const wrangler = (args: readonly string[]): Promise<string> => runQuietly([WRANGLER, ...args]);
@@ -25,10 +31,30 @@ async function runQuietly(args: readonly string[]): Promise<string> {
     WRANGLER_SEND_METRICS: "false",
     WRANGLER_SEND_ERROR_REPORTS: "false",
     WRANGLER_LOG: "log",
+    WRANGLER_WRITE_LOGS: "false",
     NO_COLOR: "1",
   };
-  const { stdout } = await run(process.execPath, args, { cwd: ROOT, env, maxBuffer: 1 << 24 });
-  return stdout;
+  const running = run(process.execPath, args, { cwd: ROOT, env, maxBuffer: 1 << 24 });
+  underWay.add(running.child);
+  try {
+    return (await running).stdout;
+  } finally {
+    underWay.delete(running.child);
+  }
+}
+
+/** What the compiler says in a build's error, with its paths from the repository on; wrangler colours it in any case. */
+function compilerWords(error: unknown, config: string): unknown {
+  if (!(error instanceof Error && "stderr" in error)) return error;
+  const words = stripVTControlCharacters(String(error.stderr))
+    .replaceAll("✘ [ERROR] ", "")
+    .replaceAll(
+      /^( +)(\S.*)(?=:\d+:\d+:$)/gm,
+      (_, indent: string, file: string) => indent + join(dirname(config), file),
+    )
+    .replaceAll(/\s*\n/g, "\n")
+    .trim();
+  return words === "" ? error : new Error(words);
 }
 
 export type WorkerSource = {
@@ -73,7 +99,10 @@ export type BareWorkers = Awaited<ReturnType<typeof startBareWorkers>>;
 /** Builds each Worker, unless these sources were built before. */
 export async function buildWorkers(sources: readonly WorkerSource[]): Promise<BuiltWorkers> {
   const reading = readConsumers();
-  const workers = await Promise.all(sources.map((source) => buildWorker(source, reading)));
+  // Where one fails, the others don't go on unseen.
+  const building = sources.map((source) => buildWorker(source, reading));
+  await Promise.allSettled([reading, ...building]);
+  const workers = await Promise.all(building);
   return { workers, migrations: readMigrations().map(({ queries }) => queries) };
 }
 
@@ -91,7 +120,9 @@ function build({ config, entry }: Pick<WorkerSource, "config" | "entry">): Promi
   const what = [config, ...entries].join("-").replaceAll(/\W+/g, "-");
   return builtOnce(what, isOurs ? [...SOURCES, ...TEST_SOURCES] : SOURCES, async (folder) => {
     const out = ["--outdir", folder, "--outfile", join(folder, FORM)];
-    await wrangler(["deploy", ...entries, "-c", config, "--dry-run", ...out]);
+    await wrangler(["deploy", ...entries, "-c", config, "--dry-run", ...out]).catch((error: unknown) => {
+      throw compilerWords(error, config);
+    });
   });
 }
 

@@ -100,7 +100,7 @@ function ignoreGone(error: unknown): undefined {
 
 async function digestOf(sources: readonly string[]): Promise<string> {
   const hash = createHash("sha256");
-  for (const file of (await Promise.all(sources.map(filesOf))).flat().sort()) {
+  for (const file of await sourceFiles(sources)) {
     hash.update(`${relative(ROOT, file)}\0`);
     hash.update(
       createHash("sha256")
@@ -111,11 +111,19 @@ async function digestOf(sources: readonly string[]): Promise<string> {
   return hash.digest("hex").slice(0, 16);
 }
 
-async function filesOf(source: string): Promise<string[]> {
-  const path = join(ROOT, source);
+/** What tools write among the sources: wrangler does with each build, beside its configuration. */
+const NO_SOURCES = [".wrangler", "node_modules"];
+
+/** The files below these files and folders of the repository, as whole paths, in an order that stays the same. */
+export async function sourceFiles(sources: readonly string[]): Promise<string[]> {
+  return (await Promise.all(sources.map((source) => filesOf(join(ROOT, source))))).flat().sort();
+}
+
+async function filesOf(path: string): Promise<string[]> {
   if (!(await stat(path)).isDirectory()) return [path];
-  const entries = await readdir(path, { recursive: true, withFileTypes: true });
-  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  const entries = (await readdir(path, { withFileTypes: true })).filter(({ name }) => !NO_SOURCES.includes(name));
+  const below = (entry: (typeof entries)[number]) => filesOf(join(path, entry.name));
+  return (await Promise.all(entries.filter((entry) => entry.isFile() || entry.isDirectory()).map(below))).flat();
 }
 
 /** What no run has used for a day. */
