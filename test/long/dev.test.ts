@@ -1,5 +1,8 @@
-// `npm run dev` in a copy of the repository whose path has spaces and more than ASCII: kept worlds, reloads, a taken port.
-import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+// `npm run dev` in a copy of the repository whose path has spaces and more than ASCII: kept worlds, reloads, what is taken.
+import { spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -67,12 +70,30 @@ async function credentialsOf(tokenId: number): Promise<Credentials> {
   }
 }
 
+/** As editors, sed and git write a file: another one takes its name. */
+function replace(file: string, text: string): void {
+  writeFileSync(join(parent, "new"), text);
+  renameSync(join(parent, "new"), file);
+}
+
+test("a taken port is named with another one to choose, and a lock whose process is dead holds nobody up", async (context) => {
+  mkdirSync(join(copy, ".wrangler"), { recursive: true });
+  writeFileSync(join(copy, ".wrangler/dev.lock"), String(spawnSync("true").pid));
+  const other = createServer().listen(PORT, "127.0.0.1");
+  await once(other, "listening");
+  const taken = dev(context);
+  expect(await taken.ended).toBe(1);
+  expect(taken.output()).toMatch(/^failed: port 19400, of the API, is taken: .* by --port 20400$/m);
+  await new Promise((resolve) => other.close(resolve));
+});
+
 test("a world outlives reloads and its process, and --reset begins another", async (context) => {
   const first = dev(context);
   await first.says(/watching src/);
-  const taken = dev(context);
-  expect(await taken.ended).not.toBe(0);
-  expect(taken.output()).toMatch(/^failed: port 19400, of the API, is taken: .* by --port 20400$/m);
+  const second = dev(context, "--reset", "--port", String(PORT + 1_000));
+  expect(await second.ended).toBe(2);
+  expect(second.output()).toMatch(/^npm run dev runs in this checkout already: end process \d+ first, /m);
+  expect(second.output()).not.toContain("is taken");
 
   const bought = [await buy(clients(), agent, 0, 1), await buy(clients(), agent, 4, 1)];
   for (const [index, { tokenId }] of bought.entries()) {
@@ -85,26 +106,38 @@ test("a world outlives reloads and its process, and --reset begins another", asy
   await first.says(/reloaded in/);
   expect(await get("/llms.txt")).toContain("A line of another version.");
   const source = join(copy, "src/in-time.ts");
-  writeFileSync(source, `${readFileSync(source, "utf8")}\nexport const broken = ;\n`);
-  await first.says(/not reloaded: .*Unexpected ";"/s);
+  const sound = readFileSync(source, "utf8");
+  // Each build of wrangler writes to src/provisioner/.wrangler, which was a change that led to the next build.
+  replace(source, `${sound}\nexport const broken = ;\n`);
+  await first.says(/^not reloaded: Build failed with 1 error:\n +Unexpected ";"\n +src\/in-time\.ts:\d+:\d+:$/m);
+  // A file that another one replaced was not seen a second time.
+  replace(source, `${sound}\nexport const broken = );\n`);
+  await first.says(/Unexpected "\)"\n/);
   expect(await get("/llms.txt")).toContain("A line of another version.");
-  writeFileSync(source, readFileSync(join(ROOT, "src/in-time.ts")));
+  replace(source, sound);
+  await first.says(/the Workers run these sources already/);
+  replace(text, `${readFileSync(text, "utf8")}\nA line of a third version.\n`);
+  await first.says(/reloaded in.*reloaded in/s);
+  expect(await get("/llms.txt")).toContain("A line of a third version.");
+  expect(first.output().match(/not reloaded/g)).toHaveLength(2);
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: colours begin with one.
+  expect(first.output()).not.toMatch(/\u001b|Logs were written/);
   await interrupt(first);
 
-  const second = dev(context);
-  await second.says(/watching src/);
+  const next = dev(context);
+  await next.says(/watching src/);
   for (const [index, { tokenId }] of bought.entries()) {
     const credentials = await credentialsOf(tokenId);
     expect(await runOverSsh(credentials, "cat note")).toEqual({ output: `machine ${index}\n`, code: 0 });
   }
-  const next = await buy(clients(), agent, 0, 1);
-  expect(next.tokenId).toBe(2);
-  await waitForStatus(URL_OF_API, next.tokenId, ["running"]);
+  const third = await buy(clients(), agent, 0, 1);
+  expect(third.tokenId).toBe(2);
+  await waitForStatus(URL_OF_API, third.tokenId, ["running"]);
   expect(JSON.parse(await get(`/vms/${agent.address}`))).toMatchObject({ count: 3 });
-  await interrupt(second);
+  await interrupt(next);
 
-  const third = dev(context, "--reset");
-  await third.says(/watching src/);
+  const another = dev(context, "--reset");
+  await another.says(/watching src/);
   expect(JSON.parse(await get(`/vms/${agent.address}`))).toMatchObject({ count: 0 });
-  await interrupt(third);
+  await interrupt(another);
 });

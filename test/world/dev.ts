@@ -1,10 +1,13 @@
 // `npm run dev`: the local world at ports that stay the same, kept between runs; the Workers are built and started anew when a
 // source changes. Options: --port, --reset.
-import { watch } from "node:fs";
+import { stat } from "node:fs/promises";
 import { enableCompileCache } from "node:module";
 import { join } from "node:path";
+import { setTimeout as wait } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { sourceFiles } from "./build-cache.ts";
+import { takeLock } from "./dev-lock.ts";
 import { tellError } from "./http.ts";
 import { readable } from "./log-lines.ts";
 import { color, makeNarrator } from "./narrator.ts";
@@ -17,8 +20,12 @@ const USAGE = `Usage: npm run dev                    the local world, as the las
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const FOLDER = join(ROOT, ".wrangler/dev");
+/** Beside the folder, which --reset removes. */
+const LOCK = `${FOLDER}.lock`;
 const WATCHED = ["src", "durable-objects", "migrations", "wrangler.toml"];
 const FIRST_PORT = 8787;
+/** `fs.watch` loses a file that another one replaces, as editors, sed and git do: the few hundred files are looked at instead. */
+const LOOK_MS = 500;
 /** An editor writes a file in several steps, and a checkout many files. */
 const SETTLE_MS = 150;
 const SAVE_MS = 5_000;
@@ -27,6 +34,13 @@ enableCompileCache(join(ROOT, "node_modules/.cache/node"));
 const options = readOptions();
 const narrator = makeNarrator();
 const { say } = narrator;
+const holder = takeLock(LOCK);
+if (holder !== undefined) {
+  console.error(
+    `npm run dev runs in this checkout already: end process ${holder} first, or remove ${LOCK} if that is another program`,
+  );
+  process.exit(2);
+}
 let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => void stop(0));
@@ -38,6 +52,7 @@ try {
   const ports = await claimPorts(options.port);
   say(options.reset ? "beginning another world" : `the world of ${FOLDER}: half a minute the first time, then seconds`);
   narrator.begin("loading the local world");
+  const sources = await stateOfSources();
   const [{ startWorld }, { openKept }, { printGuide }] = await Promise.all([
     import("./world.ts"),
     import("./kept.ts"),
@@ -59,39 +74,48 @@ try {
   narrator.begin(undefined);
   printGuide(world);
   setInterval(() => world.keep(), SAVE_MS).unref();
-  followSources(world);
   say(`watching ${WATCHED.join(", ")}`);
+  await followSources(world, sources);
 } catch (error) {
   if (stopping === undefined) console.error(color("red", `failed: ${tellError(error)}`));
   await stop(1);
 }
 
 /** Reloads after each change, one reload at a time. */
-function followSources(world: World): void {
-  let timer: NodeJS.Timeout | undefined;
-  let working = false;
-  let again = false;
-  const reload = async (): Promise<void> => {
-    if (stopping !== undefined) return;
-    again = working;
-    if (working) return;
-    working = true;
-    narrator.begin("building the Workers");
-    try {
-      const from = performance.now();
-      if (await world.reload()) say(color("green", `reloaded in ${((performance.now() - from) / 1_000).toFixed(1)} s`));
-    } catch (error) {
-      if (stopping === undefined) console.error(color("red", `not reloaded: ${tellError(error)}`));
-    }
-    narrator.begin(undefined);
-    working = false;
-    if (again) await reload();
+async function followSources(world: World, started: string): Promise<void> {
+  for (let seen = started; stopping === undefined; await wait(LOOK_MS)) {
+    if ((await stateOfSources()) === seen) continue;
+    await wait(SETTLE_MS);
+    // Before the build reads them: what changes meanwhile is another change.
+    seen = await stateOfSources();
+    await reload(world);
+  }
+}
+
+async function reload(world: World): Promise<void> {
+  if (stopping !== undefined) return;
+  narrator.begin("building the Workers");
+  try {
+    const from = performance.now();
+    if (await world.reload()) say(color("green", `reloaded in ${((performance.now() - from) / 1_000).toFixed(1)} s`));
+    else say("the Workers run these sources already");
+  } catch (error) {
+    if (stopping === undefined) console.error(color("red", `not reloaded: ${tellError(error)}`));
+  }
+  narrator.begin(undefined);
+}
+
+/** Differs where a source was written, came or went. */
+async function stateOfSources(): Promise<string> {
+  const stateOf = async (file: string) => {
+    const { mtimeMs, size, ino } = await stat(file);
+    return [file, mtimeMs, size, ino].join();
   };
-  for (const path of WATCHED) {
-    watch(join(ROOT, path), { recursive: true }, () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => void reload(), SETTLE_MS);
-    }).unref();
+  try {
+    return (await Promise.all((await sourceFiles(WATCHED)).map(stateOf))).join("\n");
+  } catch (error) {
+    // A file that goes between two looks at it.
+    return String(error);
   }
 }
 
@@ -100,9 +124,11 @@ function stop(code: number): Promise<void> {
   stopping ??= (async () => {
     if (code === 0) say("saving the world and stopping everything");
     narrator.stop();
-    await starting
-      ?.then((world) => world.stop())
-      .catch((error: unknown) => console.error(color("red", `while stopping: ${tellError(error)}`)));
+    // Nobody waits for a build any more.
+    if (starting !== undefined) (await import("./bare-workers.ts")).endBuilds();
+    // A start that failed was told.
+    const world = await starting?.catch(() => undefined);
+    await world?.stop().catch((error: unknown) => console.error(color("red", `while stopping: ${tellError(error)}`)));
     process.exit(code);
   })();
   return stopping;
