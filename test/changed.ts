@@ -117,7 +117,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     tests: worker(`${area}/`),
   })),
   {
-    path: "test/world/(start|show|guide|narrator|signs-of-life|dev|kept|log-lines|world|http|agent)",
+    path: "test/world/(start|show|guide|narrator|signs-of-life|signals|dev|kept|log-lines|world|http|agent)",
     tests: e2e("start"),
   },
   { path: "test/world/(http|server)", tests: e2e("connections") },

@@ -1,7 +1,17 @@
 // `npm run dev` in a copy of the repository whose path has spaces and more than ASCII: kept worlds, reloads, what is taken.
 import { spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,7 +20,7 @@ import { createPublicClient, createWalletClient, defineChain, http } from "viem"
 import type { LocalAccount } from "viem/accounts";
 import { afterAll, beforeAll, expect, type TestContext, test } from "vitest";
 import { listFiles } from "../changed.ts";
-import { processesOf, startChild, untilGone } from "../e2e/child.ts";
+import { isAlive, processesOf, startChild, untilGone } from "../e2e/child.ts";
 import { developmentAccount } from "../world/accounts.ts";
 import { buy, type Credentials, freshHeaders, waitForStatus } from "../world/agent.ts";
 import { runOverSsh } from "../world/ssh-client.ts";
@@ -67,6 +77,14 @@ async function credentialsOf(tokenId: number): Promise<Credentials> {
     const text = await answer.text();
     if (answer.status !== 503 || tries === TRIES) expect.fail(`/credentials answered ${answer.status}: ${text}`);
     await new Promise((resolve) => setTimeout(resolve, REST_MS));
+  }
+}
+
+function commandOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  } catch {
+    return "";
   }
 }
 
@@ -134,7 +152,19 @@ test("a world outlives reloads and its process, and --reset begins another", asy
   expect(third.tokenId).toBe(2);
   await waitForStatus(URL_OF_API, third.tokenId, ["running"]);
   expect(JSON.parse(await get(`/vms/${agent.address}`))).toMatchObject({ count: 3 });
-  await interrupt(next);
+  // Miniflare ended the process at once: wrangler's went on, and the chain was not saved.
+  const chainFile = join(copy, ".wrangler/dev/chain.json");
+  rmSync(chainFile, { force: true });
+  replace(text, `${readFileSync(text, "utf8")}\nA line of a fourth version.\n`);
+  const builders = () => processesOf(next.pid).filter((id) => commandOf(id).includes("wrangler"));
+  await expect.poll(builders, { timeout: 60_000 }).not.toEqual([]);
+  const family = processesOf(next.pid);
+  const building = builders();
+  next.kill("SIGTERM");
+  await next.ended;
+  expect(building.filter(isAlive)).toEqual([]);
+  expect(existsSync(chainFile)).toBe(true);
+  await untilGone(family);
 
   const another = dev(context, "--reset");
   await another.says(/watching src/);

@@ -12,6 +12,7 @@ import { tellError } from "./http.ts";
 import { readable } from "./log-lines.ts";
 import { color, makeNarrator } from "./narrator.ts";
 import { claimPorts } from "./ports.ts";
+import { onSignals } from "./signals.ts";
 import type { World } from "./world.ts";
 
 const USAGE = `Usage: npm run dev                    the local world, as the last run left it
@@ -43,7 +44,7 @@ if (holder !== undefined) {
 }
 let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;
-for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => void stop(0));
+onSignals(() => void stop(0));
 // Whoever started us may be killed without a word: an orphan ends as well.
 const parent = process.ppid;
 setInterval(() => process.ppid !== parent && void stop(0), 1_000).unref();

@@ -9,6 +9,7 @@ import { TIERS } from "../../src/model/tiers.ts";
 import { tellError } from "./http.ts";
 import { color, makeNarrator } from "./narrator.ts";
 import type { Phase } from "./show.ts";
+import { onSignals } from "./signals.ts";
 import type { World } from "./world.ts";
 
 const tiersOf = (type: "vm" | "gpu") => [...TIERS.keys()].filter((tier) => TIERS[tier]?.type === type).join(", ");
@@ -37,12 +38,10 @@ const { say } = narrator;
 let starting: Promise<World> | undefined;
 let stopping: Promise<void> | undefined;
 const keyFolder = options.once || options.serve ? undefined : mkdtempSync(join(tmpdir(), "clawcloud-keys-"));
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  process.on(signal, () => {
-    if (stopping === undefined) say("stopping everything");
-    void shutDown().finally(() => process.exit(0));
-  });
-}
+onSignals(() => {
+  if (stopping === undefined) say("stopping everything");
+  void shutDown().finally(() => process.exit(0));
+});
 
 // Whoever started us may be killed without a word: an orphan ends as well.
 const parent = process.ppid;
