@@ -1,5 +1,5 @@
 // The commands that are calls to the operators' API.
-import type { Command } from "commander";
+import { type Command, InvalidArgumentError } from "commander";
 import { call, callJson, callList, connect, PAUSE_MS, type Query, showOne, showRows } from "./api.ts";
 
 export const DEFAULT_URL = "https://api.clawcloud.co";
@@ -89,9 +89,13 @@ export function addApiCommands(program: Command): void {
   payments
     .command("reconcile")
     .description("Holds the books against the chain's final history; exits 1 where they differ.")
-    .option("--from <block>", "the first block; without it the last 10,000, or as many as the nodes give at once")
-    .option("--to <block>", "the last block")
-    .action(async ({ from, to }: { from?: string; to?: string }) => {
+    .option(
+      "--from <block>",
+      "the first block; without it the last 10,000, or as many as the nodes give at once",
+      blockOf,
+    )
+    .option("--to <block>", "the last block; without it the last final one", blockOf)
+    .action(async ({ from, to }: { from?: number; to?: number }) => {
       // It brings viem along: more than all the rest takes to load.
       const { reconcileAll } = await import("./reconcile.ts");
       const { books, differs } = await reconcileAll(api(), from, to);
@@ -199,4 +203,9 @@ export function addApiCommands(program: Command): void {
     .requiredOption("--reason <text>")
     .action((what: string, body: { reason: string }) => one("PUT", `/admin/pauses/${part(what)}`, body));
   program.command("resume <what>").action((what: string) => one("DELETE", `/admin/pauses/${part(what)}`));
+}
+
+function blockOf(text: string): number {
+  if (!/^\d{1,12}$/.test(text)) throw new InvalidArgumentError("A block is a whole number.");
+  return Number(text);
 }

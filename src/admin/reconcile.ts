@@ -18,22 +18,22 @@ const add = (a: Side, b: Side): Side => ({
 /** `differs`: a transfer that no row explains, or a row that no transfer does. */
 export async function reconcileAll(
   connection: Connection,
-  from: string | undefined,
-  to: string | undefined,
+  first: number | undefined,
+  last: number | undefined,
 ): Promise<{ books: Books; differs: boolean }> {
-  const read = async (first: number | undefined, last: number | undefined): Promise<Books> => {
+  const read = async (fromBlock: number | undefined, toBlock: number | undefined): Promise<Books> => {
     const query = new URLSearchParams();
-    if (first !== undefined) query.set("fromBlock", String(first));
-    if (last !== undefined) query.set("toBlock", String(last));
+    if (fromBlock !== undefined) query.set("fromBlock", String(fromBlock));
+    if (toBlock !== undefined) query.set("toBlock", String(toBlock));
     return (await callJson(connection, "GET", `/admin/payments/reconcile?${query}`)) as Books;
   };
-  const last = to === undefined ? undefined : Number(to);
-  const first = from === undefined ? undefined : Number(from);
   // The last range tells where final history ends; the others go back from there.
   let books = await read(
     first === undefined || last === undefined ? undefined : Math.max(first, last - RANGE_BLOCKS + 1),
     last,
   );
+  // Asked without a first block, it may begin before the one that is wanted.
+  if (first !== undefined && books.fromBlock < first) books = await read(first, books.toBlock);
   while (first !== undefined && books.fromBlock > first) {
     await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
     const earlier = await read(Math.max(first, books.fromBlock - RANGE_BLOCKS), books.fromBlock - 1);

@@ -145,3 +145,23 @@ test("from a purchase to its end by an operator, and the logs of both Workers wi
     expect(others).not.toMatch(/\b(?:127|10)\.\d+\.\d+\.\d+|\b192\.168\./);
   }
 });
+
+/** What a command that failed said, and its exit code. */
+const failed = (...args: string[]) =>
+  admin(...args).then(
+    () => expect.fail("it did not fail"),
+    ({ stderr, code }: { stderr: string; code: number }) => ({ stderr, code }),
+  );
+
+test("payments reconcile --from alone went back ten thousand blocks from the head, and left --from out", async () => {
+  const { toBlock } = await json<{ toBlock: number }>("payments", "reconcile").catch(
+    (error: { stdout: string }) => JSON.parse(error.stdout) as { toBlock: number },
+  );
+  const from = toBlock - 2;
+  const books = await json<{ fromBlock: number; toBlock: number }>("payments", "reconcile", "--from", String(from));
+  expect(books.fromBlock).toBe(from);
+  expect(books.toBlock).toBeGreaterThanOrEqual(toBlock);
+  const late = await failed("payments", "reconcile", "--from", String(toBlock + 100_000));
+  expect(late.stderr).toMatch(/ends at the last final one, \d+, at the latest\. \(invalid_request\)/);
+  expect((await failed("payments", "reconcile", "--from", "soon")).stderr).toContain("A block is a whole number.");
+});
