@@ -151,14 +151,17 @@ export class IpGuard extends DurableObject<Env> {
     if ((this.#bannedUntil(ban.since) ?? 0) < ban.until) this.#setBan(ban, true);
   }
 
-  /** Ends a ban, automatic or manual, and forgets what led to it. */
-  async lift(): Promise<void> {
-    const since = Math.max(Date.now(), this.#ban?.since ?? 0);
+  /** Ends a ban, automatic or manual, and forgets what led to it. Resolves with whether there was one. */
+  async lift(): Promise<boolean> {
+    const now = Date.now();
+    const wasBanned = this.#bannedUntil(now) !== null;
+    const since = Math.max(now, this.#ban?.since ?? 0);
     this.#ban = null;
     this.#violations = [];
     this.ctx.storage.kv.delete("ban");
     this.ctx.storage.kv.delete("violations");
     await this.#unlist(since);
+    return wasBanned;
   }
 
   override async alarm(): Promise<void> {

@@ -28,12 +28,22 @@ export function addApiCommands(program: Command): void {
   bans.command("list").action(() => list("/admin/bans", "bans"));
   bans
     .command("add <address>")
+    .description("Bans it; its row with #cross-site is for what web pages make its browsers send.")
     .requiredOption("--reason <text>")
     .option("--seconds <number>", "how long", "3600")
     .action((address: string, { reason, seconds }: { reason: string; seconds: string }) =>
       one("POST", "/admin/bans", { address, reason, durationSeconds: Number(seconds) }),
     );
-  bans.command("lift <address>").action((address: string) => one("DELETE", `/admin/bans/${part(address)}`));
+  bans
+    .command("lift <address>")
+    .description("Ends its bans, of cross-site requests as well; exits 1 where it was not banned.")
+    .action(async (address: string) => {
+      const lifted = await callJson(api(), "DELETE", `/admin/bans/${part(address)}`);
+      showOne(lifted);
+      if (lifted["wasBanned"] === true) return;
+      console.error(`${address} was not banned.`);
+      process.exitCode = 1;
+    });
 
   const failed = program.command("failed").description("Purchases that ended without a machine.");
   failed

@@ -165,3 +165,8 @@ test("payments reconcile --from alone went back ten thousand blocks from the hea
   expect(late.stderr).toMatch(/ends at the last final one, \d+, at the latest\. \(invalid_request\)/);
   expect((await failed("payments", "reconcile", "--from", "soon")).stderr).toContain("A block is a whole number.");
 });
+
+test("bans lift of an address that was not banned looked like a lift", async () => {
+  const { stderr, code } = await failed("bans", "lift", "203.0.113.99");
+  expect([code, stderr]).toEqual([1, "203.0.113.99 was not banned.\n"]);
+});

@@ -20,9 +20,9 @@ export const guardUnavailable = (sentence: string, cause: unknown): AppError =>
   new AppError("guard_unavailable", sentence, { cause, retryAfterSeconds: GUARD_RETRY_SECONDS });
 
 /** An operator's order to a guard. */
-export async function orderGuard(work: Promise<void>): Promise<void> {
+export async function orderGuard<T>(work: Promise<T>): Promise<T> {
   try {
-    await inGuardTime(work);
+    return await inGuardTime(work);
   } catch (error) {
     log("error", "guard_unavailable", { route: "admin", served: false, ...errorFields(error) });
     throw guardUnavailable("A guard did not answer in time: look at the list of bans, and try again.", error);

@@ -66,7 +66,10 @@ const liftBan = createRoute({
   description: "Everywhere within BAN_CACHE_SECONDS. Forgets the violations as well.",
   ...FOR_OPERATORS,
   request: { params: z.object({ client: wholeClientSchema }) },
-  responses: { 200: jsonOf("Lifted, or there was none", z.object({ client: z.string() })), ...adminErrors() },
+  responses: {
+    200: jsonOf("Lifted, or there was none", z.object({ client: z.string(), wasBanned: z.boolean() })),
+    ...adminErrors(),
+  },
 });
 
 export function mountAdminBans(app: Router): void {
@@ -91,10 +94,10 @@ export function mountAdminBans(app: Router): void {
   app.openapi(liftBan, async (c) => {
     const { client } = c.req.valid("param");
     const names = guardsOf(client);
-    await Promise.all(names.map((name) => orderGuard(guardOf(c.var.config, name).lift())));
+    const lifted = await Promise.all(names.map((name) => orderGuard(guardOf(c.var.config, name).lift())));
     names.map(forgetBan);
     note({ lifted: client });
-    return c.json({ client }, 200);
+    return c.json({ client, wasBanned: lifted.includes(true) }, 200);
   });
 }
 

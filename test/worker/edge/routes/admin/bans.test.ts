@@ -31,6 +31,14 @@ test("a ban by hand holds at once, for what web pages send too, is listed with i
   expect(await visit("203.0.113.50")).toBe(200);
 });
 
+test("the answer to a lift was the same whether there was a ban or none", async () => {
+  const lift = () => ask("DELETE", "/admin/bans/203.0.113.55");
+  expect(await lift()).toMatchObject({ status: 200, body: { client: "203.0.113.55", wasBanned: false } });
+  await ask("POST", "/admin/bans", { address: "203.0.113.55", durationSeconds: 600, reason: "x" });
+  expect(await lift()).toMatchObject({ status: 200, body: { client: "203.0.113.55", wasBanned: true } });
+  expect(await lift()).toMatchObject({ status: 200, body: { client: "203.0.113.55", wasBanned: false } });
+});
+
 test("an IPv6 address stands for its /64, in any spelling", async () => {
   const { body } = await ask<Ban>("POST", "/admin/bans", {
     address: "2001:db8:7:8::1",
