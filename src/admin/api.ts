@@ -1,4 +1,5 @@
 // The operators' API as the command line reaches it, and how its answers are shown: tables to a person, JSON to a pipe.
+import { networkReason } from "./network.ts";
 import { EDGE_SECRETS, readJson } from "./secrets.ts";
 
 export type Connection = { url: string; key: string };
@@ -11,7 +12,22 @@ export function connect({ url, first = false }: { url: string; first?: boolean }
   if (key === undefined || key === "") {
     throw new Error('Set CLAWCLOUD_ADMIN_KEY to an operator\'s key; "keys create <name> --first" makes the first one.');
   }
+  if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
+    throw new Error(
+      `Set CLAWCLOUD_URL, or --url, to the API's address, like https://api.example.com: "${url}" is none.`,
+    );
+  }
   return { url: url.replace(/\/+$/, ""), key };
+}
+
+/** One request to the API. Throws with what to do where no answer comes. */
+export async function ask(url: string, path: string, init: RequestInit = {}): Promise<Response> {
+  try {
+    return await fetch(`${url}${path}`, init);
+  } catch (error) {
+    const why = networkReason(error) ?? "the request failed";
+    throw new Error(`Check CLAWCLOUD_URL, or --url: no answer from ${new URL(url).origin} (${why}).`);
+  }
 }
 
 function firstKey(): string | undefined {
@@ -21,7 +37,7 @@ function firstKey(): string | undefined {
 
 /** One call. Throws with the service's own sentence where it refuses. */
 export async function call({ url, key }: Connection, method: string, path: string, body?: object): Promise<Response> {
-  const answer = await fetch(`${url}${path}`, {
+  const answer = await ask(url, path, {
     method,
     headers: { "x-api-key": key, ...(body === undefined ? {} : { "content-type": "application/json" }) },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),

@@ -6,7 +6,7 @@ import { program } from "commander";
 import { setLogLevel } from "../log.ts";
 import { DEFAULT_URL } from "./commands.ts";
 import { hideSecrets } from "./doctor/finding.ts";
-import { reasonOf } from "./doctor/reason.ts";
+import { sentenceOf } from "./doctor/reason.ts";
 import { readSettings } from "./settings.ts";
 import { KEY_VARIABLE } from "./smoke/buyer.ts";
 import { type Options, type Prepared, prepare, secretsOf } from "./smoke/prepare.ts";
@@ -26,7 +26,8 @@ async function run(options: Options & { yes?: true }): Promise<void> {
     trip = await prepare(settings, options);
     if (!(await isAllowed(trip, options.yes))) return stop(NOTHING_BOUGHT, "Nothing was bought.");
   } catch (error) {
-    return stop(NOTHING_BOUGHT, hideSecrets(`Nothing was bought: ${reasonFor(error)}`, secrets));
+    const why = sentenceOf(error).replace(/\.*$/, ".");
+    return stop(NOTHING_BOUGHT, hideSecrets(`Nothing was bought: ${why}`, secrets));
   }
   const outcome = nothingYet();
   const interrupt = new AbortController();
@@ -55,18 +56,14 @@ function stop(code: number, text: string): void {
   process.exitCode = code;
 }
 
-/** Our own errors say what to do; of others the reason alone is told. */
-function reasonFor(error: unknown): string {
-  const isOurs = error instanceof Error && Object.getPrototypeOf(error) === Error.prototype;
-  return isOurs ? error.message : reasonOf(error);
-}
-
 async function isAllowed(trip: Prepared, yes = false): Promise<boolean> {
   console.log(describe(trip));
   if (yes) return true;
   if (!process.stdin.isTTY) throw new Error("Answer on a terminal, or give --yes.");
   const lines = createInterface({ input: process.stdin, output: process.stdout });
-  const answer = await lines.question("Buy it? [y/N] ");
+  // Ctrl-D ends the input, and the question would wait for ever.
+  const closed = new Promise<string>((resolve) => lines.once("close", () => resolve("")));
+  const answer = await Promise.race([lines.question("Buy it? [y/N] "), closed]);
   lines.close();
   return /^y(es)?$/i.test(answer.trim());
 }

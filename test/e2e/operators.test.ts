@@ -170,3 +170,12 @@ test("bans lift of an address that was not banned looked like a lift", async () 
   const { stderr, code } = await failed("bans", "lift", "203.0.113.99");
   expect([code, stderr]).toEqual([1, "203.0.113.99 was not banned.\n"]);
 });
+
+test.each([
+  ["http://127.0.0.1:1", /^Check CLAWCLOUD_URL, or --url: no answer from http:\/\/127\.0\.0\.1:1 \(.+\)\.\n$/],
+  ["", /^Set CLAWCLOUD_URL, or --url, to the API's address, like https:\/\/api\.example\.com: "" is none\.\n$/],
+])('an API at "%s" was told in the words of fetch', async (url, said) => {
+  const { stderr, code } = await failed("--url", url, "vms", "list");
+  expect(code).toBe(1);
+  expect(stderr).toMatch(said);
+});

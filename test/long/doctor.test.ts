@@ -190,6 +190,14 @@ test("settings: half of them missing, halves of two data keys, a file that is no
   const report = await look("chain", "vultr", "runpod", "cloudflare");
   expect(report.row("RPC_URLS")).toBe("todo: is not set\ntodo: is not set");
   expect(report.row("VULTR_API_KEY")).toBe("todo: is not set");
+  // These were "Set RPC_URLS for the edge: is not set." and the parser's "expected string to have >=1 characters".
+  expect(report.todo).toEqual(
+    expect.arrayContaining([
+      "Set RPC_URLS in .secrets/edge.json: it is not set.",
+      "Set VULTR_API_KEY in .secrets/provisioner.json: it is not set.",
+      expect.stringMatching(/provisioner: RPC_URLS: is not set; provisioner: VULTR_API_KEY: is not set/),
+    ]),
+  );
   expect(report.row("data key")).toMatch(/^todo: the edge opens [0-9a-f]+, the provisioner seals under [0-9a-f]+$/);
   expect(report.row("settings")).toMatch(/^todo: \d that a deployment refuses$/);
   // The part whose settings are there goes on.
@@ -202,6 +210,21 @@ test("settings: half of them missing, halves of two data keys, a file that is no
   const broken = await look("vultr");
   expect(broken.findings).toHaveLength(1);
   expect(broken.row("files")).toMatch(/provisioner\.json is not valid JSON$/);
+});
+
+test("chain: nodes that can't be reached were told in the words of a library, with two full stops", async () => {
+  const edge = { ...variables.edge, RPC_URLS: `http://127.0.0.1:${await freePort()},http://127.0.0.1:1` };
+  const provisioner = { ...variables.provisioner, RPC_URLS: "nowhere" };
+  await writeCheckout(folder, { edge, provisioner }, { databaseId: DATABASE_ID });
+  const { todo } = await look("chain");
+  expect(todo).toEqual(
+    expect.arrayContaining([
+      "Set RPC_URLS in .secrets/provisioner.json: it must be an http(s) URL.",
+      expect.stringMatching(/^Correct or replace the URL of rpc-0 .* in RPC_URLS: nobody listens there\.$/),
+      expect.stringMatching(/^Correct or replace the URL of rpc-1 .* in RPC_URLS: no client asks that port\.$/),
+    ]),
+  );
+  expect(todo.filter((one) => one.endsWith(".."))).toEqual([]);
 });
 
 test.each<[string, () => void, RegExp, RegExp]>([
@@ -465,10 +488,13 @@ test("smoke: a machine that never answers is ended all the same, and the way of 
 test("smoke: what is interrupted after it was paid ends its machine, and the exit code says so", async () => {
   const trip = await prepared();
   const interrupt = new AbortController();
-  const onPhase = (name: string) => name === "booted" && interrupt.abort(new Error("it was interrupted"));
+  // While it waits for the next phase: that was told as "The operation was aborted".
+  const onPhase = (name: string) => {
+    if (name === "paid") setTimeout(() => interrupt.abort(new Error("it was interrupted")), 300);
+  };
   const outcome = await makeTrip({ ...trip, interrupted: interrupt.signal, onPhase });
   expect(exitCodeOf(outcome)).toBe(2);
-  expect(tell(outcome, trip).join("\n")).toMatch(/Failed: first login: it was interrupted\.[\s\S]*Its machine is gone/);
+  expect(tell(outcome, trip).join("\n")).toMatch(/Failed: seen: it was interrupted\.[\s\S]*Its machine is gone/);
   expect(world.vultr.instances.size).toBe(0);
 });
 
@@ -520,6 +546,17 @@ test.each<[string, () => void, RegExp]>([
     "while the vendor can't show that it is gone",
     () => world.vultr.server.addFault({ call: "list", kind: "error_before" }),
     /vultr: GET 500/,
+  ],
+  [
+    "while the vendor does not take the key",
+    () =>
+      world.vultr.server.addFault({
+        call: "list",
+        kind: "answer",
+        status: 401,
+        body: { error: "Invalid API token.", status: 401 },
+      }),
+    /^Put a valid key of Vultr's into VULTR_API_KEY/,
   ],
 ])("smoke: nothing is bought %s", async (_, fault, why) => {
   fault();

@@ -65,7 +65,7 @@ export async function lookAtContract(
     const todo = `Check CONTRACT_ADDRESS and CHAIN_ID: no node reads the contract ${config.CONTRACT_ADDRESS} (${reason}).`;
     return { findings: [needed("contract", `not read: ${reason}`, todo)], tiers: [] };
   }
-  const findings = views
+  const findings: Finding[] = views
     .filter((one) => !most.includes(one))
     .map(({ label }) =>
       needed(

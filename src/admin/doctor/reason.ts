@@ -1,13 +1,24 @@
 // Why a call failed, in a few words for a table. What a service said itself is quoted; where it carries a secret, the table
 // leaves that out.
-import { BaseError, HttpRequestError, RpcRequestError, TimeoutError } from "viem";
+import {
+  BaseError,
+  HttpRequestError,
+  RpcRequestError,
+  TimeoutError,
+  WaitForTransactionReceiptTimeoutError,
+} from "viem";
+import { z } from "zod";
 import { AppError } from "../../errors.ts";
 import { VendorError } from "../../provisioner/vendors/vendor.ts";
+import { networkReason } from "../network.ts";
 
 const QUOTE_CHARS = 160;
 const NO_JSON = "it answers what is no JSON";
 
-export function reasonOf(error: unknown): string {
+/** Without a full stop: it is a part of a sentence. */
+export const reasonOf = (error: unknown): string => reason(error).replace(/\.+$/, "");
+
+function reason(error: unknown): string {
   if (error instanceof BaseError) {
     if (error.walk((one) => one instanceof TimeoutError) !== null) return "no answer in time";
     const told = error.walk((one) => one instanceof RpcRequestError);
@@ -15,31 +26,21 @@ export function reasonOf(error: unknown): string {
     const page = error.walk((one) => one instanceof HttpRequestError);
     if (page instanceof HttpRequestError && page.status !== undefined) return `it answers HTTP ${page.status}`;
     if (error.walk((one) => one instanceof SyntaxError) !== null) return NO_JSON;
-    return codeOf(error) ?? quote(error.shortMessage);
+    if (error instanceof WaitForTransactionReceiptTimeoutError) return "the transaction was not mined in time";
+    return networkReason(error) ?? (page === null ? quote(error.shortMessage) : "the connection failed");
   }
-  if (error instanceof VendorError) return [quote(error.message), codeOf(error.cause)].filter(Boolean).join("; ");
+  if (error instanceof VendorError)
+    return [quote(error.message), networkReason(error.cause)].filter(Boolean).join("; ");
   if (error instanceof AppError) return quote(error.message);
   if (error instanceof SyntaxError) return NO_JSON;
-  if (error instanceof Error && /Timeout|Abort/.test(error.name)) return "no answer in time";
-  return codeOf(error) ?? (error instanceof Error ? `${error.name}: ${quote(error.message)}` : "it failed");
+  if (error instanceof z.ZodError) return "it answers in another shape than expected";
+  return networkReason(error) ?? (error instanceof Error ? `${error.name}: ${quote(error.message)}` : "it failed");
 }
 
-const WORDS: Readonly<Record<string, string>> = {
-  ECONNREFUSED: "nobody listens there",
-  ENOTFOUND: "its name is not known",
-  EAI_AGAIN: "its name can't be looked up",
-  ECONNRESET: "the connection broke",
-  ETIMEDOUT: "no answer in time",
-  UND_ERR_CONNECT_TIMEOUT: "no answer in time",
-};
-
-/** The system's code of an error or of what caused it. */
-function codeOf(error: unknown): string | undefined {
-  for (let one = error; one instanceof Error; one = one.cause) {
-    const { code } = one as { code?: unknown };
-    if (typeof code === "string") return WORDS[code] ?? code;
-  }
-  return undefined;
+/** Our own errors say what to do; of others the reason alone is told. */
+export function sentenceOf(error: unknown): string {
+  const isOurs = error instanceof Error && Object.getPrototypeOf(error) === Error.prototype && !("code" in error);
+  return isOurs ? error.message : reasonOf(error);
 }
 
 /** The last word is left out where it would be cut: half of a secret is not known for one (see `hideSecrets`). */

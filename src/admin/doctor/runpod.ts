@@ -10,6 +10,7 @@ import { VendorError } from "../../provisioner/vendors/vendor.ts";
 import { type Finding, missing, needed, note, type Part, unread, well } from "./finding.ts";
 import { reasonOf } from "./reason.ts";
 import { askForTag } from "./registry.ts";
+import { keyTodo } from "./vendor-key.ts";
 
 const LIMIT_MS = 15_000;
 /** RunPod's ids are letters and digits. */
@@ -59,16 +60,8 @@ async function lookAtKey(config: ProvisionerConfig): Promise<Finding[]> {
     return [await lookAtRights(config), machines];
   } catch (error) {
     const status = error instanceof VendorError ? error.status : undefined;
-    if (status === 401) {
-      const todo =
-        "Put a valid key of RunPod's into RUNPOD_API_KEY (.secrets/provisioner.json): it does not take this one.";
-      return [needed("key", reasonOf(error), todo)];
-    }
-    if (status === 403) {
-      const todo =
-        "Give RunPod's key the permission All, or Restricted with Read/Write for pods: it may not even list them.";
-      return [needed("key", reasonOf(error), todo)];
-    }
+    const todo = keyTodo("runpod", status, "");
+    if (todo !== null) return [needed("key", reasonOf(error), todo)];
     return [unread("key", error)];
   }
 }

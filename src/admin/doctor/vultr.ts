@@ -11,6 +11,7 @@ import { VendorError } from "../../provisioner/vendors/vendor.ts";
 import { createVultr, vultrBalance } from "../../provisioner/vendors/vultr.ts";
 import { type Finding, missing, needed, note, type Part, unread, well } from "./finding.ts";
 import { quote, reasonOf } from "./reason.ts";
+import { keyTodo } from "./vendor-key.ts";
 
 const LIMIT_MS = 15_000;
 const MAX_ANSWER_CHARS = 200_000;
@@ -102,14 +103,8 @@ function tellRefusal(refused: { family: 4 | 6; status: number; text: string }[])
   const [{ status, text } = { status: 0, text: "" }] = refused;
   const said = quote(errorOf(text));
   const answer = `refused from ${from}: HTTP ${status} ${said}`;
-  if (/unauthorized ip/i.test(said)) {
-    const todo = `Allow any IPv4 and any IPv6 address in the access control of Vultr's key: it refuses this machine's ${from}, and Workers leave from many addresses of both kinds.`;
-    return needed("key", answer, todo);
-  }
-  if (status === 401 || status === 403) {
-    const todo = `Put a valid key of Vultr's into VULTR_API_KEY (.secrets/provisioner.json): it answers ${status} "${said}".`;
-    return needed("key", answer, todo);
-  }
+  const todo = keyTodo("vultr", status, said, from);
+  if (todo !== null) return needed("key", answer, todo);
   return needed("key", answer, `Ask again later: Vultr answers ${status} to a question about the account.`);
 }
 

@@ -15,6 +15,7 @@ import { coinAbi, contractAbi } from "../../chain/contract.ts";
 import { decodeEvents } from "../../chain/events.ts";
 import { askTwo } from "../../chain/witness.ts";
 import type { EdgeConfig } from "../../edge/config.ts";
+import { missing } from "../doctor/finding.ts";
 import type { Settings } from "../settings.ts";
 
 const GAS_MARGIN_PERCENT = 130n;
@@ -40,14 +41,16 @@ export type Paid = {
 export const KEY_VARIABLE = "SMOKE_PRIVATE_KEY";
 
 /** Throws, with what to do, where this wallet must not or can't be used. */
-export function openBuyer({ edge, provisioner }: Settings): Buyer {
+export function openBuyer(settings: Settings): Buyer {
+  const { edge, provisioner } = settings;
   const key = process.env[KEY_VARIABLE]?.replace(/^0x/, "") ?? "";
   if (!/^[0-9a-f]{64}$/i.test(key)) {
     throw new Error(`Set ${KEY_VARIABLE} to the private key of a wallet with some USDC and ether, 64 hex digits.`);
   }
   const account = privateKeyToAccount(`0x${key}`);
   for (const name of ["RPC_URLS", "CONTRACT_ADDRESS", "CHAIN_ID", "USDC_ADDRESS", "PURCHASE_EVENT"]) {
-    if (edge.wrong.has(name)) throw new Error(`Set ${name} for the edge first: ${edge.wrong.get(name)}.`);
+    const absent = missing(settings, "edge", name);
+    if (absent !== null) throw new Error(absent.todo);
   }
   const operator = provisioner.wrong.has("OPERATOR_PRIVATE_KEY") ? undefined : provisioner.config.OPERATOR_PRIVATE_KEY;
   if (operator !== undefined && privateKeyToAddress(operator) === account.address) {

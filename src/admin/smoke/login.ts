@@ -5,6 +5,7 @@ import type { PrivateKeyAccount } from "viem/accounts";
 import { z } from "zod";
 import type { EdgeConfig } from "../../edge/config.ts";
 import { inTime } from "../../in-time.ts";
+import { networkReason } from "../network.ts";
 
 const LOGIN_MS = 30_000;
 const COMMAND_MS = 60_000;
@@ -72,7 +73,7 @@ function run(client: ssh2.Client, { host, username, ssh }: Credentials, command:
           channel.on("close", () => resolve(output));
         });
       })
-      .on("error", reject)
+      .on("error", (error) => reject(new Error(reasonOfSsh(error))))
       .connect({
         host,
         port: ssh.port,
@@ -83,3 +84,12 @@ function run(client: ssh2.Client, { host, username, ssh }: Credentials, command:
       });
   });
 }
+
+const SSH_REASONS: Readonly<Record<string, string>> = {
+  "client-authentication": "the machine does not take the delivered key",
+  "client-timeout": "the machine gives no login in time",
+  handshake: "the machine shows another host key than the delivered one",
+};
+
+const reasonOfSsh = (error: Error & { level?: string }): string =>
+  SSH_REASONS[error.level ?? ""] ?? `SSH to the machine fails: ${networkReason(error) ?? "it ends the connection"}`;

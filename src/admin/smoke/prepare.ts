@@ -1,6 +1,9 @@
 // Everything that the smoke test's purchase and its end will need, tried before anything is paid.
 import { z } from "zod";
-import { callJson, connect } from "../api.ts";
+import type { Vendor } from "../../provisioner/vendors/vendor.ts";
+import { ask, callJson, connect } from "../api.ts";
+import { reasonOf } from "../doctor/reason.ts";
+import { keyTodo } from "../doctor/vendor-key.ts";
 import type { Settings } from "../settings.ts";
 import { KEY_VARIABLE, openBuyer, readOffer } from "./buyer.ts";
 import { type Trip, vendorsFor } from "./run.ts";
@@ -29,7 +32,7 @@ export async function prepare(settings: Settings, { tier: text, url, minutes }: 
   if (!(Number(minutes) > 0 && Number(minutes) < MAX_MINUTES)) throw new Error("Give --minutes a number below a day.");
   const buyer = openBuyer(settings);
   const admin = connect({ url });
-  await Promise.all(vendorsFor(settings, tier).map((vendor) => vendor.list()));
+  await Promise.all(vendorsFor(settings, tier).map(requireList));
   await callJson(admin, "GET", "/admin/vms?limit=1");
   await requireOpen(admin.url, tier);
   const offer = await readOffer(buyer, tier);
@@ -42,11 +45,21 @@ export async function prepare(settings: Settings, { tier: text, url, minutes }: 
   };
 }
 
+async function requireList(vendor: Vendor): Promise<void> {
+  try {
+    await vendor.list();
+  } catch (error) {
+    const { status, message } = error as { status?: number; message: string };
+    const why = `Mend what keeps the vendor from listing its machines, and try again: ${reasonOf(error)}.`;
+    throw new Error(keyTodo(vendor.name, status, message) ?? why);
+  }
+}
+
 async function requireOpen(url: string, tier: number): Promise<void> {
-  const ask = (path: string) => fetch(`${url}${path}`, { signal: AbortSignal.timeout(CALL_MS) });
-  const health = await ask("/health");
+  const read = (path: string) => ask(url, path, { signal: AbortSignal.timeout(CALL_MS) });
+  const health = await read("/health");
   if (!health.ok) throw new Error(`Wait until ${url} serves: its /health answers HTTP ${health.status}.`);
-  const shop = shopSchema.safeParse(await (await ask("/tiers")).json());
+  const shop = shopSchema.safeParse(await (await read("/tiers")).json().catch(() => null));
   if (!shop.success) throw new Error(`Check --url: /tiers of ${url} is not answered as this product does.`);
   const { delivery, tiers } = shop.data;
   if (delivery.state !== "open") throw new Error(`Wait until machines are made: ${delivery.message}`);

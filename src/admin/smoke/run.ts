@@ -8,7 +8,8 @@ import { vendorsOf } from "../../model/stock.ts";
 import { createRunpod } from "../../provisioner/vendors/runpod.ts";
 import type { Vendor } from "../../provisioner/vendors/vendor.ts";
 import { createVultr } from "../../provisioner/vendors/vultr.ts";
-import { type Connection, callJson } from "../api.ts";
+import { ask, type Connection, callJson } from "../api.ts";
+import { sentenceOf } from "../doctor/reason.ts";
 import type { Settings } from "../settings.ts";
 import { awaitPurchase, type Buyer, buy, type Offer, type Paid } from "./buyer.ts";
 import { readPlace, tellVendorCost } from "./cost.ts";
@@ -53,8 +54,6 @@ export type Outcome = {
   vendorCost: string | null;
   lastStatus: Status | null;
 };
-
-class PhaseFailed extends Error {}
 
 export const nothingYet = (): Outcome => ({
   paid: { approval: null, purchase: null, state: "none", cost: 0n, feesWei: 0n },
@@ -105,16 +104,13 @@ function timer({ onPhase }: Trip): Phase {
       onPhase(name, (performance.now() - from) / 1_000, tell(result));
       return result;
     } catch (error) {
-      throw new PhaseFailed(`${name}: ${messageOf(error)}`);
+      throw new Error(`${name}: ${messageOf(error)}`);
     }
   };
 }
 
-// Errors of other people's code may carry URLs with keys: the caller takes secrets out of what it prints.
-const messageOf = (error: unknown): string => {
-  if (!(error instanceof Error)) return "an unknown error";
-  return "shortMessage" in error && typeof error.shortMessage === "string" ? error.shortMessage : error.message;
-};
+/** Without a full stop: a failure is told with another one, and with its phase. */
+const messageOf = (error: unknown): string => sentenceOf(error).replace(/\.+$/, "");
 
 async function buyAndLogIn(trip: Trip, outcome: Outcome, phase: Phase): Promise<void> {
   const { buyer, offer, limitMs, interrupted } = trip;
@@ -161,7 +157,7 @@ async function buyAndLogIn(trip: Trip, outcome: Outcome, phase: Phase): Promise<
 }
 
 async function readStatus({ admin }: Trip, tokenId: number): Promise<Status> {
-  const answer = await fetch(`${admin.url}/status/${tokenId}`, { signal: AbortSignal.timeout(CALL_MS) });
+  const answer = await ask(admin.url, `/status/${tokenId}`, { signal: AbortSignal.timeout(CALL_MS) });
   if (!answer.ok) throw new Error(`/status answers HTTP ${answer.status}`);
   return statusSchema.parse(await answer.json());
 }
@@ -170,7 +166,7 @@ async function logIn({ admin: { url }, buyer, interrupted }: Trip, tokenId: numb
   for (let tries = 1; ; tries++) {
     interrupted.throwIfAborted();
     const headers = await freshHeaders(buyer.account, buyer.config, url, tokenId, Date.now());
-    const answer = await fetch(`${url}/credentials/${tokenId}`, { headers, signal: AbortSignal.timeout(CALL_MS) });
+    const answer = await ask(url, `/credentials/${tokenId}`, { headers, signal: AbortSignal.timeout(CALL_MS) });
     if (answer.status === 200) {
       const name = (await runOverSsh(readCredentials(await answer.json()), "whoami")).trim();
       if (name !== "root") throw new Error(`the machine says that it is ${name || "nobody"}, not root`);
