@@ -12,12 +12,13 @@ program
   .name("npm run doctor --")
   .description("Asks the real accounts of this checkout's settings whether a deployment would work. Reads only.")
   .addArgument(new Argument("[parts...]", "all of them without an argument").choices(PARTS))
+  .option("--folder <path>", "the checkout whose settings are read", ".")
   .option("--json", "one JSON document instead of the table")
   .addHelpText("after", "\nExits 0 where all is well, 1 where something is to be done.")
-  .action(async (named: PartName[], { json }: { json?: true }) => {
+  .action(async (named: PartName[], { json, folder }: { json?: true; folder: string }) => {
     // What the product would log of each answer is told by the table.
     setLogLevel("error");
-    const report = await examine(named.length === 0 ? PARTS : named);
+    const report = await examine(named.length === 0 ? PARTS : named, folder);
     if (json) console.log(JSON.stringify(report, null, 2));
     else print(report);
     process.exitCode = report.well ? 0 : 1;

@@ -16,12 +16,12 @@ import { makeTrip, nothingYet } from "./smoke/run.ts";
 /** npm passes Ctrl-C on to a process that its terminal has told already: what comes within this is one press. */
 const ONE_PRESS_MS = 1_000;
 
-async function run(options: Options & { yes?: true }): Promise<void> {
+async function run(options: Options & { yes?: true; folder: string }): Promise<void> {
   setLogLevel("error");
   let trip: Prepared;
   let secrets: readonly string[] = [];
   try {
-    const settings = readSettings();
+    const settings = readSettings(options.folder);
     secrets = secretsOf(settings);
     trip = await prepare(settings, options);
     if (!(await isAllowed(trip, options.yes))) return stop(NOTHING_BOUGHT, "Nothing was bought.");
@@ -73,6 +73,7 @@ program
   .description("Buys one machine for a day with real money, logs in, ends it, and says what it took and cost.")
   .option("--tier <number>", "0 to 7", "0")
   .option("--url <url>", "base URL of the API", process.env["CLAWCLOUD_URL"] ?? DEFAULT_URL)
+  .option("--folder <path>", "the checkout whose settings are read", ".")
   .option("--minutes <number>", "how long the machine may take", "20")
   .option("--yes", "buy without asking, for scripts")
   .addHelpText(

@@ -23,6 +23,8 @@ const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const FOLDER = join(ROOT, ".wrangler/dev");
 /** Beside the folder, which --reset removes. */
 const LOCK = `${FOLDER}.lock`;
+/** The world's settings as an operator's checkout has them, for his commands. */
+const CHECKOUT = ".wrangler/dev/checkout";
 const WATCHED = ["src", "durable-objects", "migrations", "wrangler.toml"];
 const FIRST_PORT = 8787;
 /** `fs.watch` loses a file that another one replaces, as editors, sed and git do: the few hundred files are looked at instead. */
@@ -54,14 +56,12 @@ try {
   say(options.reset ? "beginning another world" : `the world of ${FOLDER}: half a minute the first time, then seconds`);
   narrator.begin("loading the local world");
   const sources = await stateOfSources();
-  const [{ startWorld }, { openKept }, { printGuide }] = await Promise.all([
-    import("./world.ts"),
-    import("./kept.ts"),
-    import("./guide.ts"),
-  ]);
+  const [{ startWorld, workerVariables }, { openKept }, { printChecks, printGuide }, { writeCheckout }] =
+    await Promise.all([import("./world.ts"), import("./kept.ts"), import("./guide.ts"), import("./checkout.ts")]);
+  const kept = await openKept(FOLDER, options.reset);
   starting = startWorld({
     ports,
-    kept: await openKept(FOLDER, options.reset),
+    kept,
     onLine: (line) => {
       const text = readable(line);
       if (text !== undefined) console.log(text);
@@ -73,7 +73,11 @@ try {
   });
   const world = await starting;
   narrator.begin(undefined);
+  await writeCheckout(join(ROOT, CHECKOUT), workerVariables(world, world.url, kept.state.dataKey), {
+    databaseId: "local",
+  });
   printGuide(world);
+  printChecks(world, CHECKOUT);
   setInterval(() => world.keep(), SAVE_MS).unref();
   say(`watching ${WATCHED.join(", ")}`);
   await followSources(world, sources);

@@ -50,3 +50,12 @@ ${color("bold", "To try")}
   curl -X POST ${info.vultr.controlUrl}/faults -d '{"call":"create","kind":"sold_out","region":"ewr","times":1}'
 `);
 }
+
+/** The operators' checks of a deployment, against this world by its settings in `folder`. */
+export function printChecks(up: World, folder: string): void {
+  const { url, adminKey, accounts } = describe(up);
+  const keys = `CLAWCLOUD_URL=${url} CLAWCLOUD_ADMIN_KEY=${adminKey} SMOKE_PRIVATE_KEY=${accounts[0]?.privateKey}`;
+  console.log(`  npm run doctor -- --folder ${folder} chain vultr runpod x402
+  ${keys} npm run smoke -- --folder ${folder}
+`);
+}
