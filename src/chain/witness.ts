@@ -173,12 +173,36 @@ export function isOnFork({ nodes }: Chain, node: Node, { number, hash }: Head): 
 }
 
 /** The highest block that two nodes call final: of two that differ, the lower. */
-export async function readFinalNumber(chain: Chain): Promise<number> {
-  const { answers } = await askAll(chain, async (node) => (await readHead(node, "finalized")).number);
+export const readFinalNumber = async (chain: Chain): Promise<number> => (await readFinals(chain)).number;
+
+/** The same, and the number that each node gave for it. */
+async function readFinals(chain: Chain): Promise<{ number: number; of: (node: Node) => Promise<number> }> {
+  const told = new Map<Node, Promise<number>>();
+  const { answers } = await askAll(chain, (node) => {
+    const number = readFinalOf(node);
+    told.set(node, number);
+    return number;
+  });
   const number = answers.sort((a, b) => b - a)[witnessesOf(chain) - 1];
   if (number === undefined) throw new ChainUnavailable();
-  return number;
+  return { number, of: (node) => told.get(node) ?? readFinalOf(node) };
 }
+
+export const readFinalOf = async (node: Node): Promise<number> => (await readHead(node, "finalized")).number;
+
+/**
+ * Calls at the highest block that two nodes call final, by nodes that call it so: one on a fork has another block there, and
+ * never calls it final. A liar beside it would make two.
+ */
+async function readFinalView(chain: Chain, calls: Calls): Promise<BlockView> {
+  const { number, of } = await readFinals(chain);
+  return askTwo(chain, async (node) => {
+    if ((await of(node)) < number) throw new ChainUnavailable();
+    return readAtOneBlock(node, calls, number);
+  });
+}
+
+type Calls = readonly { target: Address; callData: Hex }[];
 
 /** Nodes this far apart are on their way to the same head: there is no need to hear what a third one says. */
 const NEIGHBOUR_BLOCKS = 3;
@@ -190,13 +214,10 @@ const NEIGHBOUR_BLOCKS = 3;
 export type AgreedBlock = BlockChoice | "newest";
 
 /** Calls at one block that two nodes have, answered alike by both. */
-export async function readAgreedView(
-  chain: Chain,
-  calls: readonly { target: Address; callData: Hex }[],
-  block: AgreedBlock = "latest",
-): Promise<BlockView> {
+export async function readAgreedView(chain: Chain, calls: Calls, block: AgreedBlock = "latest"): Promise<BlockView> {
   const at = (number: number) => askTwo(chain, (node) => readAtOneBlock(node, calls, number));
-  if (block !== "latest" && block !== "newest") return at(block === "finalized" ? await readFinalNumber(chain) : block);
+  if (block === "finalized") return readFinalView(chain, calls);
+  if (block !== "latest" && block !== "newest") return at(block);
   const areNeighbours = ([one, other]: readonly BlockView[]) =>
     one !== undefined &&
     other !== undefined &&
@@ -252,17 +273,20 @@ export type Receipt = {
 
 /** A transaction's receipt as two nodes have it; null where two have none. */
 export async function readReceipt(chain: Chain, hash: Hex): Promise<Receipt | null> {
-  const { receipt } = await askTwo(chain, async ({ client }) => {
-    try {
-      const { status, blockNumber, blockHash, logs } = await client.getTransactionReceipt({ hash });
-      const inOrder = [...logs].sort((a, b) => a.logIndex - b.logIndex).map(ofReceipt);
-      return { receipt: { status, blockNumber: Number(blockNumber), blockHash, logs: inOrder } };
-    } catch (error) {
-      if (error instanceof TransactionReceiptNotFoundError) return { receipt: null };
-      throw error;
-    }
-  });
+  const { receipt } = await askTwo(chain, async (node) => ({ receipt: await readReceiptAt(node, hash) }));
   return receipt;
+}
+
+/** The same as one node has it. */
+export async function readReceiptAt({ client }: Node, hash: Hex): Promise<Receipt | null> {
+  try {
+    const { status, blockNumber, blockHash, logs } = await client.getTransactionReceipt({ hash });
+    const inOrder = [...logs].sort((a, b) => a.logIndex - b.logIndex).map(ofReceipt);
+    return { status, blockNumber: Number(blockNumber), blockHash, logs: inOrder };
+  } catch (error) {
+    if (error instanceof TransactionReceiptNotFoundError) return null;
+    throw error;
+  }
 }
 
 /** Without what nodes add of their own, like a block's time. */

@@ -64,6 +64,9 @@ export const reinstate = (
     ne(purchases.incarnation, vm.incarnation),
     rivalIsInvented ? undefined : sql`false`,
   );
+  // What was published ends by its own proof (hard case 13).
+  const unlessPublished = (value: string | null, otherwise: SQL) =>
+    sql`(CASE WHEN ${vms.status} IN ('running', 'expired') THEN ${otherwise} ELSE ${value} END)`;
   return db.batch([
     fenceByGeneration(db, vm, {
       step,
@@ -82,9 +85,10 @@ export const reinstate = (
       .update(vms)
       .set({
         current: false,
-        status: "failed",
-        step: "clear",
-        failure: "purchase_invented",
+        status: unlessPublished("failed", sql`${vms.status}`),
+        step: unlessPublished("clear", sql`'retire'`),
+        failure: unlessPublished("purchase_invented", sql`${vms.failure}`),
+        generation: sql`${vms.generation} + 1`,
         wakeAt: now,
         checkAt: null,
       })

@@ -117,11 +117,13 @@ export async function applyEvents(
   const touched = [...new Set([...moved, ...events.purchases].map((event) => event.tokenId))];
   const inserts = chunks(rows).map((part, i) => upsertVms(part, now + i * ROWS_PER_STATEMENT * WAKE_LATER_MS));
   const retirements = chunks(retired).map((part) => retireOthers(part, now));
+  const returns = chunks(retired).map((part) => takeBack(part, now));
   const statements: Statement[] = [
     ...(cursor === undefined ? [] : [moveCursor(db, cursor.fence, cursor.move)]),
     ...chunks(events.purchases.map((p) => purchaseRow(settings, p, now))).map((part) => upsertPurchases(part)),
     ...chunks(moved.map(transferRow)).flatMap((part) => [upsertTransfers(part), deleteEarlierOfBlock(part)]),
     ...retirements,
+    ...returns,
     ...inserts,
     ...chunks(rows).map((part) => moveToBlock(part, settings.EXPIRY_GRACE_SECONDS)),
     ...chunks(touched).map((part) => refreshOwners(part)),
@@ -134,7 +136,7 @@ export async function applyEvents(
   ];
   if (statements.length === 0) return [];
   const results = await runBatch(db, statements);
-  const returning = new Set<Statement>([...retirements, ...inserts]);
+  const returning = new Set<Statement>([...retirements, ...returns, ...inserts]);
   return statements.flatMap((statement, i) => (returning.has(statement) ? (results[i] as QueuedVm[]) : []));
 }
 
@@ -371,7 +373,14 @@ const retireOthers = (rows: object[], now: number) =>
       AND incarnation NOT IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
 
-/** New rows start at the first step; an incarnation that a reorg brings back starts over, with new keys. */
+/** One that a reorg brings back before its machine has ended keeps it, once two nodes show the purchase. */
+const takeBack = (rows: object[], now: number) =>
+  sql`UPDATE vms SET current = 1, generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}
+    WHERE current = 0 AND step = 'retire' AND status IN ('running', 'expired')
+      AND incarnation IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
+    RETURNING incarnation, generation`;
+
+/** New rows start at the first step; any other incarnation that a reorg brings back starts over, with new keys. */
 const upsertVms = (rows: object[], now: number) =>
   sql`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
     SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'create', ${now + WAKE_AFTER_MS} + key * ${WAKE_LATER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'

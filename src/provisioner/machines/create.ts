@@ -26,7 +26,7 @@ import { keepMachine } from "./keep.ts";
 import { type LoginKey, makeKeys, ownKeyOf } from "./keys.ts";
 import { machineNote } from "./machine-note.ts";
 import { pageIfRefusedEverywhere, type Refused, refused } from "./refused.ts";
-import { isPast, verifyPurchase } from "./verify.ts";
+import { isGone, verifyPurchase } from "./verify.ts";
 import { LEASE_MS, MAX_WAIT_SECONDS, PAGED_WAIT_SECONDS, PAUSED_WAIT_SECONDS, STALL_MS } from "./waits.ts";
 
 /** No further vendor call is begun in a turn that has lasted this long. */
@@ -54,7 +54,7 @@ export async function create(context: Context, vm: store.TimedVm): Promise<Next>
 }
 
 async function takeTurn(context: Context, vm: store.TimedVm, lease: string, began: number): Promise<Next> {
-  const { db, chain, now } = context;
+  const { db, chain, config, now } = context;
   // After a pause that was too long the purchase is looked at once more, to be paid back.
   const isHeldUp = (await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));
   if (isHeldUp) return waitForTurn(context, vm, PAUSED_WAIT_SECONDS);
@@ -67,7 +67,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
   if (seen === "missing") {
     // One node told of it and two don't know it: it never was, once final history has passed its block. It is never late:
     // a refund would be owed for what nobody bought, and the token would stay with it (hard case 61).
-    if (!(await isPast(chain, vm))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
+    if (!(await isGone(chain, config, vm, null))) return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
     return goOn(await store.moveVm(db, vm, { step: "retire", wakeAt: began + STALL_MS }));
   }
   if (await isTooLate(context, vm)) return tooLate(context, vm);

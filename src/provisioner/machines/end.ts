@@ -1,5 +1,5 @@
 // The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
-// a purchase that the chain replaced ends once two nodes show what took its place (5).
+// as does a purchase that a reorg took, or whose token it gave to another one (5).
 import { readAgreedToken, readFinalToken } from "../../chain/witness.ts";
 import { reinstate, terminate, terminateReplaced } from "../../db/ends.ts";
 import type { Vm } from "../../db/schema.ts";
@@ -8,7 +8,7 @@ import { allClear, log } from "../../log.ts";
 import { type Context, DONE, goOn, type Next, sendAfter } from "../context.ts";
 import { endIfOver } from "../payments/token.ts";
 import { endMachines } from "./clear.ts";
-import { isPast, readPurchase } from "./verify.ts";
+import { isGone, readPurchase } from "./verify.ts";
 
 const PROOF_WAIT_SECONDS = 20;
 /** A delete takes seconds; one that a vendor refuses must not eat the rate that all share. */
@@ -60,7 +60,7 @@ export async function prove(context: Context, vm: Vm): Promise<Next> {
 
 /**
  * A purchase that another incarnation of its token replaced, or that a reorg took for good. One node may have invented
- * the event behind this, so both purchases are read from two nodes before anything ends.
+ * the event behind this, and the next reorg may bring it back: final history has to show it before anything ends.
  */
 export async function retire(context: Context, vm: Vm): Promise<Next> {
   const { db, chain, config, now } = context;
@@ -75,7 +75,7 @@ export async function retire(context: Context, vm: Vm): Promise<Next> {
     await endIfOver(context, vm);
     return DONE;
   }
-  if (!replaced && !(await isPast(chain, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  if (!(await isGone(chain, config, vm, holder))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
   await terminateReplaced(db, vm, now());
   log("warn", "vm_retired", { incarnation: vm.incarnation });
@@ -90,7 +90,7 @@ export async function end(context: Context, vm: Vm): Promise<Next> {
   const { db, chain, config, now } = context;
   if (!(await endMachines(context, vm))) return sendAfter(vm.generation, DELETE_WAIT_SECONDS);
   const isKnown = !vm.current || (await readPurchase(chain, config, vm)) !== null;
-  if (!isKnown && !(await isPast(chain, vm))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
+  if (!isKnown && !(await isGone(chain, config, vm, null))) return sendAfter(vm.generation, PROOF_WAIT_SECONDS);
   await (isKnown ? terminate(db, vm) : terminateReplaced(db, vm, now()));
   log("warn", "vm_ended_by_order", { tokenId: vm.tokenId });
   return DONE;

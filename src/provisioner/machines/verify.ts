@@ -1,9 +1,17 @@
 // The provisioner's own look at a purchase. A row or a job may be forged and one node may lie (hard case 4): before
 // anything is rented, the receipt is read from two nodes and compared with the row and with the price at its own block.
-import { type Chain, readTier } from "../../chain/client.ts";
+import { type Chain, type Node, readTier } from "../../chain/client.ts";
 import { SECONDS_PER_DAY } from "../../chain/contract.ts";
 import { decodeEvents, type Purchase } from "../../chain/events.ts";
-import { askTwo, type Receipt, readAgreedToken, readFinalToken, readReceipt } from "../../chain/witness.ts";
+import {
+  askTwo,
+  type Receipt,
+  readAgreedToken,
+  readFinalOf,
+  readReceipt,
+  readReceiptAt,
+  shownByTwo,
+} from "../../chain/witness.ts";
 import type { Vm } from "../../db/schema.ts";
 import { scannedIn } from "../../db/vms.ts";
 import { GiveUp } from "../../errors.ts";
@@ -36,9 +44,28 @@ export async function purchaseOf(
   return receipt === null ? null : findPurchase(receipt, config, tokenId, ordinal);
 }
 
-/** Whether final history has passed the block in which a purchase once stood. */
-export async function isPast(chain: Chain, { tokenId, blockNumber }: Vm): Promise<boolean> {
-  return (await readFinalToken(chain, tokenId)).blockNumber > blockNumber;
+/**
+ * Whether a purchase is gone for good, or has lost its token for good to the one that holds it: two nodes say so, each by
+ * history that it calls final itself. Two may be on the same abandoned branch, where a transaction has sold another token.
+ */
+export async function isGone(chain: Chain, config: ProvisionerConfig, vm: Vm, holder: Vm | null): Promise<boolean> {
+  const gone = await shownByTwo(chain, async (node) => {
+    const final = await readFinalOf(node);
+    const own = await purchaseAt(node, config, vm);
+    if (final <= Math.max(vm.blockNumber, own.minedIn)) return null;
+    const rival = holder === null ? null : await purchaseAt(node, config, holder);
+    if (rival === null || rival.purchase === null) return own.purchase === null ? { gone: true } : null;
+    return rival.minedIn <= final && rival.minedIn > (own.purchase?.blockNumber ?? 0) ? { gone: true } : null;
+  });
+  return gone !== null;
+}
+
+/** A row's purchase as one node has it, and the block of its transaction, 0 where there is none. */
+async function purchaseAt(node: Node, config: ProvisionerConfig, { incarnation }: Pick<Vm, "incarnation">) {
+  const { txHash, tokenId, ordinal } = parseIncarnation(incarnation);
+  const receipt = await readReceiptAt(node, txHash);
+  if (receipt === null) return { minedIn: 0, purchase: null };
+  return { minedIn: receipt.blockNumber, purchase: findPurchase(receipt, config, tokenId, ordinal) };
 }
 
 function findPurchase(receipt: Receipt, config: ProvisionerConfig, tokenId: number, ordinal: number): Purchase | null {
