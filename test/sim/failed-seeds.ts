@@ -67,4 +67,9 @@ export const FAILED_SEEDS: readonly { seed: number; story: string; plant?: Plant
     story:
       "a reorg put a capture before the transfer that gave its payer the money: it reverted, and the payer was barred for it",
   },
+  {
+    seed: 1_422,
+    story:
+      "two nodes on an abandoned branch, where two sales had each other's tokens, ended a machine that was paid for; the model let such a node call its branch final, the product let one that lied about it do the same",
+  },
 ];

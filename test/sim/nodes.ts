@@ -246,7 +246,10 @@ export class ModelNode {
   #find({ blocks, head }: View, tag: unknown): Block | null {
     if (tag === "latest" || tag === "pending") return blocks[head] ?? null;
     if (tag === "finalized") {
-      const number = this.#lie === "final_is_head" ? head : Math.min(head, this.#chain.final.number);
+      if (this.#lie === "final_is_head") return blocks[head] ?? null;
+      // Of an abandoned branch nothing becomes final.
+      let number = Math.min(head, this.#chain.final.number);
+      while (blocks[number] !== this.#chain.blocks[number]) number -= 1;
       return blocks[number] ?? null;
     }
     const number = Number(tag);
