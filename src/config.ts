@@ -109,7 +109,7 @@ export function parser<Schema extends z.ZodType>(worker: string, schema: Schema)
   return (env: object): z.output<Schema> => {
     const known = parsed.get(env);
     if (known !== undefined) return known;
-    const result = schema.safeParse(env, { error: expectation });
+    const result = schema.safeParse(env);
     if (!result.success) {
       const problems = result.error.issues.map(({ path: [name], message }) => {
         const value = (env as Record<string, unknown>)[String(name)];
@@ -121,16 +121,6 @@ export function parser<Schema extends z.ZodType>(worker: string, schema: Schema)
     parsed.set(env, result.data);
     return result.data;
   };
-}
-
-/** What is expected, where a field does not say so itself; never the value that was given. */
-function expectation(issue: z.core.$ZodRawIssue): string {
-  if (issue.code === "invalid_type") return "must be a text, in quotes";
-  if (issue.code === "too_small") return `must be at least ${issue.minimum}`;
-  if (issue.code === "too_big") return `must be at most ${issue.maximum}`;
-  if (issue.code === "invalid_value") return `must be one of ${issue.values.map(String).join(", ")}`;
-  if (issue.code === "invalid_format" && issue.format === "url") return "must be an http(s) URL";
-  return "is not in the form that it needs";
 }
 
 function purchaseEvent(signature: string, context: z.RefinementCtx): AbiEvent {

@@ -10,7 +10,11 @@ const NOUNS: Readonly<Record<string, string>> = {
   record: "a JSON object",
   string: "text",
 };
-const FORMATS: Readonly<Record<string, string>> = { url: "a URL", ipv4: "an IP address", ipv6: "an IP address" };
+const FORMATS: Readonly<Record<string, string>> = {
+  url: "an http(s) URL",
+  ipv4: "an IP address",
+  ipv6: "an IP address",
+};
 
 type Issue = Parameters<z.core.$ZodErrorMap>[0];
 
