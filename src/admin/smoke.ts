@@ -61,8 +61,8 @@ async function isAllowed(trip: Prepared, yes = false): Promise<boolean> {
   if (yes) return true;
   if (!process.stdin.isTTY) throw new Error("Answer on a terminal, or give --yes.");
   const lines = createInterface({ input: process.stdin, output: process.stdout });
-  // Ctrl-D ends the input, and the question would wait for ever.
-  const closed = new Promise<string>((resolve) => lines.once("close", () => resolve("")));
+  // Ctrl-D ends the input, and the question would wait for ever; Ctrl-C does too, and then rejects it.
+  const closed = new Promise<string>((resolve) => lines.once("close", () => setImmediate(resolve, "")));
   const answer = await Promise.race([lines.question("Buy it? [y/N] "), closed]);
   lines.close();
   return /^y(es)?$/i.test(answer.trim());
