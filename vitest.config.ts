@@ -39,8 +39,8 @@ const retry = process.env["CI"] === undefined ? 0 : 1;
 
 export default defineConfig({
   test: {
-    // Files wait for blocks, boots and polls more than they compute: three of them keep two cores busy.
-    maxWorkers: 3,
+    // Files wait for blocks, boots and polls more than they compute: four of them keep two cores busy.
+    maxWorkers: 4,
     silent: "passed-only",
     reporters: [new AreaReporter()],
     sequence: { sequencer: SlowFirst },
