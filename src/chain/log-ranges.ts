@@ -15,6 +15,7 @@ export type Span = {
 /** What is asked for: each kind learns its own range of a node, since a node that refuses much refuses dense logs first. */
 export type LogKind = "sales" | "transfers" | "uses" | "coin";
 export type Spans = Partial<Record<LogKind, Span>>;
+/** By the names of the nodes. */
 export type SpansByNode = Record<string, Spans>;
 
 /** So long a refusal counts: plans change, storms pass. */

@@ -101,8 +101,6 @@ export async function* readLogs(
   }
 }
 
-/** By the names of the nodes. */
-
 export const spansOf = ({ nodes }: Chain): SpansByNode =>
   Object.fromEntries(
     nodes.filter(({ spans }) => Object.keys(spans).length > 0).map(({ name, spans }) => [name, spans]),
