@@ -13,7 +13,7 @@ import { SECONDS_PER_DAY } from "../src/chain/contract.ts";
 import type { SignedPayment, WalletOrder } from "../src/chain/orders.ts";
 import { askTwo, readAgreedToken, readFinalNumber, readFinalToken } from "../src/chain/witness.ts";
 import { GiveUp } from "../src/errors.ts";
-import { heldTolerance, MAX_RISE, paymentId } from "../src/model/payment-life.ts";
+import { heldTolerance, MAX_RISE, paymentId } from "../src/model/payment.ts";
 import type { ProvisionerConfig } from "../src/provisioner/config.ts";
 import { purchaseOf } from "../src/provisioner/machines/verify.ts";
 

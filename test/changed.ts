@@ -70,7 +70,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   { path: "src/provisioner/refunds/", tests: worker("provisioner/refunds/refund", "edge/routes/admin/refunds") },
   { path: "src/provisioner/machines/rotate", tests: worker("provisioner/machines/rotate") },
-  { path: "src/(provisioner/(payments/|wallet)|model/payment-life)", tests: orders },
+  { path: "src/(provisioner/(payments/|wallet)|model/payment)", tests: orders },
   {
     path: "src/provisioner/vendors/",
     tests: worker("provisioner/vendors/", "provisioner/(machines/create|machines/reap|machines/vendor-answers)"),
@@ -79,11 +79,11 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/edge/routes/admin/", tests: worker("edge/routes/admin/") },
   { path: "src/edge/routes/x402/", tests: worker("edge/routes/x402/") },
   {
-    path: "src/(edge/delivery|model/machine-life)",
+    path: "src/(edge/delivery|model/(machine-life|lives))",
     tests: worker("edge/routes/credentials", "provisioner/machines/create"),
   },
   { path: "src/edge/reconcile", tests: worker("edge/routes/admin/payments") },
-  { path: "src/model/refund-life", tests: worker("provisioner/refunds/refund") },
+  { path: "src/model/refund", tests: worker("provisioner/refunds/refund") },
   { path: "src/edge/sweep", tests: worker("provisioner/(queue|machines/end|payments/payment)", "edge/ends") },
   { path: "src/edge/standing", tests: worker("edge/standing") },
   { path: "src/model/(shop|machine-life)", tests: worker("edge/routes/pause") },

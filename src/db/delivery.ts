@@ -1,11 +1,12 @@
 // Writes of a key's delivery. Each is one conditional statement whose row count decides (hard case 21).
-import { and, eq, exists, inArray, isNull, type SQLWrapper, sql } from "drizzle-orm";
-import { SERVING_STEPS } from "../model/machine-life.ts";
+import { and, eq, exists, isNull, type SQLWrapper, sql } from "drizzle-orm";
+import { stagesThat } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { isServed, serving } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import type { Vm } from "./schema.ts";
 import { keyHolders, vms } from "./schema.ts";
+import { hasStatus, moveMachines } from "./stages.ts";
 
 type Stored = Pick<Vm, "incarnation" | "attempt"> & { sshPrivateKey: string };
 
@@ -70,7 +71,7 @@ export async function giveSealed(
   const isHeld = sql`EXISTS (SELECT 1 FROM key_holders AS held WHERE held.incarnation = ${incarnation}
     AND held.attempt = ${attempt} AND held.address = ${owner} AND held.sealed IS NOT NULL)`;
   const isThere = sql`EXISTS (SELECT 1 FROM vms WHERE incarnation = ${incarnation} AND attempt = ${attempt} AND owner = ${owner}
-    AND current = 1 AND vms.status IN ('running', 'expired') AND (ssh_private_key IS NOT NULL OR ${isHeld}))`;
+    AND current = 1 AND ${hasStatus("running", "expired")} AND (ssh_private_key IS NOT NULL OR ${isHeld}))`;
   const [, given] = await runBatch(db, [
     serving(db, payment, now, isThere),
     sql`INSERT INTO key_holders (incarnation, attempt, address, sealed_at, sealed)
@@ -118,6 +119,8 @@ export const UNPUBLISHED = {
   sealedAt: null,
 } as const;
 
+const rotation = moveMachines(stagesThat("serves"), "provisioning/rotate");
+
 /**
  * The owner wants another key: the machine is reinstalled or replaced, with a deadline of its own. The old key goes at
  * once. Null where no machine serves that owner now.
@@ -131,22 +134,13 @@ export const orderRotation = async (
   (await db
     .update(vms)
     .set({
-      status: "provisioning",
-      step: "rotate",
+      ...rotation.set,
       generation: sql`${vms.generation} + 1`,
       wakeAt: now + WAKE_AFTER_MS,
       deadline: sql`(SELECT block_timestamp FROM cursors) + ${deadlineSeconds}`,
       ...UNPUBLISHED,
     })
-    .where(
-      and(
-        eq(vms.incarnation, incarnation),
-        eq(vms.owner, owner),
-        eq(vms.current, true),
-        eq(vms.status, "running"),
-        inArray(vms.step, SERVING_STEPS),
-      ),
-    )
+    .where(and(eq(vms.incarnation, incarnation), eq(vms.owner, owner), eq(vms.current, true), rotation.of))
     .returning({ incarnation: vms.incarnation, generation: vms.generation })
     .get()) ?? null;
 

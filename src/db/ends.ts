@@ -2,9 +2,10 @@
 import { and, eq, ne, type SQL, sql } from "drizzle-orm";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { Purchase } from "../chain/events.ts";
-import { requireMove, type Status, type Step } from "../model/machine-life.ts";
+import { columnsOf, type Status, type Step, stagesOf } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { purchases, type Vm, vms } from "./schema.ts";
+import { hasStatus, moveMachines, moveSteps } from "./stages.ts";
 import { fenceByGeneration } from "./vms.ts";
 
 export const terminate = (db: Database, vm: Vm): Promise<unknown> => end(db, vm, {}, []);
@@ -22,12 +23,15 @@ export const terminateReplaced = (db: Database, vm: Vm, now: number): Promise<un
       ON CONFLICT (token_id) DO NOTHING`,
   ]);
 
-function end(db: Database, vm: Vm, more: Partial<Vm>, then: readonly SQL[]): Promise<unknown> {
-  requireMove(vm.status, "terminated");
+function end(
+  db: Database,
+  vm: Vm,
+  more: Partial<Pick<Vm, "failure" | "current">>,
+  then: readonly SQL[],
+): Promise<unknown> {
   return runBatch(db, [
     fenceByGeneration(db, vm, {
-      status: "terminated",
-      step: "idle",
+      ...columnsOf("terminated/idle"),
       wakeAt: null,
       checkAt: null,
       sshPrivateKey: null,
@@ -45,6 +49,10 @@ const STEP_BACK: Record<Status, Step> = {
   failed: "clear",
   terminated: "idle",
 };
+
+/** What was published ends by its own proof (hard case 13). */
+const published = moveSteps(stagesOf("running", "expired"), "retire");
+const unpublished = moveMachines(stagesOf("provisioning", "failed"), "failed/clear");
 
 /**
  * An event that only one node told of had taken the token: the true incarnation gets it back, with its purchase as two
@@ -64,9 +72,8 @@ export const reinstate = (
     ne(purchases.incarnation, vm.incarnation),
     rivalIsInvented ? undefined : sql`false`,
   );
-  // What was published ends by its own proof (hard case 13).
-  const unlessPublished = (value: string | null, otherwise: SQL) =>
-    sql`(CASE WHEN ${vms.status} IN ('running', 'expired') THEN ${otherwise} ELSE ${value} END)`;
+  const holdsToken = and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation));
+  const givenUp = { current: false, generation: sql`${vms.generation} + 1`, wakeAt: now, checkAt: null };
   return db.batch([
     fenceByGeneration(db, vm, {
       step,
@@ -83,16 +90,16 @@ export const reinstate = (
     db.update(purchases).set({ orphaned: true }).where(isRival),
     db
       .update(vms)
-      .set({
-        current: false,
-        status: unlessPublished("failed", sql`${vms.status}`),
-        step: unlessPublished("clear", sql`'retire'`),
-        failure: unlessPublished("purchase_invented", sql`${vms.failure}`),
-        generation: sql`${vms.generation} + 1`,
-        wakeAt: now,
-        checkAt: null,
-      })
-      .where(and(eq(vms.tokenId, vm.tokenId), eq(vms.current, true), ne(vms.incarnation, vm.incarnation))),
+      .set({ ...givenUp, ...published.set })
+      .where(and(holdsToken, published.of)),
+    db
+      .update(vms)
+      .set({ ...givenUp, ...unpublished.set, failure: "purchase_invented" })
+      .where(and(holdsToken, unpublished.of)),
+    db
+      .update(vms)
+      .set({ current: false })
+      .where(and(holdsToken, hasStatus("terminated"))),
     // A token has one row at a time that is current.
     db.update(vms).set({ current: true }).where(eq(vms.incarnation, vm.incarnation)),
   ]);

@@ -1,9 +1,11 @@
 // What operators read and order.
-import { and, asc, desc, eq, gt, inArray, isNull, lt, sql } from "drizzle-orm";
-import type { Status } from "../model/machine-life.ts";
+import { and, asc, desc, eq, gt, isNull, lt, sql } from "drizzle-orm";
+import { type Status, stagesOf } from "../model/machine-life.ts";
+import { refundStatesThat, requireRefundMove } from "../model/refund-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { failedProvisionings, vms } from "./schema.ts";
+import { hasStatus, listOf, moveMachines, moveSteps } from "./stages.ts";
 
 /** Machines by status, newest token first, below a token id. */
 export const listVms = (db: Database, status: Status | undefined, before: number, limit: number) =>
@@ -54,6 +56,11 @@ export const listFailures = (db: Database, settled: boolean, after: number, limi
 export const loadFailure = async (db: Database, id: number): Promise<Failure | null> =>
   (await db.select().from(failedProvisionings).where(eq(failedProvisionings.id, id)).get()) ?? null;
 
+const another = moveMachines(["failed/idle"], "provisioning/create");
+/** Refunds that another try takes back. */
+const takenBack = ["waiting", "due"] as const;
+requireRefundMove(takenBack, "cancelled");
+
 /**
  * Sends a failed purchase back to work with a deadline of its own. Null where it is not failed any more, its token has
  * another incarnation, a machine of it is still being ended, or its refund has begun.
@@ -64,46 +71,45 @@ export async function retryFailed(
   now: number,
   configured: { deadlineSeconds: number; graceSeconds: number },
 ): Promise<QueuedVm | null> {
+  const isBack = sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND ${hasStatus("provisioning")})`;
   const [rows] = await runBatch(db, [
-    sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
+    sql`UPDATE vms SET status = ${another.set.status}, step = ${another.set.step}, failure = NULL, lease = '', lease_until = 0,
       generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}, check_at = expires_at + ${configured.graceSeconds},
       deadline = (SELECT block_timestamp FROM cursors) + MIN(${configured.deadlineSeconds},
         COALESCE((SELECT duration_days FROM purchases WHERE purchases.incarnation = vms.incarnation), 1) * 8640)
-      WHERE incarnation = ${incarnation} AND current = 1 AND status = 'failed' AND step = 'idle'
+      WHERE incarnation = ${incarnation} AND current = 1 AND ${another.of}
         AND NOT EXISTS (SELECT 1 FROM refunds WHERE refunds.incarnation = vms.incarnation AND kind = 'failed'
-          AND state NOT IN ('waiting', 'due', 'cancelled'))
+          AND state NOT IN ${listOf(refundStatesThat("unpaid"))})
       RETURNING incarnation, generation`,
     sql`UPDATE refunds SET state = 'cancelled', reason = 'retried', wake_at = NULL
-      WHERE incarnation = ${incarnation} AND kind = 'failed' AND state IN ('waiting', 'due')
-        AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
+      WHERE incarnation = ${incarnation} AND kind = 'failed' AND state IN ${listOf(takenBack)}
+        AND ${isBack}`,
     // Another machine after those that went: they count no longer.
     sql`UPDATE attempts SET outcome = 'died' WHERE incarnation = ${incarnation} AND outcome = 'vanished'
-      AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
+      AND ${isBack}`,
     sql`UPDATE failed_provisionings SET resolved_at = ${now} WHERE incarnation = ${incarnation} AND resolved_at IS NULL
-      AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${incarnation} AND status = 'provisioning')`,
+      AND ${isBack}`,
   ]);
   return (rows?.[0] as QueuedVm | undefined) ?? null;
 }
+
+const ending = moveSteps(
+  stagesOf("provisioning", "running", "expired").filter((stage) => !stage.endsWith("/retire")),
+  "end",
+);
 
 /** Orders the end of a token's machine, whatever its paid time says. Null where there is none to end. */
 export const orderEnd = async (db: Database, tokenId: number, now: number): Promise<QueuedVm | null> =>
   (await db
     .update(vms)
     .set({
-      step: "end",
+      ...ending.set,
       checkAt: null,
       lease: "",
       leaseUntil: 0,
       generation: sql`${vms.generation} + 1`,
       wakeAt: now + WAKE_AFTER_MS,
     })
-    .where(
-      and(
-        eq(vms.tokenId, tokenId),
-        sql`current = 1`,
-        inArray(vms.status, ["provisioning", "running", "expired"]),
-        sql`${vms.step} <> 'retire'`,
-      ),
-    )
+    .where(and(eq(vms.tokenId, tokenId), sql`current = 1`, ending.of))
     .returning({ incarnation: vms.incarnation, generation: vms.generation })
     .get()) ?? null;

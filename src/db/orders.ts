@@ -4,6 +4,7 @@ import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { payments, purchases, vms } from "./schema.ts";
+import { moveMachines } from "./stages.ts";
 import { type TimedVm, timedVm } from "./vms.ts";
 
 /** What stands for the purchase of a payment, by whichever of its transactions was mined: ours still, or its payer's. */
@@ -27,6 +28,9 @@ export const boughtVm = async (
 /** What an order's row says its token cost where a held one serves it: it was paid for by another order. */
 export const HELD_TOKEN_COST = "0";
 
+/** The machine of a token that nobody is served with. */
+const again = moveMachines(["failed/idle", "terminated/idle"], "provisioning/create");
+
 /**
  * Gives a held token to an order, and its machine's row back to work, all or nothing. Null where another order has it, or
  * this one has moved on.
@@ -45,13 +49,13 @@ export async function serveHeldToken(
         purchase_tx = ${held.purchaseTx}, bought_at = ${at.now}, cost = ${HELD_TOKEN_COST}, wake_at = ${at.now + WAKE_AFTER_MS},
         generation = generation + 1
       WHERE id = ${id} AND generation = ${generation} AND ${isHeld}
-        AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND vms.step = 'idle')`,
+        AND EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${held.incarnation} AND ${again.of})`,
     sql`UPDATE payments SET held = 0, incarnation = NULL, generation = generation + 1 WHERE id = ${held.id} AND held = 1 AND ${isOrders}`,
-    sql`UPDATE vms SET status = 'provisioning', step = 'create', failure = NULL, lease = '', lease_until = 0,
+    sql`UPDATE vms SET status = ${again.set.status}, step = ${again.set.step}, failure = NULL, lease = '', lease_until = 0,
         generation = generation + 1, wake_at = ${at.now + WAKE_AFTER_MS}, deadline = ${at.deadline}, put_off = 0,
         check_at = expires_at + ${at.graceSeconds}, ports = NULL, ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL,
         running_at = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, sealed_at = NULL
-      WHERE incarnation = ${held.incarnation} AND status IN ('failed', 'terminated') AND step = 'idle' AND ${isOrders}
+      WHERE incarnation = ${held.incarnation} AND ${again.of} AND ${isOrders}
       RETURNING incarnation, generation`,
     sql`UPDATE failed_provisionings SET resolved_at = ${at.now} WHERE incarnation = ${held.incarnation} AND resolved_at IS NULL AND ${isOrders}`,
   ]);
@@ -80,7 +84,7 @@ export const heldToken = async (
           eq(payments.held, true),
           eq(payments.tier, tier),
           sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${payments.incarnation} AND owner = ${owner} AND current = 1 AND instance_id IS NULL
-            AND status IN ('failed', 'terminated') AND step = 'idle' AND expires_at BETWEEN ${until.least} AND ${until.most})`,
+            AND ${again.of} AND expires_at BETWEEN ${until.least} AND ${until.most})`,
         ),
       )
       .orderBy(asc(payments.createdAt))

@@ -2,15 +2,37 @@
 import { and, asc, desc, eq, getTableColumns, gt, inArray, type SQL, sql } from "drizzle-orm";
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
+import { type FilledAt, type PaymentStage, requirePaymentMove, statesThat } from "../model/payment-life.ts";
 import type { Standing } from "../model/shop.ts";
 import type { StockByVendor } from "../model/stock.ts";
 import { type Database, once } from "./client.ts";
-import { FORGETTABLE, NOBODYS, OPEN, paymentLinks, payments, quotes, settlements, UNBOUGHT, UNPAID } from "./schema.ts";
+import {
+  FORGETTABLE,
+  NOBODYS,
+  OPEN,
+  PAID,
+  paymentLinks,
+  payments,
+  quotes,
+  settlements,
+  UNBOUGHT,
+  UNPAID,
+  WANTED,
+} from "./schema.ts";
 import type { StoredTiers } from "./sweep.ts";
 
 export type Payment = typeof payments.$inferSelect;
 export type NewPayment = typeof payments.$inferInsert;
 type Move = Partial<Omit<Payment, "id" | "generation">>;
+type Filled<Column extends keyof Payment> = { [C in Column]: NonNullable<Payment[C]> };
+/** A payment at a stage, with the columns that the stage has set. */
+export type PaymentAt<Stage extends PaymentStage> = Payment & Filled<FilledAt<Stage>>;
+/** A payment for a machine. */
+export type Order = PaymentAt<"settled/buy/choose">;
+/** An order whose token is ordered from the wallet. */
+export type CostedOrder = PaymentAt<"settled/buy/order">;
+/** An order that a token and a machine stand for. */
+export type LinkedOrder = PaymentAt<"settled/provision">;
 
 const WAKE_AFTER_MS = 60_000;
 const HOUR_MS = 3_600_000;
@@ -60,7 +82,7 @@ type SameOrder = Pick<NewPayment, "payer" | "request"> & { since: number };
 
 const isSame = ({ payer, request, since }: SameOrder): SQL =>
   sql`kind = 'compute' AND payer = ${payer} AND created_at > ${since} AND request = ${request}
-    AND state IN ('claimed', 'authorized', 'settling', 'settled')`;
+    AND ${sql.raw(WANTED)}`;
 
 export const sameOrder = async (db: Database, order: SameOrder): Promise<Payment | null> =>
   (await db.select().from(payments).where(isSame(order)).orderBy(asc(payments.createdAt)).limit(1).get()) ?? null;
@@ -127,7 +149,7 @@ export async function exceededLimit(
     EXISTS (SELECT 1 FROM ${part("payments_refused", "reason = 'capture_refused'")} AND payer = ${payer}) AS refused,
     EXISTS (SELECT 1 FROM ${open} AND kind = 'compute') AS open,
     (SELECT ${sumOf} FROM ${open}) AS open_sum,
-    EXISTS (SELECT 1 FROM ${part("payments_paid", "kind = 'compute' AND state = 'settled'")} AND payer = ${payer}) AS paid,
+    EXISTS (SELECT 1 FROM ${part("payments_paid", PAID)} AND payer = ${payer}) AS paid,
     ${unboughtSum(others)} AS unbought,
     ${unpaidSum(now, others)} AS uncaptured FROM self`);
   if (row === undefined) throw new Error("a query without rows");
@@ -185,18 +207,21 @@ export async function readMarket(db: Database, now: number): Promise<Market> {
   };
 }
 
-/** The row as it is from here on; null where it has moved since it was read. */
-export const movePayment = async (
-  db: Database,
-  { id, generation }: Pick<Payment, "id" | "generation">,
-  to: Move,
-): Promise<Payment | null> =>
-  (await db
+/**
+ * The row as it is from here on; null where it has moved since it was read. Throws `ForbiddenMove` where a payment's life has no
+ * such move.
+ */
+export async function movePayment(db: Database, row: Payment, to: Move): Promise<Payment | null> {
+  const { id, generation } = row;
+  requirePaymentMove(row, { ...row, ...to });
+  const moved = await db
     .update(payments)
     .set({ ...to, generation: generation + 1 })
     .where(and(eq(payments.id, id), eq(payments.generation, generation)))
     .returning()
-    .get()) ?? null;
+    .get();
+  return moved ?? null;
+}
 
 /**
  * A move to a state that says paid, with the transfer that paid. Null where the row has moved since it was read, and where
@@ -204,11 +229,12 @@ export const movePayment = async (
  */
 export async function settlePayment(
   db: Database,
-  row: Pick<Payment, "id" | "generation">,
+  row: Payment,
   { txHash, logIndex }: Settlement,
   to: Move,
 ): Promise<Payment | null> {
   const { id, generation } = row;
+  requirePaymentMove(row, { ...row, ...to });
   const [, moved] = await db.batch([
     db
       .insert(settlements)
@@ -245,7 +271,7 @@ export const serving = (db: Database, id: string, now: number, when?: SQL) =>
       wakeAt: now,
       generation: sql`${payments.generation} + 1`,
     })
-    .where(and(eq(payments.id, id), eq(payments.state, "settled"), when))
+    .where(and(eq(payments.id, id), eq(payments.kind, "credentials"), eq(payments.state, "settled"), when))
     .returning();
 
 export const markServed = async (db: Database, id: string, now: number): Promise<Payment | null> =>
@@ -360,9 +386,6 @@ export const movedSince = (db: Database, fromBlock: number, toBlock: number) =>
     .select()
     .from(payments)
     .where(
-      and(
-        inArray(payments.state, ["settled", "refund_due", "refunding", "refunded"]),
-        sql`${payments.fromBlock} BETWEEN ${fromBlock} AND ${toBlock}`,
-      ),
+      and(inArray(payments.state, statesThat("moved")), sql`${payments.fromBlock} BETWEEN ${fromBlock} AND ${toBlock}`),
     )
     .all();

@@ -1,12 +1,16 @@
 // What the sweep over the vendors' machines reads and writes.
-import { and, asc, eq, gt, inArray, isNotNull, isNull, ne, or, sql } from "drizzle-orm";
-import { SERVING_STEPS } from "../model/machine-life.ts";
+import { and, asc, eq, gt, isNotNull, isNull, ne, or, sql } from "drizzle-orm";
+import { stagesThat } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, vms } from "./schema.ts";
+import { moveMachines } from "./stages.ts";
 
 type Provider = "vultr" | "runpod";
+
+const replacement = moveMachines(stagesThat("serves"), "provisioning/create");
+const isServing = replacement.of;
 
 const isOneOf = (values: readonly string[]) => sql`IN (SELECT value FROM json_each(${JSON.stringify(values)}))`;
 
@@ -119,8 +123,7 @@ export async function replaceVanished(
     db
       .update(vms)
       .set({
-        status: "provisioning",
-        step: "create",
+        ...replacement.set,
         generation: sql`${vms.generation} + 1`,
         wakeAt: now + WAKE_AFTER_MS,
         deadline: sql`(SELECT block_timestamp FROM cursors) + ${deadlineSeconds}`,
@@ -132,5 +135,3 @@ export async function replaceVanished(
   ]);
   return (rows?.[0] as QueuedVm | undefined) ?? null;
 }
-
-const isServing = and(eq(vms.status, "running"), inArray(vms.step, SERVING_STEPS));

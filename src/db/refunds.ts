@@ -2,9 +2,11 @@
 // (hard case 17).
 import { and, asc, desc, eq, getTableColumns, inArray, ne, sql } from "drizzle-orm";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
+import { type RefundState, requireRefundMove } from "../model/refund-life.ts";
 import type { Database } from "./client.ts";
 import type { Payment } from "./payments.ts";
-import { purchases, type RefundState, refunds, vms } from "./schema.ts";
+import { purchases, refunds, vms } from "./schema.ts";
+import { hasStatus } from "./stages.ts";
 
 export type Refund = typeof refunds.$inferSelect;
 export type RefundKey = Pick<Refund, "incarnation" | "kind">;
@@ -91,6 +93,7 @@ export const wakeRefunds = (db: Database, now: number, limit: number): Promise<R
  * here on nothing takes it back.
  */
 export async function beginPaying(db: Database, key: RefundKey, to: string, amount: bigint): Promise<boolean> {
+  requireRefundMove(["due"], "paying");
   const result = await db
     .update(refunds)
     .set({ state: "paying", recipient: to, amount: String(amount), txHash: null })
@@ -100,19 +103,20 @@ export async function beginPaying(db: Database, key: RefundKey, to: string, amou
         eq(refunds.state, "due"),
         key.kind === "late"
           ? undefined
-          : sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${key.incarnation} AND vms.status = 'failed')`,
+          : sql`EXISTS (SELECT 1 FROM vms WHERE vms.incarnation = ${key.incarnation} AND ${hasStatus("failed")})`,
       ),
     );
   return result.meta.changes === 1;
 }
 
-/** Moves on from one state; false where it is in another by now. */
+/** Moves on from one state; false where it is in another by now. Throws `ForbiddenMove` where a refund has no such move. */
 export async function moveRefund(
   db: Database,
   key: RefundKey,
   from: readonly RefundState[],
   to: Partial<Pick<Refund, "state" | "reason" | "payTo" | "txHash" | "wakeAt" | "settledAt">>,
 ): Promise<boolean> {
+  if (to.state !== undefined) requireRefundMove(from, to.state);
   const result = await db
     .update(refunds)
     .set(to)
@@ -122,6 +126,7 @@ export async function moveRefund(
 
 /** The token's owner asks for what is held because the buyer no longer owns it. False where nothing is. */
 export async function claimRefund(db: Database, incarnation: string, owner: string, now: number): Promise<boolean> {
+  requireRefundMove(["held"], "due");
   const result = await db
     .update(refunds)
     .set({ state: "due", reason: null, payTo: owner, wakeAt: now })

@@ -7,11 +7,12 @@ import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { ChainEvents, Purchase, Transfer } from "../chain/events.ts";
 import type { SpansByNode } from "../chain/log-ranges.ts";
 import type { ChainConfig } from "../config.ts";
-import { provisioningDeadline } from "../model/machine-life.ts";
+import { columnsOf, MACHINE_STAGES, provisioningDeadline } from "../model/machine-life.ts";
 import { incarnationKey } from "../model/purchase-key.ts";
 import { TIERS } from "../model/tiers.ts";
 import { type Database, once, runBatch, type Statement } from "./client.ts";
 import { cursors, gaps, purchases, vms } from "./schema.ts";
+import { hasStatus, isAt, moveSteps } from "./stages.ts";
 
 const CURSOR_ID = 1;
 const ROWS_PER_STATEMENT = 500;
@@ -362,13 +363,15 @@ export const servedTokens = (db: Database, limit: number) =>
   db
     .select({ tokenId: vms.tokenId, owner: vms.owner })
     .from(vms)
-    .where(and(sql`current = 1`, inArray(vms.status, ["provisioning", "running"])))
+    .where(and(sql`current = 1`, hasStatus("provisioning", "running")))
     .orderBy(desc(vms.tokenId))
     .limit(limit);
 
+const retirement = moveSteps(MACHINE_STAGES, "retire");
+const made = columnsOf("provisioning/create");
 /** Another incarnation has the token now: the one that had it ends its machine and keeps its rows (hard case 5). */
 const retireOthers = (rows: object[], now: number) =>
-  sql`UPDATE vms SET current = 0, step = 'retire', generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}, check_at = NULL
+  sql`UPDATE vms SET current = 0, step = ${retirement.set.step}, generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}, check_at = NULL
     WHERE current = 1 AND token_id IN (SELECT value->>'tokenId' FROM json_each(${JSON.stringify(rows)}))
       AND incarnation NOT IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
@@ -376,16 +379,16 @@ const retireOthers = (rows: object[], now: number) =>
 /** One that a reorg brings back before its machine has ended keeps it, once two nodes show the purchase. */
 const takeBack = (rows: object[], now: number) =>
   sql`UPDATE vms SET current = 1, generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}
-    WHERE current = 0 AND step = 'retire' AND status IN ('running', 'expired')
+    WHERE current = 0 AND ${isAt(["running/retire", "expired/retire"])}
       AND incarnation IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
 
 /** New rows start at the first step; any other incarnation that a reorg brings back starts over, with new keys. */
 const upsertVms = (rows: object[], now: number) =>
   sql`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
-    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', 'provisioning', 'create', ${now + WAKE_AFTER_MS} + key * ${WAKE_LATER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
+    SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', ${made.status}, ${made.step}, ${now + WAKE_AFTER_MS} + key * ${WAKE_LATER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
     FROM json_each(${JSON.stringify(rows)}) WHERE true
-    ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = 'provisioning', step = 'create', generation = generation + 1,
+    ON CONFLICT (incarnation) DO UPDATE SET current = 1, block_number = excluded.block_number, status = excluded.status, step = excluded.step, generation = generation + 1,
       wake_at = excluded.wake_at, deadline = excluded.deadline, put_off = 0, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
       ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL, running_at = NULL,
       expired_at = NULL, late_seconds = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL

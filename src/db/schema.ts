@@ -5,6 +5,8 @@ import { sql } from "drizzle-orm";
 import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
 import type { SpansByNode } from "../chain/log-ranges.ts";
 import { STATUSES, STEPS } from "../model/machine-life.ts";
+import { PAYMENT_STATES, PAYMENT_STEPS, type PaymentState, statesThat } from "../model/payment-life.ts";
+import { REFUND_STATES } from "../model/refund-life.ts";
 import type { StockByVendor } from "../model/stock.ts";
 
 /** What the chain said, one row per incarnation of a token: deployment, contract, token id, transaction, ordinal. */
@@ -193,22 +195,6 @@ export const failedProvisionings = sqliteTable(
   (table) => [index("failed_provisionings_open").on(table.createdAt).where(sql`resolved_at IS NULL`)],
 );
 
-/** States of a refund. Only `waiting`, `due` and `cancelled` leave room for another try at a machine (hard case 17). */
-export const REFUND_STATES = [
-  /** Owed by configuration to nobody: kept for the books. */
-  "recorded",
-  /** An operator decides. */
-  "waiting",
-  "due",
-  /** Not for us to decide: the token's owner claims it, or an operator looks. */
-  "held",
-  /** The operator wallet has the order: from here on money may have moved. */
-  "paying",
-  "paid",
-  "cancelled",
-] as const;
-export type RefundState = (typeof REFUND_STATES)[number];
-
 /** What a buyer is owed: for time without a machine, or for a machine that came late. One of each per purchase. */
 export const refunds = sqliteTable(
   "refunds",
@@ -240,52 +226,24 @@ export const refunds = sqliteTable(
   ],
 );
 
-/**
- * Where the money of a payment is. `claimed`: nobody has vouched for it yet. `settling`: it may be on its way to us, and the
- * chain alone knows. `releasing`: we have given it up, and it could still be submitted by anybody until its time is over.
- */
-export const PAYMENT_STATES = [
-  "claimed",
-  "authorized",
-  "settling",
-  "settled",
-  "releasing",
-  "released",
-  "refund_due",
-  "refunding",
-  "refunded",
-  "held",
-] as const;
-export type PaymentState = (typeof PAYMENT_STATES)[number];
-
-/** What is done next for a payment. The first three before a machine is there, the rest after. */
-export const PAYMENT_STEPS = [
-  "check",
-  "buy",
-  "provision",
-  "capture",
-  "deliver",
-  "close",
-  "settle",
-  "release",
-  "refund",
-  "idle",
-] as const;
-export type PaymentStep = (typeof PAYMENT_STEPS)[number];
-
 // Parts of the table, each in an index of its own: what is asked of them costs the same however many old rows there are.
+/** Payments in these states, in the words of the indexes. */
+export const stateIn = (states: readonly PaymentState[]): string =>
+  states.length === 1 ? `state = '${states[0]}'` : `state IN (${states.map((state) => `'${state}'`).join(", ")})`;
 /** A request or an order is at it, and nothing was taken yet. */
-export const OPEN = "state IN ('claimed', 'authorized', 'settling')";
+export const OPEN = stateIn(statesThat("open"));
+/** What was asked for may still be delivered, or has been. */
+export const WANTED = stateIn(statesThat("wanted"));
 /** Nothing was taken and nothing bought. */
-export const NOBODYS = "(state IN ('claimed', 'releasing') AND bought_at IS NULL)";
+export const NOBODYS = `(${stateIn(["claimed", "releasing"])} AND bought_at IS NULL)`;
 /** Orders that are delivered before they are paid, until they are paid or let go by final history. */
-export const UNPAID = `kind = 'compute' AND capture_first = 0 AND (${OPEN} OR (state = 'releasing' AND bought_at IS NOT NULL))`;
+export const UNPAID = `kind = 'compute' AND capture_first = 0 AND (${OPEN} OR (${stateIn(["releasing"])} AND bought_at IS NOT NULL))`;
+/** Orders that were paid for. */
+export const PAID = `kind = 'compute' AND ${stateIn(["settled"])}`;
 /** Orders whose token we have still to pay for. */
-export const UNBOUGHT =
-  "kind = 'compute' AND bought_at IS NULL AND state IN ('claimed', 'authorized', 'settling', 'settled')";
+export const UNBOUGHT = `kind = 'compute' AND bought_at IS NULL AND ${WANTED}`;
 /** Final history is past it: it never moved anything, and never will. A refused capture is remembered (hard case 36). */
-export const FORGETTABLE =
-  "state = 'released' AND bought_at IS NULL AND cost IS NULL AND settle_tx IS NULL AND incarnation IS NULL AND held = 0 AND reason IS NOT 'capture_refused'";
+export const FORGETTABLE = `${stateIn(["released"])} AND bought_at IS NULL AND cost IS NULL AND settle_tx IS NULL AND incarnation IS NULL AND held = 0 AND reason IS NOT 'capture_refused'`;
 
 /**
  * EIP-3009 authorizations that were shown to us, one row each: (chain, payer, nonce) is one payment, for ever where it has
@@ -370,7 +328,7 @@ export const payments = sqliteTable(
       .where(sql`wake_at IS NOT NULL AND ${sql.raw(NOBODYS)}`),
     index("payments_to_forget").on(table.endedAt).where(sql.raw(FORGETTABLE)),
     index("payments_open").on(table.payer).where(sql.raw(OPEN)),
-    index("payments_paid").on(table.payer).where(sql`kind = 'compute' AND state = 'settled'`),
+    index("payments_paid").on(table.payer).where(sql.raw(PAID)),
     index("payments_by_order").on(table.payer, table.createdAt).where(sql`kind = 'compute'`),
     index("payments_unpaid").on(table.boughtAt, table.amount).where(sql.raw(UNPAID)),
     index("payments_unbought").on(table.amount).where(sql.raw(UNBOUGHT)),

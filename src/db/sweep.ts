@@ -1,13 +1,18 @@
 // What the sweep reads and writes, once per interval.
 import { and, asc, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
+import { stagesThat } from "../model/machine-life.ts";
 import type { Database } from "./client.ts";
 import { WAKE_AFTER_MS } from "./scan.ts";
 import { catalogs, counters, nonces, OPEN, purchases, vms } from "./schema.ts";
+import { hasStatus, moveMachines, moveSteps } from "./stages.ts";
 
 const CATALOG_ID = 1;
 const DAY_MS = 86_400_000;
 
 export type DueVm = Pick<typeof vms.$inferSelect, "incarnation" | "tokenId" | "blockNumber" | "expiresAt">;
+
+const expiry = moveMachines(stagesThat("active"), "expired/prove");
+const retirement = moveSteps(stagesThat("active"), "retire");
 
 /** How many published machines there are, and which are past their time by the chain's clock, those of longest ago first. */
 export async function loadDue(db: Database, chainTime: number, limit: number) {
@@ -29,8 +34,7 @@ export const expireDue = (db: Database, due: readonly DueVm[], chainTime: number
   db
     .update(vms)
     .set({
-      status: "expired",
-      step: "prove",
+      ...expiry.set,
       checkAt: null,
       expiredAt: chainTime,
       generation: sql`${vms.generation} + 1`,
@@ -48,12 +52,11 @@ export const expireDue = (db: Database, due: readonly DueVm[], chainTime: number
 export const retireVanished = (db: Database, belowBlock: number, now: number) =>
   db
     .update(vms)
-    .set({ step: "retire", generation: sql`${vms.generation} + 1`, wakeAt: now + WAKE_AFTER_MS, checkAt: null })
+    .set({ ...retirement.set, generation: sql`${vms.generation} + 1`, wakeAt: now + WAKE_AFTER_MS, checkAt: null })
     .where(
       and(
         eq(vms.current, true),
-        inArray(vms.step, ["create", "find", "boot", "clear", "rotate", "scrub", "idle"]),
-        inArray(vms.status, ["provisioning", "running"]),
+        retirement.of,
         inArray(
           vms.incarnation,
           db
@@ -147,5 +150,6 @@ const isDue = (chainTime: number) =>
     lte(vms.checkAt, chainTime),
     isNotNull(vms.checkAt),
     eq(vms.current, true),
-    or(eq(vms.status, "running"), and(eq(vms.status, "provisioning"), isNotNull(vms.runningAt))),
+    expiry.of,
+    or(hasStatus("running"), isNotNull(vms.runningAt)),
   );

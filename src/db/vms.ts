@@ -2,7 +2,7 @@
 // under; a write that finds neither changes nothing, and the caller drops its message.
 import { and, asc, eq, getTableColumns, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
 import type { SQLiteUpdateSetSource } from "drizzle-orm/sqlite-core";
-import { requireMove, type Status, type Step } from "../model/machine-life.ts";
+import { requireMachineMove, type Status, type Step, stageOf } from "../model/machine-life.ts";
 import { type Database, once, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
@@ -91,13 +91,11 @@ export async function startOver(
   vm: Vm,
   { now, checkAt, deadlineSeconds }: { now: number; checkAt: number; deadlineSeconds: number },
 ): Promise<QueuedVm | null> {
-  requireMove(vm.status, "provisioning");
   return (
     (await db
       .update(vms)
       .set({
-        status: "provisioning",
-        step: "create",
+        ...checkedMove(vm, { status: "provisioning", step: "create" }),
         wakeAt: now + WAKE_AFTER_MS,
         checkAt,
         deadline: sql`(SELECT block_timestamp FROM cursors) + ${deadlineSeconds}`,
@@ -114,35 +112,42 @@ type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<P
 
 /** Moves a row on from the generation it was read at; the new generation, or null where it had moved already. */
 export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number | null> {
-  requireMove(vm.status, move.status ?? vm.status);
   const row = await db
     .update(vms)
-    .set({ ...move, ...nextTurn(vm) })
+    .set({ ...checkedMove(vm, move), ...nextTurn(vm) })
     .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.generation, vm.generation)))
     .returning({ generation: vms.generation })
     .get();
   return row?.generation ?? null;
 }
 
+type Columns = Omit<SQLiteUpdateSetSource<typeof vms>, "status" | "step"> & { status?: Status; step?: Step };
+
+/** What a move writes, if a machine's life has it. Throws `ForbiddenMove` where it has not. */
+function checkedMove<M extends Columns>(vm: Vm, move: M): M {
+  requireMachineMove(stageOf(vm), stageOf({ ...vm, ...move }));
+  return move;
+}
+
 /** What ends a turn: messages of the one before are stale from here on, and the row is free. */
 const nextTurn = (vm: Vm) => ({ generation: vm.generation + 1, lease: "", leaseUntil: 0 });
 
 // First in a batch: fails, and with it the whole batch, when the lease is not the writer's (see schema, `lease`).
-const fenceByLease = (db: Database, vm: Vm, lease: string, move: Partial<Vm>) =>
+const fenceByLease = (db: Database, vm: Vm, lease: string, move: Columns) =>
   db
     .update(vms)
     .set({
-      ...move,
+      ...checkedMove(vm, move),
       lease: sql`CASE WHEN ${vms.lease} = ${lease} AND ${vms.generation} = ${vm.generation} THEN ${vms.lease} END`,
     })
     .where(eq(vms.incarnation, vm.incarnation));
 
 /** The same for a writer without a lease. The move begins a new generation. */
-export const fenceByGeneration = (db: Database, vm: Vm, move: SQLiteUpdateSetSource<typeof vms>) =>
+export const fenceByGeneration = (db: Database, vm: Vm, move: Columns) =>
   db
     .update(vms)
     .set({
-      ...move,
+      ...checkedMove(vm, move),
       ...nextTurn(vm),
       lease: sql`CASE WHEN ${vms.generation} = ${vm.generation} THEN '' END`,
     })
@@ -298,7 +303,6 @@ export async function publish(
     refund?: NewRefund;
   },
 ): Promise<number> {
-  requireMove(vm.status, "running");
   await runBatch(db, [
     fenceByGeneration(db, vm, {
       status: "running",
@@ -337,7 +341,6 @@ export async function failVm(
   },
 ): Promise<void> {
   const { cause, detail, now, step, wakeAt, refund } = failure;
-  requireMove(vm.status, "failed");
   await runBatch(db, [
     fenceByGeneration(db, vm, { status: "failed", step, failure: cause, wakeAt, checkAt: null }),
     db.insert(failedProvisionings).values({

@@ -10,7 +10,7 @@ import type { Database } from "../db/client.ts";
 import { HELD_TOKEN_COST } from "../db/orders.ts";
 import { movedSince, type Payment, paymentsOfTransactions } from "../db/payments.ts";
 import { refundsOfTransactions } from "../db/refunds.ts";
-import { authorizationOf } from "../model/payment-life.ts";
+import { authorizationOf } from "../model/payment.ts";
 
 /** Sums in 10^-6 USDC. */
 export type Side = { transfers: number; sum: bigint; explained: bigint; unexplained: CoinTransfer[] };

@@ -5,7 +5,7 @@ import { hasGas, readOffer } from "../chain/offers.ts";
 import { isPaused } from "../db/pauses.ts";
 import { countHeld, countWaiting, type StoredTiers } from "../db/sweep.ts";
 import { allClear, log } from "../log.ts";
-import { OWNERS_REASONS } from "../model/refund-life.ts";
+import { OWNERS_REASONS } from "../model/refund.ts";
 import type { ScanContext } from "./scan.ts";
 
 /** The wallet is asked every ten seconds: what it has not done after so many looks does not pass by itself. */

@@ -1,25 +1,42 @@
-// What the public API says of a refund.
-import { formatUsdc } from "../chain/contract.ts";
-import type { Refund } from "../db/refunds.ts";
+// The life of a refund: what a purchase, or a late machine, is owed. A state is a stage. src/README.md draws this table.
+import { type Life, requireMove } from "./lives.ts";
 
-export const WIRE_REFUND_STATES = ["recorded", "due", "held", "sent", "paid"] as const;
-
-/** Why a refund is held that its token's owner, by selling, burning or renewing it, has to decide about. */
-export const OWNERS_REASONS = ["owner_is_not_the_buyer", "owner_changed", "burned", "renewed"];
-
-const WIRE_STATES = {
-  recorded: "recorded",
-  waiting: "held",
-  due: "due",
-  held: "held",
-  paying: "due",
-  paid: "paid",
+/**
+ * `wire`: the word of the public API. `undecided`: an operator may decide. `unpaid`: no money can have moved, so that the purchase
+ * may go back to work (hard case 17).
+ */
+const REFUND_LIFE = {
+  // Owed by configuration to nobody: kept for the books.
+  recorded: { becomes: ["due", "paid", "cancelled"], wire: "recorded", undecided: true },
+  // An operator decides.
+  waiting: { becomes: ["due", "paid", "cancelled"], wire: "held", undecided: true, unpaid: true },
+  due: { becomes: ["paying", "held", "paid", "cancelled"], wire: "due", unpaid: true },
+  // Not for us to decide: the token's owner claims it, or an operator looks.
+  held: { becomes: ["due", "paid", "cancelled"], wire: "held", undecided: true },
+  // The operator wallet has the order: from here on money may have moved.
+  paying: { becomes: ["paid", "due", "held"], wire: "due" },
+  paid: { becomes: [], wire: "paid" },
+  // A purchase that went back to work and failed again is owed again.
+  cancelled: { becomes: ["recorded", "waiting", "due"], wire: null, unpaid: true },
 } as const;
 
-/** Nothing where none is owed. One whose transaction is out, and not final yet, is `sent`. */
-export function wireRefund(refund: Refund | null) {
-  if (refund === null || refund.state === "cancelled") return {};
-  const { amount, txHash } = refund;
-  const state = refund.state === "paying" && txHash !== null ? "sent" : WIRE_STATES[refund.state];
-  return { refund: { state, amount: formatUsdc(BigInt(amount)), txHash } } as const;
-}
+export type RefundState = keyof typeof REFUND_LIFE;
+type Flag = "undecided" | "unpaid";
+type WireState = Exclude<(typeof REFUND_LIFE)[RefundState]["wire"], null>;
+
+export const refundLife: Life<RefundState> & Record<RefundState, { wire: WireState | null } & { [F in Flag]?: true }> =
+  REFUND_LIFE;
+export const REFUND_STATES = Object.keys(REFUND_LIFE) as [RefundState, ...RefundState[]];
+
+/** States with a flag. */
+export const refundStatesThat = (flag: Flag): RefundState[] => REFUND_STATES.filter((state) => refundLife[state][flag]);
+
+/** `sent`: its transaction is out, and not final yet. */
+export const WIRE_REFUND_STATES = ["recorded", "due", "held", "sent", "paid"] as const satisfies readonly (
+  | WireState
+  | "sent"
+)[];
+
+/** Throws `ForbiddenMove` unless a refund in any of these states may go to the other. */
+export const requireRefundMove = (from: readonly RefundState[], to: RefundState): void =>
+  requireMove("refund", refundLife, from, to);

@@ -23,13 +23,19 @@ export type Context = {
   now: () => number;
 };
 
-/** How a step ended: a message after a while, the next step at once, or nothing left to do. */
-export type Next =
+/** How a step ended. `generation`: the row's, from here on. */
+export type Next<Row = never> =
+  /** The next step can run at once: on this row, or on the one that is loaded anew. */
+  | { kind: "continue"; generation: number; row?: Row }
+  /** A message goes on after a while. `seen`: the vendor has shown the machine that boots. */
   | { kind: "send"; generation: number; afterSeconds: number; seen?: true }
-  | { kind: "continue"; generation: number }
+  /** The sweep goes on, by the time that the row has. */
+  | { kind: "wait" }
+  /** Nothing is left to do, or somebody else moved the row. */
   | { kind: "done" };
 
-export const DONE: Next = { kind: "done" };
+export const DONE = { kind: "done" } as const;
+export const WAIT = { kind: "wait" } as const;
 
 /** The row moved under a new generation and its next step can run; null means that somebody else moved it. */
 export const goOn = (generation: number | null): Next =>

@@ -1,7 +1,7 @@
 // Somebody who can write every row of the database, and wants our money (hard case 34). A world that has met him is marked:
 // from then on nothing is counted but coins.
 import type { Hex } from "viem";
-import { paymentId } from "../../src/model/payment-life.ts";
+import { paymentId } from "../../src/model/payment.ts";
 import { useKey, wordsOf } from "./contracts.ts";
 import { CHAIN_ID } from "./oddities.ts";
 import { PAYERS } from "./payers.ts";

@@ -154,7 +154,7 @@ async function callOnce(`,
   keep_the_old_incarnation: [
     {
       file: "src/db/scan.ts",
-      from: "SET current = 0, step = 'retire', generation",
+      from: "SET current = 0, step = ${retirement.set.step}, generation",
       to: "SET current = 0, step = 'idle', generation",
     },
   ],
@@ -196,16 +196,16 @@ async function callOnce(`,
     },
     {
       file: "src/provisioner/payments/capture.ts",
-      from: "const isReady = vm === null ? row.cost === null : isServing(vm);",
-      to: "const isReady = true;",
+      from: "if (vm === null || !isServing(vm)) return giveUp",
+      to: "if (vm === null || isServing === undefined) return giveUp",
     },
   ],
   /** Hard case 16: a charge that a reorg may still undo is paid back. */
   pay_back_before_final: [
     {
       file: "src/provisioner/payments/refund.ts",
-      from: 'const use = await useOf(context, row, "finalized");\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
-      to: 'const use = await useOf(context, row);\n    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n    // A reorg undid',
+      from: 'const use = await useOf(context, row, "finalized");\n  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n  // A reorg undid',
+      to: 'const use = await useOf(context, row);\n  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n  // A reorg undid',
     },
     {
       file: "durable-objects/wallet-evidence.ts",
@@ -350,8 +350,8 @@ async function callOnce(`,
     },
     {
       file: "src/provisioner/refunds/pay.ts",
-      from: 'if (row.state === "due" && (await isPaused(db, "payouts"))) return;',
-      to: "if (isPaused === undefined || db === undefined) return;",
+      from: 'if (await isPaused(db, "payouts")) return WAIT;',
+      to: "if (isPaused === undefined) return WAIT;",
     },
   ],
   /** Hard case 46: whoever asks while D1 does not answer is told that it is our fault, and not to come again. */

@@ -24,6 +24,7 @@ import { toResponse } from "./http.ts";
 import { enter } from "./install.ts";
 import { checkAll, checkCreated, checkDeleting, noteBegun } from "./invariants.ts";
 import { restartKeys } from "./keys.ts";
+import { checkMoves } from "./moves.ts";
 import { ModelNode } from "./nodes.ts";
 import {
   type Account,
@@ -279,6 +280,7 @@ export class World {
     }
     if (this.#violation !== null) return;
     this.note("everything has settled");
+    checkMoves(this);
     checkAll(this);
   }
 
@@ -369,6 +371,7 @@ export class World {
     this.clock.after(LOOK_MS, () => this.#look());
     this.chain.advance();
     noteBegun(this);
+    checkMoves(this);
     checkPaidRows(this);
     checkPayers(this);
     deleteAgain(this);

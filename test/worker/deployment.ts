@@ -33,10 +33,10 @@ import { enqueue, sweep } from "../../src/edge/sweep.ts";
 import type { Job } from "../../src/model/jobs.ts";
 import type { VendorName } from "../../src/model/stock.ts";
 import { provisionerConfig } from "../../src/provisioner/config.ts";
-import { advance } from "../../src/provisioner/consume.ts";
 import { type Context, createContext } from "../../src/provisioner/context.ts";
+import { followMachine } from "../../src/provisioner/machines/run.ts";
 import { followPayment } from "../../src/provisioner/payments/run.ts";
-import { refund } from "../../src/provisioner/refunds/pay.ts";
+import { followRefund } from "../../src/provisioner/refunds/run.ts";
 import { developmentAccount } from "../world/accounts.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
@@ -311,7 +311,7 @@ export async function deploy(
       throw new Error(`the scan does not catch up: ${outcomes.join(", ")}`);
     },
     /** One message, as the consumer takes it. */
-    step: (job: Job & { kind: "advance" }) => asInvocation(() => advance(context, job)),
+    step: (job: Job & { kind: "advance" }) => asInvocation(() => followMachine(context, job)),
     follow: (job: { payment: string; generation: number }) => asInvocation(() => followPayment(context, job)),
     sweep: (now = Date.now()) => asInvocation(async () => sweep(await scanContext(now))),
     /** Runs queued jobs, delays cut short, until the queue is empty or `until` holds. */
@@ -328,9 +328,9 @@ export async function deploy(
     /** One job, once. */
     run: (job: Job): Promise<void> =>
       asInvocation(async () => {
-        if (job.kind === "advance") await advance(context, job);
+        if (job.kind === "advance") await followMachine(context, job);
         if (job.kind === "payment") await followPayment(context, job);
-        if (job.kind === "refund") await refund(context, { incarnation: job.incarnation, kind: job.of });
+        if (job.kind === "refund") await followRefund(context, { incarnation: job.incarnation, kind: job.of });
       }),
     /** Until a token's machine is ordered and was looked for so often. */
     drainToBoot: async (tokenId: number, looks = 1) => {

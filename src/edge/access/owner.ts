@@ -13,7 +13,7 @@ import type { Vm } from "../../db/schema.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { parseIncarnation } from "../../model/purchase-key.ts";
-import { wireRefund } from "../../model/refund-life.ts";
+import { wireRefund } from "../../model/refund.ts";
 import type { App } from "../http.ts";
 import { tokenIdSchema } from "../routes/schemas.ts";
 import { knownFull, requireRoom } from "./admission.ts";

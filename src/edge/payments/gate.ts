@@ -15,7 +15,7 @@ import { whyNotSigned } from "../../chain/contract-signature.ts";
 import * as store from "../../db/payments.ts";
 import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
-import { authorizationOf, paymentId, SIGNING_SECONDS } from "../../model/payment-life.ts";
+import { authorizationOf, paymentId, SIGNING_SECONDS } from "../../model/payment.ts";
 import { requireRoom } from "../access/admission.ts";
 import type { App } from "../http.ts";
 import { type Refusal, refusalSentence } from "./facilitator.ts";

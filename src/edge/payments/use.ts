@@ -3,7 +3,8 @@ import { type AuthorizationUse, isUsedUp, readAuthorizationUse, type Settlement 
 import type { Chain } from "../../chain/client.ts";
 import type { Payment as Row } from "../../db/payments.ts";
 import { AppError, type Charged, STATUS_OF } from "../../errors.ts";
-import { isCharged, SIGNING_SECONDS } from "../../model/payment-life.ts";
+import { SIGNING_SECONDS } from "../../model/payment.ts";
+import { paymentStates } from "../../model/payment-life.ts";
 import type { Demand, Payment, Till } from "./wire.ts";
 
 /** Nobody shows now what was submitted longer ago: the look for it has an end. */
@@ -11,8 +12,7 @@ const LOOK_BACK_SECONDS = 3_600;
 const AGAIN_SECONDS = 5;
 
 /** Of the payment that a row is of. While it is open, or only given up, anybody may have submitted it. */
-export const chargedOf = (row: Row): Charged =>
-  isCharged(row) ? "yes" : row.state === "released" || row.state === "refunded" ? "none" : "unknown";
+export const chargedOf = ({ state }: Pick<Row, "state">): Charged => paymentStates[state].charged;
 
 /** The chain as it was read for a request. */
 export type Head = { blockNumber: number; blockTimestamp: number };

@@ -9,7 +9,7 @@ import { AppError } from "../../errors.ts";
 import { log } from "../../log.ts";
 import { STEP_SENTENCES } from "../../model/machine-life.ts";
 import { portsOf } from "../../model/ports.ts";
-import { wireRefund } from "../../model/refund-life.ts";
+import { wireRefund } from "../../model/refund.ts";
 import { deliveryOf } from "../../model/shop.ts";
 import { wireType } from "../../model/tiers.ts";
 import { countRotation, limitedEvenIfBanned } from "../access/admission.ts";

@@ -6,7 +6,7 @@ import { statementsOf } from "../../db/reads.ts";
 import { refundOf } from "../../db/refunds.ts";
 import { AppError } from "../../errors.ts";
 import { portsOf } from "../../model/ports.ts";
-import { wireRefund } from "../../model/refund-life.ts";
+import { wireRefund } from "../../model/refund.ts";
 import { deliveryOf, deliveryOfOrder } from "../../model/shop.ts";
 import { wireType } from "../../model/tiers.ts";
 import { limitedBeside, requireRoom } from "../access/admission.ts";

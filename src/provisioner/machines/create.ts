@@ -11,7 +11,7 @@ import type { Vm } from "../../db/schema.ts";
 import { loadCatalog } from "../../db/sweep.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, errorFields, log } from "../../log.ts";
-import { captureDeadline } from "../../model/payment-life.ts";
+import { captureDeadline } from "../../model/payment.ts";
 import { formatPorts, readPorts, unreached } from "../../model/ports.ts";
 import { labelFamily, machineLabel } from "../../model/purchase-key.ts";
 import { type Candidate, isWithinShare, offerOf, type VendorName, vendorsOf } from "../../model/stock.ts";

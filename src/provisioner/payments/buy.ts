@@ -12,7 +12,7 @@ import {
   orderSeconds,
   SIGNING_SECONDS,
   signedPaymentOf,
-} from "../../model/payment-life.ts";
+} from "../../model/payment.ts";
 import type { Context } from "../context.ts";
 import { isNotOurs } from "../refunds/waits.ts";
 import { walletOf } from "../wallet.ts";
@@ -30,38 +30,47 @@ import {
   WATCH_MS,
 } from "./turn.ts";
 
-/** A token: one that is left of an order that came to nothing, or a new one. */
-export async function buy(context: Context, row: store.Payment): Promise<Turn> {
+/** The order's payment can't be taken any more, once a machine is there. */
+const isLate = (row: store.Order, chainTime: number): boolean =>
+  row.state !== "settled" && chainTime > captureDeadline(row);
+
+/** What was charged first goes back where no token can be had for it: its payer waits for no funds of ours, and no pause. */
+const isOwed = ({ now }: Context, { state, settledAt }: store.Order): boolean =>
+  state === "settled" && now() > (settledAt ?? now()) + DELIVER_MS;
+
+/** A held token serves the order, or one is to be bought for it. */
+export async function chooseToken(context: Context, row: store.Order): Promise<Turn> {
   const { db, config, now } = context;
   const { tier, durationDays } = row;
-  if (tier === null || durationDays === null) return giveUp(context, row, "unknown_tier");
   const head = await chainTime(db);
-  const isLate = row.state !== "settled" && head > captureDeadline(row);
-  // What was charged first goes back where no token can be had for it: its payer waits for no funds of ours, and no pause.
-  const isOwed = row.state === "settled" && now() > (row.settledAt ?? now()) + DELIVER_MS;
-  if (row.cost === null) {
-    if (isLate || isOwed) return giveUp(context, row, "too_late");
-    if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
-    // What was used of a longer one is reckoned by the payment's time: an order whose payment is of another gets a new one.
-    const inTime = row.validBefore - head;
-    const isOfNow = inTime >= 0 && inTime <= orderSeconds(tier) + SIGNING_SECONDS;
-    const ends = heldTokenEnds(head, durationDays);
-    const held = isOfNow ? await heldToken(db, tier, addressInRows(context), ends) : null;
-    const deadline = row.state === "settled" ? head + HELD_DEADLINE_SECONDS : captureDeadline(row);
-    const served =
-      held === null
-        ? null
-        : await serveHeldToken(db, row, held, { now: now(), deadline, graceSeconds: config.EXPIRY_GRACE_SECONDS });
-    if (served !== null) {
-      log("info", "held_token_served", { payment: row.id, tokenId: served.row.tokenId });
-      await config.JOBS.send({ kind: "advance", ...served.queued });
-      return served.row;
-    }
-    const { pricePerDay } = await agreedTier(context, tier);
-    const cost = pricePerDay * BigInt(durationDays);
-    if (cost > BigInt(row.amount) * MAX_RISE) return giveUp(context, row, "price");
-    return store.movePayment(db, row, { cost: String(cost), boughtAt: now() });
+  if (isLate(row, head) || isOwed(context, row)) return giveUp(context, row, "too_late");
+  if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
+  // What was used of a longer one is reckoned by the payment's time: an order whose payment is of another gets a new one.
+  const inTime = row.validBefore - head;
+  const isOfNow = inTime >= 0 && inTime <= orderSeconds(tier) + SIGNING_SECONDS;
+  const ends = heldTokenEnds(head, durationDays);
+  const held = isOfNow ? await heldToken(db, tier, addressInRows(context), ends) : null;
+  const deadline = row.state === "settled" ? head + HELD_DEADLINE_SECONDS : captureDeadline(row);
+  const served =
+    held === null
+      ? null
+      : await serveHeldToken(db, row, held, { now: now(), deadline, graceSeconds: config.EXPIRY_GRACE_SECONDS });
+  if (served !== null) {
+    log("info", "held_token_served", { payment: row.id, tokenId: served.row.tokenId });
+    await config.JOBS.send({ kind: "advance", ...served.queued });
+    return served.row;
   }
+  const { pricePerDay } = await agreedTier(context, tier);
+  const cost = pricePerDay * BigInt(durationDays);
+  if (cost > BigInt(row.amount) * MAX_RISE) return giveUp(context, row, "price");
+  return store.movePayment(db, row, { cost: String(cost), boughtAt: now() });
+}
+
+/** Has the wallet buy the token, until the scan shows its purchase. */
+export async function buy(context: Context, row: store.CostedOrder): Promise<Turn> {
+  const { db, now } = context;
+  const { tier, durationDays } = row;
+  const late = isLate(row, await chainTime(db));
   const order = {
     kind: "purchase",
     // Each try is an order of its own.
@@ -76,7 +85,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   if (bought.state === "waiting") {
     tellOfWait("purchase_waits", row, bought.why);
     const isHopeless = bought.why === "would_fail" || isNotOurs(bought.why);
-    return isHopeless || isLate || isOwed
+    return isHopeless || late || isOwed(context, row)
       ? giveUp(context, row, `purchase_${bought.why}`)
       : { waitSeconds: WALLET_WAIT_SECONDS };
   }
@@ -84,7 +93,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   const mined = bought.state === "sent" && bought.mined?.status === "reverted" ? bought.mined : null;
   if (bought.state === "reverted" || (mined !== null && (await isConfirmed(context, mined.blockNumber)))) {
     // Its approval was used up, or the price has changed: while there is time it is bought again (hard case 55).
-    if (isLate || row.reverts + 1 >= MAX_REVERTS) return giveUp(context, row, "purchase_reverted");
+    if (late || row.reverts + 1 >= MAX_REVERTS) return giveUp(context, row, "purchase_reverted");
     log("warn", "purchase_reverted", { payment: row.id, txHash: bought.hash });
     return store.movePayment(db, row, { reverts: row.reverts + 1, cost: null, boughtAt: null, purchaseTx: null });
   }
@@ -93,7 +102,7 @@ export async function buy(context: Context, row: store.Payment): Promise<Turn> {
   const vm = await boughtVm(db, row, addressInRows(context));
   if (vm !== null && vm.status !== "provisioning") return follow(context, row, vm);
   // After a reorg it may have a token that was on its way to the payer of another order.
-  const isOverdue = bought.state === "final" && now() > (row.boughtAt ?? 0) + DELIVER_MS;
-  if (vm === null && (isLate || isOverdue)) return giveUp(context, row, "purchase_gone");
+  const isOverdue = bought.state === "final" && now() > row.boughtAt + DELIVER_MS;
+  if (vm === null && (late || isOverdue)) return giveUp(context, row, "purchase_gone");
   return lookAgain(context, row, WATCH_MS);
 }

@@ -8,7 +8,7 @@ import { readReceipt } from "../../chain/witness.ts";
 import * as store from "../../db/payments.ts";
 import type { Vm } from "../../db/schema.ts";
 import { errorFields, log } from "../../log.ts";
-import { authorizationOf } from "../../model/payment-life.ts";
+import { authorizationOf } from "../../model/payment.ts";
 import { type Context, operatorOf } from "../context.ts";
 import { walletOf } from "../wallet.ts";
 import { transferOf } from "./deliver.ts";
@@ -28,26 +28,42 @@ import {
 /** A capture that would fail for so long is refused: its machine runs for nothing meanwhile (hard case 36). */
 const REFUSED_MS = 60_000;
 
-/** Takes the payment: by our own transaction, so that no facilitator has to be up for it. */
-export async function capture(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
+/** The payment is taken before anything is bought. */
+export const captureFirst = (context: Context, row: store.Order): Promise<Turn> => capture(context, row, "buy", null);
+
+/** The payment is taken once the machine answers. */
+export const captureLast = (context: Context, row: store.LinkedOrder, vm: Vm | null): Promise<Turn> =>
+  capture(context, row, "deliver", { row, vm });
+
+/** Takes the payment by our own transaction, so that no facilitator has to be up for it. `next`: the step of what is paid. */
+async function capture(
+  context: Context,
+  row: store.Order,
+  next: "buy" | "deliver",
+  linked: { row: store.LinkedOrder; vm: Vm | null } | null,
+): Promise<Turn> {
   const { db, now } = context;
-  // Without a machine only where the payment comes first.
-  const isReady = vm === null ? row.cost === null : isServing(vm);
   const use = await useOf(context, row);
   if (use.state === "paid") {
     if (!(await isConfirmed(context, use.blockNumber))) return { waitSeconds: BLOCK_SECONDS };
     log("info", "payment_settled", { payment: row.id, kind: row.kind, amount: row.amount, txHash: use.txHash });
-    const step = vm === null ? "buy" : "deliver";
-    const settled = { state: "settled", step, settledAt: now(), failingSince: null, wakeAt: now() + WATCH_MS } as const;
+    const settled = {
+      state: "settled",
+      step: next,
+      settledAt: now(),
+      failingSince: null,
+      wakeAt: now() + WATCH_MS,
+    } as const;
     return store.settlePayment(db, row, use, settled);
   }
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   if (use.state === "cancelled") return giveUp(context, row, "capture_refused");
   if (use.blockTimestamp >= row.validBefore) return giveUp(context, row, "too_late");
-  if (!isReady && row.state === "authorized") return giveUp(context, row, vm?.failure ?? "machine_ended");
   const wallet = walletOf(context);
-  if (vm !== null && row.state === "authorized") {
-    const refusal = await wallet.simulate(transferOf(row));
+  if (linked !== null && row.state === "authorized") {
+    const { vm } = linked;
+    if (vm === null || !isServing(vm)) return giveUp(context, row, vm?.failure ?? "machine_ended");
+    const refusal = await wallet.simulate(transferOf(linked.row));
     if (refusal === "would_fail") return giveUp(context, row, "cannot_receive");
     if (refusal !== null) return { waitSeconds: WALLET_WAIT_SECONDS };
   }

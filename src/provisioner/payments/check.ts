@@ -6,7 +6,7 @@ import { canDeliver } from "../../chain/orders.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
 import { chainTime } from "../../db/vms.ts";
-import { authorizationOf, captureDeadline } from "../../model/payment-life.ts";
+import { authorizationOf, captureDeadline } from "../../model/payment.ts";
 import { TIERS } from "../../model/tiers.ts";
 import { type Context, operatorOf } from "../context.ts";
 import { walletOf } from "../wallet.ts";

@@ -21,24 +21,33 @@ const REFUNDED_FAILURES: ReadonlySet<string> = new Set([
   "replacements_used_up",
 ]);
 
-/** Delivered: the books close when final history has the payment, and the token's transfer. */
-export async function close(context: Context, row: store.Payment): Promise<Turn> {
+/** A key was handed out: the books close when final history has the payment. */
+export const closeAnswer = (context: Context, row: store.Payment): Promise<Turn> =>
+  closePaid(context, row, (closed) => closed());
+
+/** The token was handed over: the books close when final history has the payment, and the token's transfer. */
+export const closeOrder = (context: Context, row: store.LinkedOrder): Promise<Turn> =>
+  closePaid(context, row, (closed) =>
+    onMachine(context, row, (_context, linked, vm) => closeDelivered(context, linked, vm, closed)),
+  );
+
+async function closePaid(
+  context: Context,
+  row: store.Payment,
+  then: (closed: () => Promise<Turn>) => Promise<Turn>,
+): Promise<Turn> {
   const use = await useOf(context, row, "finalized");
   if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
   if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
   // A reorg took the charge back after what it was for had been handed out: our loss, and a person should hear of it.
   if (use.state !== "paid") return hold(context, row, "charge_undone");
-  const closed = () =>
-    store.settlePayment(context.db, row, use, { step: "idle", wakeAt: null, endedAt: context.now() });
-  return row.kind === "credentials"
-    ? closed()
-    : onMachine(context, row, (_context, _row, vm) => closeOrder(context, row, vm, closed));
+  return then(() => store.settlePayment(context.db, row, use, { step: "idle", wakeAt: null, endedAt: context.now() }));
 }
 
 /** The payment is final; the order closes with the token's transfer. */
-async function closeOrder(
+async function closeDelivered(
   context: Context,
-  row: store.Payment,
+  row: store.LinkedOrder,
   vm: Vm | null,
   closed: () => Promise<Turn>,
 ): Promise<Turn> {

@@ -4,7 +4,7 @@ import { getAddress } from "viem";
 import * as store from "../../db/payments.ts";
 import type { Vm } from "../../db/schema.ts";
 import { allClear, log } from "../../log.ts";
-import { signedPaymentOf } from "../../model/payment-life.ts";
+import { signedPaymentOf } from "../../model/payment.ts";
 import type { Context } from "../context.ts";
 import { isNotOurs } from "../refunds/waits.ts";
 import { walletOf } from "../wallet.ts";
@@ -15,9 +15,9 @@ import { BLOCK_SECONDS, DELIVER_MS, type Turn, WALLET_WAIT_SECONDS, WATCH_MS } f
 const WAITING = { state: "waiting", why: "unproven" } as const;
 
 /** The payment is ours: the token goes to the payer, without waiting for final history (hard case 16). */
-export async function deliver(context: Context, row: store.Payment, vm: Vm | null): Promise<Turn> {
+export async function deliver(context: Context, row: store.LinkedOrder, vm: Vm | null): Promise<Turn> {
   const { db, now } = context;
-  if (vm === null || row.tokenId === null) return giveUp(context, row, "purchase_gone");
+  if (vm === null) return giveUp(context, row, "purchase_gone");
   const isLost = vm.status === "failed" || vm.status === "terminated";
   const isWithPayer = isTheirs(row, vm);
   if (row.transferTx === null && isLost && !isWithPayer) return giveUp(context, row, vm.failure ?? "machine_ended");
@@ -50,12 +50,12 @@ export const toClose = ({ db, now }: Context, row: store.Payment): Promise<store
   store.movePayment(db, row, { step: "close", servedAt: row.servedAt ?? now(), wakeAt: now() + WATCH_MS });
 
 /** The token to the payer; another token of the same order, after a reorg, is another transfer. */
-export const transferOf = (row: store.Payment) =>
+export const transferOf = (row: store.LinkedOrder) =>
   ({
     kind: "transfer",
     id: `transfer/${row.id}/${row.tokenId}`,
     to: getAddress(row.payer),
-    tokenId: row.tokenId ?? -1,
-    purchase: row.incarnation ?? "",
+    tokenId: row.tokenId,
+    purchase: row.incarnation,
     paid: signedPaymentOf(row),
   }) as const;

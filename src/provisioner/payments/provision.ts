@@ -11,7 +11,7 @@ import { lookAgain, type Turn, WATCH_MS } from "./turn.ts";
 export const isServing = (vm: Vm): boolean => vm.status === "running" && vm.sshHost !== null && vm.current;
 
 /** Waits for the machine; whoever publishes it, or fails, sends a message. */
-export async function provision(context: Context, row: store.Payment, vm: TimedVm | null): Promise<Turn> {
+export async function provision(context: Context, row: store.LinkedOrder, vm: TimedVm | null): Promise<Turn> {
   const { db, now } = context;
   if (vm === null) return giveUp(context, row, "purchase_gone");
   if (isTheirs(row, vm)) return toClose(context, row);

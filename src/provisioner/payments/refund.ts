@@ -5,7 +5,7 @@ import { APPROVED } from "../../../durable-objects/wallet-ledger.ts";
 import { isPaused } from "../../db/pauses.ts";
 import * as store from "../../db/payments.ts";
 import { allClear, log } from "../../log.ts";
-import { signedPaymentOf } from "../../model/payment-life.ts";
+import { signedPaymentOf } from "../../model/payment.ts";
 import type { Context } from "../context.ts";
 import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS } from "../refunds/waits.ts";
 import { walletOf } from "../wallet.ts";
@@ -13,21 +13,24 @@ import { endLeft } from "./token.ts";
 import { hold, lookAgain, type Turn, useOf, WATCH_MS } from "./turn.ts";
 
 /** Charged for nothing: it goes back to the payer, once final history has the charge. */
-export async function refund(context: Context, row: store.Payment): Promise<Turn> {
-  const { db, config, now } = context;
-  if (row.state === "refund_due") {
-    if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);
-    const byHand = config.REFUNDS === "manual" && row.reason !== "approved";
-    if (byHand || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
-    const use = await useOf(context, row, "finalized");
-    if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
-    // A reorg undid the charge: until the authorization's time is over anybody may make it again.
-    if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
-    if (use.state !== "paid") {
-      return store.movePayment(db, row, { state: "releasing", step: "release", settleTx: null, settledAt: null });
-    }
-    return store.settlePayment(db, row, use, { state: "refunding", refundTx: null });
+export async function beginRefund(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, config } = context;
+  if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);
+  const byHand = config.REFUNDS === "manual" && row.reason !== "approved";
+  if (byHand || config.OPERATOR_PRIVATE_KEY === undefined) return hold(context, row, "manual");
+  const use = await useOf(context, row, "finalized");
+  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);
+  // A reorg undid the charge: until the authorization's time is over anybody may make it again.
+  if (use.state === "unused" && use.blockTimestamp < row.validBefore) return lookAgain(context, row, WATCH_MS);
+  if (use.state !== "paid") {
+    return store.movePayment(db, row, { state: "releasing", step: "release", settleTx: null, settledAt: null });
   }
+  return store.settlePayment(db, row, use, { state: "refunding", refundTx: null });
+}
+
+/** Pays it back by the operator wallet, until final history has the transaction. */
+export async function payBack(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
   const isApproved = row.reason === "approved";
   const id = isApproved ? `${APPROVED}${row.id}` : `refund/payment/${row.id}`;
   const to: Address = getAddress(row.payer);

@@ -7,15 +7,17 @@ import { lookAgain, type Turn, useOf, WATCH_MS } from "./turn.ts";
 /** Of credentials that were paid for and not handed out: how long the payer has to ask again. */
 const UNSERVED_MS = 600_000;
 
+/** Charged, and no answer ever left: after some time it is given back. */
+export async function giveBackUnserved(context: Context, row: store.Payment): Promise<Turn> {
+  const { db, now } = context;
+  const unservedUntil = (row.settledAt ?? row.createdAt) + UNSERVED_MS;
+  if (now() < unservedUntil) return lookAgain(context, row, unservedUntil - now());
+  return store.movePayment(db, row, { state: "refund_due", step: "refund", reason: "not_served", wakeAt: now() });
+}
+
 /** Whatever a request of the payer's did not bring to its end. */
 export async function settle(context: Context, row: store.Payment): Promise<Turn> {
   const { db, now } = context;
-  if (row.state === "settled") {
-    // Charged, and no answer ever left: after some time it is given back.
-    const unservedUntil = (row.settledAt ?? row.createdAt) + UNSERVED_MS;
-    if (now() < unservedUntil) return lookAgain(context, row, unservedUntil - now());
-    return store.movePayment(db, row, { state: "refund_due", step: "refund", reason: "not_served", wakeAt: now() });
-  }
   const use = await useOf(context, row);
   if (use.state === "paid") {
     log("warn", "payment_settled_late", { payment: row.id, txHash: use.txHash });

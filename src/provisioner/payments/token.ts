@@ -41,8 +41,8 @@ export async function machineOf(context: Context, row: store.Payment): Promise<T
 /** A step about an order's machine; where a reorg has put another one in its place, the order follows that first. */
 export async function onMachine(
   context: Context,
-  row: store.Payment,
-  step: (context: Context, row: store.Payment, vm: TimedVm | null) => Promise<Turn>,
+  row: store.LinkedOrder,
+  step: (context: Context, row: store.LinkedOrder, vm: TimedVm | null) => Promise<Turn>,
 ): Promise<Turn> {
   const vm = await machineOf(context, row);
   return vm !== null && vm.incarnation !== row.incarnation ? follow(context, row, vm) : step(context, row, vm);

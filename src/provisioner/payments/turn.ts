@@ -4,7 +4,7 @@ import { readHead } from "../../chain/client.ts";
 import { askTwo } from "../../chain/witness.ts";
 import * as store from "../../db/payments.ts";
 import { log } from "../../log.ts";
-import { authorizationOf } from "../../model/payment-life.ts";
+import { authorizationOf } from "../../model/payment.ts";
 import type { Context } from "../context.ts";
 
 /** How a step ended: the row as it is now, to go on with; seconds to wait; or null, nothing to do until the sweep. */

@@ -5,7 +5,7 @@ import { type Payment, paymentOfPurchase } from "../../db/payments.ts";
 import { boughtUntil, type NewRefund, oweRefund } from "../../db/refunds.ts";
 import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
-import { HELD_DEADLINE_SECONDS } from "../../model/payment-life.ts";
+import { HELD_DEADLINE_SECONDS } from "../../model/payment.ts";
 import type { Context } from "../context.ts";
 import { isOurs } from "../payments/token.ts";
 

@@ -12,8 +12,8 @@ import type { Vm } from "../../db/schema.ts";
 import { loadVm } from "../../db/vms.ts";
 import { GiveUp } from "../../errors.ts";
 import { allClear, log } from "../../log.ts";
-import { signedPaymentOf } from "../../model/payment-life.ts";
-import { type Context, operatorOf } from "../context.ts";
+import { signedPaymentOf } from "../../model/payment.ts";
+import { type Context, DONE, type Next, operatorOf, WAIT } from "../context.ts";
 import { readPurchase } from "../machines/verify.ts";
 import { walletOf } from "../wallet.ts";
 import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS } from "./waits.ts";
@@ -21,33 +21,27 @@ import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS } from "
 /** `renewed`: somebody has paid for more time of a token that nobody is served with. */
 type Payee = { to: Address; amount: bigint; renewed: boolean };
 
-/** One look at a refund. Whatever it waits for, the sweep sends it again. */
-export async function refund(context: Context, key: store.RefundKey): Promise<void> {
-  const { db } = context;
-  const row = await store.loadRefund(db, key);
-  if (row === null || (row.state !== "due" && row.state !== "paying")) return;
-  // A payment that has begun is carried to its end.
-  if (row.state === "due" && (await isPaused(db, "payouts"))) return;
-  const begun = row.state === "paying" ? row : await begin(context, row);
-  if (begun !== null) await settle(context, begun);
-}
+/** Refunds have no generation: each move is a compare-and-set on the state that it leaves. */
+export const GO_ON = { kind: "continue", generation: 0, seen: false } as const;
 
-async function begin(context: Context, row: store.Refund): Promise<store.Refund | null> {
+/** A refund that is due: whom it goes to, and how much, by final history. */
+export async function begin(context: Context, row: store.Refund): Promise<Next<store.Refund>> {
   const { db, config } = context;
+  if (await isPaused(db, "payouts")) return WAIT;
   const vm = await loadVm(db, row.incarnation);
-  if (vm === null) return null;
+  if (vm === null) return WAIT;
   const payee = config.OPERATOR_PRIVATE_KEY === undefined ? "no_wallet" : await findPayee(context, vm, row);
-  if (payee === "wait") return null;
+  if (payee === "wait") return WAIT;
   if (typeof payee === "string") {
     // The sweep pages for what is held, until nothing is.
     log("warn", "refund_held", { tokenId: row.tokenId, kind: row.kind, reason: payee });
     await store.moveRefund(db, row, ["due"], { state: "held", reason: payee, wakeAt: null });
-    return null;
+    return DONE;
   }
-  if (!(await store.beginPaying(db, row, payee.to, payee.amount))) return null;
+  if (!(await store.beginPaying(db, row, payee.to, payee.amount))) return DONE;
   // Any stranger may renew a token: that calls nobody (hard case 40).
   if (payee.renewed) log("error", "renewal_not_served", { tokenId: row.tokenId, incarnation: row.incarnation });
-  return store.loadRefund(db, row);
+  return GO_ON;
 }
 
 /** Whom the chain's final history names, and how much; "wait", or why it is not for us to decide. */
@@ -82,7 +76,8 @@ async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<P
   return view.owner === purchase.buyer ? { to: purchase.buyer, amount, renewed } : "owner_is_not_the_buyer";
 }
 
-async function settle(context: Context, row: store.Refund): Promise<void> {
+/** A refund whose payment has begun is carried to its end, whatever is paused. */
+export async function pay(context: Context, row: store.Refund): Promise<Next<store.Refund>> {
   const { db, now } = context;
   if (row.recipient === null) throw new Error(`the refund of ${row.incarnation} has no recipient`);
   const isApproved = row.reason === "approved";
@@ -104,12 +99,15 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
     log(levelOfWait(why), "refund_waits", { tokenId: row.tokenId, why });
     const held = { state: "held", reason: why, wakeAt: null } as const;
     await store.moveRefund(db, row, ["paying"], isNotOurs(why) ? held : { reason: reasonOf(why) });
-    return;
+    return WAIT;
   }
   allClear("refund_waits");
   const { hash } = payment;
-  if (payment.state === "sent") await note(db, row, hash, reasonOf(null));
-  else if (payment.state === "final") {
+  if (payment.state === "sent") {
+    await note(db, row, hash, reasonOf(null));
+    return WAIT;
+  }
+  if (payment.state === "final") {
     await store.moveRefund(db, row, ["paying"], {
       state: "paid",
       reason: null,
@@ -118,14 +116,15 @@ async function settle(context: Context, row: store.Refund): Promise<void> {
       settledAt: now(),
     });
     log("info", "refund_paid", { tokenId: row.tokenId, kind: row.kind, txHash: hash, amount: row.amount });
-  } else {
-    // What made it revert may pass: the wallet has said so on its page.
-    const isLast = payment.reverts >= MAX_REVERTED_REFUNDS;
-    const next = isLast
-      ? ({ state: "held", reason: "reverted", txHash: hash, wakeAt: null } as const)
-      : ({ state: "due", reason: reasonOf("reverted"), txHash: null, wakeAt: now() + REVERTED_WAIT_MS } as const);
-    await store.moveRefund(db, row, ["paying"], next);
+    return DONE;
   }
+  // What made it revert may pass: the wallet has said so on its page.
+  const isLast = payment.reverts >= MAX_REVERTED_REFUNDS;
+  const next = isLast
+    ? ({ state: "held", reason: "reverted", txHash: hash, wakeAt: null } as const)
+    : ({ state: "due", reason: reasonOf("reverted"), txHash: null, wakeAt: now() + REVERTED_WAIT_MS } as const);
+  await store.moveRefund(db, row, ["paying"], next);
+  return isLast ? DONE : WAIT;
 }
 
 /** The hash of the transaction that is on its way: a replacement has another one. */

@@ -4,8 +4,9 @@ import { hasRoom, inBackground } from "../../../src/db/client.ts";
 import { loadVm } from "../../../src/db/vms.ts";
 import { sendLogs } from "../../../src/log.ts";
 import { isJob } from "../../../src/model/jobs.ts";
-import { advance, consume, consumeDead } from "../../../src/provisioner/consume.ts";
+import { consume, consumeDead } from "../../../src/provisioner/consume.ts";
 import provisioner from "../../../src/provisioner/index.ts";
+import { followMachine } from "../../../src/provisioner/machines/run.ts";
 import { buy } from "../../world/agent.ts";
 import { addFault, addRpcFault, agent, chain, type Deployment, deploy } from "../deployment.ts";
 import { billOf } from "../meter.ts";
@@ -50,7 +51,7 @@ test("a message that finds no room for its step says on what it knows of the mac
   const { job } = await bootingMachine(world);
   await inBackground(async () => {
     while (hasRoom()) await loadVm(world.context.db, job.incarnation);
-    await advance(world.context, { ...job, seen: true });
+    await followMachine(world.context, { ...job, seen: true });
   });
   expect(world.sent).toEqual([{ body: { ...job, seen: true }, delaySeconds: 0 }]);
 });
@@ -72,7 +73,7 @@ test("the sweep sends a row whose message was lost, and what was lost is stale i
   expect(resent).toEqual([{ ...job, generation: job.generation + 1 }]);
   expect(await world.vm(tokenId)).toMatchObject({ generation: job.generation + 1, step: "boot" });
   world.sent.length = 0;
-  await advance(world.context, job);
+  await followMachine(world.context, job);
   expect(world.sent).toEqual([]);
 });
 
@@ -170,7 +171,7 @@ test("a purchase costs the same number of written rows, however long its machine
   const world = await deploy();
   const { job } = await bootingMachine(world);
   const bill = await billOf(async () => {
-    for (let poll = 0; poll < 10; poll++) await advance(world.context, job);
+    for (let poll = 0; poll < 10; poll++) await followMachine(world.context, job);
   });
   expect(bill.rowsWritten).toBe(0);
 });

@@ -1,8 +1,8 @@
 // What a lost or restored database, and a purchase that vanishes at a bad moment, must not cost anybody.
 import { expect, test } from "vitest";
 import { startCursor } from "../../../src/edge/scan.ts";
-import { advance } from "../../../src/provisioner/consume.ts";
 import { reap } from "../../../src/provisioner/machines/reap.ts";
+import { followMachine } from "../../../src/provisioner/machines/run.ts";
 import { buy } from "../../world/agent.ts";
 import { addFault, agent, chain, clearFaults, deploy, forgetLists, IMPATIENT } from "../deployment.ts";
 
@@ -108,7 +108,7 @@ test("a machine whose purchase a forged row claims to be at its end still needs 
   await chain.mine(4);
   await world.sql.prepare("UPDATE vms SET step = 'retire', generation = generation + 1").run();
   const row = await world.vm(tokenId);
-  await advance(world.context, {
+  await followMachine(world.context, {
     kind: "advance",
     incarnation: String(row?.["incarnation"]),
     generation: Number(row?.["generation"]),

@@ -2,16 +2,16 @@ import { createRoute, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import { formatUsdc } from "../../../chain/contract.ts";
 import { listRefunds, loadRefund, moveRefund, type Refund, refundOfToken } from "../../../db/refunds.ts";
-import { REFUND_STATES, type RefundState } from "../../../db/schema.ts";
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
+import { REFUND_STATES, type RefundState, refundStatesThat } from "../../../model/refund-life.ts";
 import type { App, Router } from "../../http.ts";
 import { addressSchema, isoOf, isoTime, tokenIdSchema, txHashSchema } from "../schemas.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
 
 const MAX_PAGE = 500;
 /** Nobody has the order to pay yet. */
-const UNDECIDED = ["recorded", "waiting", "held"] as const;
+const UNDECIDED = refundStatesThat("undecided");
 
 const kindSchema = z
   .enum(["failed", "late"])

@@ -14,7 +14,8 @@ import type { Vm } from "../../../db/schema.ts";
 import { loadVm } from "../../../db/vms.ts";
 import { AppError } from "../../../errors.ts";
 import { log } from "../../../log.ts";
-import { CREDENTIALS_SECONDS } from "../../../model/payment-life.ts";
+import { CREDENTIALS_SECONDS } from "../../../model/payment.ts";
+import { paymentStates } from "../../../model/payment-life.ts";
 import { requireRoom } from "../../access/admission.ts";
 import {
   admitHolder,
@@ -315,7 +316,7 @@ async function takePayment(
       : await takeUp(services, known, checked, now);
   if (row === null) {
     const latest = known ?? (await findClaim(services, checked));
-    if (latest === null || ["claimed", "settling", "settled"].includes(latest.state)) {
+    if (latest === null || paymentStates[latest.state].wanted) {
       return { pending: latest ?? ({ id: checked.id } as Payment) };
     }
     throw used(latest);

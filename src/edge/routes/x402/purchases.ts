@@ -9,7 +9,8 @@ import { parsePublicKey } from "../../../credentials/ssh-keys.ts";
 import * as store from "../../../db/payments.ts";
 import { statementsOf } from "../../../db/reads.ts";
 import { AppError } from "../../../errors.ts";
-import { captureDeadline, isCharged, orderSeconds, wirePayment } from "../../../model/payment-life.ts";
+import { captureDeadline, isCharged, orderSeconds, wirePayment } from "../../../model/payment.ts";
+import { paymentStates } from "../../../model/payment-life.ts";
 import { MAX_PORTS, portsProblem } from "../../../model/ports.ts";
 import { deliveryOfOrder } from "../../../model/shop.ts";
 import { REGION_NAMES, TIER_COUNT, TIERS } from "../../../model/tiers.ts";
@@ -280,7 +281,7 @@ const isDelivered = ({ kind, state, servedAt }: store.Payment): boolean =>
   kind === "compute" && state === "settled" && servedAt !== null;
 /** Somebody is at it, and it may still be delivered. */
 const isUnderWay = (payment: store.Payment): boolean =>
-  ["claimed", "authorized", "settling", "settled"].includes(payment.state) && !isDelivered(payment);
+  paymentStates[payment.state].wanted === true && !isDelivered(payment);
 
 /** Until when answers are held, by the order that they are about: unix milliseconds. */
 const held = new Map<string, number[]>();

@@ -1,7 +1,7 @@
 // What buyers see while machines are not made: on every route that sells or tells of one.
 import { beforeEach, expect, test, vi } from "vitest";
 import { resume } from "../../../../src/db/pauses.ts";
-import { advance } from "../../../../src/provisioner/consume.ts";
+import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
 import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
 import { computeBody, orderMachine } from "./x402/till.ts";
@@ -83,7 +83,7 @@ test("what was bought in a pause is paid back when that lasts for more than a te
   const look = async (chainTime: number) => {
     await world.sql.prepare("UPDATE cursors SET block_timestamp = ?").bind(chainTime).run();
     const generation = (await world.vm(tokenId))?.["generation"];
-    await advance(world.context, { kind: "advance", incarnation, generation });
+    await followMachine(world.context, { kind: "advance", incarnation, generation });
   };
   await look(deadline + TENTH_OF_A_DAY);
   expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning", attempt: 0 });

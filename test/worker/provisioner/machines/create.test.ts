@@ -1,8 +1,8 @@
 import { connect } from "cloudflare:sockets";
 import { expect, test } from "vitest";
 import { isFenced, loadVm, openAttempt, takeLease } from "../../../../src/db/vms.ts";
-import { advance } from "../../../../src/provisioner/consume.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
+import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { buy, type Credentials, fixedHeaders } from "../../../world/agent.ts";
 import {
   addFault,
@@ -224,7 +224,11 @@ test("two consumers with the same message order one machine", async () => {
   const [message] = world.sent;
   if (message?.body.kind !== "advance") throw new Error("no job was queued");
   const job = message.body;
-  await Promise.all([advance(world.context, job), advance(world.context, job), advance(world.context, job)]);
+  await Promise.all([
+    followMachine(world.context, job),
+    followMachine(world.context, job),
+    followMachine(world.context, job),
+  ]);
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "running" });
   expect(await creates("vultr", from)).toHaveLength(1);
@@ -368,7 +372,7 @@ test("a row that somebody wrote into the database orders nothing (hard case 4)",
   const id = String((await world.vm(tokenId))?.["incarnation"]);
   const forged = id.replace(/0x[0-9a-f]{64}/, `0x${"5".repeat(64)}`);
   await world.sql.prepare("UPDATE vms SET incarnation = ?").bind(forged).run();
-  await advance(world.context, { kind: "advance", incarnation: forged, generation: 1 });
+  await followMachine(world.context, { kind: "advance", incarnation: forged, generation: 1 });
   expect(await world.vm(tokenId)).toMatchObject({ step: "create", attempt: 0 });
   expect(await creates("vultr", from)).toEqual([]);
 });
@@ -401,7 +405,7 @@ test("an event that one node invents orders nothing, since two nodes know no suc
   expect(await world.vm(tokenId)).toMatchObject({ tx_hash: inventedHash });
   await world.drain(async () => true);
   const [message] = world.sent;
-  if (message?.body.kind === "advance") await advance(world.context, message.body);
+  if (message?.body.kind === "advance") await followMachine(world.context, message.body);
   expect(await world.vm(tokenId)).toMatchObject({ step: "create", attempt: 0 });
   expect(await creates("vultr", from)).toEqual([]);
 });
@@ -479,7 +483,7 @@ async function startAnew(world: Deployment): Promise<void> {
     .run();
   const [row] = await world.rows("SELECT incarnation, generation FROM vms");
   const { incarnation, generation } = row as { incarnation: string; generation: number };
-  await advance(world.context, { kind: "advance", incarnation, generation });
+  await followMachine(world.context, { kind: "advance", incarnation, generation });
 }
 
 test("deleting attempts makes no more than two machines for a token, whatever names they bear by then: it made four (hard case 34)", async () => {

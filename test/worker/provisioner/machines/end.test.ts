@@ -1,7 +1,7 @@
 import { runInDurableObject } from "cloudflare:test";
 import { parseAbi } from "viem";
 import { expect, test } from "vitest";
-import { advance } from "../../../../src/provisioner/consume.ts";
+import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { buy, fixedHeaders } from "../../../world/agent.ts";
 import {
@@ -120,7 +120,7 @@ test("final history that has not reached the purchase yet proves nothing (hard c
   await world.sweep();
   const [job] = world.sent.flatMap(({ body }) => (body.kind === "advance" ? [body] : []));
   if (job === undefined) throw new Error("the sweep sent nothing");
-  await advance(world.context, job);
+  await followMachine(world.context, job);
   expect(await world.vm(tokenId)).toMatchObject({ status: "expired", step: "prove" });
   expect(await world.machines("vultr")).toHaveLength(1);
 });
@@ -253,7 +253,7 @@ test("an event that one node invents for a sold token does not cost its owner th
   await world.scan();
   expect(await world.vm(tokenId)).toMatchObject({ status: "provisioning" });
   await clearRpcFaults();
-  for (const { body } of world.sent.splice(0)) if (body.kind === "advance") await advance(world.context, body);
+  for (const { body } of world.sent.splice(0)) if (body.kind === "advance") await followMachine(world.context, body);
   expect(await world.vm(tokenId)).toMatchObject({
     incarnation: row?.["incarnation"],
     status: "running",

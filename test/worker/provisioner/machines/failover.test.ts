@@ -2,8 +2,8 @@
 import { expect, test, vi } from "vitest";
 import { labelFamily } from "../../../../src/model/purchase-key.ts";
 import { stockOf } from "../../../../src/model/stock.ts";
-import { advance } from "../../../../src/provisioner/consume.ts";
 import { candidatesOf, type Market, nextCandidate, placeOf } from "../../../../src/provisioner/machines/candidates.ts";
+import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { addFault, type Deployment, deploy, journal, PATIENCE_MS } from "../../deployment.ts";
 
 const PLACES = {
@@ -231,7 +231,7 @@ test("a vendor that was down for a while serves the purchase once it is back, wi
   const context = { ...world.context, now: () => Date.now() + ahead };
   const turn = async () => {
     const next = world.sent.shift();
-    if (next?.body.kind === "advance") await advance(context, next.body);
+    if (next?.body.kind === "advance") await followMachine(context, next.body);
   };
   await addFault("vultr", { call: "list", kind: "error_before", times: 5 });
   const { tokenId } = await world.buy(0);

@@ -2,9 +2,9 @@
 
 import { connect } from "cloudflare:sockets";
 import { expect, test } from "vitest";
-import { advance } from "../../../../src/provisioner/consume.ts";
 import type { Context } from "../../../../src/provisioner/context.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
+import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { type Credentials, fixedHeaders, freshHeaders, transfer } from "../../../world/agent.ts";
 import {
   addFault,
@@ -45,7 +45,7 @@ async function turn(world: Deployment, changes: Partial<Context> = {}): Promise<
   const job = world.sent.find(({ body }) => body.kind === "advance")?.body;
   world.sent.length = 0;
   if (job?.kind !== "advance") throw new Error("no step is queued");
-  await advance({ ...world.context, ...changes }, job);
+  await followMachine({ ...world.context, ...changes }, job);
 }
 /** The message is lost, and the sweep brings the row back. */
 async function heal(world: Deployment): Promise<void> {
@@ -373,7 +373,7 @@ test("two consumers with the same message order one reinstallation", async () =>
   await ask(world, 0, tokenId, "/rotate");
   const job = world.sent.find(({ body }) => body.kind === "advance")?.body;
   if (job?.kind !== "advance") throw new Error("no step is queued");
-  await Promise.all([1, 2, 3].map(() => advance(world.context, job)));
+  await Promise.all([1, 2, 3].map(() => followMachine(world.context, job)));
   await world.drain();
   const orders = (await journal("vultr", from)).filter((call) => call.path.endsWith("/reinstall"));
   expect(orders).toHaveLength(1);

@@ -6,9 +6,7 @@ import type { WalletOrder } from "../../../../src/chain/orders.ts";
 import { loadPayment } from "../../../../src/db/payments.ts";
 import type { Context } from "../../../../src/provisioner/context.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
-import { capture } from "../../../../src/provisioner/payments/capture.ts";
-import { deliver } from "../../../../src/provisioner/payments/deliver.ts";
-import { onMachine } from "../../../../src/provisioner/payments/token.ts";
+import { takeStep } from "../../../../src/provisioner/payments/run.ts";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { transfer } from "../../../world/agent.ts";
 import artifacts from "../../../world/contracts/artifacts.json";
@@ -231,7 +229,7 @@ test.each([
       await addRpcFault({ kind: "lag", blocks });
       await addRpcFault({ kind: "delay", ms: 400 }, "third");
     }
-    const turn = await onMachine(withWallet({ order, simulate: () => null }), await loaded(id), capture);
+    const turn = await takeStep(withWallet({ order, simulate: () => null }), await loaded(id));
     expect(turn).toMatchObject({ waitSeconds: expect.any(Number) });
     await clearRpcFaults();
     const settled = await playUntil(world, id, at("close"));
@@ -267,7 +265,7 @@ test("nor is it where ours would fail, and the payer has nothing left: his balan
     };
     const simulate = (given: WalletOrder) => world.wallet.simulate(given);
     const context = { ...withWallet({ order, simulate }), chain: { ...world.context.chain, nodes } };
-    expect(await onMachine(context, await loaded(id), capture)).toMatchObject({ waitSeconds: expect.any(Number) });
+    expect(await takeStep(context, await loaded(id))).toMatchObject({ waitSeconds: expect.any(Number) });
     await clearRpcFaults();
     const settled = await playUntil(world, id, at("close"));
     expect(settled).toMatchObject({ state: "settled", reason: null });
@@ -283,7 +281,7 @@ test("our capture's own failure is held against its payer only by a look that is
   await set(id, "step = 'capture', state = 'settling'");
   const blockNumber = Number(await chain.reader.getBlockNumber()) + 1;
   const order = () => ({ state: "sent", hash: "0x1", mined: { hash: "0x1", status: "reverted", blockNumber } });
-  const turn = async () => onMachine(withWallet({ order, simulate: () => null }), await loaded(id), capture);
+  const turn = async () => takeStep(withWallet({ order, simulate: () => null }), await loaded(id));
   expect(await turn()).toMatchObject({ waitSeconds: expect.any(Number) });
   await chain.mine(1);
   expect(await turn()).toMatchObject({ state: "releasing", reason: "capture_refused" });
@@ -493,7 +491,7 @@ test("what was charged first, long before its machine was up, is handed over aft
   await playUntil(world, id, at("deliver"));
   const waits = async (why: string) => {
     const order = () => ({ state: "waiting", why });
-    const turn = await onMachine(withWallet({ order }), await loaded(id), deliver);
+    const turn = await takeStep(withWallet({ order }), await loaded(id));
     expect(await rowOf(id), why).toMatchObject({ step: "deliver", reason: null });
     return turn;
   };

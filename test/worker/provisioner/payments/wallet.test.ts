@@ -8,7 +8,7 @@ import { limitOf } from "../../../../durable-objects/wallet-limits.ts";
 import { signatureForCoin } from "../../../../src/chain/authorization.ts";
 import { coinOf } from "../../../../src/chain/coin.ts";
 import { callsOf, type WalletOrder } from "../../../../src/chain/orders.ts";
-import { paymentId } from "../../../../src/model/payment-life.ts";
+import { paymentId } from "../../../../src/model/payment.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { submit } from "../../../world/payer.ts";
 import {

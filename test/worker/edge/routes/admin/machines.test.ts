@@ -1,5 +1,5 @@
 import { beforeEach, expect, test } from "vitest";
-import { advance } from "../../../../../src/provisioner/consume.ts";
+import { followMachine } from "../../../../../src/provisioner/machines/run.ts";
 import { buy, fixedHeaders } from "../../../../world/agent.ts";
 import { addFault, agent, buyAndRun, chain, clearFaults, type Deployment, deploy } from "../../../deployment.ts";
 import { type Operator, operator } from "./operator.ts";
@@ -88,7 +88,7 @@ test("while provisioning is paused nothing is ordered, and resuming gives the ti
   const [job] = world.sent;
   if (job?.body.kind !== "advance") throw new Error("nothing was queued");
   world.sent.length = 0;
-  await advance(world.context, job.body);
+  await followMachine(world.context, job.body);
   expect(await world.machines("vultr")).toEqual([]);
   expect(world.sent).toMatchObject([{ delaySeconds: 15 }]);
   expect(await ask("GET", "/admin/pauses")).toMatchObject({

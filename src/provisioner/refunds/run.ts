@@ -1,0 +1,35 @@
+// A refund's steps, one after the other, until it has to wait: the sweep goes on by the time that the row has.
+import { loadRefund, type Refund, type RefundKey } from "../../db/refunds.ts";
+import type { RefundState } from "../../model/refund-life.ts";
+import { type Context, DONE, type Next } from "../context.ts";
+import { runSteps } from "../run-steps.ts";
+import { begin, GO_ON, pay } from "./pay.ts";
+
+const rest = async () => DONE;
+
+const STEPS: Record<RefundState, (context: Context, row: Refund) => Promise<Next<Refund>>> = {
+  recorded: rest,
+  waiting: rest,
+  due: begin,
+  held: rest,
+  paying: pay,
+  paid: rest,
+  cancelled: rest,
+};
+
+export const followRefund = (context: Context, key: RefundKey): Promise<void> =>
+  runSteps<Refund>(
+    context,
+    {
+      load: () => loadRefund(context.db, key),
+      step: (row) => STEPS[row.state](context, row),
+      send: (_generation, delaySeconds) =>
+        context.config.JOBS.send({ kind: "refund", incarnation: key.incarnation, of: key.kind }, { delaySeconds }),
+      tell: ({ tokenId, kind, state }) => ({
+        event: "refund_step",
+        shared: { tokenId, refund: kind },
+        fields: { state },
+      }),
+    },
+    GO_ON,
+  );
