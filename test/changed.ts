@@ -84,6 +84,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   { path: "src/edge/reconcile", tests: worker("edge/routes/admin/payments") },
   { path: "src/model/refund", tests: worker("provisioner/refunds/refund") },
+  {
+    path: "(src/(model/[a-z]+-?life|db/(schema|stages))|test/lives)",
+    tests: [...worker("model/"), ...e2e("repository")],
+  },
   { path: "src/edge/sweep", tests: worker("provisioner/(queue|machines/end|payments/payment)", "edge/ends") },
   { path: "src/edge/standing", tests: worker("edge/standing") },
   { path: "src/model/(shop|machine-life)", tests: worker("edge/routes/pause") },

@@ -5,6 +5,7 @@ import { expect, test } from "vitest";
 import { unstable_readConfig } from "wrangler";
 import { EDGE_VARIABLES } from "../../src/edge/config.ts";
 import { PROVISIONER_VARIABLES } from "../../src/provisioner/config.ts";
+import { drawings, partsOf } from "../lives.ts";
 import { artifacts } from "../world/chain.ts";
 import { compileContracts } from "../world/contracts/compile.ts";
 
@@ -88,4 +89,9 @@ test("every file that CONTRIBUTING names is there: a newcomer's guesses", () => 
   const named = [...guide.matchAll(/`((?:src|durable-objects|test)\/[\w/.-]+)`/g)].map(([, file = ""]) => file);
   expect(new Set(named).size).toBeGreaterThan(20);
   expect(named.filter((file) => !existsSync(file))).toEqual([]);
+});
+
+test("the drawings of the lives are what the tables say: npm run lives draws them", () => {
+  const [, drawn] = partsOf(readFileSync("src/README.md", "utf8"));
+  expect(drawn).toBe(drawings());
 });

@@ -154,8 +154,8 @@ async function callOnce(`,
   keep_the_old_incarnation: [
     {
       file: "src/db/scan.ts",
-      from: "SET current = 0, step = ${retirement.set.step}, generation",
-      to: "SET current = 0, step = 'idle', generation",
+      from: "retirement.set.step}, generation",
+      to: "'idle'}, generation",
     },
   ],
   /** The first sale that is heard of is taken for the first that there was. */
