@@ -3,10 +3,10 @@ import { and, eq, exists, isNull, type SQLWrapper, sql } from "drizzle-orm";
 import { stagesThat } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { isServed, serving } from "./payments.ts";
-import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import type { Vm } from "./schema.ts";
 import { keyHolders, vms } from "./schema.ts";
 import { hasStatus, moveMachines } from "./stages.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
 type Stored = Pick<Vm, "incarnation" | "attempt"> & { sshPrivateKey: string };
 

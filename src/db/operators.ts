@@ -3,9 +3,9 @@ import { and, asc, desc, eq, gt, isNull, lt, sql } from "drizzle-orm";
 import { type Status, stagesOf } from "../model/machine-life.ts";
 import { refundStatesThat, requireRefundMove } from "../model/refund-life.ts";
 import { type Database, runBatch } from "./client.ts";
-import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { failedProvisionings, vms } from "./schema.ts";
 import { hasStatus, listOf, moveMachines, moveSteps } from "./stages.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
 /** Machines by status, newest token first, below a token id. */
 export const listVms = (db: Database, status: Status | undefined, before: number, limit: number) =>

@@ -2,10 +2,10 @@
 import { and, asc, eq, gt, inArray, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
-import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { payments, purchases, vms } from "./schema.ts";
 import { moveMachines } from "./stages.ts";
 import { type TimedVm, timedVm } from "./vms.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
 /** What stands for the purchase of a payment, by whichever of its transactions was mined: ours still, or its payer's. */
 export const boughtVm = async (

@@ -8,9 +8,9 @@ import type { StockByVendor } from "../model/stock.ts";
 import { type Database, once } from "./client.ts";
 import {
   FORGETTABLE,
-  NOBODYS,
   OPEN,
   PAID,
+  partOf,
   paymentLinks,
   payments,
   quotes,
@@ -34,7 +34,6 @@ export type CostedOrder = PaymentAt<"settled/buy/order">;
 /** An order that a token and a machine stand for. */
 export type LinkedOrder = PaymentAt<"settled/provision">;
 
-const WAKE_AFTER_MS = 60_000;
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 
@@ -117,12 +116,11 @@ export type Limits = {
 export type Exceeded = "payer_refused" | "order_open" | "balance" | "float" | "uncaptured";
 
 const sumOf = sql`COALESCE(SUM(CAST(amount AS INTEGER)), 0)`;
-const part = (index: string, is: string): SQL => sql`payments INDEXED BY ${sql.raw(index)} WHERE ${sql.raw(is)}`;
 const unpaidSum = (now: number, more = sql``): SQL => {
-  const unpaid = sql`SELECT ${sumOf} FROM ${part("payments_unpaid", UNPAID)} ${more}`;
+  const unpaid = sql`SELECT ${sumOf} FROM ${partOf("payments_unpaid", UNPAID)} ${more}`;
   return sql`(${unpaid} AND bought_at IS NULL) + (${unpaid} AND bought_at > ${now - HOUR_MS})`;
 };
-const unboughtSum = (more = sql``): SQL => sql`(SELECT ${sumOf} FROM ${part("payments_unbought", UNBOUGHT)} ${more})`;
+const unboughtSum = (more = sql``): SQL => sql`(SELECT ${sumOf} FROM ${partOf("payments_unbought", UNBOUGHT)} ${more})`;
 
 /**
  * Which limit a payment goes beyond, by the rows that there are; null where it stays within all. One order is open to a payer
@@ -137,7 +135,7 @@ export async function exceededLimit(
   rows: "all" | "earlier" = "earlier",
 ): Promise<Exceeded | null> {
   const others = rows === "all" ? sql`AND rowid <> self.at` : sql`AND rowid < self.at`;
-  const open = sql`${part("payments_open", OPEN)} AND payer = ${payer} ${others}`;
+  const open = sql`${partOf("payments_open", OPEN)} AND payer = ${payer} ${others}`;
   const [row] = await db.all<{
     refused: number;
     open: number;
@@ -146,10 +144,10 @@ export async function exceededLimit(
     unbought: number;
     uncaptured: number;
   }>(sql`WITH self AS (SELECT COALESCE((SELECT rowid FROM payments WHERE id = ${id}), -1) AS at) SELECT
-    EXISTS (SELECT 1 FROM ${part("payments_refused", "reason = 'capture_refused'")} AND payer = ${payer}) AS refused,
+    EXISTS (SELECT 1 FROM ${partOf("payments_refused", "reason = 'capture_refused'")} AND payer = ${payer}) AS refused,
     EXISTS (SELECT 1 FROM ${open} AND kind = 'compute') AS open,
     (SELECT ${sumOf} FROM ${open}) AS open_sum,
-    EXISTS (SELECT 1 FROM ${part("payments_paid", PAID)} AND payer = ${payer}) AS paid,
+    EXISTS (SELECT 1 FROM ${partOf("payments_paid", PAID)} AND payer = ${payer}) AS paid,
     ${unboughtSum(others)} AS unbought,
     ${unpaidSum(now, others)} AS uncaptured FROM self`);
   if (row === undefined) throw new Error("a query without rows");
@@ -189,7 +187,7 @@ export async function readMarket(db: Database, now: number): Promise<Market> {
     (SELECT scanned_at FROM cursors WHERE id = 1) AS scannedAt,
     (SELECT block_timestamp FROM cursors WHERE id = 1) AS blockTimestamp,
     ${unpaidSum(now)} AS unpaid, ${unboughtSum()} AS unbought,
-    (SELECT COALESCE(SUM(CAST(cost AS INTEGER)), 0) FROM ${part("payments_bought", "bought_at IS NOT NULL")}
+    (SELECT COALESCE(SUM(CAST(cost AS INTEGER)), 0) FROM ${partOf("payments_bought", "bought_at IS NOT NULL")}
       AND bought_at > ${now - DAY_MS}) AS spent,
     (SELECT stock FROM catalogs WHERE id = 1) AS stock, (SELECT tiers FROM catalogs WHERE id = 1) AS tiers`);
   if (row === undefined) throw new Error("a query without rows");
@@ -281,26 +279,9 @@ export const markServed = async (db: Database, id: string, now: number): Promise
 export const isServed = (id: string): SQL =>
   sql`EXISTS (SELECT 1 FROM payments WHERE id = ${id} AND state = 'settled' AND served_at IS NOT NULL)`;
 
-const wake = (db: Database, now: number, due: SQL, limit: number) =>
-  db
-    .update(payments)
-    .set({ wakeAt: now + WAKE_AFTER_MS, generation: sql`${payments.generation} + 1` })
-    .where(sql`id IN (SELECT id FROM ${due} AND wake_at <= ${now} ORDER BY wake_at LIMIT ${limit})`)
-    .returning({ payment: payments.id, generation: payments.generation });
-
-/**
- * Those whose turn has come; each is left alone for a minute from here on. However many rows strangers make of which
- * nothing came: the others come first, and those take a fifth of the places at most.
- */
-export async function wakePayments(db: Database, now: number, limit: number) {
-  const ours = part("payments_to_wake", `wake_at IS NOT NULL AND NOT ${NOBODYS}`);
-  const nobodys = part("payments_nobodys_to_wake", `wake_at IS NOT NULL AND ${NOBODYS}`);
-  return [...(await wake(db, now, ours, limit)), ...(await wake(db, now, nobodys, Math.ceil(limit / 5)))];
-}
-
 /** Deletes what final history has let go of, and of which nothing ever came. */
 export const forgetPayments = (db: Database, endedBefore: number, limit: number) =>
-  db.run(sql`DELETE FROM payments WHERE id IN (SELECT id FROM ${part("payments_to_forget", FORGETTABLE)}
+  db.run(sql`DELETE FROM payments WHERE id IN (SELECT id FROM ${partOf("payments_to_forget", FORGETTABLE)}
     AND ended_at < ${endedBefore} ORDER BY ended_at LIMIT ${limit})`);
 
 /** Before a transaction that buys a token leaves: whose purchase it will be (hard case 20). */

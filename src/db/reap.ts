@@ -3,9 +3,9 @@ import { and, asc, eq, gt, isNotNull, isNull, ne, or, sql } from "drizzle-orm";
 import { stagesThat } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
-import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, vms } from "./schema.ts";
 import { moveMachines } from "./stages.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
 type Provider = "vultr" | "runpod";
 

@@ -11,8 +11,6 @@ import { hasStatus } from "./stages.ts";
 export type Refund = typeof refunds.$inferSelect;
 export type RefundKey = Pick<Refund, "incarnation" | "kind">;
 
-const WAKE_AFTER_MS = 60_000;
-
 type Owed = {
   kind: Refund["kind"];
   state: RefundState;
@@ -77,16 +75,6 @@ export const bookRefund = (db: Database, refund: NewRefund) =>
 
 export const loadRefund = async (db: Database, key: RefundKey): Promise<Refund | null> =>
   (await db.select().from(refunds).where(isRefund(key)).get()) ?? null;
-
-/** Those whose turn has come; each is left alone for a minute from here on. */
-export const wakeRefunds = (db: Database, now: number, limit: number): Promise<RefundKey[]> =>
-  db
-    .update(refunds)
-    .set({ wakeAt: now + WAKE_AFTER_MS })
-    .where(
-      sql`(incarnation, kind) IN (SELECT incarnation, kind FROM refunds WHERE wake_at IS NOT NULL AND wake_at <= ${now} ORDER BY wake_at LIMIT ${limit})`,
-    )
-    .returning({ incarnation: refunds.incarnation, kind: refunds.kind });
 
 /**
  * The last look before money moves: false where the purchase went back to work, or somebody else decided meanwhile. From

@@ -1,6 +1,6 @@
 // Writes of the scan. Rows and cursor go in one batch, fenced by the lease: the first statement sets the lease to NULL
 // when it is somebody else's, the NOT NULL constraint fails, and D1 rolls the whole batch back (hard case 9).
-import { and, asc, desc, eq, inArray, lt, lte, or, sql } from "drizzle-orm";
+import { and, desc, eq, lt, lte, or, sql } from "drizzle-orm";
 import type { Checkpoint } from "../chain/checkpoints.ts";
 import type { Head } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
@@ -13,17 +13,15 @@ import { TIERS } from "../model/tiers.ts";
 import { type Database, once, runBatch, type Statement } from "./client.ts";
 import { cursors, gaps, purchases, vms } from "./schema.ts";
 import { hasStatus, isAt, moveSteps } from "./stages.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
 const CURSOR_ID = 1;
 const ROWS_PER_STATEMENT = 500;
 const ZERO_ADDRESS = "0x0000000000000000000000000000000000000000";
-/** How long the sweep leaves a row alone that was just queued. */
-export const WAKE_AFTER_MS = 60_000;
 /** What each row before it in the same burst adds: the queue takes them one after the other. */
 const WAKE_LATER_MS = 25;
 
 export type Cursor = typeof cursors.$inferSelect;
-export type QueuedVm = { incarnation: string; generation: number };
 export type Fence = { holder: string; leaseUntil: number };
 
 const cursorOf = once((db) => db.select().from(cursors).where(eq(cursors.id, CURSOR_ID)).prepare());
@@ -434,16 +432,3 @@ function chunks<T>(rows: readonly T[]): T[][] {
   for (let i = 0; i < rows.length; i += ROWS_PER_STATEMENT) parts.push(rows.slice(i, i + ROWS_PER_STATEMENT));
   return parts;
 }
-
-/** Rows whose time to be sent again has come: their generation rises and makes older messages stale. */
-export const wakeStalled = (db: Database, now: number, limit: number) =>
-  db
-    .update(vms)
-    .set({ generation: sql`${vms.generation} + 1`, wakeAt: now + WAKE_AFTER_MS })
-    .where(
-      inArray(
-        vms.incarnation,
-        db.select({ id: vms.incarnation }).from(vms).where(lte(vms.wakeAt, now)).orderBy(asc(vms.wakeAt)).limit(limit),
-      ),
-    )
-    .returning({ incarnation: vms.incarnation, generation: vms.generation });

@@ -1,7 +1,7 @@
 // The tables. Times in `_at` are unix milliseconds of our clock unless the comment says chain time (unix seconds).
 // uint256 amounts are TEXT: SQLite's integers end at 2^63 and D1 rounds above 2^53.
 
-import { sql } from "drizzle-orm";
+import { type SQL, sql } from "drizzle-orm";
 import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "drizzle-orm/sqlite-core";
 import type { SpansByNode } from "../chain/log-ranges.ts";
 import { STATUSES, STEPS } from "../model/machine-life.ts";
@@ -244,6 +244,10 @@ export const PAID = `kind = 'compute' AND ${stateIn(["settled"])}`;
 export const UNBOUGHT = `kind = 'compute' AND bought_at IS NULL AND ${WANTED}`;
 /** Final history is past it: it never moved anything, and never will. A refused capture is remembered (hard case 36). */
 export const FORGETTABLE = `${stateIn(["released"])} AND bought_at IS NULL AND cost IS NULL AND settle_tx IS NULL AND incarnation IS NULL AND held = 0 AND reason IS NOT 'capture_refused'`;
+
+/** The rows of a part, by its index. */
+export const partOf = (index: string, is: string): SQL =>
+  sql`payments INDEXED BY ${sql.raw(index)} WHERE ${sql.raw(is)}`;
 
 /**
  * EIP-3009 authorizations that were shown to us, one row each: (chain, payer, nonce) is one payment, for ever where it has

@@ -2,9 +2,9 @@
 import { and, asc, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
 import { stagesThat } from "../model/machine-life.ts";
 import type { Database } from "./client.ts";
-import { WAKE_AFTER_MS } from "./scan.ts";
 import { catalogs, counters, nonces, OPEN, purchases, vms } from "./schema.ts";
 import { hasStatus, moveMachines, moveSteps } from "./stages.ts";
+import { WAKE_AFTER_MS } from "./wake.ts";
 
 const CATALOG_ID = 1;
 const DAY_MS = 86_400_000;

@@ -6,8 +6,8 @@ import { requireMachineMove, type Status, type Step, stageOf } from "../model/ma
 import { type Database, once, runBatch } from "./client.ts";
 import { forgetSealed, UNPUBLISHED } from "./delivery.ts";
 import { bookRefund, type NewRefund } from "./refunds.ts";
-import { type QueuedVm, WAKE_AFTER_MS } from "./scan.ts";
 import { attempts, cursors, failedProvisionings, purchases, type Vm, vms } from "./schema.ts";
+import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
 /** With the scanned head's time, as `chainTime` has it: read together, since most steps need both. */
 export type TimedVm = Vm & { chainTime: number };

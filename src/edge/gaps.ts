@@ -6,6 +6,7 @@ import { type FoundEvents, fetchEvents } from "../chain/events.ts";
 import { askFirst, readAgreedTokens, witnessesOf } from "../chain/witness.ts";
 import { hasRoom } from "../db/client.ts";
 import * as store from "../db/scan.ts";
+import type { QueuedVm } from "../db/wake.ts";
 import { errorFields, log } from "../log.ts";
 import type { EdgeConfig } from "./config.ts";
 import { type ScanContext, sourceOf } from "./scan.ts";
@@ -43,7 +44,7 @@ export async function probeNewest({ db, chain, config, now }: ScanContext): Prom
  * Looks for the sales of missing token ids. An id that nobody owns needs no looking for; the ranges of the others are read
  * again as far as the time goes, and the next sweep goes on from there. Returns the machines to queue.
  */
-export async function fillGaps(context: ScanContext): Promise<store.QueuedVm[]> {
+export async function fillGaps(context: ScanContext): Promise<QueuedVm[]> {
   const { db, chain, config, now } = context;
   const due = await store.dueGaps(db, now, GAPS_PER_SWEEP);
   if (due.length === 0) return [];
@@ -97,7 +98,7 @@ const restOf = ({ fromBlock, toBlock, readTo }: store.Gap, { START_BLOCK }: Edge
 export async function rescan(
   context: Omit<ScanContext, "fence">,
   range: Range,
-): Promise<{ queued: store.QueuedVm[]; toBlock: number }> {
+): Promise<{ queued: QueuedVm[]; toBlock: number }> {
   const { queued, reached } = await reread(context, [range], 1);
   const toBlock = reached.get(rangeKey(range)) ?? -1;
   if (toBlock < range.fromBlock) throw new ChainUnavailable();
@@ -112,9 +113,9 @@ async function reread(
   context: Omit<ScanContext, "fence">,
   ranges: readonly Range[],
   least: number,
-): Promise<{ queued: store.QueuedVm[]; reached: Map<string, number> }> {
+): Promise<{ queued: QueuedVm[]; reached: Map<string, number> }> {
   const until = Date.now() + READ_MS;
-  const queued: store.QueuedVm[] = [];
+  const queued: QueuedVm[] = [];
   const reached = new Map<string, number>();
   const failed = new Set<Node>();
   let open = [...ranges];
@@ -138,7 +139,7 @@ async function rereadPiece(
   range: Range,
   failed: Set<Node>,
   least: number,
-): Promise<{ queued: store.QueuedVm[]; to: number }> {
+): Promise<{ queued: QueuedVm[]; to: number }> {
   const { db, chain, config, now } = context;
   const until = Date.now() + PIECE_MS;
   const reads = await Promise.all(
@@ -152,7 +153,7 @@ async function rereadPiece(
         }),
       ),
   );
-  const queued: store.QueuedVm[] = [];
+  const queued: QueuedVm[] = [];
   const ends: number[] = [];
   for (const read of reads) {
     if (read === null) continue;

@@ -26,6 +26,7 @@ import { LogsRefused, rangeOf, recallSpans, spansOf } from "../chain/logs.ts";
 import { askTwo, isOnFork, witnessesOf } from "../chain/witness.ts";
 import type { Database } from "../db/client.ts";
 import * as store from "../db/scan.ts";
+import type { QueuedVm } from "../db/wake.ts";
 import { AppError } from "../errors.ts";
 import { inTime } from "../in-time.ts";
 import { errorFields, log } from "../log.ts";
@@ -56,7 +57,7 @@ export type ScanContext = {
 
 export type PassResult = {
   /** Machines to queue now. */
-  queued: store.QueuedVm[];
+  queued: QueuedVm[];
   /** False while blocks are left to read: don't wait before the next pass. */
   caughtUp: boolean;
   outcome: "idle" | "advanced" | "rolled_back" | "unsettled" | "range_shrunk";

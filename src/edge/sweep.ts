@@ -5,10 +5,10 @@ import { askFirst, readAgreedTokens, readFinalNumber, readFinalToken } from "../
 import { deleteOldBans } from "../db/bans.ts";
 import { type Database, hasRoom } from "../db/client.ts";
 import * as disputes from "../db/disputes.ts";
-import { forgetPayments, wakePayments } from "../db/payments.ts";
-import { wakeRefunds } from "../db/refunds.ts";
-import { claimTurn, loadCursor, pruneTransfers, type QueuedVm, wakeStalled } from "../db/scan.ts";
+import { forgetPayments } from "../db/payments.ts";
+import { claimTurn, loadCursor, pruneTransfers } from "../db/scan.ts";
 import * as store from "../db/sweep.ts";
+import { type QueuedVm, wakeMachines, wakePayments, wakeRefunds } from "../db/wake.ts";
 import { allClear, errorFields, levelOfFault, log } from "../log.ts";
 import type { Job } from "../model/jobs.ts";
 import { TIER_COUNT } from "../model/tiers.ts";
@@ -51,7 +51,7 @@ export async function sweep(context: ScanContext): Promise<void> {
   const jobs = config.JOBS;
   const cursor = await loadCursor(db);
   const parts: Record<string, () => Promise<unknown>> = {
-    wake: async () => enqueue(jobs, await wakeStalled(db, now, ROWS_PER_SWEEP)),
+    wake: async () => enqueue(jobs, await wakeMachines(db, now, ROWS_PER_SWEEP)),
     expire: async () => cursor !== null && enqueue(jobs, await expire(context, cursor.blockTimestamp)),
     vanished: async () =>
       cursor !== null && enqueue(jobs, await store.retireVanished(db, cursor.blockNumber - VANISHED_AFTER_BLOCKS, now)),

@@ -1,6 +1,7 @@
 // What is asked of payments costs the same however many old rows there are, and what strangers leave goes away (hard case 37).
 import { beforeEach, expect, test } from "vitest";
 import * as store from "../../../src/db/payments.ts";
+import { wakePayments } from "../../../src/db/wake.ts";
 import { type Deployment, deploy } from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
@@ -33,7 +34,7 @@ test("hard case 37: limits, the market, a repeated order and the sweep read no o
     await cost(() => store.exceededLimit(world.db, row, limits, now, "all")),
     await cost(() => store.readMarket(world.db, now)),
     await cost(() => store.sameOrder(world.db, { payer: PAYER, request: "r", since: now - 60_000 })),
-    await cost(() => store.wakePayments(world.db, now, 100)),
+    await cost(() => wakePayments(world.db, now, 100)),
     await cost(async () => store.forgetPayments(world.db, now - DAY_MS, 100)),
   ];
   const before = await costs();
@@ -63,7 +64,7 @@ test("hard case 37: however many rows strangers leave, real work is woken first"
   await insert("bought-", 3, { state: "releasing", bought_at: 1, wake_at: now - 1 });
   let woken: { payment: string }[] = [];
   const { rowsRead } = await billOf(async () => {
-    woken = await store.wakePayments(world.db, now, 20);
+    woken = await wakePayments(world.db, now, 20);
   });
   expect(
     woken
