@@ -68,6 +68,10 @@ export async function serveHeldToken(
 export const shortenDeadline = (db: Database, incarnation: string, deadline: number) =>
   db.run(sql`UPDATE vms SET deadline = MIN(deadline, ${deadline}) WHERE incarnation = ${incarnation}`);
 
+/** What the order behind a machine asks of it. */
+export const saveTerms = (db: Database, incarnation: string, terms: string) =>
+  db.update(vms).set({ terms }).where(eq(vms.incarnation, incarnation));
+
 /** A token that is ours with nobody to give it to, whose time ends between those two of the chain. `owner`: we, lower case. */
 export const heldToken = async (
   db: Database,

@@ -99,8 +99,10 @@ export const vms = sqliteTable(
     freshOwner: text("fresh_owner"),
     /** Why it failed: a code that `failed_provisionings` explains. */
     failure: text(),
-    /** TCP ports that are open beside SSH and how the world reaches them, as JSON (see vms/ports.ts); NULL where SSH is all. */
+    /** TCP ports that are open beside SSH and how the world reaches them, as JSON (see model/ports.ts); NULL where SSH is all. */
     ports: text(),
+    /** What an order over x402 asks of it, as JSON (see model/terms.ts); NULL for a purchase on the contract. */
+    terms: text(),
   },
   (table) => [
     uniqueIndex("vms_current_token").on(table.tokenId).where(sql`current = 1`),
@@ -290,7 +292,7 @@ export const payments = sqliteTable(
     /** The payer's own, one `type base64` line. */
     sshPublicKey: text("ssh_public_key"),
     region: text(),
-    /** TCP ports that the order asks for beside SSH, as JSON (see vms/ports.ts); NULL where SSH is all. */
+    /** TCP ports that the order asks for beside SSH, as JSON (see model/ports.ts); NULL where SSH is all. */
     ports: text(),
     /** The payment is taken before anything is bought for it, and paid back where no machine can be had. */
     captureFirst: integer("capture_first", { mode: "boolean" }).notNull().default(false),

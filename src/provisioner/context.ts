@@ -116,6 +116,17 @@ export async function ask<T>(
 export const operatorOf = ({ config }: Pick<Context, "config">): Address | null =>
   config.OPERATOR_PRIVATE_KEY === undefined ? null : addressOf(config.OPERATOR_PRIVATE_KEY);
 
+/** The same as rows have it; empty where there is no wallet. */
+export const addressInRows = (context: Pick<Context, "config">): string => operatorOf(context)?.toLowerCase() ?? "";
+
+/** Whether a machine's token is ours: bought for a payment that has not been taken yet, or held. */
+export const isOurs = (context: Pick<Context, "config">, vm: { owner: string }): boolean =>
+  vm.owner === operatorOf(context)?.toLowerCase();
+
+/** Ours, or without an owner while a reorg leaves none. */
+export const isNobodys = (context: Pick<Context, "config">, vm: { owner: string }): boolean =>
+  isOurs(context, vm) || vm.owner === "";
+
 const addresses = new Map<Hex, Address>();
 function addressOf(key: Hex): Address {
   const address = addresses.get(key) ?? privateKeyToAddress(key);

@@ -6,19 +6,17 @@ import { generateHostKey } from "../../credentials/ssh-keys.ts";
 import { hasRoom } from "../../db/client.ts";
 import { shortenDeadline } from "../../db/orders.ts";
 import { isPaused } from "../../db/pauses.ts";
-import { type Payment, paymentOfPurchase } from "../../db/payments.ts";
 import type { Vm } from "../../db/schema.ts";
 import { loadCatalog } from "../../db/sweep.ts";
 import * as store from "../../db/vms.ts";
 import { allClear, errorFields, log } from "../../log.ts";
-import { captureDeadline } from "../../model/payment.ts";
 import { formatPorts, readPorts, unreached } from "../../model/ports.ts";
 import { labelFamily, machineLabel } from "../../model/purchase-key.ts";
 import { type Candidate, isWithinShare, offerOf, type VendorName, vendorsOf } from "../../model/stock.ts";
+import { type OrderBehind, readTerms, type Terms } from "../../model/terms.ts";
 import { REGIONS, type Region } from "../../model/tiers.ts";
 import { inTurn } from "../../outbound.ts";
-import { type Context, DONE, goOn, type Next, permit, sendAfter } from "../context.ts";
-import { isOurs, linkOrder } from "../payments/token.ts";
+import { type Context, DONE, goOn, isOurs, type Next, permit, sendAfter } from "../context.ts";
 import { type Supplies, VendorError } from "../vendors/vendor.ts";
 import { candidatesOf, nextCandidate, placeOf } from "./candidates.ts";
 import { isTooLate, keepToken, MAX_REPLACEMENTS, tooLate, usedUp } from "./give-up.ts";
@@ -40,12 +38,16 @@ const LIST_AGE_MS = 15_000;
  * Checks the purchase, then tries candidates until one has a machine or all are used up for this turn. The check is part
  * of every turn, under the lease: a row that somebody wrote, or that a reorg has overtaken, orders nothing.
  */
-export async function create(context: Context, vm: store.TimedVm): Promise<Next> {
+export async function create(
+  context: Context,
+  vm: store.TimedVm,
+  orderOf: (vm: Vm) => Promise<OrderBehind>,
+): Promise<Next> {
   const began = context.now();
   const lease = crypto.randomUUID();
   try {
     if (!(await store.takeLease(context.db, vm, lease, began + LEASE_MS, began))) return DONE;
-    return await takeTurn(context, vm, lease, began);
+    return await takeTurn(context, vm, lease, began, orderOf);
   } catch (error) {
     // The message comes back within seconds: it must find the row free, were it only the lease's answer that was lost.
     await store.releaseLease(context.db, vm, lease);
@@ -53,7 +55,13 @@ export async function create(context: Context, vm: store.TimedVm): Promise<Next>
   }
 }
 
-async function takeTurn(context: Context, vm: store.TimedVm, lease: string, began: number): Promise<Next> {
+async function takeTurn(
+  context: Context,
+  vm: store.TimedVm,
+  lease: string,
+  began: number,
+  orderOf: (vm: Vm) => Promise<OrderBehind>,
+): Promise<Next> {
   const { db, chain, config, now } = context;
   // After a pause that was too long the purchase is looked at once more, to be paid back.
   const isHeldUp = (await isPaused(db, "provisioning")) && !(await isTooLate(context, vm));
@@ -73,17 +81,14 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
   if (await isTooLate(context, vm)) return tooLate(context, vm);
   if (tried.filter(({ outcome }) => outcome === "vanished").length > MAX_REPLACEMENTS) return usedUp(context, vm);
   if (seen === "moved") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
-  const order = isOurs(context, vm) ? await linkOrder(context, vm) : null;
+  const order = isOurs(context, vm) ? await orderOf(vm) : null;
   if (order?.kind === "unlinked") return waitForTurn(context, vm, RECEIPT_WAIT_SECONDS);
   if (order?.kind === "over") return keepToken(context, vm);
-  if (order !== null && order.row.state !== "settled") {
-    const deadline = captureDeadline(order.row);
-    if (deadline < vm.deadline) await shortenDeadline(db, vm.incarnation, deadline);
-  }
-  // One that has run before may be a payer's by now.
-  const wanted = order?.row ?? (vm.runningAt === null ? null : await paymentOfPurchase(db, vm.incarnation));
-  const ports = readPorts(wanted?.ports ?? null);
-  let candidates = await rankCandidates(context, vm.tier, wanted);
+  if (order !== null && order.deadline !== null && order.deadline < vm.deadline)
+    await shortenDeadline(db, vm.incarnation, order.deadline);
+  const terms = order?.terms ?? readTerms(vm);
+  const ports = readPorts(terms?.ports ?? null);
+  let candidates = await rankCandidates(context, vm.tier, terms);
   let pair: LoginKey | undefined;
   const renewed = new Set<VendorName>();
   // Vendors that take no order in this turn, and the soonest that one of them wants to be asked again.
@@ -97,7 +102,7 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
     try {
       const { supplies, taken, settle } = await prepare(context, vm, candidate, ports);
       // Kept while vendors refuse: a refused attempt has used no key.
-      pair ??= ownKeyOf(vm, wanted) ?? (await makeKeys(context, vm));
+      pair ??= ownKeyOf(context, vm, terms) ?? (await makeKeys(context, vm));
       const number = Math.max(taken, tried.at(-1)?.number ?? 0) + 1;
       const order = { candidate, supplies, ports, number, pair, settle };
       // The turn comes before the intent: an order that waited behind it would reach the vendor after the quiet time.
@@ -124,20 +129,20 @@ async function takeTurn(context: Context, vm: store.TimedVm, lease: string, bega
 async function rankCandidates(
   { db, config, gate, now }: Context,
   tier: number,
-  order: Payment | null,
+  terms: Terms | null,
 ): Promise<Candidate[]> {
   const stock = (await loadCatalog(db))?.stock ?? {};
   const troubled = new Map<VendorName, string[]>();
   for (const vendor of vendorsOf(tier, config)) troubled.set(vendor, await gate(vendor).troubled(now()));
   const isTroubled = (candidate: Candidate) => troubled.get(candidate.vendor)?.includes(placeOf(candidate)) === true;
-  const ranked = candidatesOf(tier, { places: placesOf(config, order), stock, isTroubled });
-  if (order === null || order.durationDays === null) return ranked;
-  const pricePerDay = Number(order.amount) / order.durationDays;
+  const ranked = candidatesOf(tier, { places: placesOf(config, terms), stock, isTroubled });
+  if (terms === null) return ranked;
+  const { pricePerDay } = terms;
   return ranked.filter((candidate) => isWithinShare(offerOf(stock, candidate), pricePerDay, config.MAX_COST_SHARE));
 }
 
-function placesOf(config: Context["config"], order: Payment | null) {
-  const regions: readonly string[] | undefined = REGIONS[order?.region as Region];
+function placesOf(config: Context["config"], terms: Terms | null) {
+  const regions: readonly string[] | undefined = REGIONS[terms?.region as Region];
   if (regions === undefined) return config;
   return { ...config, VULTR_REGIONS: config.VULTR_REGIONS.filter((region) => regions.includes(region)) };
 }

@@ -6,8 +6,8 @@ import * as store from "../../db/vms.ts";
 import { log } from "../../log.ts";
 import { pausedDeadline } from "../../model/machine-life.ts";
 import { recentStock, stockOf } from "../../model/stock.ts";
-import { type Context, DONE, goOn, type Next } from "../context.ts";
-import { isOurs, tellOrder } from "../payments/token.ts";
+import { type Context, DONE, goOn, isOurs, type Next } from "../context.ts";
+import { tellOrder } from "../payments/token.ts";
 import { refundOf } from "../refunds/owe.ts";
 import { STALL_MS } from "./waits.ts";
 

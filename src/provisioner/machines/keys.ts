@@ -1,18 +1,18 @@
 // The login key of a machine: one that we make, or the payer's own.
 import { generateSshKeyPair, type SshKeyPair } from "../../credentials/ssh-keys.ts";
-import type { Payment } from "../../db/payments.ts";
 import type { Vm } from "../../db/schema.ts";
 import { log } from "../../log.ts";
-import type { Context } from "../context.ts";
+import type { Terms } from "../../model/terms.ts";
+import { type Context, isNobodys } from "../context.ts";
 
 /** Without a private key where the login is the buyer's own. */
 export type LoginKey = SshKeyPair | (Pick<SshKeyPair, "publicKey"> & { privateKey: null; broughtBy: string });
 
 /** The payer's own key, while the machine is the payer's or on its way there. */
-export function ownKeyOf(vm: Vm, order: Payment | null): LoginKey | null {
-  if (order === null || order.sshPublicKey === null) return null;
-  const isPayers = vm.owner === order.payer || order.servedAt === null;
-  return isPayers ? { publicKey: order.sshPublicKey, broughtBy: order.payer, privateKey: null } : null;
+export function ownKeyOf(context: Context, vm: Vm, terms: Terms | null): LoginKey | null {
+  if (terms === null || terms.sshPublicKey === null) return null;
+  const isPayers = vm.owner === terms.payer || isNobodys(context, vm);
+  return isPayers ? { publicKey: terms.sshPublicKey, broughtBy: terms.payer, privateKey: null } : null;
 }
 
 /** RSA takes most of a second of CPU. Locally the log says how much; at Cloudflare the clock stands while a Worker computes. */

@@ -5,7 +5,7 @@ import { errorFields, log } from "../../log.ts";
 import type { Job } from "../../model/jobs.ts";
 import type { Step } from "../../model/machine-life.ts";
 import { type Context, DONE, type Next } from "../context.ts";
-import { tellOrder } from "../payments/token.ts";
+import { orderOf, tellOrder } from "../payments/token.ts";
 import { refundOf } from "../refunds/owe.ts";
 import { runSteps } from "../run-steps.ts";
 import { boot } from "./boot.ts";
@@ -18,7 +18,7 @@ import { rotate } from "./rotate.ts";
 import { scrub } from "./scrub.ts";
 
 const STEPS: Record<Step, (context: Context, vm: TimedVm, wasSeen: boolean) => Promise<Next>> = {
-  create,
+  create: (context, vm) => create(context, vm, (ours) => orderOf(context, ours)),
   find,
   boot,
   clear,

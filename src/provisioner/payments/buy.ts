@@ -13,12 +13,12 @@ import {
   SIGNING_SECONDS,
   signedPaymentOf,
 } from "../../model/payment.ts";
-import type { Context } from "../context.ts";
+import { addressInRows, type Context } from "../context.ts";
 import { isNotOurs } from "../refunds/waits.ts";
 import { walletOf } from "../wallet.ts";
 import { giveUp } from "./give-up.ts";
 import { agreedTier } from "./price.ts";
-import { addressInRows, follow } from "./token.ts";
+import { follow } from "./token.ts";
 import {
   DELIVER_MS,
   isConfirmed,

@@ -1,8 +1,8 @@
 // An order comes to nothing.
 import * as store from "../../db/payments.ts";
 import { log } from "../../log.ts";
-import type { Context } from "../context.ts";
-import { endMachine, isNobodys, linkTo, machineOf } from "./token.ts";
+import { type Context, isNobodys } from "../context.ts";
+import { endMachine, linkTo, machineOf } from "./token.ts";
 import type { Turn } from "./turn.ts";
 
 /**

@@ -1,20 +1,15 @@
 // Which token and machine stand for an order: reorgs give its purchase another one, or the first one back.
 import { orderEnd } from "../../db/operators.ts";
-import { boughtVm } from "../../db/orders.ts";
+import { boughtVm, saveTerms } from "../../db/orders.ts";
 import * as store from "../../db/payments.ts";
 import { moveRefund } from "../../db/refunds.ts";
 import type { Vm } from "../../db/schema.ts";
 import { loadVm, type TimedVm } from "../../db/vms.ts";
-import { type Context, operatorOf } from "../context.ts";
+import { captureDeadline } from "../../model/payment.ts";
+import { paymentStates } from "../../model/payment-life.ts";
+import { formatTerms, type OrderBehind, termsOf } from "../../model/terms.ts";
+import { addressInRows, type Context, isNobodys, isOurs } from "../context.ts";
 import { type Turn, WATCH_MS } from "./turn.ts";
-
-export const addressInRows = (context: Pick<Context, "config">): string => operatorOf(context)?.toLowerCase() ?? "";
-
-/** Whether a machine's token is ours: bought for a payment that has not been taken yet, or held. */
-export const isOurs = (context: Pick<Context, "config">, vm: Pick<Vm, "owner">): boolean =>
-  vm.owner === operatorOf(context)?.toLowerCase();
-
-export const isNobodys = (context: Context, vm: Vm): boolean => isOurs(context, vm) || vm.owner === "";
 
 /** Paid, and with the payer: what is owed for a machine that fails from here on is booked for the token's owner. */
 export const isTheirs = (row: store.Payment, vm: Vm | null): boolean =>
@@ -67,11 +62,11 @@ type Linked =
   | { kind: "over" };
 
 /** The order behind a purchase by the operator wallet. The first look writes the link into the order (hard case 20). */
-export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
+async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
   const { db } = context;
   const row = (await store.paymentOfPurchase(db, vm.incarnation)) ?? (await store.linkedPayment(db, vm.txHash));
   if (row === null) return { kind: "unlinked" };
-  const isOver = ["releasing", "released", "refund_due", "refunding", "refunded", "held"].includes(row.state);
+  const isOver = paymentStates[row.state].wanted !== true;
   // After a reorg, the token that its transaction has now.
   if (isOver && row.incarnation !== vm.incarnation) await store.movePayment(db, row, { ...linkTo(vm), held: true });
   if (isOver) return { kind: "over" };
@@ -84,6 +79,17 @@ export async function linkOrder(context: Context, vm: Vm): Promise<Linked> {
   // First seen, or a reorg has given it another token.
   const linked = await follow(context, row, vm);
   return linked === null ? { kind: "unlinked" } : { kind: "open", row: linked };
+}
+
+/** What a machine of ours is made for, as its row has it from here on, and by when it has to run: chain time, null for no limit. */
+export async function orderOf(context: Context, vm: Vm): Promise<OrderBehind> {
+  const linked = await linkOrder(context, vm);
+  if (linked.kind !== "open") return linked;
+  const { row } = linked;
+  const terms = termsOf(row);
+  const text = formatTerms(terms);
+  if (vm.terms !== text) await saveTerms(context.db, vm.incarnation, text);
+  return { kind: "open", terms, deadline: row.state === "settled" ? null : captureDeadline(row) };
 }
 
 export async function endMachine({ db, config, now }: Context, vm: Vm): Promise<void> {
@@ -100,8 +106,13 @@ export async function endIfOver(context: Context, vm: Vm): Promise<void> {
   if (isNobodys(context, vm) && (await linkOrder(context, vm)).kind === "over") await endMachine(context, vm);
 }
 
-/** Before the books of an order that came to nothing close: what a crash kept from ending, or a purchase that stands again. */
-export async function endLeft(context: Context, row: store.Payment): Promise<void> {
+/**
+ * Before the books of an order that came to nothing close: ends what a crash kept from ending, or a purchase that stands again.
+ * Resolves with the token that is held from here on: a reorg may have given its purchase another one.
+ */
+export async function endLeft(context: Context, row: store.Payment): Promise<Partial<ReturnType<typeof linkTo>>> {
   const vm = row.held ? await machineOf(context, row) : null;
-  if (vm?.current && isNobodys(context, vm)) await endMachine(context, vm);
+  if (vm === null) return {};
+  if (vm.current && isNobodys(context, vm)) await endMachine(context, vm);
+  return linkTo(vm);
 }

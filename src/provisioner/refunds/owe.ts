@@ -6,8 +6,7 @@ import { boughtUntil, type NewRefund, oweRefund } from "../../db/refunds.ts";
 import type { Vm } from "../../db/schema.ts";
 import * as store from "../../db/vms.ts";
 import { HELD_DEADLINE_SECONDS } from "../../model/payment.ts";
-import type { Context } from "../context.ts";
-import { isOurs } from "../payments/token.ts";
+import { type Context, isOurs } from "../context.ts";
 
 /** Less than this is not worth a transaction. */
 const SHORT_SECONDS = 60;
