@@ -53,9 +53,10 @@ export async function payBack(context: Context, row: store.Payment): Promise<Tur
     await store.movePayment(db, row, { refundTx: paid.hash, wakeAt: now() + WATCH_MS });
     return null;
   }
-  await endLeft(context, row);
+  const held = await endLeft(context, row);
   log("info", "payment_refunded", { payment: row.id, txHash: paid.hash, amount: row.amount });
   return store.movePayment(db, row, {
+    ...held,
     state: "refunded",
     step: "idle",
     refundTx: paid.hash,

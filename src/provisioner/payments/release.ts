@@ -18,7 +18,7 @@ export async function release(context: Context, row: store.Payment): Promise<Tur
   if (use.state === "unused" && use.blockTimestamp < row.validBefore) {
     return lookAgain(context, row, Math.max(WATCH_MS, (row.validBefore - use.blockTimestamp) * 1_000));
   }
-  await endLeft(context, row);
+  const held = await endLeft(context, row);
   log("info", "payment_released", { payment: row.id, reason: row.reason });
-  return store.movePayment(db, row, { state: "released", step: "idle", wakeAt: null, endedAt: now() });
+  return store.movePayment(db, row, { ...held, state: "released", step: "idle", wakeAt: null, endedAt: now() });
 }

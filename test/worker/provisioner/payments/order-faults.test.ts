@@ -408,6 +408,18 @@ test("what became of an order whose token is no purchase of ours any more is for
   expect(await playUntil(world, id, at("idle"))).toMatchObject({ state: "held", reason: "purchase_gone" });
 });
 
+test("an order that came to nothing holds the token that a reorg gave its purchase meanwhile: it was in nobody's stock (seed 20)", async () => {
+  const { id, signed } = await accepted();
+  await untilMachineRuns(id);
+  await cancel(chain, payer, signed, USDC_ADDRESS);
+  const { incarnation } = await playUntil(world, id, at("release"));
+  await pretendAnotherToken(id);
+  await set(id, "wake_at = 1");
+  const released = await playUntil(world, id, ({ state }) => state === "released");
+  expect(released).toMatchObject({ incarnation, held: 1 });
+  expect(await ownerOf(released["token_id"])).toBe(operator.address);
+});
+
 test("two orders of one payer, the token of one his by the transfer for the other, are two purchases and nothing is paid back", async () => {
   const { id } = await accepted();
   const { incarnation } = await playUntil(world, id, at("close"));
