@@ -1,24 +1,9 @@
 // A deployment of both Workers inside workerd for one test: a database of its own, its own name at the vendors, the real
 // chain and vendors of `parts.ts`. The queue is a list that the test drains itself, so that every order of messages can
 // be played; the real queue runs in the end-to-end tests.
-import { type D1Migration, evictDurableObject, reset, runInDurableObject } from "cloudflare:test";
-import { env } from "cloudflare:workers";
+import { reset, runInDurableObject } from "cloudflare:test";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
-import {
-  createPublicClient,
-  createTestClient,
-  createWalletClient,
-  defineChain,
-  encodeFunctionData,
-  type Hex,
-  http,
-  parseAbi,
-  publicActions,
-  walletActions,
-} from "viem";
-import type { LocalAccount } from "viem/accounts";
-import type { IpGuard } from "../../durable-objects/ip-guard.ts";
 import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { connectChain } from "../../src/chain/client.ts";
 import { makeAdminKey } from "../../src/credentials/admin-key.ts";
@@ -37,97 +22,21 @@ import { type Context, createContext } from "../../src/provisioner/context.ts";
 import { followMachine } from "../../src/provisioner/machines/run.ts";
 import { followPayment } from "../../src/provisioner/payments/run.ts";
 import { followRefund } from "../../src/provisioner/refunds/run.ts";
-import { developmentAccount } from "../world/accounts.ts";
-import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
+import { CONTRACT_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
 import { Weather, weatheredDatabase } from "../world/bad-day.ts";
-import type { FacilitatorFault } from "../world/facilitator.ts";
-import type { LogRequest, RpcFault } from "../world/rpc-proxy.ts";
-import type { Fault } from "../world/vendor-server.ts";
+import { bindings, parts } from "./bindings.ts";
+import { agent, chain, operator } from "./chain.ts";
+import { clearFaults } from "./faults.ts";
 import { asInvocation, limitStatements } from "./meter.ts";
-import type { PartsInfo } from "./parts.ts";
+import { clearMachines, listMachines } from "./vendors.ts";
 
-type TestBindings = {
-  DB: D1Database;
-  IP_GUARD: DurableObjectNamespace<IpGuard>;
-  LOG_BOOK: DurableObjectNamespace;
-  VENDOR_GATE: DurableObjectNamespace;
-  OPERATOR_WALLET: DurableObjectNamespace<OperatorWallet>;
-  MIGRATIONS: D1Migration[];
-  PARTS: PartsInfo;
-};
-const bindings = env as unknown as TestBindings;
 limitStatements(bindings.DB);
-/** The chain and the vendors of this workerd. */
-export const parts = bindings.PARTS;
+
 /** How long a test waits for what comes by itself: a busy machine is slow. */
 export const PATIENCE_MS = 20_000;
 /** Delays of jobs are cut to this. */
 const DELAY_MS = 15;
-
-const agents = Array.from({ length: 5 }, (_, index) => developmentAccount(index));
-export const operator = developmentAccount(8);
-export const deployer = developmentAccount(9);
-export const agent = (index: number): LocalAccount => {
-  const account = agents[index];
-  if (account === undefined) throw new Error(`there is no agent ${index}`);
-  return account;
-};
-
-const chainDefinition = defineChain({
-  id: 8453,
-  name: "Base (local)",
-  nativeCurrency: { name: "Ether", symbol: "ETH", decimals: 18 },
-  rpcUrls: { default: { http: [parts.chainUrl] } },
-});
-// On a busy machine a few hundred blocks take anvil more than the ten seconds that a client waits by default.
-const transport = http(parts.chainUrl, { retryCount: 0, timeout: 60_000 });
-const clientOptions = { chain: chainDefinition, transport, pollingInterval: 20, cacheTime: 0 };
-
-/** Some transactions are never mined. */
-const SETTLED_MS = 2_000;
-
-/** Until what was sent is mined: the node says that it has a transaction a moment before it mines it. */
-async function settled(): Promise<void> {
-  if (!(await node.getAutomine())) return;
-  const end = Date.now() + SETTLED_MS;
-  while ((await node.getTxpoolStatus()).pending > 0 && Date.now() < end)
-    await new Promise((resolve) => setTimeout(resolve, 2));
-}
-const node = createTestClient({ mode: "anvil", ...clientOptions })
-  .extend(publicActions)
-  .extend(walletActions);
-/** What a test looks at is there once it has been sent. */
-const settledTransport: typeof transport = (options) => {
-  const sent = transport(options);
-  return {
-    ...sent,
-    request: async (body) => {
-      if (LOOKS.has(body.method)) await settled();
-      return sent.request(body);
-    },
-  } as typeof sent;
-};
-const LOOKS = new Set(["eth_call", "eth_getBalance"]);
-
-/** The chain as a customer and as a test reach it. It mines on each transaction; `mine` adds empty blocks. */
-export const chain = {
-  reader: createPublicClient({ ...clientOptions, transport: settledTransport }),
-  wallet: (account: LocalAccount) => createWalletClient({ ...clientOptions, account }),
-  node,
-  mine: (blocks = 1) => node.mine({ blocks }),
-  settled,
-  /** Takes the newest blocks away; what was in them waits again. */
-  rollback: async (blocks: number) => {
-    await chain.settled();
-    await chain.node.request({ method: "anvil_rollback" as never, params: [blocks] as never });
-  },
-  /** What waits to be mined: whatever a test left there has the nonces of the next one. */
-  dropAll: () => chain.node.request({ method: "anvil_dropAllTransactions" as never }),
-};
-
-/** For tests of a vendor's call that gets no answer. */
-export const IMPATIENT = { provisioner: { VENDOR_TIMEOUT_MS: "1000" } };
 
 type Sent = { body: Job; delaySeconds: number };
 
@@ -137,18 +46,6 @@ export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, setti
     const { env } = instance as unknown as { env: Record<string, unknown> };
     Object.assign(instance, { env: { ...env, ...settings } });
   });
-
-export const vendorGate = (vendor: VendorName) => bindings.VENDOR_GATE.get(bindings.VENDOR_GATE.idFromName(vendor));
-
-/** The vendors' gates give out their last lists for some seconds: here they end, and the next ones ask anew. */
-export async function forgetLists(): Promise<void> {
-  for (const vendor of ["vultr", "runpod"] as const) {
-    const gate = vendorGate(vendor);
-    // Only what runs can be evicted.
-    await runInDurableObject(gate, () => undefined);
-    await evictDurableObject(gate);
-  }
-}
 
 export type Deployment = Awaited<ReturnType<typeof deploy>>;
 
@@ -346,33 +243,14 @@ export async function deploy(
           .all<Row>()
       ).results,
     /** The machines that exist at a vendor under this deployment's name. */
-    machines: async (vendor: "vultr" | "runpod") => {
-      const list = (await (await fetch(`${controlUrl(vendor)}/machines`)).json()) as VendorMachine[];
+    machines: async (vendor: VendorName) => {
+      const list = await listMachines(vendor);
       return list.filter((one) => (one.label ?? one.name ?? "").startsWith(`clawcloud-${edge.DEPLOYMENT_ID}-`));
     },
   };
   await startCursor({ db, chain: edgeChain, config: edge, now: Date.now() });
   await publishDataKeys(db, keyRing(edge), Date.now());
   return deployment;
-}
-
-const purchaseAbi = parseAbi([
-  "function approve(address spender, uint256 amount)",
-  "function purchaseVM(uint8 tier, uint16 durationDays)",
-]);
-
-/** Approves the price of tier 0 for a day and signs the purchase, which a test may send more than once. */
-export async function signPurchase(account: LocalAccount): Promise<Hex> {
-  const wallet = chain.wallet(account);
-  const approval = await wallet.writeContract({
-    address: USDC_ADDRESS,
-    abi: purchaseAbi,
-    functionName: "approve",
-    args: [CONTRACT_ADDRESS, 500_000n],
-  });
-  await chain.reader.waitForTransactionReceipt({ hash: approval });
-  const data = encodeFunctionData({ abi: purchaseAbi, functionName: "purchaseVM", args: [0, 1] });
-  return wallet.signTransaction(await wallet.prepareTransactionRequest({ to: CONTRACT_ADDRESS, data, gas: 500_000n }));
 }
 
 /** A machine of tier 0 that runs, for an agent; resolves with its token. */
@@ -387,62 +265,3 @@ export async function buyAndRun(world: Deployment, index: number): Promise<numbe
 // Rows as SQLite gives them; a test names the columns that it looks at.
 // biome-ignore lint/suspicious/noExplicitAny: a row of any query
 export type Row = Record<string, any>;
-type VendorMachine = { id: string; label?: string; name?: string; status: string; main_ip?: string };
-
-const controlUrl = (vendor: "vultr" | "runpod") =>
-  vendor === "vultr" ? parts.vultrControlUrl : parts.runpodControlUrl;
-async function post(url: string, body: object): Promise<void> {
-  const answer = await fetch(url, { method: "POST", body: JSON.stringify(body) });
-  if (!answer.ok) throw new Error(`${url} answered ${answer.status}: ${await answer.text()}`);
-}
-
-/** Switches a fault on at a vendor; all are off at the start of a test. */
-export const addFault = (vendor: "vultr" | "runpod", fault: Fault) => post(`${controlUrl(vendor)}/faults`, fault);
-const rpcControlUrls = { first: parts.proxyControlUrl, third: parts.secondProxyControlUrl };
-/** Makes one of the three RPC URLs lag, lie or fail, the first unless told; the second is always honest. */
-export const addRpcFault = (fault: RpcFault, node: keyof typeof rpcControlUrls = "first") =>
-  post(`${rpcControlUrls[node]}/faults`, fault);
-/** The same at both that are not always honest. */
-export async function addRpcFaults(fault: RpcFault): Promise<void> {
-  for (const node of ["first", "third"] as const) await addRpcFault(fault, node);
-}
-/** RPC_URLS without the honest one. */
-export const CONTROLLED_NODES = [parts.rpcUrls[0], parts.rpcUrls[2]].join(",");
-/** The requests for logs that the controlled nodes got since the last call of this. */
-export async function takeLogRequests(): Promise<LogRequest[]> {
-  const taken: LogRequest[] = [];
-  for (const url of Object.values(rpcControlUrls)) {
-    taken.push(...((await (await fetch(`${url}/logs`)).json()) as LogRequest[]));
-    await fetch(`${url}/logs`, { method: "DELETE" });
-  }
-  return taken;
-}
-export const clearRpcFaults = () =>
-  Promise.all(Object.values(rpcControlUrls).map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
-/** Makes the facilitator of payments fail, lie or lose its answers. */
-export const addFacilitatorFault = (fault: FacilitatorFault) => post(`${parts.facilitatorControlUrl}/faults`, fault);
-export const clearFacilitatorFaults = () => fetch(`${parts.facilitatorControlUrl}/faults`, { method: "DELETE" });
-
-export async function clearFaults(): Promise<void> {
-  const { vultrControlUrl, runpodControlUrl, facilitatorControlUrl } = parts;
-  const urls = [vultrControlUrl, runpodControlUrl, facilitatorControlUrl, ...Object.values(rpcControlUrls)];
-  await Promise.all(urls.map((url) => fetch(`${url}/faults`, { method: "DELETE" })));
-}
-
-/** What earlier tests rented would make every list longer. */
-async function clearMachines(): Promise<void> {
-  for (const vendor of ["vultr", "runpod"] as const)
-    await fetch(`${controlUrl(vendor)}/machines`, { method: "DELETE" });
-}
-
-/** The traffic that a vendor saw since `from` (unix milliseconds). */
-export async function journal(vendor: "vultr" | "runpod", from: number) {
-  const all = (await (await fetch(`${controlUrl(vendor)}/journal`)).json()) as {
-    method: string;
-    path: string;
-    status: number;
-    at: number;
-    requestBody: Row;
-  }[];
-  return all.filter((one) => one.at >= from);
-}

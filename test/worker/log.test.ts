@@ -17,7 +17,9 @@ import { allClear, errorFields, log, note, noted, sendLogs, setLogLevel, withLog
 import { redactFields } from "../../src/redact.ts";
 import { fixedHeaders } from "../world/agent.ts";
 import type { Page } from "../world/pager.ts";
-import { agent, type Deployment, deploy, PATIENCE_MS, parts } from "./deployment.ts";
+import { parts } from "./bindings.ts";
+import { agent } from "./chain.ts";
+import { type Deployment, deploy, PATIENCE_MS } from "./deployment.ts";
 import { operator } from "./edge/routes/admin/operator.ts";
 import { PAGER_SECRET } from "./parts.ts";
 

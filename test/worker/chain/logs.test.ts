@@ -13,21 +13,10 @@ import { buy, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
 import { submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
-import {
-  addRpcFault,
-  addRpcFaults,
-  agent,
-  CONTROLLED_NODES,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-  PATIENCE_MS,
-  takeLogRequests,
-} from "../deployment.ts";
+import { agent, chain, deployer, operator } from "../chain.ts";
+import { type Deployment, deploy, PATIENCE_MS } from "../deployment.ts";
 import { accepted, mined, paymentRow, playOn, signedTo } from "../edge/routes/x402/till.ts";
+import { addRpcFault, addRpcFaults, CONTROLLED_NODES, clearRpcFaults, takeLogRequests } from "../faults.ts";
 
 afterEach(async () => {
   await clearRpcFaults();

@@ -15,7 +15,8 @@ import { sendLogs } from "../../../src/log.ts";
 import { requireDataKey } from "../../../src/provisioner/context.ts";
 import provisioner from "../../../src/provisioner/index.ts";
 import { type Credentials, fixedHeaders, freshHeaders } from "../../world/agent.ts";
-import { agent, buyAndRun, chain, type Deployment, deploy } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
 import { operator } from "../edge/routes/admin/operator.ts";
 
 type Progress = { reencrypted: number; skipped: number; unreadable: number; next: string | null; remaining: number };

@@ -4,7 +4,8 @@ import { expect, test } from "vitest";
 import { openDatabase } from "../../../src/db/client.ts";
 import { statementsOf } from "../../../src/db/reads.ts";
 import { buy, freshHeaders } from "../../world/agent.ts";
-import { agent, chain, deploy } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { deploy } from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
 test("rows that each route reads stay within their budget", async () => {

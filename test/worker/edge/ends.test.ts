@@ -2,7 +2,9 @@
 import { encodeFunctionData, parseAbi } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
-import { addRpcFault, addRpcFaults, agent, chain, clearRpcFaults, type Deployment, deploy } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { type Deployment, deploy } from "../deployment.ts";
+import { addRpcFault, addRpcFaults, clearRpcFaults } from "../faults.ts";
 import { takePages } from "../paged.ts";
 
 const DAY = 86_400;

@@ -2,18 +2,10 @@
 // a time, and nothing else waits for it.
 import { afterEach, expect, test } from "vitest";
 import { buy } from "../../world/agent.ts";
-import {
-  addRpcFault,
-  addRpcFaults,
-  agent,
-  CONTROLLED_NODES,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  parts,
-  takeLogRequests,
-} from "../deployment.ts";
+import { parts } from "../bindings.ts";
+import { agent, chain } from "../chain.ts";
+import { type Deployment, deploy } from "../deployment.ts";
+import { addRpcFault, addRpcFaults, CONTROLLED_NODES, clearRpcFaults, takeLogRequests } from "../faults.ts";
 import { hideSale } from "./hidden-sale.ts";
 import { operator } from "./routes/admin/operator.ts";
 

@@ -1,5 +1,7 @@
 import { buy } from "../../world/agent.ts";
-import { agent, chain, clearRpcFaults, type Deployment } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import type { Deployment } from "../deployment.ts";
+import { clearRpcFaults } from "../faults.ts";
 
 /** A sale of tier 1 that nodes keep to themselves until the scan has passed it by so many blocks, and one behind it that all show. */
 export async function hideSale(world: Deployment, { blocks }: { blocks: number }): Promise<{ tokenId: number }> {

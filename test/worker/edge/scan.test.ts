@@ -5,20 +5,10 @@ import { takeScanLease } from "../../../src/db/scan.ts";
 import { scanPass } from "../../../src/edge/scan.ts";
 import { buy, fixedHeaders, transfer } from "../../world/agent.ts";
 import artifacts from "../../world/contracts/artifacts.json";
-import {
-  addRpcFault,
-  addRpcFaults,
-  agent,
-  CONTROLLED_NODES,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  parts,
-  signPurchase,
-  takeLogRequests,
-} from "../deployment.ts";
+import { parts } from "../bindings.ts";
+import { agent, chain, deployer, signPurchase } from "../chain.ts";
+import { type Deployment, deploy } from "../deployment.ts";
+import { addRpcFault, addRpcFaults, CONTROLLED_NODES, clearRpcFaults, takeLogRequests } from "../faults.ts";
 import { billOf } from "../meter.ts";
 import { hideSale } from "./hidden-sale.ts";
 

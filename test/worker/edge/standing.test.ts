@@ -1,17 +1,9 @@
 // Pages that are about the shop's own state, whatever is asked of it (hard case 40).
 import { beforeEach, expect, test, vi } from "vitest";
 import { refreshCatalog } from "../../../src/provisioner/machines/catalog.ts";
-import {
-  addFault,
-  agent,
-  buyAndRun,
-  chain,
-  clearFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-} from "../deployment.ts";
+import { agent, chain, deployer, operator } from "../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
+import { addFault, clearFaults } from "../faults.ts";
 import { takePages } from "../paged.ts";
 import { operator as operatorOf } from "./routes/admin/operator.ts";
 import { accepted, give, usdcOf } from "./routes/x402/till.ts";

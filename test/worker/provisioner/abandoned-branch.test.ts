@@ -3,16 +3,9 @@
 import { encodeFunctionResult, type Hex, multicall3Abi, numberToHex } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { readFinalToken } from "../../../src/chain/witness.ts";
-import {
-  addRpcFault,
-  agent,
-  buyAndRun,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  signPurchase,
-} from "../deployment.ts";
+import { agent, chain, signPurchase } from "../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
+import { addRpcFault, clearRpcFaults } from "../faults.ts";
 
 let world: Deployment;
 let before: Hex;

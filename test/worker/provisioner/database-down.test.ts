@@ -18,7 +18,8 @@ import provisioner from "../../../src/provisioner/index.ts";
 import { reap as reapTurn } from "../../../src/provisioner/machines/reap.ts";
 import { buy } from "../../world/agent.ts";
 import { Weather, weatheredDatabase } from "../../world/bad-day.ts";
-import { agent, chain, configureWallet, type Deployment, deploy } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { configureWallet, type Deployment, deploy } from "../deployment.ts";
 import { meterDatabase } from "../meter.ts";
 
 let world: Deployment;

@@ -7,17 +7,8 @@ import { readAuthorizationUse } from "../../../src/chain/authorization.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
-import {
-  addFault,
-  addRpcFault,
-  addRpcFaults,
-  agent,
-  buyAndRun,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-} from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
 import {
   accepted,
   give,
@@ -31,6 +22,7 @@ import {
   sold,
   usdcOf,
 } from "../edge/routes/x402/till.ts";
+import { addFault, addRpcFault, addRpcFaults, clearRpcFaults } from "../faults.ts";
 
 const PRICE = 500_000n;
 const payer = agent(1);

@@ -8,7 +8,9 @@ import { consume, consumeDead } from "../../../src/provisioner/consume.ts";
 import provisioner from "../../../src/provisioner/index.ts";
 import { followMachine } from "../../../src/provisioner/machines/run.ts";
 import { buy } from "../../world/agent.ts";
-import { addFault, addRpcFault, agent, chain, type Deployment, deploy } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { type Deployment, deploy } from "../deployment.ts";
+import { addFault, addRpcFault } from "../faults.ts";
 import { billOf } from "../meter.ts";
 
 async function bootingMachine(world: Deployment) {

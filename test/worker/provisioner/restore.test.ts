@@ -4,7 +4,10 @@ import { startCursor } from "../../../src/edge/scan.ts";
 import { reap } from "../../../src/provisioner/machines/reap.ts";
 import { followMachine } from "../../../src/provisioner/machines/run.ts";
 import { buy } from "../../world/agent.ts";
-import { addFault, agent, chain, clearFaults, deploy, forgetLists, IMPATIENT } from "../deployment.ts";
+import { agent, chain } from "../chain.ts";
+import { deploy } from "../deployment.ts";
+import { addFault, clearFaults } from "../faults.ts";
+import { forgetLists, IMPATIENT } from "../vendors.ts";
 
 test("a database that was emptied ends nobody's machine: the next order takes a number of its own (hard case 13)", async () => {
   const world = await deploy();

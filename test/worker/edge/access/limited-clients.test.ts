@@ -3,16 +3,9 @@ import { beforeEach, expect, test, vi } from "vitest";
 import { logRefusals } from "../../../../src/edge/access/known-clients.ts";
 import { knownOverrun, rememberOverrun } from "../../../../src/edge/access/overruns.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
-import {
-  addRpcFaults,
-  agent,
-  buyAndRun,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  PATIENCE_MS,
-} from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { addRpcFaults, clearRpcFaults } from "../../faults.ts";
 import { billOf } from "../../meter.ts";
 
 let world: Deployment;

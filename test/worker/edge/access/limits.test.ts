@@ -5,7 +5,8 @@ import { GUARD_TIMEOUT_MS } from "../../../../src/edge/access/guard.ts";
 import { LIMITS, type LimitedRoute } from "../../../../src/edge/access/limits.ts";
 import { blockOf, clientAddress, clientName, guardsOf } from "../../../../src/model/client-name.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
-import { agent, buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { agent } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
 import { billOf } from "../../meter.ts";
 
 type Asked = [method: string, path: string, policy: string];

@@ -4,7 +4,8 @@ import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { makeAdminKey } from "../../../../src/credentials/admin-key.ts";
 import { findAttack, textsOfUrl } from "../../../../src/edge/access/screening.ts";
 import { freshHeaders } from "../../../world/agent.ts";
-import { agent, type Deployment, deploy } from "../../deployment.ts";
+import { agent } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 
 let world: Deployment;
 let lines: Record<string, unknown>[];

@@ -5,7 +5,7 @@ import { readSignature } from "../../../../src/edge/access/signature.ts";
 import type { AppError } from "../../../../src/errors.ts";
 import { CONTRACT_ADDRESS } from "../../../world/addresses.ts";
 import { fixedHeaders, freshHeaders } from "../../../world/agent.ts";
-import { agent } from "../../deployment.ts";
+import { agent } from "../../chain.ts";
 
 const API = "https://api.example";
 const OTHER = "https://shop.platform.example";

@@ -5,16 +5,9 @@ import { type Abi, type Address, encodeFunctionData, getAddress, type Hex, seria
 import { beforeEach, expect, test } from "vitest";
 import { type Credentials, fixedHeaders, freshHeaders, type Signer, transfer } from "../../../world/agent.ts";
 import artifacts from "../../../world/contracts/artifacts.json";
-import {
-  addRpcFault,
-  agent,
-  buyAndRun,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-} from "../../deployment.ts";
+import { agent, chain, deployer } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
+import { addRpcFault, clearRpcFaults } from "../../faults.ts";
 
 const API = "https://api.example";
 const factoryAbi = artifacts.SmartWalletFactory.abi as Abi;

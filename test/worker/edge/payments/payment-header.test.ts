@@ -4,7 +4,8 @@ import { preferredWait } from "../../../../src/edge/access/prefer.ts";
 import type { EdgeConfig } from "../../../../src/edge/config.ts";
 import { readPayment } from "../../../../src/edge/payments/wire.ts";
 import { paymentHeaderV1, paymentHeaderV2 } from "../../../world/payer.ts";
-import { agent, deploy } from "../../deployment.ts";
+import { agent } from "../../chain.ts";
+import { deploy } from "../../deployment.ts";
 import { computeBody, post, quoteOf, signFor } from "../routes/x402/till.ts";
 
 let config: EdgeConfig;

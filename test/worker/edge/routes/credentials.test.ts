@@ -2,7 +2,9 @@ import { encodeFunctionData, type Hex, parseAbi } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, MULTICALL3_ADDRESS } from "../../../world/addresses.ts";
 import { buy, type Credentials, fixedHeaders, freshHeaders, transfer } from "../../../world/agent.ts";
-import { addRpcFault, agent, chain, clearRpcFaults, type Deployment, deploy } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
+import { addRpcFault, clearRpcFaults } from "../../faults.ts";
 
 const API = "https://api.example";
 const multicall = parseAbi([

@@ -4,7 +4,8 @@ import { beforeAll, expect, test } from "vitest";
 import { freshHeaders } from "../../../world/agent.ts";
 import type { BadDay } from "../../../world/bad-day.ts";
 import { paymentHeaderV2 } from "../../../world/payer.ts";
-import { agent, buyAndRun, chain, type Deployment, deploy } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
 import { quoteOf, signFor, signPurchaseOf } from "./x402/till.ts";
 
 /** Each of a route's statements, in two ways. */

@@ -5,7 +5,8 @@ import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { beforeEach, expect, test } from "vitest";
 import { generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import { type Credentials, fixedHeaders, freshHeaders, transfer } from "../../../world/agent.ts";
-import { agent, buyAndRun, chain, type Deployment, deploy } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
 import { ask as pay, prepare, unseal } from "./x402/paid-credentials.ts";
 import { computeBody, playUntil, signPurchaseOf } from "./x402/till.ts";
 

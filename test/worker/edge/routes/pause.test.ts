@@ -3,7 +3,8 @@ import { beforeEach, expect, test, vi } from "vitest";
 import { resume } from "../../../../src/db/pauses.ts";
 import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
-import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import { computeBody, orderMachine } from "./x402/till.ts";
 
 const TENTH_OF_A_DAY = 8_640;

@@ -2,7 +2,9 @@ import { expect, test, vi } from "vitest";
 import edge from "../../../../src/edge/index.ts";
 import { refreshCatalog } from "../../../../src/provisioner/machines/catalog.ts";
 import { buy } from "../../../world/agent.ts";
-import { addFault, addRpcFault, agent, chain, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { deploy, PATIENCE_MS } from "../../deployment.ts";
+import { addFault, addRpcFault } from "../../faults.ts";
 import { billOf } from "../../meter.ts";
 
 type Tier = {

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { Connections, inTurn } from "../../../../src/outbound.ts";
 import { readBanner } from "../../../../src/provisioner/machines/banner.ts";
-import { parts } from "../../deployment.ts";
+import { parts } from "../../bindings.ts";
 
 test("where connections are dropped no banner comes, and the time limit holds: 4 seconds were asked for, and 134 taken (hard case 52)", async () => {
   const late = new Promise((resolve) => setTimeout(() => resolve("late"), 20_000));

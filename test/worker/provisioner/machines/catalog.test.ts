@@ -1,9 +1,11 @@
 // What our accounts at the vendors can still spend: read with the catalog, kept for operators, paged while it is low.
 import { expect, test } from "vitest";
 import { refreshCatalog } from "../../../../src/provisioner/machines/catalog.ts";
-import { addFault, clearFaults, type Deployment, deploy, journal } from "../../deployment.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import { operator } from "../../edge/routes/admin/operator.ts";
+import { addFault, clearFaults } from "../../faults.ts";
 import { takePages } from "../../paged.ts";
+import { journal } from "../../vendors.ts";
 
 const LOW = ["vendor_balance_low runpod", "vendor_balance_low vultr"];
 

@@ -4,21 +4,11 @@ import { isFenced, loadVm, openAttempt, takeLease } from "../../../../src/db/vms
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { buy, type Credentials, fixedHeaders } from "../../../world/agent.ts";
-import {
-  addFault,
-  addRpcFault,
-  agent,
-  chain,
-  clearFaults,
-  type Deployment,
-  deploy,
-  forgetLists,
-  IMPATIENT,
-  journal,
-  PATIENCE_MS,
-  signPurchase,
-} from "../../deployment.ts";
+import { agent, chain, signPurchase } from "../../chain.ts";
+import { type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { addFault, addRpcFault, clearFaults } from "../../faults.ts";
 import { takePages } from "../../paged.ts";
+import { forgetLists, IMPATIENT, journal } from "../../vendors.ts";
 
 const outcomes = async (world: Deployment) =>
   (await world.rows("SELECT region, outcome FROM attempts ORDER BY number")).map(

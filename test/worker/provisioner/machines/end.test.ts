@@ -4,17 +4,10 @@ import { expect, test } from "vitest";
 import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { buy, fixedHeaders } from "../../../world/agent.ts";
-import {
-  addFault,
-  addRpcFault,
-  agent,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  vendorGate,
-} from "../../deployment.ts";
+import { agent, chain, deployer } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
+import { addFault, addRpcFault, clearRpcFaults } from "../../faults.ts";
+import { vendorGate } from "../../vendors.ts";
 
 const DAY = 86_400;
 const abi = parseAbi([

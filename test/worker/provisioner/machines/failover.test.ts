@@ -4,7 +4,9 @@ import { labelFamily } from "../../../../src/model/purchase-key.ts";
 import { stockOf } from "../../../../src/model/stock.ts";
 import { candidatesOf, type Market, nextCandidate, placeOf } from "../../../../src/provisioner/machines/candidates.ts";
 import { followMachine } from "../../../../src/provisioner/machines/run.ts";
-import { addFault, type Deployment, deploy, journal, PATIENCE_MS } from "../../deployment.ts";
+import { type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { addFault } from "../../faults.ts";
+import { journal } from "../../vendors.ts";
 
 const PLACES = {
   VULTR_REGIONS: ["ewr", "ams"],

@@ -7,17 +7,11 @@ import { readBanner } from "../../../../src/provisioner/machines/banner.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import type { MachineSpec, Vendor } from "../../../../src/provisioner/vendors/vendor.ts";
 import { freshHeaders } from "../../../world/agent.ts";
-import {
-  addFault,
-  agent,
-  clearFaults,
-  type Deployment,
-  deploy,
-  forgetLists,
-  IMPATIENT,
-  PATIENCE_MS,
-} from "../../deployment.ts";
+import { agent } from "../../chain.ts";
+import { type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { addFault, clearFaults } from "../../faults.ts";
 import { unlocked } from "../../parts.ts";
+import { forgetLists, IMPATIENT } from "../../vendors.ts";
 
 const BOTH = ["vultr", "runpod"] as const;
 const TIERS = { vultr: 0, runpod: 4 };

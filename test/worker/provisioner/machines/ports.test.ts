@@ -3,9 +3,11 @@ import { expect, test, vi } from "vitest";
 import { generateHostKey, generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { freshHeaders } from "../../../world/agent.ts";
-import { agent, buyAndRun, chain, type Deployment, deploy, forgetLists, journal } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
 import { accepted, type Order, orderMachine, playUntil, post, signPurchaseOf } from "../../edge/routes/x402/till.ts";
 import { unlocked } from "../../parts.ts";
+import { forgetLists, journal } from "../../vendors.ts";
 
 const HOUR_MS = 3_600_000;
 const PORTS = [443, 80];

@@ -5,19 +5,13 @@ import { isJob } from "../../../../src/model/jobs.ts";
 import type { VendorName } from "../../../../src/model/stock.ts";
 import { reap, turnOf } from "../../../../src/provisioner/machines/reap.ts";
 import { type Credentials, freshHeaders } from "../../../world/agent.ts";
-import {
-  addFault,
-  addRpcFault,
-  agent,
-  buyAndRun,
-  chain,
-  type Deployment,
-  deploy,
-  forgetLists,
-} from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
 import { operator } from "../../edge/routes/admin/operator.ts";
+import { addFault, addRpcFault } from "../../faults.ts";
 import { takePages } from "../../paged.ts";
 import { unlocked } from "../../parts.ts";
+import { forgetLists } from "../../vendors.ts";
 
 const HOUR_MS = 3_600_000;
 const NO_TOKEN = 900_000_000;

@@ -6,19 +6,10 @@ import type { Context } from "../../../../src/provisioner/context.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { type Credentials, fixedHeaders, freshHeaders, transfer } from "../../../world/agent.ts";
-import {
-  addFault,
-  agent,
-  buyAndRun,
-  chain,
-  clearFaults,
-  type Deployment,
-  deploy,
-  forgetLists,
-  IMPATIENT,
-  journal,
-  PATIENCE_MS,
-} from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
+import { addFault, clearFaults } from "../../faults.ts";
+import { forgetLists, IMPATIENT, journal } from "../../vendors.ts";
 
 const API = "https://api.example";
 const DAY = 86_400;

@@ -3,20 +3,12 @@ import { runInDurableObject } from "cloudflare:test";
 import { expect, test, vi } from "vitest";
 import { loadVm } from "../../../../src/db/vms.ts";
 import { endMachines } from "../../../../src/provisioner/machines/clear.ts";
-import {
-  addFault,
-  agent,
-  buyAndRun,
-  chain,
-  clearFaults,
-  type Deployment,
-  deploy,
-  forgetLists,
-  IMPATIENT,
-  PATIENCE_MS,
-} from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../deployment.ts";
 import { accepted } from "../../edge/routes/x402/till.ts";
+import { addFault, clearFaults } from "../../faults.ts";
 import { takePages } from "../../paged.ts";
+import { forgetLists, IMPATIENT } from "../../vendors.ts";
 
 const LIMIT = {
   error: "Server add failed: You have reached the maximum number of active instances for this account.",

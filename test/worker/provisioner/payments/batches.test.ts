@@ -6,7 +6,8 @@ import { beforeEach, expect, test } from "vitest";
 import { REGION_NAMES } from "../../../../src/model/tiers.ts";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { authorize, type SignedPayment, submitTogether } from "../../../world/payer.ts";
-import { agent, chain, type Deployment, deploy, deployer, operator } from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import { type Operator, operator as operatorClient } from "../../edge/routes/admin/operator.ts";
 import {
   accepted,

@@ -2,7 +2,8 @@
 // the chain and its own ledger, and lets no more leave for a payment or a purchase than came in by it (hard case 34).
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { beforeEach, expect, test } from "vitest";
-import { agent, chain, type Deployment, deploy } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import { ownerOf, paidUs, sold, usdcOf } from "../../edge/routes/x402/till.ts";
 
 const DAY_OF_GPU = 18_000_000n;

@@ -3,9 +3,12 @@
 import { parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
-import { addFault, agent, chain, clearFaults, type Deployment, deploy, forgetLists } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import { accepted, claw, ownerOf, paymentRow, playOn, setTier, sold, usdcOf } from "../../edge/routes/x402/till.ts";
+import { addFault, clearFaults } from "../../faults.ts";
 import { unlocked } from "../../parts.ts";
+import { forgetLists } from "../../vendors.ts";
 
 type Row = Record<string, unknown>;
 

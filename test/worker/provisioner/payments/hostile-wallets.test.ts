@@ -6,17 +6,8 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import artifacts from "../../../world/contracts/artifacts.json";
 import { delegate, undelegate } from "../../../world/payer.ts";
-import {
-  addFault,
-  addRpcFaults,
-  agent,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-} from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import {
   accepted,
   give,
@@ -27,6 +18,7 @@ import {
   playOn,
   usdcOf,
 } from "../../edge/routes/x402/till.ts";
+import { addFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 
 const PRICE = 500_000n;
 /** Of one capture: the coin's call takes less than 100,000, and a contract that means well a few times that. */

@@ -12,19 +12,8 @@ import { transfer } from "../../../world/agent.ts";
 import artifacts from "../../../world/contracts/artifacts.json";
 import { cancel, paymentHeaderV2, submit } from "../../../world/payer.ts";
 import type { RpcFault } from "../../../world/rpc-proxy.ts";
-import {
-  addFacilitatorFault,
-  addFault,
-  addRpcFault,
-  agent,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  forgetLists,
-  operator,
-} from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import {
   computeBody,
   give,
@@ -39,7 +28,9 @@ import {
   sold,
   usdcOf,
 } from "../../edge/routes/x402/till.ts";
+import { addFacilitatorFault, addFault, addRpcFault, clearRpcFaults } from "../../faults.ts";
 import { unlocked } from "../../parts.ts";
+import { forgetLists } from "../../vendors.ts";
 
 const PRICE = 500_000n;
 const payer = agent(1);

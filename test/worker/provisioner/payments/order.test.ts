@@ -4,17 +4,8 @@ import { parseAbi, parseEther } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { cancel, submit } from "../../../world/payer.ts";
-import {
-  addFault,
-  addRpcFault,
-  agent,
-  chain,
-  clearFaults,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-} from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import {
   claw,
   coin,
@@ -30,6 +21,7 @@ import {
   sold,
   usdcOf,
 } from "../../edge/routes/x402/till.ts";
+import { addFault, addRpcFault, clearFaults } from "../../faults.ts";
 
 const PRICE = 500_000n;
 

@@ -4,9 +4,11 @@ import { runDurableObjectAlarm } from "cloudflare:test";
 import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { cancel, type SignedPayment, submit } from "../../../world/payer.ts";
-import { addFacilitatorFault, agent, buyAndRun, chain, type Deployment, deploy } from "../../deployment.ts";
+import { agent, chain } from "../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
 import { ask, PRICE, paymentRows, prepare } from "../../edge/routes/x402/paid-credentials.ts";
 import { setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+import { addFacilitatorFault } from "../../faults.ts";
 
 const payer = agent(0);
 let world: Deployment;

@@ -4,7 +4,8 @@ import { runDurableObjectAlarm } from "cloudflare:test";
 import { type Hex, parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS } from "../../../world/addresses.ts";
-import { addRpcFault, agent, chain, type Deployment, deploy, deployer, operator } from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import {
   accepted,
   claw,
@@ -16,6 +17,7 @@ import {
   sold,
   usdcOf,
 } from "../../edge/routes/x402/till.ts";
+import { addRpcFault } from "../../faults.ts";
 
 const PRICE = 500_000n;
 let world: Deployment;

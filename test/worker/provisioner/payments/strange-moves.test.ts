@@ -4,7 +4,8 @@ import { parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { submit } from "../../../world/payer.ts";
-import { addFault, agent, chain, type Deployment, deploy, operator } from "../../deployment.ts";
+import { agent, chain, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import {
   accepted,
   claw,
@@ -18,6 +19,7 @@ import {
   sold,
   usdcOf,
 } from "../../edge/routes/x402/till.ts";
+import { addFault } from "../../faults.ts";
 
 const PRICE = 500_000n;
 let world: Deployment;

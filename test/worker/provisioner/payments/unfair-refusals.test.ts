@@ -4,17 +4,10 @@ import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
-import {
-  addRpcFault,
-  addRpcFaults,
-  agent,
-  chain,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  operator,
-} from "../../deployment.ts";
+import { agent, chain, operator } from "../../chain.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import { accepted, give, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+import { addRpcFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 
 const PRICE = 500_000n;
 const TRANSFER_WITH_AUTHORIZATION = "e3ee160e";

@@ -11,18 +11,8 @@ import { callsOf, type WalletOrder } from "../../../../src/chain/orders.ts";
 import { paymentId } from "../../../../src/model/payment.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { submit } from "../../../world/payer.ts";
-import {
-  addRpcFault,
-  addRpcFaults,
-  agent,
-  chain,
-  clearRpcFaults,
-  configureWallet,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-} from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { configureWallet, type Deployment, deploy } from "../../deployment.ts";
 import {
   claw,
   coin,
@@ -34,6 +24,7 @@ import {
   sold,
   usdcOf,
 } from "../../edge/routes/x402/till.ts";
+import { addRpcFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 import { takePages } from "../../paged.ts";
 
 /** Each for a payment of its own that agent 2 has signed; the same for the same id. */

@@ -6,19 +6,11 @@ import type { OperatorWallet } from "../../../../durable-objects/operator-wallet
 import { retryFailed } from "../../../../src/db/operators.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { transfer } from "../../../world/agent.ts";
-import {
-  addFault,
-  addRpcFault,
-  agent,
-  chain,
-  configureWallet,
-  type Deployment,
-  deploy,
-  deployer,
-  operator,
-} from "../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../chain.ts";
+import { configureWallet, type Deployment, deploy } from "../../deployment.ts";
 import { operator as asOperator, type Operator } from "../../edge/routes/admin/operator.ts";
 import { paidUs, setBlocked } from "../../edge/routes/x402/till.ts";
+import { addFault, addRpcFault } from "../../faults.ts";
 
 const usdcAbi = parseAbi([
   "function balanceOf(address account) view returns (uint256)",

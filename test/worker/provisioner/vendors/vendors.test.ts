@@ -3,8 +3,10 @@ import { expect, test } from "vitest";
 import { generateHostKey, generateSshKeyPair } from "../../../../src/credentials/ssh-keys.ts";
 import type { MachineSpec, Vendor, VendorError } from "../../../../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../../../../src/provisioner/vendors/vultr.ts";
-import { addFault, type Deployment, deploy, journal } from "../../deployment.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
+import { addFault } from "../../faults.ts";
 import { unlocked } from "../../parts.ts";
+import { journal } from "../../vendors.ts";
 
 async function specOf(world: Deployment, vendor: Vendor, number = 1): Promise<MachineSpec> {
   const place =

@@ -3,7 +3,8 @@ import { expect, test } from "vitest";
 import { generateHostKey } from "../../../../src/credentials/ssh-keys.ts";
 import { type MachineSpec, type Vendor, VendorError } from "../../../../src/provisioner/vendors/vendor.ts";
 import { type Meaning, VENDOR_WORDS, type Words } from "../../../world/vendor-words.ts";
-import { addFault, type Deployment, deploy } from "../../deployment.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
+import { addFault } from "../../faults.ts";
 
 const SPEC = {
   label: "clawcloud-words-1-00000000-0-1",

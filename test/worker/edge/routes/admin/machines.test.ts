@@ -1,7 +1,9 @@
 import { beforeEach, expect, test } from "vitest";
 import { followMachine } from "../../../../../src/provisioner/machines/run.ts";
 import { buy, fixedHeaders } from "../../../../world/agent.ts";
-import { addFault, agent, buyAndRun, chain, clearFaults, type Deployment, deploy } from "../../../deployment.ts";
+import { agent, chain } from "../../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../../deployment.ts";
+import { addFault, clearFaults } from "../../../faults.ts";
 import { type Operator, operator } from "./operator.ts";
 
 let world: Deployment;

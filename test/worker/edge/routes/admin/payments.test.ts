@@ -2,15 +2,9 @@
 import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { submit } from "../../../../world/payer.ts";
-import {
-  addFault,
-  agent,
-  chain,
-  clearFaults,
-  type Deployment,
-  deploy,
-  operator as wallet,
-} from "../../../deployment.ts";
+import { agent, chain, operator as wallet } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
+import { addFault, clearFaults } from "../../../faults.ts";
 import { give, orderMachine, playUntil, signPurchaseOf, usdcOf } from "../x402/till.ts";
 import { type Operator, operator } from "./operator.ts";
 

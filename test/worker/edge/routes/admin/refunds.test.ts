@@ -2,7 +2,9 @@
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { beforeEach, expect, test } from "vitest";
 import { freshHeaders, transfer } from "../../../../world/agent.ts";
-import { addFault, agent, chain, type Deployment, deploy } from "../../../deployment.ts";
+import { agent, chain } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
+import { addFault } from "../../../faults.ts";
 import { type Operator, operator } from "./operator.ts";
 
 type Refund = { tokenId: number; kind: string; state: string; reason: string | null; amount: string; payTo: string };

@@ -6,7 +6,9 @@ import { coinOf } from "../../../../../src/chain/coin.ts";
 import { lookForUse } from "../../../../../src/edge/payments/use.ts";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { cancel, paymentHeaderV2, readQuote, submit } from "../../../../world/payer.ts";
-import { addFacilitatorFault, agent, chain, type Deployment, deploy } from "../../../deployment.ts";
+import { agent, chain } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
+import { addFacilitatorFault } from "../../../faults.ts";
 import {
   computeBody,
   give,

@@ -5,7 +5,10 @@ import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { buy } from "../../../../world/agent.ts";
 import { paymentHeaderV2, submit } from "../../../../world/payer.ts";
-import { addFacilitatorFault, agent, chain, type Deployment, deploy, parts } from "../../../deployment.ts";
+import { parts } from "../../../bindings.ts";
+import { agent, chain } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
+import { addFacilitatorFault } from "../../../faults.ts";
 import { ask, prepare } from "./paid-credentials.ts";
 import { computeBody, give, orderMachine, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 

@@ -5,19 +5,10 @@ import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { fixedHeaders } from "../../../../world/agent.ts";
 import type { FacilitatorFault } from "../../../../world/facilitator.ts";
 import { cancel, submit } from "../../../../world/payer.ts";
-import {
-  addFacilitatorFault,
-  addRpcFault,
-  agent,
-  buyAndRun,
-  chain,
-  clearFacilitatorFaults,
-  clearRpcFaults,
-  type Deployment,
-  deploy,
-  PATIENCE_MS,
-  parts,
-} from "../../../deployment.ts";
+import { parts } from "../../../bindings.ts";
+import { agent, chain } from "../../../chain.ts";
+import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../../deployment.ts";
+import { addFacilitatorFault, addRpcFault, clearFacilitatorFaults, clearRpcFaults } from "../../../faults.ts";
 import { ask, leaveBehind, PRICE, paymentRows, prepare, quote, unseal, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
 

@@ -5,16 +5,9 @@ import { giveSealed } from "../../../../../src/db/delivery.ts";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { fixedHeaders, freshHeaders, transfer } from "../../../../world/agent.ts";
 import { submit } from "../../../../world/payer.ts";
-import {
-  addFacilitatorFault,
-  addRpcFault,
-  agent,
-  buyAndRun,
-  chain,
-  type Deployment,
-  deploy,
-  PATIENCE_MS,
-} from "../../../deployment.ts";
+import { agent, chain } from "../../../chain.ts";
+import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../../deployment.ts";
+import { addFacilitatorFault, addRpcFault } from "../../../faults.ts";
 import { ask, PRICE, paymentRows, prepare, unseal } from "./paid-credentials.ts";
 import { usdcOf } from "./till.ts";
 

@@ -2,7 +2,8 @@
 import type { Hex } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { paymentHeaderV1 } from "../../../../world/payer.ts";
-import { agent, buyAndRun, chain, type Deployment, deploy, operator } from "../../../deployment.ts";
+import { agent, chain, operator } from "../../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../../deployment.ts";
 import { ask, paymentRows, prepare, quote, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
 

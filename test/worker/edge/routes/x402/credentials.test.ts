@@ -15,7 +15,9 @@ import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { fixedHeaders, freshHeaders, transfer } from "../../../../world/agent.ts";
 import artifacts from "../../../../world/contracts/artifacts.json";
 import { paymentHeaderV1, readQuote } from "../../../../world/payer.ts";
-import { addFault, agent, buyAndRun, chain, type Deployment, deploy, deployer, operator } from "../../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../../chain.ts";
+import { buyAndRun, type Deployment, deploy } from "../../../deployment.ts";
+import { addFault } from "../../../faults.ts";
 import {
   ask,
   decodeReceipt,

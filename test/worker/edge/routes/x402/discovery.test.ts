@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { deploy, operator } from "../../../deployment.ts";
+import { operator } from "../../../chain.ts";
+import { deploy } from "../../../deployment.ts";
 
 type Item = { resource: string; method: string; accepts: Record<string, unknown>[]; extensions: { bazaar: object } };
 type Document = { version: number; x402Version: number; resources: string[]; items: Item[] };

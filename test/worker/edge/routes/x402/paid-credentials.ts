@@ -5,7 +5,8 @@ import { decrypt as openByEciesjs } from "eciesjs";
 import type { Hex } from "viem";
 import { type HDAccount, mnemonicToAccount } from "viem/accounts";
 import { paymentHeaderV2, type SignedPayment } from "../../../../world/payer.ts";
-import { agent, type Deployment, type Row } from "../../../deployment.ts";
+import { agent } from "../../../chain.ts";
+import type { Deployment, Row } from "../../../deployment.ts";
 import { quoteOf, signFor } from "./till.ts";
 
 export const PRICE = 10_000n;

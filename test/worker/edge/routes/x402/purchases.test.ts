@@ -5,15 +5,9 @@ import { expect, test } from "vitest";
 import { generateSshKeyPair } from "../../../../../src/credentials/ssh-keys.ts";
 import { fixedHeaders, transfer } from "../../../../world/agent.ts";
 import { paymentHeaderV1, paymentHeaderV2, type SignedPayment } from "../../../../world/payer.ts";
-import {
-  addFacilitatorFault,
-  agent,
-  chain,
-  clearFacilitatorFaults,
-  type Deployment,
-  deploy,
-  operator,
-} from "../../../deployment.ts";
+import { agent, chain, operator } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
+import { addFacilitatorFault, clearFacilitatorFaults } from "../../../faults.ts";
 import { computeBody, orderMachine, playUntil, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";

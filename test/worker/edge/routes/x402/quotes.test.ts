@@ -1,7 +1,8 @@
 // What an order costs, and who is told before anything of his is used that it can't be had.
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { paymentHeaderV2, readQuote } from "../../../../world/payer.ts";
-import { agent, chain, type Deployment, deploy, deployer, operator } from "../../../deployment.ts";
+import { agent, chain, deployer, operator } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
 import {
   computeBody,
   give,

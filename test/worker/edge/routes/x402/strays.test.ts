@@ -5,7 +5,9 @@ import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { type Authorization, type Payer, paymentHeaderV2, submit } from "../../../../world/payer.ts";
-import { addRpcFaults, agent, chain, clearRpcFaults, type Deployment, deploy } from "../../../deployment.ts";
+import { agent, chain } from "../../../chain.ts";
+import { type Deployment, deploy } from "../../../deployment.ts";
+import { addRpcFaults, clearRpcFaults } from "../../../faults.ts";
 import { computeBody, orderMachine, post, quoteOf, signFor } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";

@@ -14,7 +14,8 @@ import {
   type SignedPayment,
   submit,
 } from "../../../../world/payer.ts";
-import { chain, type Deployment, deployer, operator } from "../../../deployment.ts";
+import { chain, deployer, operator } from "../../../chain.ts";
+import type { Deployment } from "../../../deployment.ts";
 
 export type Order = {
   tier?: number;
