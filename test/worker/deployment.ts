@@ -11,6 +11,7 @@ import { keyRing } from "../../src/credentials/key-ring.ts";
 import { openDatabase } from "../../src/db/client.ts";
 import { publishDataKeys } from "../../src/db/data-keys.ts";
 import { takeScanLease } from "../../src/db/scan.ts";
+import { pauses } from "../../src/db/schema.ts";
 import { createApp } from "../../src/edge/app.ts";
 import { edgeConfig } from "../../src/edge/config.ts";
 import { scanPass, startCursor } from "../../src/edge/scan.ts";
@@ -63,7 +64,10 @@ export async function deploy(
 ) {
   await reset();
   await migrate(bindings.DB);
-  await Promise.all([clearFaults(), clearMachines(), chain.node.setAutomine(true)]);
+  await Promise.all([clearFaults(), clearMachines()]);
+  // What a test that failed has left to be mined has the nonces of this one.
+  await chain.dropAll();
+  await chain.node.setAutomine(true);
   // A chain that was set back has its time behind the clock, by as long as that took: to the Workers it stands still.
   const timestamp = BigInt(Math.floor(Date.now() / 1_000));
   if ((await chain.reader.getBlock()).timestamp < timestamp) await chain.node.setNextBlockTimestamp({ timestamp });
@@ -236,12 +240,28 @@ export async function deploy(
     },
     vm: (tokenId: number) =>
       bindings.DB.prepare("SELECT * FROM vms WHERE token_id = ? AND current = 1").bind(tokenId).first<Row>(),
+    /** Empty where there is none. */
+    payment: async (id: string): Promise<Row> =>
+      (await bindings.DB.prepare("SELECT * FROM payments WHERE id = ?").bind(id).first<Row>()) ?? {},
+    payments: () => deployment.rows("SELECT * FROM payments ORDER BY rowid"),
     rows: async (query: string, ...params: unknown[]) =>
       (
         await bindings.DB.prepare(query)
           .bind(...params)
           .all<Row>()
       ).results,
+    /** As an operator's pause leaves it, from 1970 on unless told; none lengthens a deadline when it is lifted here. */
+    pause: async (what: "provisioning" | "payouts", since = 1) => {
+      await db.insert(pauses).values({ what, since, reason: "incident", by: "test" });
+    },
+    liftPauses: () => bindings.DB.prepare("DELETE FROM pauses").run(),
+    /** Machines that are not there yet come too late, or that of one token. */
+    missDeadlines: (tokenId?: number) =>
+      bindings.DB.prepare(
+        "UPDATE vms SET deadline = created_at - 1 WHERE status = 'provisioning' AND token_id = COALESCE(?, token_id)",
+      )
+        .bind(tokenId ?? null)
+        .run(),
     /** The machines that exist at a vendor under this deployment's name. */
     machines: async (vendor: VendorName) => {
       const list = await listMachines(vendor);

@@ -15,7 +15,7 @@ import { submit } from "../../world/payer.ts";
 import type { RpcFault } from "../../world/rpc-proxy.ts";
 import { agent, chain, deployer, operator } from "../chain.ts";
 import { type Deployment, deploy, PATIENCE_MS } from "../deployment.ts";
-import { accepted, mined, paymentRow, playOn, signedTo } from "../edge/routes/x402/till.ts";
+import { accepted, mined, playOn, signedTo } from "../edge/routes/x402/till.ts";
 import { addRpcFault, addRpcFaults, CONTROLLED_NODES, clearRpcFaults, takeLogRequests } from "../faults.ts";
 
 afterEach(async () => {
@@ -77,8 +77,8 @@ test("an order is paid, served and found in the books where every node gives ten
     await addRpcFaults({ kind: "max_range", blocks });
     const { id } = await accepted(world, agent(1));
     await chain.mine(30);
-    await playOn(world, async () => (await paymentRow(world, id))["step"] === "idle");
-    expect(await paymentRow(world, id)).toMatchObject({ state: "settled", reason: null });
+    await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+    expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
     await chain.mine(4);
     const answer = await world.request(`/admin/payments/reconcile?fromBlock=${before}`, {
       headers: { "x-api-key": await world.operatorKey() },

@@ -11,7 +11,6 @@ import { accepted, give, usdcOf } from "./routes/x402/till.ts";
 const EMPTY_HANDED = "203.0.113.";
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   await takePages();
 });
@@ -80,9 +79,9 @@ test("orders that the wallet does not buy, or take the payment of, call nobody b
   await short.sql.prepare("UPDATE payments SET bought_at = bought_at - 120001").run();
   expect((await lookAt()).pages).toEqual(["purchase_waits"]);
   // An operator's own pause calls nobody.
-  await short.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'x', 'test')").run();
+  await short.pause("payouts");
   expect((await lookAt()).pages).toEqual([]);
-  await short.sql.prepare("DELETE FROM pauses").run();
+  await short.liftPauses();
   await short.sql.prepare("UPDATE payments SET step = 'capture', created_at = created_at - 120001").run();
   expect(await lookAt()).toMatchObject({
     pages: ["capture_waits"],
@@ -128,7 +127,7 @@ test("whoever buys what the catalog calls sold out calls nobody; a machine that 
   const fail = async (index: number) => {
     const { tokenId } = await world.buy(index);
     await world.scan();
-    await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE token_id = ?").bind(tokenId).run();
+    await world.missDeadlines(tokenId);
     await world.drain();
     expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "no_machine_in_time" });
     return (await takePages()).pages;

@@ -14,7 +14,6 @@ import {
   give,
   orderMachine,
   ownerOf,
-  paymentRow,
   playOn,
   post,
   signedTo,
@@ -29,7 +28,6 @@ const payer = agent(1);
 let world: Deployment;
 let had: { usdc: bigint; sold: bigint };
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   had = { usdc: await usdcOf(payer.address), sold: await sold() };
 });
@@ -38,14 +36,13 @@ afterEach(async () => {
 });
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
-const rowOf = (id: string) => paymentRow(world, id);
-const closed = (id: string) => async () => (await rowOf(id))["step"] === "idle";
+const closed = (id: string) => async () => (await world.payment(id))["step"] === "idle";
 
 /** Two of the three know the newest state, and the logs and receipts of their newest blocks later. */
 const keepLogsBack = (blocks: number) => addRpcFaults({ kind: "logs_behind", blocks });
 
 async function expectDelivered(id: string): Promise<void> {
-  const row = await rowOf(id);
+  const row = await world.payment(id);
   expect(row).toMatchObject({ state: "settled", reason: null });
   expect([await charged(), (await sold()) - had.sold]).toEqual([PRICE, 1n]);
   expect(await ownerOf(row["token_id"])).toBe(payer.address);
@@ -92,7 +89,7 @@ test("nor is it where its payer has nothing left: the order is found, and its pa
   await chain.mine(2);
   await clearRpcFaults();
   await playOn(world, closed(purchaseId));
-  const row = await rowOf(purchaseId);
+  const row = await world.payment(purchaseId);
   expect(row).toMatchObject({ state: "settled", reason: null });
   expect(await ownerOf(row["token_id"])).toBe(poor.address);
 });
@@ -134,7 +131,7 @@ test("nor is it where its payer has nothing left, and nothing was written for it
   const order = await signPurchaseOf(world, poor);
   await submit(chain, agent(3), order.signed, USDC_ADDRESS);
   const id = await takenWhileOneLags(order);
-  expect(await ownerOf((await rowOf(id))["token_id"])).toBe(poor.address);
+  expect(await ownerOf((await world.payment(id))["token_id"])).toBe(poor.address);
 });
 
 test("an empty account that one node alone has seen is no reason to sign again: two have not got the block that emptied it (hard case 60)", async () => {
@@ -173,8 +170,8 @@ test("an order that a stranger pays in the newest block is not given up at its c
   await submit(chain, agent(3), signed, USDC_ADDRESS);
   await lagByOne();
   let looks = 0;
-  await world.drain(async () => ++looks > 3 || (await rowOf(id))["step"] !== "check");
-  expect(await rowOf(id)).toMatchObject({ state: "authorized", reason: null });
+  await world.drain(async () => ++looks > 3 || (await world.payment(id))["step"] !== "check");
+  expect(await world.payment(id)).toMatchObject({ state: "authorized", reason: null });
   await clearRpcFaults();
   await playOn(world, closed(id));
   await expectDelivered(id);
@@ -231,13 +228,13 @@ test.each([
     await addFault("vultr", { call: "create", kind: "sold_out" });
     const { id, signed } = await accepted(world, payer);
     await playOn(world, async () => {
-      await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
-      return (await rowOf(id))["state"] === "releasing";
+      await world.missDeadlines();
+      return (await world.payment(id))["state"] === "releasing";
     });
     await submit(chain, agent(3), signed, USDC_ADDRESS);
     await lieSecond(receiptsWith(fields));
     await playOn(world, closed(id));
-    expect(await rowOf(id)).toMatchObject({ state: "refunded" });
+    expect(await world.payment(id)).toMatchObject({ state: "refunded" });
     expect(await charged()).toBe(0n);
   },
 );
@@ -297,6 +294,6 @@ test("one head whose time is a day ahead fails no purchase, and expires no machi
   await world.sweep();
   expect(await world.vm(running)).toMatchObject({ status: "running", step: "idle" });
   await playOn(world, closed(id));
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   for (const token of [running, tokenId]) expect(await world.vm(token)).toMatchObject({ status: "running" });
 });

@@ -15,7 +15,6 @@ const SELLER = 0;
 const BUYER = 1;
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 

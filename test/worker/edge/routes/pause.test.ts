@@ -10,12 +10,10 @@ import { computeBody, orderMachine } from "./x402/till.ts";
 const TENTH_OF_A_DAY = 8_640;
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 
-const pause = (since = Date.now()) =>
-  world.sql.prepare("INSERT INTO pauses VALUES ('provisioning', ?, 'incident', 'test')").bind(since).run();
+const pause = (since = Date.now()) => world.pause("provisioning", since);
 /** As an isolate answers that has kept nothing. */
 async function get(path: string, headers: Record<string, string> = {}) {
   const answer = await world.appOf({ ...world.edge }).request(`https://api.example${path}`, {
@@ -65,7 +63,7 @@ test("a pause is on every route: tiers and health say it, quotes refuse, a purch
   const { validBefore } = order.body as unknown as { validBefore: string };
   expect(order.body.delivery?.until).toBe(iso(Date.parse(validBefore) / 1_000 - 120));
 
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   expect((await get(`/status/${tokenId}`)).body.delivery).toMatchObject({
     state: "open",
     until: iso(row?.["deadline"]),

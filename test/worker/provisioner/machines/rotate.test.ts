@@ -413,13 +413,13 @@ test.each([0, 4])("while provisioning is paused a machine of tier %i keeps runni
   await world.drain();
   await chain.mine(1);
   const before = (await ask(world, 0, tokenId)).body;
-  await world.sql.prepare("INSERT INTO pauses VALUES ('provisioning', 1, 'incident', 'test')").run();
+  await world.pause("provisioning");
   await ask(world, 0, tokenId, "/rotate");
   await turn(world);
   await turn(world);
   expect(await world.vm(tokenId)).toMatchObject({ step: "rotate", attempt: 1 });
   expect(await bannerOf(before)).toContain((await attemptsOf(world))[0]?.["mark"]);
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "running", attempt: 2 });
 });

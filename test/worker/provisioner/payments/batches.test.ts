@@ -15,7 +15,6 @@ import {
   mined,
   orderMachine,
   ownerOf,
-  paymentRow,
   playOn,
   playUntil,
   post,
@@ -37,7 +36,6 @@ let had: { thief: bigint; operator: bigint; sold: bigint };
 let from: number;
 
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   ask = operatorClient(world, await world.operatorKey());
   // Who has paid once may have several orders open.
@@ -51,7 +49,6 @@ beforeEach(async () => {
 let drawn = 0;
 const another = () => ({ region: REGION_NAMES[drawn++ % REGION_NAMES.length] ?? "europe" });
 
-const rowOf = (id: string) => paymentRow(world, id);
 const lost = async () => had.thief - (await usdcOf(thief.address));
 const running = async () =>
   (await world.rows("SELECT 1 FROM vms WHERE status = 'running' AND owner = ?", thief.address.toLowerCase())).length;
@@ -111,7 +108,7 @@ test.each([
     if (first === undefined) throw new Error("no order");
     const txHash = await steal(first, rest);
     await toTheEnd();
-    const rows = await Promise.all(orders.map(({ id }) => rowOf(id)));
+    const rows = await Promise.all(orders.map(({ id }) => world.payment(id)));
     expect(rows.map(({ state }) => state)).toEqual(["settled", "released", "released", "released"]);
     expect(rows.map((row) => row["settle_tx"])).toEqual([txHash, null, null, null]);
     expect(await lost()).toBe(PRICE);
@@ -153,7 +150,7 @@ test("orders that were refused, and whose nonces are used beside another's trans
     fresh,
   );
   await toTheEnd();
-  expect(await rowOf(first.id)).toMatchObject({ state: "settled" });
+  expect(await world.payment(first.id)).toMatchObject({ state: "settled" });
   expect(before - (await usdcOf(fresh.address))).toBe(PRICE);
   // Paid in, and out again for the one token.
   expect(await usdcOf(operator.address)).toBe(had.operator);
@@ -168,7 +165,10 @@ test("an order that came to nothing, and whose nonce is used beside another's tr
   const real = await accepted(world, thief, another());
   await steal(real.signed, [nothing.signed]);
   await toTheEnd();
-  expect([await rowOf(real.id), await rowOf(nothing.id)]).toMatchObject([{ state: "settled" }, { state: "released" }]);
+  expect([await world.payment(real.id), await world.payment(nothing.id)]).toMatchObject([
+    { state: "settled" },
+    { state: "released" },
+  ]);
   expect(await lost()).toBe(PRICE);
 });
 
@@ -203,7 +203,7 @@ test("an honest settler's batch pays each order by its own transfer, in whatever
   const { transactionHash } = await submitTogether(chain, agent(4), payments, USDC_ADDRESS);
   await toTheEnd();
   for (const { id, signed } of orders) {
-    const row = await rowOf(id);
+    const row = await world.payment(id);
     expect(row).toMatchObject({ state: "settled", settle_tx: transactionHash });
     expect(await ownerOf(row["token_id"])).toBe(signed.authorization.from);
   }

@@ -13,7 +13,6 @@ const served = { state: "waiting", why: "served" };
 const comesSecond = { state: "waiting", why: expect.stringMatching(/^(served|unproven)$/) };
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { agent, chain } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import { accepted, claw, ownerOf, paymentRow, playOn, setTier, sold, usdcOf } from "../../edge/routes/x402/till.ts";
+import { accepted, claw, ownerOf, playOn, setTier, sold, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addFault, clearFaults } from "../../faults.ts";
 import { unlocked } from "../../parts.ts";
 import { forgetLists } from "../../vendors.ts";
@@ -31,7 +31,6 @@ afterEach(async () => {
   await setTier(PRICE);
 });
 
-const rowOf = (id: string) => paymentRow(world, id);
 const vendorOf = (tier: number) => (tier < GPU ? "vultr" : "runpod");
 
 /** Orders while nothing can be had, until the token that was bought for it is left with us. Resolves with the token. */
@@ -40,11 +39,11 @@ async function leave(tier: number, durationDays: number): Promise<unknown> {
   const before = await usdcOf(unlucky.address);
   const { id } = await accepted(world, unlucky, { tier, durationDays });
   await playOn(world, async () => {
-    await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE status = 'provisioning'").run();
+    await world.missDeadlines();
     await world.sql.prepare("UPDATE payments SET valid_before = 1 WHERE state = 'releasing'").run();
-    return (await rowOf(id))["step"] === "idle";
+    return (await world.payment(id))["step"] === "idle";
   });
-  const row = await rowOf(id);
+  const row = await world.payment(id);
   expect([row["held"], await usdcOf(unlucky.address)]).toEqual([1, before]);
   await clearFaults();
   // Vendors that were sold out are asked again.
@@ -64,8 +63,8 @@ const forgetOffers = () => {
 /** Orders, and plays until the books are closed and nothing is owed any more. */
 async function serve(tier: number, durationDays: number): Promise<Row> {
   const { id } = await accepted(world, next, { tier, durationDays });
-  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
-  const row = await rowOf(id);
+  await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+  const row = await world.payment(id);
   expect(row).toMatchObject({ state: "settled", reason: null });
   expect(await ownerOf(row["token_id"])).toBe(next.address);
   return row;
@@ -136,7 +135,7 @@ async function loseFor({ incarnation }: Row, tier: number): Promise<void> {
   await forgetLists();
   await reap(world.context);
   await playOn(world, async () => {
-    await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE status = 'provisioning'").run();
+    await world.missDeadlines();
     return (await world.rows("SELECT 1 FROM vms WHERE incarnation = ? AND status = 'failed'", incarnation)).length > 0;
   });
 }

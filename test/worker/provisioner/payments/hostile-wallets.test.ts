@@ -8,16 +8,7 @@ import artifacts from "../../../world/contracts/artifacts.json";
 import { delegate, undelegate } from "../../../world/payer.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import {
-  accepted,
-  give,
-  mined,
-  orderMachine,
-  ownerOf,
-  paymentRow,
-  playOn,
-  usdcOf,
-} from "../../edge/routes/x402/till.ts";
+import { accepted, give, mined, orderMachine, ownerOf, playOn, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 
 const PRICE = 500_000n;
@@ -26,17 +17,12 @@ const GAS_CAP = 1_000_000n;
 const keeper = agent(2);
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
-  // What a test that failed has left there has the nonces of this one.
-  await chain.dropAll();
   world = await deploy();
 });
 afterEach(async () => {
   await chain.node.setAutomine(true);
   await clearRpcFaults();
 });
-
-const rowOf = (id: string) => paymentRow(world, id);
 
 async function deployed(name: "FickleWallet" | "GasBurner", args: readonly unknown[]): Promise<Address> {
   const { abi, bytecode } = artifacts[name];
@@ -62,8 +48,8 @@ const signedGas = () =>
 async function expectServed(index: number): Promise<void> {
   const before = await usdcOf(agent(index).address);
   const { id } = await accepted(world, agent(index));
-  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(agent(index).address)).toBe(before - PRICE);
 }
 /** A buyer on the contract, for whom no machine can be had. */
@@ -73,7 +59,7 @@ async function expectPaidBack(index: number): Promise<void> {
   const { tokenId } = await world.buy(index);
   expect(await usdcOf(agent(index).address)).toBe(before - PRICE);
   await playOn(world, async () => {
-    await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE token_id = ?").bind(tokenId).run();
+    await world.missDeadlines(tokenId);
     return (await usdcOf(agent(index).address)) === before;
   });
 }
@@ -96,9 +82,9 @@ test.each([
     if (answer.status === 202) {
       await playOn(world, async () => {
         expect(await signedGas()).toBeLessThanOrEqual(GAS_CAP);
-        return ["releasing", "released"].includes(String((await rowOf(purchaseId))["state"]));
+        return ["releasing", "released"].includes(String((await world.payment(purchaseId))["state"]));
       });
-      expect(await rowOf(purchaseId)).toMatchObject({ settle_tx: null });
+      expect(await world.payment(purchaseId)).toMatchObject({ settle_tx: null });
     }
     const spent = wei - (await chain.reader.getBalance({ address: operator.address }));
     expect(spent).toBeLessThanOrEqual(GAS_CAP * 2n * (await chain.reader.getGasPrice()));
@@ -141,15 +127,15 @@ test("a capture that no node takes is replaced at its nonce by a transaction tha
   } as const;
   await addRpcFaults(refuse);
   const { id } = await accepted(world, payer);
-  await playOn(world, async () => ["settling", "releasing"].includes(String((await rowOf(id))["state"])));
+  await playOn(world, async () => ["settling", "releasing"].includes(String((await world.payment(id))["state"])));
   const other = await accepted(world, agent(3));
   await playOn(world, async () => {
     await aMinuteLater();
-    return (await rowOf(other.id))["step"] === "close" && (await rowOf(id))["state"] === "releasing";
+    return (await world.payment(other.id))["step"] === "close" && (await world.payment(id))["state"] === "releasing";
   });
   await clearRpcFaults();
-  await playOn(world, async () => (await rowOf(other.id))["step"] === "idle");
-  expect(await rowOf(other.id)).toMatchObject({ state: "settled", reason: null });
+  await playOn(world, async () => (await world.payment(other.id))["step"] === "idle");
+  expect(await world.payment(other.id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(payer.address)).toBe(before);
 });
 
@@ -161,15 +147,15 @@ test("a capture that no node takes while our gas money is short waits for more: 
   const includes = payer.address.slice(2).toLowerCase();
   await addRpcFaults({ kind: "refuse", method: "eth_sendRawTransaction", includes, message });
   const { id } = await accepted(world, payer);
-  await playOn(world, async () => ["settling", "releasing"].includes(String((await rowOf(id))["state"])));
+  await playOn(world, async () => ["settling", "releasing"].includes(String((await world.payment(id))["state"])));
   for (let minute = 0; minute < 5; minute++) {
     await aMinuteLater();
     await runDurableObjectAlarm(world.wallet);
   }
   await clearRpcFaults();
   await runDurableObjectAlarm(world.wallet);
-  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(payer.address)).toBe(before - PRICE);
 });
 
@@ -189,8 +175,8 @@ const aMinuteLater = () =>
 
 /** A minute of ours, quarter by quarter; the order is given up in it. */
 async function givenUpWithinAMinute(id: string): Promise<void> {
-  const isGivenUp = async () => (await rowOf(id))["reason"] !== null;
-  await playOn(world, async () => (await rowOf(id))["step"] === "capture" || (await isGivenUp()));
+  const isGivenUp = async () => (await world.payment(id))["reason"] !== null;
+  await playOn(world, async () => (await world.payment(id))["step"] === "capture" || (await isGivenUp()));
   for (let quarter = 0; quarter <= 4 && !(await isGivenUp()); quarter++) {
     let jobs = 0;
     await playOn(world, async () => {
@@ -199,7 +185,7 @@ async function givenUpWithinAMinute(id: string): Promise<void> {
     });
     world.passTime(15);
   }
-  expect(await rowOf(id)).toMatchObject({ state: "releasing", reason: "capture_refused", held: 1 });
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "capture_refused", held: 1 });
   await playOn(world, async () => (await world.machines("vultr")).length === 0);
 }
 
@@ -237,8 +223,8 @@ test("a wallet that says yes all along pays once and has its token, deployed or 
   try {
     for (const from of [wallet, keeper.address]) {
       const { id } = from === wallet ? await orderFor(wallet) : await accepted(world, keeper);
-      await playOn(world, async () => (await rowOf(id))["step"] === "idle");
-      const row = await rowOf(id);
+      await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+      const row = await world.payment(id);
       expect(row).toMatchObject({ state: "settled", reason: null });
       expect(await ownerOf(row["token_id"])).toBe(from);
     }

@@ -20,7 +20,6 @@ import {
   mined,
   orderMachine,
   ownerOf,
-  paymentRow,
   playUntil,
   post,
   quoteOf,
@@ -39,7 +38,6 @@ type Row = Record<string, unknown>;
 let world: Deployment;
 let had: { usdc: bigint; sold: bigint };
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   had = { usdc: await usdcOf(payer.address), sold: await sold() };
 });
@@ -50,7 +48,6 @@ afterEach(async () => {
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
 const bought = async () => (await sold()) - had.sold;
-const rowOf = (id: string) => paymentRow(world, id);
 const set = (id: string, columns: string) =>
   world.sql.prepare(`UPDATE payments SET ${columns}, generation = generation + 1 WHERE id = ?`).bind(id).run();
 const at = (step: string) => (row: Row) => row["step"] === step;
@@ -68,16 +65,16 @@ async function untilMachineRuns(id: string): Promise<void> {
   await chain.mine(1);
   await world.scan();
   await world.drain(async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length === 1);
-  expect(await rowOf(id)).toMatchObject({ state: "authorized", step: "provision" });
+  expect(await world.payment(id)).toMatchObject({ state: "authorized", step: "provision" });
 }
 
 const theVm = async (): Promise<Row> => (await world.rows("SELECT * FROM vms"))[0] ?? {};
 /** Captured, and the token's transfer waits for a block. */
 async function untilTokenMoves(id: string): Promise<void> {
   await chain.node.setAutomine(false);
-  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  await world.drain(async () => (await world.payment(id))["state"] === "settling");
   await chain.mine(1);
-  await world.drain(async () => (await rowOf(id))["transfer_tx"] !== null);
+  await world.drain(async () => (await world.payment(id))["transfer_tx"] !== null);
 }
 /** Its vendor knows it no more, and we notice. */
 async function loseMachine(): Promise<void> {
@@ -138,7 +135,7 @@ test("messages that come twice at once, late, or of an old generation change not
         .flatMap((job) => [job, job])
         .map((job) => world.follow(job).catch(() => undefined)),
     );
-    const row = await rowOf(id);
+    const row = await world.payment(id);
     return row["step"] === "close";
   };
   for (let round = 0; round < 30 && !(await double()); round++) {
@@ -155,19 +152,19 @@ test("messages that come twice at once, late, or of an old generation change not
   for (let generation = 0; generation < Number(row["generation"]); generation++) {
     await world.follow({ payment: id, generation });
   }
-  expect(await rowOf(id)).toEqual(row);
+  expect(await world.payment(id)).toEqual(row);
   expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
 });
 
 test("a process that dies between the wallet's word and the row's buys, captures and hands over once", async () => {
   const { id } = await accepted();
   await world.drain();
-  const { purchase_tx: purchaseTx } = await rowOf(id);
+  const { purchase_tx: purchaseTx } = await world.payment(id);
   expect(purchaseTx).toMatch(/^0x/);
   await set(id, "purchase_tx = NULL, wake_at = 0");
   await world.sweep();
   await world.drain();
-  expect(await rowOf(id)).toMatchObject({ step: "buy", purchase_tx: purchaseTx });
+  expect(await world.payment(id)).toMatchObject({ step: "buy", purchase_tx: purchaseTx });
   const done = await playUntil(world, id, at("close"));
   const hashes = { settle_tx: done["settle_tx"], transfer_tx: done["transfer_tx"] };
   // As far back as a crash behind the wallet's capture, and behind its transfer, can leave the row.
@@ -207,7 +204,7 @@ test.each([
     const { id, signed } = await accepted();
     await untilMachineRuns(id);
     await chain.node.setAutomine(false);
-    await world.drain(async () => (await rowOf(id))["state"] === "settling");
+    await world.drain(async () => (await world.payment(id))["state"] === "settling");
     await chain.dropAll();
     // Between the look at the chain and the one at our own transaction, the stranger's is mined, and ours behind it.
     const order = async (given: WalletOrder) => {
@@ -312,7 +309,7 @@ test("a machine that fails for good while its token is on its way is owed to the
   await untilMachineRuns(id);
   await untilTokenMoves(id);
   await loseMachine();
-  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.missDeadlines();
   await world.drain(async () => (await theVm())["status"] !== "provisioning");
   expect(await theVm()).toMatchObject({ status: "failed", owner: operator.address.toLowerCase() });
   expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
@@ -362,7 +359,7 @@ test("an order given up while its purchase was thought to be replaced leaves no 
   // As a sale that one node invents leaves it.
   await world.sql.prepare("UPDATE vms SET current = 0, step = 'retire', generation = generation + 1").run();
   await world.drain();
-  expect(await rowOf(id)).toMatchObject({ step: "release", reason: "machine_ended", held: 1 });
+  expect(await world.payment(id)).toMatchObject({ step: "release", reason: "machine_ended", held: 1 });
   expect(await world.machines("vultr")).toHaveLength(1);
   await world.sql.prepare("UPDATE vms SET wake_at = 1").run();
   await gone();
@@ -373,7 +370,7 @@ test("an order given up while its purchase was thought to be replaced leaves no 
 test("an order whose token a reorg has changed, and changed back, follows it: it was given up, and its machine ran for nobody (seed 83558)", async () => {
   const { id } = await accepted();
   await untilMachineRuns(id);
-  const { incarnation, token_id: tokenId } = await rowOf(id);
+  const { incarnation, token_id: tokenId } = await world.payment(id);
   await pretendAnotherToken(id);
   expect(await playUntil(world, id, at("close"))).toMatchObject({ state: "settled", incarnation, token_id: tokenId });
   expect(await ownerOf(tokenId)).toBe(payer.address);
@@ -391,7 +388,7 @@ test("what became of an order whose token is no purchase of ours any more is for
   const { id } = await accepted();
   await playUntil(world, id, at("close"));
   // As retiring leaves it, once final history is past its block; the token that was its own is another purchase's.
-  const { token_id: tokenId } = await rowOf(id);
+  const { token_id: tokenId } = await world.payment(id);
   await pretendAnotherToken(id);
   await world.sql.prepare("UPDATE vms SET status = 'terminated', failure = 'reorged' WHERE current = 0").run();
   await world.sql.prepare("DELETE FROM payment_links").run();
@@ -429,7 +426,7 @@ test("a machine that never answers costs nothing, ends at the vendor, and its to
   const { id } = await accepted();
   const row = await playUntil(world, id, at("provision"));
   await world.drain(async () => (await world.machines("vultr")).length > 0);
-  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.missDeadlines();
   await world.sql.prepare("UPDATE attempts SET boot_deadline_at = 1").run();
   expect(await playUntil(world, id, at("release"))).toMatchObject({
     state: "releasing",
@@ -447,7 +444,7 @@ test("of a tier that is captured first the machine and the token follow the char
   world = await deploy({ edge: first, provisioner: first });
   const { id } = await accepted();
   await world.drain();
-  expect(await rowOf(id)).toMatchObject({ state: "settled", step: "buy" });
+  expect(await world.payment(id)).toMatchObject({ state: "settled", step: "buy" });
   expect(await charged()).toBe(PRICE);
   const row = await playUntil(world, id, at("close"));
   expect(await ownerOf(row["token_id"])).toBe(payer.address);
@@ -489,20 +486,20 @@ test("what was charged first, long before its machine was up, is handed over aft
   world = await deploy({ edge: first, provisioner: first });
   const { id } = await accepted();
   await playUntil(world, id, ({ state, step }) => state === "settled" && step === "provision");
-  await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
+  await world.pause("payouts");
   world.passTime(1_000);
   await playUntil(world, id, at("deliver"));
   const waits = async (why: string) => {
     const order = () => ({ state: "waiting", why });
     const turn = await takeStep(withWallet({ order }), await loaded(id));
-    expect(await rowOf(id), why).toMatchObject({ step: "deliver", reason: null });
+    expect(await world.payment(id), why).toMatchObject({ step: "deliver", reason: null });
     return turn;
   };
   for (const why of ["paused", "no_gas", "paused"]) await waits(why);
   world.passTime(1_000);
   for (const why of ["paused", "no_gas", "unproven"]) await waits(why);
   expect(await theVm()).toMatchObject({ status: "running" });
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   const row = await playUntil(world, id, at("close"));
   expect(row).toMatchObject({ state: "settled", reason: null });
   expect(await ownerOf(row["token_id"])).toBe(payer.address);

@@ -13,7 +13,6 @@ import {
   mined,
   orderMachine,
   ownerOf,
-  paymentRow,
   playUntil,
   post,
   setTier,
@@ -28,7 +27,6 @@ const PRICE = 500_000n;
 type Row = Record<string, unknown>;
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 afterEach(async () => {
@@ -39,7 +37,6 @@ afterEach(async () => {
 
 const pauseTransfers = () =>
   mined(chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [true] }));
-const rowOf = (id: string) => paymentRow(world, id);
 
 async function accepted(index: number, order: Parameters<typeof signPurchaseOf>[2] = {}) {
   const sent = await orderMachine(world, agent(index), order);
@@ -53,7 +50,7 @@ const delivered = ({ step }: Row) => step === "close" || step === "idle";
 const at = (step: string) => (row: Row) => row["step"] === step;
 const inState = (state: string) => (row: Row) => row["state"] === state;
 /** No machine can be had any more, by the chain's clock. */
-const tooLate = () => world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+const tooLate = () => world.missDeadlines();
 /** The time of the authorization is over for us; what was signed is not asked about any more. */
 const runOut = (id: string) => world.sql.prepare("UPDATE payments SET valid_before = 1 WHERE id = ?").bind(id).run();
 
@@ -259,7 +256,7 @@ test("captured, and the token can't move: paid back on final history, and the ma
   const { id } = await accepted(2);
   await untilProvisioned(id);
   await chain.node.setAutomine(false);
-  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  await world.drain(async () => (await world.payment(id))["state"] === "settling");
   await chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [true] });
   await chain.mine(1);
   await chain.node.setAutomine(true);
@@ -284,7 +281,7 @@ test("a purchase of ours that the scan sees before it is linked waits for its li
     if (job?.body.kind === "advance") await world.step(job.body);
   }
   expect(await world.rows("SELECT * FROM attempts")).toEqual([]);
-  expect(await rowOf(id)).toMatchObject({ step: "buy", incarnation: null });
+  expect(await world.payment(id)).toMatchObject({ step: "buy", incarnation: null });
   await world.sql.prepare("INSERT INTO payment_links VALUES (?, ?, 1)").bind(links[0]?.["tx_hash"], id).run();
   expect(await playUntil(world, id, delivered)).toMatchObject({ state: "settled" });
 });
@@ -292,7 +289,7 @@ test("a purchase of ours that the scan sees before it is linked waits for its li
 test("a purchase of ours that never shows as ours, final as it is, is given up: its order waited for ever (seed 103196)", async () => {
   const { id } = await accepted(1);
   await world.drain();
-  const { purchase_tx: purchaseTx } = await rowOf(id);
+  const { purchase_tx: purchaseTx } = await world.payment(id);
   // Its token is with somebody else by the time that it is seen, as after a deep reorg.
   const tokenId = (await sold()) - 1n;
   const abi = parseAbi(["function transferFrom(address from, address to, uint256 tokenId)"]);
@@ -361,14 +358,14 @@ test("a reorg undoes what a stranger submitted, and nobody does so again: releas
   await submit(chain, agent(3), signed, USDC_ADDRESS);
   expect(await untilProvisioned(id)).toMatchObject({ state: "settled" });
   await tooLate();
-  await world.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
-  await world.drain(async () => (await rowOf(id))["state"] === "refund_due");
+  await world.pause("payouts");
+  await world.drain(async () => (await world.payment(id))["state"] === "refund_due");
   const depth = Number((await chain.reader.getBlockNumber()) - head);
   await chain.rollback(depth);
   await chain.dropAll();
   await chain.mine(depth);
   expect(await usdcOf(agent(1).address)).toBe(before);
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   await runOut(id);
   expect(await playUntil(world, id, inState("released"))).toMatchObject({ step: "idle", settle_tx: null });
 });
@@ -425,7 +422,7 @@ test("a crash after the wallet has the order and before the row says so buys, ca
     }
     return false;
   };
-  for (let round = 0; round < 60 && !(await crashed(await rowOf(id))); round++) {
+  for (let round = 0; round < 60 && !(await crashed(await world.payment(id))); round++) {
     await chain.mine(1);
     await world.scan();
     await world.sweep();

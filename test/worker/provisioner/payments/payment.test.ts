@@ -6,7 +6,7 @@ import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { cancel, type SignedPayment, submit } from "../../../world/payer.ts";
 import { agent, chain } from "../../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
-import { ask, PRICE, paymentRows, prepare } from "../../edge/routes/x402/paid-credentials.ts";
+import { ask, PRICE, prepare } from "../../edge/routes/x402/paid-credentials.ts";
 import { setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addFacilitatorFault } from "../../faults.ts";
 
@@ -15,7 +15,6 @@ let world: Deployment;
 let tokenId: number;
 let before: bigint;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   tokenId = await buyAndRun(world, 0);
   before = await usdcOf(payer.address);
@@ -23,7 +22,7 @@ beforeEach(async () => {
 });
 
 const charged = async () => before - (await usdcOf(payer.address));
-const row = async () => (await paymentRows(world))[0] ?? {};
+const row = async () => (await world.payments())[0] ?? {};
 const set = (columns: string) => world.sql.prepare(`UPDATE payments SET ${columns}`).run();
 /** What the sweep does once a payment's turn has come. */
 async function sweepPayments(): Promise<void> {

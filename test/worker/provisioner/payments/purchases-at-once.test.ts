@@ -6,26 +6,13 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { CONTRACT_ADDRESS } from "../../../world/addresses.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import {
-  accepted,
-  claw,
-  mined,
-  ownerOf,
-  paymentRow,
-  playOn,
-  setTier,
-  sold,
-  usdcOf,
-} from "../../edge/routes/x402/till.ts";
+import { accepted, claw, mined, ownerOf, playOn, setTier, sold, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addRpcFault } from "../../faults.ts";
 
 const PRICE = 500_000n;
 let world: Deployment;
 let had: { sold: bigint };
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
-  // What a test that failed has left there has the nonces of this one.
-  await chain.dropAll();
   world = await deploy();
   had = { sold: await sold() };
 });
@@ -34,24 +21,22 @@ afterEach(async () => {
   await setTier(PRICE);
 });
 
-const rowOf = (id: string) => paymentRow(world, id);
-
 /** Orders, and plays until its purchase has left for the chain. No block comes meanwhile. */
 async function purchaseSent(index: number): Promise<{ id: string; txHash: Hex }> {
   const { id } = await accepted(world, agent(index));
-  await world.drain(async () => (await rowOf(id))["purchase_tx"] !== null);
-  return { id, txHash: (await rowOf(id))["purchase_tx"] as Hex };
+  await world.drain(async () => (await world.payment(id))["purchase_tx"] !== null);
+  return { id, txHash: (await world.payment(id))["purchase_tx"] as Hex };
 }
 /** Takes it out of the node's pool: the block that comes has what was sent before it, its approval too. */
 const drop = (txHash: Hex) => chain.node.dropTransaction({ hash: txHash });
 
 async function expectDelivered(...orders: { id: string; index: number }[]): Promise<void> {
   await playOn(world, async () => {
-    const steps = await Promise.all(orders.map(async ({ id }) => (await rowOf(id))["step"]));
+    const steps = await Promise.all(orders.map(async ({ id }) => (await world.payment(id))["step"]));
     return steps.every((step) => step === "idle");
   });
   for (const { id, index } of orders) {
-    const row = await rowOf(id);
+    const row = await world.payment(id);
     expect(row).toMatchObject({ state: "settled", reason: null });
     expect(await ownerOf(row["token_id"])).toBe(agent(index).address);
   }
@@ -65,10 +50,10 @@ test("a sale between the two looks at whether a token could be handed over stops
   const sales = (async () => {
     while (!isChecked) await world.buy(0);
   })();
-  await world.drain(async () => (await rowOf(id))["step"] !== "check");
+  await world.drain(async () => (await world.payment(id))["step"] !== "check");
   isChecked = true;
   await sales;
-  expect(await rowOf(id)).toMatchObject({ state: "authorized", step: "buy", reason: null });
+  expect(await world.payment(id)).toMatchObject({ state: "authorized", step: "buy", reason: null });
 });
 
 test("a purchase that is prepared between another's approval and its purchase has gas enough: both get their token (hard case 55)", async () => {
@@ -92,7 +77,7 @@ test("four orders whose purchases share blocks get a token each, and no allowanc
   await chain.node.setAutomine(false);
   const orders = await Promise.all([0, 1, 2, 3].map((index) => accepted(world, agent(index))));
   await playOn(world, async () => {
-    const sent = await Promise.all(orders.map(async ({ id }) => (await rowOf(id))["purchase_tx"]));
+    const sent = await Promise.all(orders.map(async ({ id }) => (await world.payment(id))["purchase_tx"]));
     return sent.every((hash) => hash !== null);
   });
   await chain.mine(1);
@@ -146,7 +131,7 @@ test("a purchase that reverts when there is no time left costs its payer nothing
   await changePriceInFront(PRICE + PRICE / 10n);
   await chain.node.setAutomine(true);
   await world.sql.prepare("UPDATE payments SET valid_before = 1 WHERE id = ?").bind(id).run();
-  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
-  expect(await rowOf(id)).toMatchObject({ state: "released" });
+  await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+  expect(await world.payment(id)).toMatchObject({ state: "released" });
   expect([await usdcOf(agent(1).address), await sold()]).toEqual([before, had.sold]);
 });

@@ -11,7 +11,6 @@ import {
   claw,
   mined,
   ownerOf,
-  paymentRow,
   playOn,
   post,
   setBlocked,
@@ -24,14 +23,11 @@ import { addFault } from "../../faults.ts";
 const PRICE = 500_000n;
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
-  await chain.dropAll();
   world = await deploy({ provisioner: { CAPTURE_FIRST_TIERS: "0" }, edge: { CAPTURE_FIRST_TIERS: "0" } });
 });
 afterEach(async () => {
   await setBlocked(agent(1).address, false);
 });
-const rowOf = (id: string) => paymentRow(world, id);
 
 test("a payer whom the coin has blocked since waits for the refund, and nobody else does", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });
@@ -41,13 +37,13 @@ test("a payer whom the coin has blocked since waits for the refund, and nobody e
   await playOn(world, async () => (await world.rows("SELECT 1 FROM payments WHERE state = 'settled'")).length === 2);
   await setBlocked(blocked.address, true);
   await playOn(world, async () => {
-    await world.sql.prepare("UPDATE vms SET deadline = created_at - 1 WHERE status = 'provisioning'").run();
-    return (await rowOf(orders[1]?.id ?? ""))["state"] === "refunded";
+    await world.missDeadlines();
+    return (await world.payment(orders[1]?.id ?? ""))["state"] === "refunded";
   });
   expect(await usdcOf(other.address)).toBe(had[1]);
-  expect(["refund_due", "refunding"]).toContain((await rowOf(orders[0]?.id ?? ""))["state"]);
+  expect(["refund_due", "refunding"]).toContain((await world.payment(orders[0]?.id ?? ""))["state"]);
   await setBlocked(blocked.address, false);
-  await playOn(world, async () => (await rowOf(orders[0]?.id ?? ""))["state"] === "refunded");
+  await playOn(world, async () => (await world.payment(orders[0]?.id ?? ""))["state"] === "refunded");
   expect(await usdcOf(blocked.address)).toBe(had[0]);
 });
 
@@ -55,8 +51,8 @@ test("a token that its payer gives back to us is nobody's next order, and nothin
   const payer = agent(1);
   const had = await usdcOf(payer.address);
   const { id } = await accepted(world, payer);
-  await playOn(world, async () => (await rowOf(id))["step"] === "close");
-  const tokenId = (await rowOf(id))["token_id"];
+  await playOn(world, async () => (await world.payment(id))["step"] === "close");
+  const tokenId = (await world.payment(id))["token_id"];
   const give = { address: claw.address, abi: parseAbi(["function transferFrom(address,address,uint256)"]) } as const;
   await mined(
     chain.wallet(payer).writeContract({
@@ -65,12 +61,12 @@ test("a token that its payer gives back to us is nobody's next order, and nothin
       args: [payer.address, operator.address, BigInt(tokenId as number)],
     }),
   );
-  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
+  await playOn(world, async () => (await world.payment(id))["step"] === "idle");
   const before = await sold();
   const again = await accepted(world, payer, { region: "europe" });
-  await playOn(world, async () => (await rowOf(again.id))["step"] === "idle");
+  await playOn(world, async () => (await world.payment(again.id))["step"] === "idle");
   expect(await sold()).toBe(before + 1n);
-  expect(await ownerOf((await rowOf(again.id))["token_id"])).toBe(payer.address);
+  expect(await ownerOf((await world.payment(again.id))["token_id"])).toBe(payer.address);
   expect(await usdcOf(payer.address)).toBe(had - 2n * PRICE);
   expect(await world.rows("SELECT 1 FROM refunds WHERE state <> 'cancelled'")).toEqual([]);
 });

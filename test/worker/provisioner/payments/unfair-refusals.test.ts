@@ -6,7 +6,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import { agent, chain, operator } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import { accepted, give, orderMachine, paymentRow, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+import { accepted, give, orderMachine, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addRpcFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 
 const PRICE = 500_000n;
@@ -16,8 +16,6 @@ const giver = agent(4);
 let world: Deployment;
 let had: bigint;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
-  await chain.dropAll();
   world = await deploy();
   had = await usdcOf(payer.address);
 });
@@ -26,10 +24,10 @@ afterEach(async () => {
   await setBlocked(operator.address, false);
 });
 
-const rowOf = (id: string) => paymentRow(world, id);
 const machineRuns = () =>
   playOn(world, async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length > 0);
-const isOver = async (id: string) => (await rowOf(id))["reason"] !== null || (await rowOf(id))["step"] === "idle";
+const isOver = async (id: string) =>
+  (await world.payment(id))["reason"] !== null || (await world.payment(id))["step"] === "idle";
 
 /** Two minutes of ours, quarter by quarter, or until the order is over. */
 async function twoMinutes(id: string, each: () => Promise<void> = async () => undefined): Promise<void> {
@@ -56,8 +54,8 @@ test("one node by which every capture would fail bars no payer and ends no machi
     message: "execution reverted",
   });
   await twoMinutes(id);
-  await playOn(world, async () => (await rowOf(id))["step"] === "idle");
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  await playOn(world, async () => (await world.payment(id))["step"] === "idle");
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(payer.address)).toBe(had - PRICE);
 });
 
@@ -66,7 +64,7 @@ test("one node by which nothing can be bought or handed over stops no order", as
     await addRpcFault({ kind: "refuse", method, message: "execution reverted" });
   const { id } = await accepted(world, payer);
   await playOn(world, async () => isOver(id));
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
 });
 
 test("while the coin takes nothing for us from anybody, a capture that fails is not held against its payer", async () => {
@@ -74,10 +72,10 @@ test("while the coin takes nothing for us from anybody, a capture that fails is 
   await machineRuns();
   await setBlocked(operator.address, true);
   await twoMinutes(id);
-  expect((await rowOf(id))["reason"]).not.toBe("capture_refused");
+  expect((await world.payment(id))["reason"]).not.toBe("capture_refused");
   await setBlocked(operator.address, false);
   await playOn(world, async () => isOver(id));
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   await expectWelcome();
 });
 
@@ -95,7 +93,7 @@ test("while our gas money is used up nothing is given up for it: nodes refuse th
     await aMinuteLater();
     return isOver(id);
   });
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   await expectWelcome();
 });
 
@@ -108,7 +106,7 @@ async function beforeCapture() {
   await give(giver, poor.address, PRICE);
   const { id } = await accepted(world, poor);
   await chain.node.setAutomine(false);
-  await world.drain(async () => (await rowOf(id))["state"] === "settling");
+  await world.drain(async () => (await world.payment(id))["state"] === "settling");
   return { id, poor, before };
 }
 /** A reorg: what came after that block is gone, and nobody has the capture until the wallet sends it again. */
@@ -126,7 +124,7 @@ test("a capture that a reorg has put before its payer's own money is sent again:
   await give(giver, poor.address, PRICE);
   await chain.mine(20);
   await playOn(world, async () => isOver(id));
-  expect(await rowOf(id)).toMatchObject({ state: "settled", reason: null });
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(poor.address)).toBe(0n);
 });
 
@@ -136,7 +134,7 @@ test("a payer whose money a reorg has taken back gets no machine after a minute,
   await captureComes();
   await chain.mine(20);
   await twoMinutes(id);
-  expect(await rowOf(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
   await give(giver, poor.address, PRICE);
   await expectWelcome(poor);
 });
@@ -151,7 +149,7 @@ test("a payer who spends the money before a capture that a reorg has taken back 
   await give(giver, poor.address, PRICE);
   await chain.mine(20);
   await playOn(world, async () => isOver(id));
-  expect(await rowOf(id)).toMatchObject({ state: "releasing", reason: "capture_refused" });
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "capture_refused" });
 });
 
 /** The wallet's own nodes, all of which can be told to refuse. */

@@ -46,7 +46,6 @@ const inStorage = (statement: string) =>
 
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 afterEach(async () => {
@@ -454,10 +453,10 @@ test("what was signed while another order was prepared counts: a token and its w
 test("while payouts are paused nothing new is signed, whatever asks for it (hard case 45)", async () => {
   const before = await purchase("before the pause");
   expect(await world.wallet.order(before)).toMatchObject({ state: "sent" });
-  await world.sql.prepare("INSERT INTO pauses (what, since, reason, by) VALUES ('payouts', 1, 'drill', 'test')").run();
+  await world.pause("payouts");
   expect(await world.wallet.order(await purchase("in the pause"))).toEqual({ state: "waiting", why: "paused" });
   expect(await world.wallet.order(before)).toMatchObject({ state: "sent" });
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   expect(await world.wallet.order(await purchase("in the pause"))).toMatchObject({ state: "sent" });
 });
 
@@ -470,11 +469,11 @@ test("what was signed before payouts paused gets no other nonce in the pause: wi
   await chain.dropAll();
   await mined(chain.wallet(operator).sendTransaction({ to: deployer.address, value: 1n }));
   await chain.mine(4);
-  await world.sql.prepare("INSERT INTO pauses (what, since, reason, by) VALUES ('payouts', 1, 'drill', 'test')").run();
+  await world.pause("payouts");
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);
   expect(await usdcOf(agent(3).address)).toBe(before);
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   await runDurableObjectAlarm(world.wallet);
   await chain.mine(1);
   expect(await usdcOf(agent(3).address)).toBe(before + 5n);

@@ -46,7 +46,7 @@ async function failedPurchase(world: Deployment, index = 0): Promise<number> {
   await addFault("vultr", { call: "create", kind: "sold_out" });
   const { tokenId } = await world.buy(index);
   await world.scan();
-  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.missDeadlines();
   await world.drain();
   expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "no_machine_in_time" });
   return tokenId;
@@ -129,7 +129,7 @@ test("a retry and a refund exclude each other, whichever comes first (hard case 
   expect(await payments(agent(0).address)).toBe(paid);
 
   // Failed again, owed again; once the payment has begun there is no way back to a machine.
-  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.missDeadlines();
   await world.sweep(Date.now() + 400_000);
   await world.drain();
   expect(await refundOf(world, tokenId)).toMatchObject({ state: "due" });
@@ -150,11 +150,11 @@ test("where refunds are manual, or payouts paused, nothing leaves", async () => 
 
   const paused = await deploy();
   await failedPurchase(paused);
-  await paused.sql.prepare("INSERT INTO pauses VALUES ('payouts', 1, 'audit', 'test')").run();
+  await paused.pause("payouts");
   await chain.mine(3);
   await payOut(paused);
   expect(await payments(agent(0).address)).toBe(paid);
-  await paused.sql.prepare("DELETE FROM pauses").run();
+  await paused.liftPauses();
   await payOut(paused, Date.now() + 61_000);
   await chain.mine(1);
   expect(await payments(agent(0).address)).toBe(paid + 1);

@@ -17,7 +17,6 @@ let world: Deployment;
 let ask: Operator;
 let from = 0;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   ask = operator(world, await world.operatorKey());
   from = Number(await chain.reader.getBlockNumber()) + 1;
@@ -69,7 +68,7 @@ test("a purchase whose token served a later order is explained by the order that
   const { answer } = await orderMachine(world, agent(1), { region: "europe" });
   const { purchaseId } = (await answer.json()) as { purchaseId: string };
   const { token_id: held } = await playUntil(world, purchaseId, ({ step }) => step === "provision");
-  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.missDeadlines();
   await playUntil(world, purchaseId, ({ step }) => step === "release");
   await clearFaults();
   const served = await playUntil(world, await delivered(2), () => true);

@@ -15,7 +15,7 @@ async function failedPurchase(world: Deployment, index = 0): Promise<number> {
   await addFault("vultr", { call: "create", kind: "sold_out" });
   const { tokenId } = await world.buy(index);
   await world.scan();
-  await world.sql.prepare("UPDATE vms SET deadline = created_at - 1").run();
+  await world.missDeadlines();
   await world.drain();
   return tokenId;
 }
@@ -43,7 +43,6 @@ const claim = async (world: Deployment, index: number, tokenId: number) => {
 let world: Deployment;
 let ask: Operator;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy({ provisioner: { REFUNDS: "manual" } });
   ask = operator(world, await world.operatorKey());
 });

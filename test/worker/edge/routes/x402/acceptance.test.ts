@@ -29,7 +29,6 @@ const PRICE = 500_000n;
 const payer = agent(1);
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 
@@ -363,11 +362,11 @@ test("hard case 60: a payment that a stranger has submitted is charged although 
 test("hard case 60: nor is it refused for a pause, an order like it or its time: what can't be had for it is paid back", async () => {
   const open = await order();
   const { send } = await submitted();
-  await run("INSERT INTO pauses VALUES ('provisioning', 1, 'audit', 'test')");
+  await world.pause("provisioning");
   const accepted = await send();
   expect(accepted).toMatchObject({ status: 202, body: { status: "settled", charged: true } });
   expect(accepted.body.purchaseId).not.toBe(open.body.purchaseId);
-  await run("DELETE FROM pauses");
+  await world.liftPauses();
   const requirement = await quoteOf(post(world, PATH, computeBody({ durationDays: 2 })));
   const { timestamp } = await chain.reader.getBlock();
   const signed = await signFor(payer, requirement, { validBefore: String(Number(timestamp) + 60) });
@@ -405,7 +404,7 @@ test("hard case 60: what was used up long ago is not to be signed again", async 
 test("hard case 45: while provisioning is paused nothing is quoted or taken, and an order that stands is answered", async () => {
   const { body, headers } = await signPurchaseOf(world, agent(2));
   const open = await orderMachine(world, payer);
-  await run("INSERT INTO pauses VALUES ('provisioning', 1, 'audit', 'test')");
+  await world.pause("provisioning");
   for (const sent of [{}, headers]) {
     const refused = await told(await post(world, PATH, body, sent));
     expect(refused).toMatchObject({ status: 503, body: { code: "provisioning_paused", charged: "none" } });
@@ -413,7 +412,7 @@ test("hard case 45: while provisioning is paused nothing is quoted or taken, and
   }
   expect(await rows()).toHaveLength(1);
   expect((await post(world, PATH, open.body, open.headers)).status).toBe(202);
-  await run("DELETE FROM pauses");
+  await world.liftPauses();
   expect((await post(world, PATH, body, headers)).status).toBe(202);
 });
 

@@ -15,7 +15,6 @@ import { computeBody, give, orderMachine, post, quoteOf, signFor, signPurchaseOf
 const PATH = "/x402/purchase-compute";
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 
@@ -172,7 +171,7 @@ test.each([
 
 test("while no two nodes can be asked, a refusal does not say that nothing was charged", async () => {
   const { body, headers } = await signPurchaseOf(world, agent(1));
-  await world.sql.prepare("INSERT INTO pauses VALUES ('provisioning', 1, 'audit', 'test')").run();
+  await world.pause("provisioning");
   const ask = (urls: readonly string[]) =>
     world.appOf({ ...world.edge, RPC_URLS: [...urls] }).request(`https://api.example${PATH}`, {
       method: "POST",
@@ -184,7 +183,7 @@ test("while no two nodes can be asked, a refusal does not say that nothing was c
   const alone = [node, "http://127.0.0.1:9", "http://127.0.0.1:9"];
   expect(await told(ask(alone))).toMatchObject({ status: 503, charged: "unknown" });
   // Nor that another payment is to be signed.
-  await world.sql.prepare("DELETE FROM pauses").run();
+  await world.liftPauses();
   const funds = await usdcOf(agent(1).address);
   await give(agent(1), agent(2).address, funds);
   expect(await told(ask(alone))).toMatchObject({

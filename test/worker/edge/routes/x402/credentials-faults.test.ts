@@ -9,7 +9,7 @@ import { parts } from "../../../bindings.ts";
 import { agent, chain } from "../../../chain.ts";
 import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../../deployment.ts";
 import { addFacilitatorFault, addRpcFault, clearFacilitatorFaults, clearRpcFaults } from "../../../faults.ts";
-import { ask, leaveBehind, PRICE, paymentRows, prepare, quote, unseal, v2 } from "./paid-credentials.ts";
+import { ask, leaveBehind, PRICE, prepare, quote, unseal, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
 
 const payer = agent(0);
@@ -17,14 +17,13 @@ let world: Deployment;
 let tokenId: number;
 let before: bigint;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy({ edge: { FACILITATOR_TIMEOUT_MS: "3000" } });
   tokenId = await buyAndRun(world, 0);
   before = await usdcOf(payer.address);
 });
 
 const charged = async () => before - (await usdcOf(payer.address));
-const states = async () => (await paymentRows(world)).map(({ state }) => state as string);
+const states = async () => (await world.payments()).map(({ state }) => state as string);
 const once = { call: "settle", times: 1 } as const;
 
 test("five identical requests at once are charged once; whoever lost asks again", async () => {
@@ -118,7 +117,7 @@ test("a facilitator that says success of no transaction: 202 and never 200, and 
     await leaveBehind(world);
   }
   expect(await charged()).toBe(0n);
-  const [row] = await paymentRows(world);
+  const [row] = await world.payments();
   const { timestamp } = await chain.reader.getBlock();
   await chain.node.setNextBlockTimestamp({
     timestamp: BigInt(Math.max(Number(timestamp), row?.["valid_before"])) + 1n,
@@ -127,7 +126,7 @@ test("a facilitator that says success of no transaction: 202 and never 200, and 
   await world.sql.prepare("UPDATE payments SET wake_at = 0").run();
   await world.sweep();
   await world.drain();
-  expect(await paymentRows(world)).toMatchObject([{ state: "released", reason: "not_settled", settle_tx: null }]);
+  expect(await world.payments()).toMatchObject([{ state: "released", reason: "not_settled", settle_tx: null }]);
   expect((await ask(world, tokenId, headers)).status).toBe(409);
   const told = await (await world.request(`/x402/purchases/${row?.["id"]}`)).json();
   expect(told).toMatchObject({ status: "released", charged: false });
@@ -225,7 +224,7 @@ test("a payment that was made for one token is good for no other", async () => {
   before = await usdcOf(payer.address);
   const { headers } = await prepare(world, tokenId);
   expect((await ask(world, tokenId, headers)).status).toBe(200);
-  const [row] = await paymentRows(world);
+  const [row] = await world.payments();
   const reused = await ask(world, other, headers);
   expect(reused).toMatchObject({
     status: 409,
@@ -253,7 +252,7 @@ test("payment-identifier: another authorization under it is not charged, and get
   // Another payer's same identifier is another payment.
   const theirs = await buyAndRun(world, 1);
   expect((await ask(world, theirs, await fresh(1))).status).toBe(200);
-  expect(await paymentRows(world)).toHaveLength(2);
+  expect(await world.payments()).toHaveLength(2);
 });
 
 test("payment-identifier: while the first is being settled, another authorization under it completes the first", async () => {
@@ -267,5 +266,5 @@ test("payment-identifier: while the first is being settled, another authorizatio
   // Whoever still has the first one can't charge it a second time.
   await submit(chain, agent(1), first, USDC_ADDRESS).catch(() => undefined);
   expect(await charged()).toBe(PRICE);
-  expect(await paymentRows(world)).toMatchObject([{ nonce: first.authorization.nonce, state: "settled" }]);
+  expect(await world.payments()).toMatchObject([{ nonce: first.authorization.nonce, state: "settled" }]);
 });

@@ -8,7 +8,7 @@ import { submit } from "../../../../world/payer.ts";
 import { agent, chain } from "../../../chain.ts";
 import { buyAndRun, type Deployment, deploy, PATIENCE_MS } from "../../../deployment.ts";
 import { addFacilitatorFault, addRpcFault } from "../../../faults.ts";
-import { ask, PRICE, paymentRows, prepare, unseal } from "./paid-credentials.ts";
+import { ask, PRICE, prepare, unseal } from "./paid-credentials.ts";
 import { usdcOf } from "./till.ts";
 
 const API = "https://api.example";
@@ -17,7 +17,6 @@ let world: Deployment;
 let tokenId: number;
 let before: bigint;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   tokenId = await buyAndRun(world, 0);
   before = await usdcOf(owner.address);
@@ -41,7 +40,7 @@ async function pay(signature: Record<string, string> = {}) {
 const codeOf = ({ status, body }: Awaited<ReturnType<typeof pay>>) => [status, body["code"] ?? body["status"]];
 async function expectFree() {
   expect(await charged()).toBe(0n);
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
 }
 
 test("hard case 58: a key that was acknowledged is not sold again, signature or none", async () => {
@@ -99,7 +98,7 @@ async function payAnd(meanwhile: () => Promise<unknown>, signature: Record<strin
   const reason = "invalid_exact_evm_nonce_already_used";
   await addFacilitatorFault({ call: "settle", times: 1, kind: "refuse", reason, afterUse: true });
   const asked = ask(world, tokenId, { ...headers, ...signature });
-  const states = async () => (await paymentRows(world)).map(({ state }) => state as string);
+  const states = async () => (await world.payments()).map(({ state }) => state as string);
   await expect.poll(states, { timeout: PATIENCE_MS, interval: 20 }).toEqual(["settling"]);
   await meanwhile();
   await submit(chain, agent(1), signed, USDC_ADDRESS);
@@ -127,13 +126,13 @@ test.each(GONE)(
   "hard case 58: %s while the payment is taken: no key leaves, and the payment goes back",
   async (_, columns) => {
     const { answer } = await payAnd(() => change(columns));
-    const [row] = await paymentRows(world);
+    const [row] = await world.payments();
     expect(answer).toMatchObject({ status: 409, body: { code: "key_gone", details: [{ purchaseId: row?.["id"] }] } });
     expect(answer.text).not.toContain("ecc:");
     expect(row).toMatchObject({ state: "refund_due", step: "refund", reason: "not_served", served_at: null });
     expect(await world.rows("SELECT * FROM key_holders")).toEqual([]);
     await payBack();
-    expect(await paymentRows(world)).toMatchObject([{ state: "refunded" }]);
+    expect(await world.payments()).toMatchObject([{ state: "refunded" }]);
     expect(await charged()).toBe(0n);
   },
 );
@@ -142,7 +141,7 @@ test("hard case 58: a key that is handed out meanwhile: the same payment gets it
   const deliver = async () => world.request(`/credentials/${tokenId}`, { headers: await fixed() });
   const { headers, answer } = await payAnd(deliver, await fixed());
   expect(codeOf(answer)).toEqual([401, "fresh_signature_required"]);
-  expect(await paymentRows(world)).toMatchObject([{ state: "settled", served_at: null }]);
+  expect(await world.payments()).toMatchObject([{ state: "settled", served_at: null }]);
   await world.sql.prepare("UPDATE payments SET settled_at = settled_at - 15000").run();
   const sealed = await ask(world, tokenId, headers);
   expect(unseal(0, sealed.body["sealedPrivateKey"])).toContain("PRIVATE KEY");
@@ -161,13 +160,13 @@ test("hard case 58: an answer in clear that was lost comes again by a new signat
   const again = await ask(world, tokenId, { ...headers, ...(await fresh()) });
   expect(again).toMatchObject({ status: 200, body: { privateKey: first.body["privateKey"] } });
   expect(await charged()).toBe(PRICE);
-  expect(await paymentRows(world)).toHaveLength(1);
+  expect(await world.payments()).toHaveLength(1);
 });
 
 test("hard case 58: a second request of a payment that was served gives what the first one gave, and nothing once that is acknowledged", async () => {
   const { headers } = await prepare(world, tokenId);
   const sealed = (await ask(world, tokenId, headers)).body["sealedPrivateKey"] as string;
-  const [row] = await paymentRows(world);
+  const [row] = await world.payments();
   const incarnation = (await world.vm(tokenId))?.["incarnation"] as string;
   // It was settled by then, and this one has sealed the key once more.
   const sale = {
@@ -206,6 +205,6 @@ test("hard case 58: settled, cut off, and the token sold before the answer: nobo
   expect(codeOf(await ask(world, tokenId, headers))).toEqual([403, "not_owner"]);
   await payBack();
   await payBack();
-  expect(await paymentRows(world)).toMatchObject([{ state: "refunded", reason: "not_served" }]);
+  expect(await world.payments()).toMatchObject([{ state: "refunded", reason: "not_served" }]);
   expect(await charged()).toBe(0n);
 });

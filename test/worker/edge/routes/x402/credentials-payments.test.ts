@@ -4,14 +4,13 @@ import { beforeEach, expect, test } from "vitest";
 import { paymentHeaderV1 } from "../../../../world/payer.ts";
 import { agent, chain, operator } from "../../../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../../../deployment.ts";
-import { ask, paymentRows, prepare, quote, v2 } from "./paid-credentials.ts";
+import { ask, prepare, quote, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
 
 const payer = agent(0);
 let world: Deployment;
 let tokenId: number;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   tokenId = await buyAndRun(world, 0);
 });
@@ -45,7 +44,7 @@ test("another amount, recipient, asset, network or scheme is 402, in both versio
     const header = paymentHeaderV1(requirement, signed, network);
     expect((await ask(world, tokenId, { "x-payment": header })).status, network).toBe(402);
   }
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
   expect(await usdcOf(payer.address)).toBe(before);
 });
 
@@ -65,7 +64,7 @@ test("an authorization of another time than was asked for is 402: expired, not v
     const answer = await ask(world, tokenId, v2(requirement, await signFor(payer, requirement, change)));
     expect([answer.status, answer.body["error"]]).toEqual([402, sentence]);
   }
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
 });
 
 test("a signature of somebody else's is 402 with the demand and the reason, without a row", async () => {
@@ -92,7 +91,7 @@ test("a signature of somebody else's is 402 with the demand and the reason, with
     signed.authorization,
   );
   expect((await ask(world, tokenId, v2(requirement, elsewhere))).status).toBe(402);
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
 });
 
 const encode = (value: unknown) => btoa(typeof value === "string" ? value : JSON.stringify(value));
@@ -165,7 +164,7 @@ test("a header that can't be read is 400, never 500", async () => {
   ]) {
     expect((await send("payment-signature", encode({ ...good, accepted }))).status).toBeOneOf([400, 402]);
   }
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
 });
 
 test("a signature that ends in 0 or 1 is the coin's before the facilitator gets it: it was refused, or could not be settled", async () => {
@@ -173,5 +172,5 @@ test("a signature that ends in 0 or 1 is the coin's before the facilitator gets 
   const end = signed.signature.endsWith("1b") ? "00" : "01";
   const signature: Hex = `0x${signed.signature.slice(2, -2)}${end}`;
   expect(await ask(world, tokenId, v2(requirement, { ...signed, signature }))).toMatchObject({ status: 200 });
-  expect(await paymentRows(world)).toMatchObject([{ state: "settled", signature: signed.signature }]);
+  expect(await world.payments()).toMatchObject([{ state: "settled", signature: signed.signature }]);
 });

@@ -18,18 +18,7 @@ import { paymentHeaderV1, readQuote } from "../../../../world/payer.ts";
 import { agent, chain, deployer, operator } from "../../../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../../../deployment.ts";
 import { addFault } from "../../../faults.ts";
-import {
-  ask,
-  decodeReceipt,
-  isHash,
-  PRICE,
-  pathOf,
-  paymentRows,
-  prepare,
-  quote,
-  unseal,
-  v2,
-} from "./paid-credentials.ts";
+import { ask, decodeReceipt, isHash, PRICE, pathOf, prepare, quote, unseal, v2 } from "./paid-credentials.ts";
 import { signFor, usdcOf } from "./till.ts";
 
 const API = "https://api.example";
@@ -39,7 +28,6 @@ const MALLORY = 1;
 let world: Deployment;
 let tokenId: number;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
   tokenId = await buyAndRun(world, OWNER);
 });
@@ -130,7 +118,7 @@ test("a payment of version 2 buys the credentials, the key sealed to the payer",
   const { privateKey, sealedPrivateKey: _, ssh, ...ownRest } = own as { [K in string]: unknown } & { ssh: object };
   expect(rest).toEqual({ ...ownRest, privateKey: null, ssh: { ...ssh, privateKey: null, deliveredAt: null } });
 
-  const [row] = await paymentRows(world);
+  const [row] = await world.payments();
   expect(row).toMatchObject({ state: "settled", step: "close", settle_tx: transaction, served_at: expect.any(Number) });
   const told = await (await world.request(`/x402/purchases/${payment.purchaseId}`)).json();
   expect(told).toMatchObject({ kind: "credentials", status: "settled", charged: true, tokenId: String(tokenId) });
@@ -173,7 +161,7 @@ test("somebody else's signature beside the owner's payment is refused before any
   const paid = await prepare(world, tokenId, MALLORY);
   const others = await ask(world, tokenId, { ...paid.headers, ...(await fixedHeaders(agent(OWNER), tokenId)) });
   expect([others.status, others.body["code"]]).toEqual([403, "not_owner"]);
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
   expect(await usdcOf(agent(OWNER).address)).toBe(before);
 });
 
@@ -213,7 +201,7 @@ test("hard case 58: the same payment gets the same sealed key again, and nobody 
   const { headers } = await prepare(world, tokenId, OWNER);
   const first = await ask(world, tokenId, headers);
   const after = await usdcOf(agent(OWNER).address);
-  const rows = await paymentRows(world);
+  const rows = await world.payments();
   // An hour later: signature and nonce are public since it was settled.
   for (let replay = 0; replay < 2; replay++) {
     const replayed = await ask(world, tokenId, headers);
@@ -221,7 +209,7 @@ test("hard case 58: the same payment gets the same sealed key again, and nobody 
     expect(replayed.body).toEqual(first.body);
     expect(replayed.text).not.toContain("PRIVATE KEY");
   }
-  expect(await paymentRows(world)).toEqual(rows);
+  expect(await world.payments()).toEqual(rows);
   // Its owner is told in clear by his signature.
   const signed = await ask(world, tokenId, { ...headers, ...(await fixedHeaders(agent(OWNER), tokenId)) });
   expect([signed.status, signed.body["payment"]]).toEqual([200, first.body["payment"]]);
@@ -264,7 +252,7 @@ test("nobody pays for 202, 403 or 404", async () => {
   await world.sql.prepare("UPDATE vms SET status = 'terminated' WHERE token_id = ?").bind(tokenId).run();
   expect(await refused(tokenId, OWNER)).toEqual([404, "vm_terminated"]);
   expect(await balances()).toEqual(before);
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
 });
 
 test("a smart wallet's payment has no public key: it needs the owner's signature as well", async () => {
@@ -283,7 +271,7 @@ test("a smart wallet's payment has no public key: it needs the owner's signature
   const headers = v2(requirement, await signFor(agent(2), requirement, { from: wallet }));
   const alone = await ask(world, tokenId, headers);
   expect([alone.status, alone.body["code"]]).toEqual([401, "signature_missing"]);
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
   const both = await ask(world, tokenId, { ...headers, ...(await fixedHeaders(agent(2), tokenId)) });
   expect(both.status, both.text).toBe(200);
   expect(both.body).toMatchObject({ privateKey: expect.stringContaining("PRIVATE KEY"), sealedPrivateKey: null });
@@ -314,7 +302,7 @@ test("the payment of a smart wallet that is not deployed is told to deploy it fi
   expect(await told(signed.signature)).toBe(
     "The payment's signature is not its payer's. A smart wallet has to be deployed first.",
   );
-  expect(await paymentRows(world)).toEqual([]);
+  expect(await world.payments()).toEqual([]);
 });
 
 async function deployWallet(keeper: Address): Promise<{ address: Address }> {

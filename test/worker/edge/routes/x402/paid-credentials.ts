@@ -39,9 +39,6 @@ export async function ask(world: Deployment, tokenId: number, headers: Record<st
   return { status: answer.status, headers: answer.headers, text, body: JSON.parse(text) as Row };
 }
 
-export const paymentRows = (world: Deployment): Promise<Row[]> =>
-  world.rows("SELECT * FROM payments ORDER BY created_at, rowid");
-
 /** As time passes for a request that was cut off: whoever asks next may take it up. */
 export const leaveBehind = (world: Deployment) =>
   world.sql.prepare("UPDATE payments SET wake_at = wake_at - 30000 WHERE wake_at IS NOT NULL").run();

@@ -20,7 +20,6 @@ const PATH = "/x402/purchase-compute";
 const PRICE = 500_000n;
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 afterEach(async () => {

@@ -14,7 +14,6 @@ const PATH = "/x402/purchase-compute";
 const payer = agent(1);
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   world = await deploy();
 });
 afterEach(clearRpcFaults);

@@ -182,10 +182,6 @@ export async function playOn(world: Deployment, isDone: () => Promise<boolean>, 
   throw new Error(`it is not done: ${JSON.stringify(await world.rows("SELECT * FROM payments"))}`);
 }
 
-/** A payment's row; empty where there is none. */
-export const paymentRow = async (world: Deployment, id: string): Promise<Record<string, unknown>> =>
-  (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0] ?? {};
-
 /** Mines, scans and runs jobs until a payment is in one of these states and steps. */
 export async function playUntil(
   world: Deployment,
@@ -193,21 +189,20 @@ export async function playUntil(
   isDone: (payment: Record<string, unknown>) => boolean,
   rounds = 40,
 ): Promise<Record<string, unknown>> {
-  const read = async () => (await world.rows("SELECT * FROM payments WHERE id = ?", id))[0];
   const reached = async () => {
-    const row = await read();
-    return row !== undefined && isDone(row);
+    const row = await world.payment(id);
+    return "id" in row && isDone(row);
   };
   for (let round = 0; round < rounds; round++) {
     await world.drain(reached);
-    if (await reached()) return (await read()) ?? {};
+    if (await reached()) return world.payment(id);
     await chain.mine(1);
     await world.scan();
     await world.drain(reached);
-    if (await reached()) return (await read()) ?? {};
+    if (await reached()) return world.payment(id);
     await world.sql.prepare("UPDATE payments SET wake_at = 0 WHERE wake_at IS NOT NULL AND step <> 'settle'").run();
     await world.sweep();
     await runDurableObjectAlarm(world.wallet);
   }
-  throw new Error(`the payment stays at ${JSON.stringify(await read())}`);
+  throw new Error(`the payment stays at ${JSON.stringify(await world.payment(id))}`);
 }
