@@ -1,10 +1,9 @@
 // A deployment of both Workers inside workerd for one test: a database of its own, its own name at the vendors, the real
 // chain and vendors of `parts.ts`. The queue is a list that the test drains itself, so that every order of messages can
 // be played; the real queue runs in the end-to-end tests.
-import { reset, runInDurableObject } from "cloudflare:test";
+import { reset } from "cloudflare:test";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
-import type { OperatorWallet } from "../../durable-objects/operator-wallet.ts";
 import { connectChain } from "../../src/chain/client.ts";
 import { makeAdminKey } from "../../src/credentials/admin-key.ts";
 import { keyRing } from "../../src/credentials/key-ring.ts";
@@ -28,9 +27,10 @@ import { buy } from "../world/agent.ts";
 import { Weather, weatheredDatabase } from "../world/bad-day.ts";
 import { bindings, parts } from "./bindings.ts";
 import { agent, chain, operator } from "./chain.ts";
-import { clearFaults } from "./faults.ts";
+import { addFault, clearFaults } from "./faults.ts";
 import { asInvocation, limitStatements } from "./meter.ts";
 import { clearMachines, listMachines } from "./vendors.ts";
+import { configureWallet } from "./wallet-object.ts";
 
 limitStatements(bindings.DB);
 
@@ -40,13 +40,6 @@ export const PATIENCE_MS = 20_000;
 const DELAY_MS = 15;
 
 type Sent = { body: Job; delaySeconds: number };
-
-/** Other settings for the operator wallet's object than the test run's, until the runtime evicts it. */
-export const configureWallet = (wallet: DurableObjectStub<OperatorWallet>, settings: Record<string, unknown>) =>
-  runInDurableObject(wallet, (instance: OperatorWallet) => {
-    const { env } = instance as unknown as { env: Record<string, unknown> };
-    Object.assign(instance, { env: { ...env, ...settings } });
-  });
 
 export type Deployment = Awaited<ReturnType<typeof deploy>>;
 
@@ -279,6 +272,18 @@ export async function buyAndRun(world: Deployment, index: number): Promise<numbe
   await world.scan();
   await world.drain();
   await chain.mine(1);
+  return tokenId;
+}
+
+/** A purchase that no vendor serves by its deadline; resolves with its token. */
+export async function buyAndFail(world: Deployment, index = 0): Promise<number> {
+  await addFault("vultr", { call: "create", kind: "sold_out" });
+  const { tokenId } = await world.buy(index);
+  await world.scan();
+  await world.missDeadlines();
+  await world.drain();
+  const { status, failure } = (await world.vm(tokenId)) ?? {};
+  if (failure !== "no_machine_in_time") throw new Error(`token ${tokenId} is ${status}: ${failure}`);
   return tokenId;
 }
 

@@ -1,11 +1,11 @@
 // A branch that the chain gives up again: nodes that are still on it show other purchases of the same tokens, and final
 // history alone says whose machine ends.
 import { encodeFunctionResult, type Hex, multicall3Abi, numberToHex } from "viem";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import { readFinalToken } from "../../../src/chain/witness.ts";
 import { agent, chain, signPurchase } from "../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
-import { addRpcFault, clearRpcFaults } from "../faults.ts";
+import { addRpcFault } from "../faults.ts";
 
 let world: Deployment;
 let before: Hex;
@@ -15,7 +15,6 @@ beforeEach(async () => {
   raw = await signPurchase(agent(0));
   before = await chain.node.snapshot();
 });
-afterEach(clearRpcFaults);
 
 const send = async () => {
   await chain.reader.sendRawTransaction({ serializedTransaction: raw });

@@ -19,8 +19,9 @@ import { reap as reapTurn } from "../../../src/provisioner/machines/reap.ts";
 import { buy } from "../../world/agent.ts";
 import { Weather, weatheredDatabase } from "../../world/bad-day.ts";
 import { agent, chain } from "../chain.ts";
-import { configureWallet, type Deployment, deploy } from "../deployment.ts";
+import { type Deployment, deploy } from "../deployment.ts";
 import { meterDatabase } from "../meter.ts";
+import { configureWallet } from "../wallet-object.ts";
 
 let world: Deployment;
 beforeEach(async () => {

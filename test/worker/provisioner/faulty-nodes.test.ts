@@ -2,7 +2,7 @@
 // nothing, whatever one of them says, and whatever two of them do not know yet.
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import { readAuthorizationUse } from "../../../src/chain/authorization.ts";
 import { USDC_ADDRESS } from "../../world/addresses.ts";
 import { submit } from "../../world/payer.ts";
@@ -30,9 +30,6 @@ let had: { usdc: bigint; sold: bigint };
 beforeEach(async () => {
   world = await deploy();
   had = { usdc: await usdcOf(payer.address), sold: await sold() };
-});
-afterEach(async () => {
-  await clearRpcFaults();
 });
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));

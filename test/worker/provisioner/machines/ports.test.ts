@@ -5,7 +5,15 @@ import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { freshHeaders } from "../../../world/agent.ts";
 import { agent, chain } from "../../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
-import { accepted, type Order, orderMachine, playUntil, post, signPurchaseOf } from "../../edge/routes/x402/till.ts";
+import {
+  accepted,
+  isDelivered,
+  type Order,
+  orderMachine,
+  playUntil,
+  post,
+  signPurchaseOf,
+} from "../../edge/routes/x402/till.ts";
 import { unlocked } from "../../parts.ts";
 import { forgetLists, journal } from "../../vendors.ts";
 
@@ -13,12 +21,11 @@ const HOUR_MS = 3_600_000;
 const PORTS = [443, 80];
 const SORTED = [80, 443];
 const API = "https://api.example";
-const delivered = ({ step }: Record<string, unknown>) => step === "close" || step === "idle";
 
 /** A machine that its order's payer owns. */
 async function orderAndRun(world: Deployment, order: Order): Promise<number> {
   const { id } = await accepted(world, agent(1), order);
-  const { token_id: tokenId } = await playUntil(world, id, delivered);
+  const { token_id: tokenId } = await playUntil(world, id, isDelivered);
   await chain.mine(2);
   await world.scan();
   return Number(tokenId);
@@ -133,7 +140,7 @@ test.each(['["80; reboot"]', "[80, 80]", "[70000]", "{", '"80"', "[22]"])(
     const from = Date.now();
     const { id } = await accepted(world, agent(1), { ports: PORTS });
     await world.sql.prepare("UPDATE payments SET ports = ?").bind(ports).run();
-    const { token_id: tokenId } = await playUntil(world, id, delivered);
+    const { token_id: tokenId } = await playUntil(world, id, isDelivered);
     const { allowed, firewallGroup } = await lastUserData(from);
     expect(allowed).toEqual([world.provisioner.VULTR_SSH_PORT]);
     expect(await rulesOf(world, firewallGroup)).toEqual(openedBy([world.provisioner.VULTR_SSH_PORT]));

@@ -11,7 +11,9 @@ import { type Deployment, deploy } from "../../deployment.ts";
 import { type Operator, operator as operatorClient } from "../../edge/routes/admin/operator.ts";
 import {
   accepted,
+  at,
   claw,
+  inState,
   mined,
   orderMachine,
   ownerOf,
@@ -40,7 +42,7 @@ beforeEach(async () => {
   ask = operatorClient(world, await world.operatorKey());
   // Who has paid once may have several orders open.
   const { id } = await accepted(world, thief);
-  await playUntil(world, id, ({ step }) => step === "idle");
+  await playUntil(world, id, at("idle"));
   from = Number(await chain.reader.getBlockNumber()) + 1;
   had = { thief: await usdcOf(thief.address), operator: await usdcOf(operator.address), sold: await sold() };
 });
@@ -160,7 +162,7 @@ test("orders that were refused, and whose nonces are used beside another's trans
 test("an order that came to nothing, and whose nonce is used beside another's transfer, is not paid back (hard case 27)", async () => {
   await pauseTransfers(true);
   const nothing = await accepted(world, thief, another());
-  await playUntil(world, nothing.id, ({ state }) => state === "releasing");
+  await playUntil(world, nothing.id, inState("releasing"));
   await pauseTransfers(false);
   const real = await accepted(world, thief, another());
   await steal(real.signed, [nothing.signed]);

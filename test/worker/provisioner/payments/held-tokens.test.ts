@@ -4,13 +4,11 @@ import { parseAbi } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { agent, chain } from "../../chain.ts";
-import { type Deployment, deploy } from "../../deployment.ts";
+import { type Deployment, deploy, type Row } from "../../deployment.ts";
 import { accepted, claw, ownerOf, playOn, setTier, sold, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addFault, clearFaults } from "../../faults.ts";
 import { unlocked } from "../../parts.ts";
 import { forgetLists } from "../../vendors.ts";
-
-type Row = Record<string, unknown>;
 
 const PRICE = 500_000n;
 const GPU = 4;
@@ -20,7 +18,6 @@ const unlucky = agent(1);
 const next = agent(2);
 let world: Deployment;
 beforeEach(async () => {
-  await chain.node.setAutomine(true);
   // What a long order of a GPU costs, bought before it is paid; and lateness is paid for.
   world = await deploy({
     edge: { UNCAPTURED_LIMIT_USDC_PER_HOUR: "100000" },

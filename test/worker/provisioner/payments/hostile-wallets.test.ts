@@ -2,14 +2,24 @@
 // becomes a contract meanwhile. None of them costs more than the cap, stops another payer, or keeps a machine for nothing.
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { type Abi, type Address, getAddress, type Hex, parseTransaction } from "viem";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import artifacts from "../../../world/contracts/artifacts.json";
 import { delegate, undelegate } from "../../../world/payer.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import { accepted, give, mined, orderMachine, ownerOf, playOn, usdcOf } from "../../edge/routes/x402/till.ts";
+import {
+  accepted,
+  give,
+  machineRuns,
+  mined,
+  orderMachine,
+  ownerOf,
+  playOn,
+  usdcOf,
+} from "../../edge/routes/x402/till.ts";
 import { addFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
+import { reachOnlyProxies, signedAMinuteEarlier } from "../../wallet-object.ts";
 
 const PRICE = 500_000n;
 /** Of one capture: the coin's call takes less than 100,000, and a contract that means well a few times that. */
@@ -18,10 +28,6 @@ const keeper = agent(2);
 let world: Deployment;
 beforeEach(async () => {
   world = await deploy();
-});
-afterEach(async () => {
-  await chain.node.setAutomine(true);
-  await clearRpcFaults();
 });
 
 async function deployed(name: "FickleWallet" | "GasBurner", args: readonly unknown[]): Promise<Address> {
@@ -63,9 +69,6 @@ async function expectPaidBack(index: number): Promise<void> {
     return (await usdcOf(agent(index).address)) === before;
   });
 }
-/** Plays until a machine runs and its order's capture is next. */
-const machineRuns = () =>
-  playOn(world, async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length > 0);
 
 test.each([
   { what: "more than a block's transaction may", burns: 18_000_000n },
@@ -96,7 +99,7 @@ test.each([
 test("a wallet that burns gas from the moment that its machine is up is given up, costs no more than the cap, and stops nobody (hard case 35)", async () => {
   const wallet = await deployed("GasBurner", [keeper.address, 0n]);
   const { id } = await orderFor(wallet);
-  await machineRuns();
+  await machineRuns(world);
   await tell(wallet, "GasBurner", "setBurns", [18_000_000n, false]);
   await givenUpWithinAMinute(id);
   expect(await usdcOf(wallet)).toBe(10n * PRICE);
@@ -116,7 +119,7 @@ test("a wallet that burns gas only where the caller pays for it costs one capped
 });
 
 test("a capture that no node takes is replaced at its nonce by a transaction that does nothing, and its order ends (hard case 35)", async () => {
-  await reachOnlyProxies();
+  await reachOnlyProxies(world.wallet, world.provisioner.RPC_URLS);
   const payer = agent(1);
   const before = await usdcOf(payer.address);
   const refuse = {
@@ -130,7 +133,7 @@ test("a capture that no node takes is replaced at its nonce by a transaction tha
   await playOn(world, async () => ["settling", "releasing"].includes(String((await world.payment(id))["state"])));
   const other = await accepted(world, agent(3));
   await playOn(world, async () => {
-    await aMinuteLater();
+    await signedAMinuteEarlier(world.wallet);
     return (await world.payment(other.id))["step"] === "close" && (await world.payment(id))["state"] === "releasing";
   });
   await clearRpcFaults();
@@ -140,7 +143,7 @@ test("a capture that no node takes is replaced at its nonce by a transaction tha
 });
 
 test("a capture that no node takes while our gas money is short waits for more: its payer was barred for it", async () => {
-  await reachOnlyProxies();
+  await reachOnlyProxies(world.wallet, world.provisioner.RPC_URLS);
   const payer = agent(1);
   const before = await usdcOf(payer.address);
   const message = "insufficient funds for gas * price + value";
@@ -149,7 +152,7 @@ test("a capture that no node takes while our gas money is short waits for more: 
   const { id } = await accepted(world, payer);
   await playOn(world, async () => ["settling", "releasing"].includes(String((await world.payment(id))["state"])));
   for (let minute = 0; minute < 5; minute++) {
-    await aMinuteLater();
+    await signedAMinuteEarlier(world.wallet);
     await runDurableObjectAlarm(world.wallet);
   }
   await clearRpcFaults();
@@ -158,20 +161,6 @@ test("a capture that no node takes while our gas money is short waits for more: 
   expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
   expect(await usdcOf(payer.address)).toBe(before - PRICE);
 });
-
-/** The wallet's own nodes, all of which can be told to refuse. */
-const reachOnlyProxies = () =>
-  runInDurableObject(world.wallet, (wallet: OperatorWallet) => {
-    const { env } = wallet as unknown as { env: Record<string, unknown> };
-    const [first = "", , third = ""] = world.provisioner.RPC_URLS;
-    Object.assign(wallet, { env: { ...env, RPC_URLS: [first, `${third}/a`, `${third}/b`].join(",") } });
-  });
-/** As if everything that the wallet has signed had been signed a minute earlier. */
-const aMinuteLater = () =>
-  runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
-    storage.sql.exec("UPDATE signed SET signed_at = signed_at - 60000");
-    storage.sql.exec("UPDATE wallet_orders SET created_at = created_at - 60000");
-  });
 
 /** A minute of ours, quarter by quarter; the order is given up in it. */
 async function givenUpWithinAMinute(id: string): Promise<void> {
@@ -192,7 +181,7 @@ async function givenUpWithinAMinute(id: string): Promise<void> {
 test("a wallet that takes its yes back when its machine is up loses the machine within a minute, and is not sold another (hard case 36)", async () => {
   const wallet = await deployed("FickleWallet", [keeper.address]);
   const { id } = await orderFor(wallet);
-  await machineRuns();
+  await machineRuns(world);
   await tell(wallet, "FickleWallet", "setRefuses", [true]);
   await givenUpWithinAMinute(id);
   await tell(wallet, "FickleWallet", "setRefuses", [false]);
@@ -205,7 +194,7 @@ test("a plain account that delegates to a contract meanwhile, whose word is no, 
   const code = await deployed("FickleWallet", [agent(3).address]);
   const before = await usdcOf(keeper.address);
   const { id } = await accepted(world, keeper);
-  await machineRuns();
+  await machineRuns(world);
   await delegate(chain, keeper, code);
   try {
     await givenUpWithinAMinute(id);

@@ -1,13 +1,13 @@
 // Captures that fail through no fault of the payer's: one node is wrong, the coin takes nothing from anybody, our own gas
 // money has run out. No honest payer is barred for that, and none loses money (hard cases 28 and 36).
-import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { runDurableObjectAlarm } from "cloudflare:test";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import { agent, chain, operator } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import { accepted, give, orderMachine, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+import { accepted, give, machineRuns, orderMachine, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
 import { addRpcFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
+import { reachOnlyProxies, signedAMinuteEarlier } from "../../wallet-object.ts";
 
 const PRICE = 500_000n;
 const TRANSFER_WITH_AUTHORIZATION = "e3ee160e";
@@ -20,12 +20,9 @@ beforeEach(async () => {
   had = await usdcOf(payer.address);
 });
 afterEach(async () => {
-  await clearRpcFaults();
   await setBlocked(operator.address, false);
 });
 
-const machineRuns = () =>
-  playOn(world, async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length > 0);
 const isOver = async (id: string) =>
   (await world.payment(id))["reason"] !== null || (await world.payment(id))["step"] === "idle";
 
@@ -46,7 +43,7 @@ async function expectWelcome(buyer = payer): Promise<void> {
 
 test("one node by which every capture would fail bars no payer and ends no machine: its word alone was held against the payer", async () => {
   const { id } = await accepted(world, payer);
-  await machineRuns();
+  await machineRuns(world);
   await addRpcFault({
     kind: "refuse",
     method: "eth_estimateGas",
@@ -69,7 +66,7 @@ test("one node by which nothing can be bought or handed over stops no order", as
 
 test("while the coin takes nothing for us from anybody, a capture that fails is not held against its payer", async () => {
   const { id } = await accepted(world, payer);
-  await machineRuns();
+  await machineRuns(world);
   await setBlocked(operator.address, true);
   await twoMinutes(id);
   expect((await world.payment(id))["reason"]).not.toBe("capture_refused");
@@ -80,17 +77,17 @@ test("while the coin takes nothing for us from anybody, a capture that fails is 
 });
 
 test("while our gas money is used up nothing is given up for it: nodes refuse the transaction, and not its content", async () => {
-  await reachOnlyProxies();
+  await reachOnlyProxies(world.wallet, world.provisioner.RPC_URLS);
   const { id } = await accepted(world, payer);
-  await machineRuns();
+  await machineRuns(world);
   const message = "insufficient funds for gas * price + value: balance 1, tx cost 2, overshot 1";
   await addRpcFaults({ kind: "refuse", method: "eth_sendRawTransaction", message });
   await twoMinutes(id, async () => {
-    await aMinuteLater();
+    await signedAMinuteEarlier(world.wallet);
   });
   await clearRpcFaults();
   await playOn(world, async () => {
-    await aMinuteLater();
+    await signedAMinuteEarlier(world.wallet);
     return isOver(id);
   });
   expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
@@ -151,17 +148,3 @@ test("a payer who spends the money before a capture that a reorg has taken back 
   await playOn(world, async () => isOver(id));
   expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "capture_refused" });
 });
-
-/** The wallet's own nodes, all of which can be told to refuse. */
-const reachOnlyProxies = () =>
-  runInDurableObject(world.wallet, (wallet: OperatorWallet) => {
-    const { env } = wallet as unknown as { env: Record<string, unknown> };
-    const [first = "", , third = ""] = world.provisioner.RPC_URLS;
-    Object.assign(wallet, { env: { ...env, RPC_URLS: [first, `${third}/a`, `${third}/b`].join(",") } });
-  });
-/** As if everything that the wallet has signed had been signed a minute earlier. */
-const aMinuteLater = () =>
-  runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
-    storage.sql.exec("UPDATE signed SET signed_at = signed_at - 60000");
-    storage.sql.exec("UPDATE wallet_orders SET created_at = created_at - 60000");
-  });

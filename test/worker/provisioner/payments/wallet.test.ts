@@ -1,7 +1,7 @@
 // The operator wallet's orders for x402: purchases, captures, transfers. Its payments are in refund.test.ts.
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { type Hex, keccak256, stringToHex } from "viem";
-import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { beforeEach, expect, test, vi } from "vitest";
 import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import { WalletLedger } from "../../../../durable-objects/wallet-ledger.ts";
 import { limitOf } from "../../../../durable-objects/wallet-limits.ts";
@@ -12,7 +12,7 @@ import { paymentId } from "../../../../src/model/payment.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { submit } from "../../../world/payer.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
-import { configureWallet, type Deployment, deploy } from "../../deployment.ts";
+import { type Deployment, deploy } from "../../deployment.ts";
 import {
   claw,
   coin,
@@ -26,6 +26,7 @@ import {
 } from "../../edge/routes/x402/till.ts";
 import { addRpcFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 import { takePages } from "../../paged.ts";
+import { changeWallet, configureWallet } from "../../wallet-object.ts";
 
 /** Each for a payment of its own that agent 2 has signed; the same for the same id. */
 const purchase = async (id: string, cost = "500000") => {
@@ -39,18 +40,11 @@ const linksOf = async (id: string) =>
   (await world.rows("SELECT tx_hash FROM payment_links WHERE payment = ?", `for-${id}`)).map((row) => row["tx_hash"]);
 const hashOf = (state: object) => (state as { hash: Hex }).hash;
 const configure = (settings: Record<string, string>) => configureWallet(world.wallet, settings);
-const inStorage = (statement: string) =>
-  runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
-    storage.sql.exec(statement);
-  });
+const inStorage = (statement: string) => changeWallet(world.wallet, statement);
 
 let world: Deployment;
 beforeEach(async () => {
   world = await deploy();
-});
-afterEach(async () => {
-  await chain.node.setAutomine(true);
-  await chain.mine(1);
 });
 
 test("a purchase buys one token and leaves no allowance, however often it is asked for, and is linked", async () => {

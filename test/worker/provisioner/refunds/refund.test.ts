@@ -1,16 +1,16 @@
 // Money back, on a real chain: the operator wallet signs, anvil mines, final history closes the books.
-import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { runDurableObjectAlarm } from "cloudflare:test";
 import { createWalletClient, http, parseAbi } from "viem";
-import { beforeEach, expect, test } from "vitest";
-import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
+import { expect, test } from "vitest";
 import { retryFailed } from "../../../../src/db/operators.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { transfer } from "../../../world/agent.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
-import { configureWallet, type Deployment, deploy } from "../../deployment.ts";
+import { buyAndFail, type Deployment, deploy } from "../../deployment.ts";
 import { operator as asOperator, type Operator } from "../../edge/routes/admin/operator.ts";
 import { paidUs, setBlocked } from "../../edge/routes/x402/till.ts";
-import { addFault, addRpcFault } from "../../faults.ts";
+import { addRpcFault } from "../../faults.ts";
+import { changeWallet, configureWallet } from "../../wallet-object.ts";
 
 const usdcAbi = parseAbi([
   "function balanceOf(address account) view returns (uint256)",
@@ -37,20 +37,6 @@ const statusOf = async (world: Deployment, tokenId: number) =>
 const PRICE = 500_000n;
 const RETRY = { deadlineSeconds: 3_600, graceSeconds: 0 };
 
-beforeEach(async () => {
-  await chain.node.setAutomine(true);
-});
-
-/** A purchase that no vendor serves by its deadline. */
-async function failedPurchase(world: Deployment, index = 0): Promise<number> {
-  await addFault("vultr", { call: "create", kind: "sold_out" });
-  const { tokenId } = await world.buy(index);
-  await world.scan();
-  await world.missDeadlines();
-  await world.drain();
-  expect(await world.vm(tokenId)).toMatchObject({ status: "failed", failure: "no_machine_in_time" });
-  return tokenId;
-}
 /** What the sweep does for refunds, and the wallet's alarm. */
 async function payOut(world: Deployment, now = Date.now()): Promise<void> {
   world.sent.length = 0;
@@ -72,7 +58,7 @@ const payments = async (to: string) =>
 test("a purchase that nobody could serve is paid back to its buyer, once, and /status tells the transaction", async () => {
   const world = await deploy();
   const before = await balanceOf(agent(0).address);
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   expect(await balanceOf(agent(0).address)).toBe(before - PRICE);
   expect((await statusOf(world, tokenId)).refund).toEqual({ state: "due", amount: "0.50", txHash: null });
 
@@ -96,7 +82,7 @@ test("a purchase that nobody could serve is paid back to its buyer, once, and /s
 
 test("refunds wait for final history (hard case 16)", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const paid = await payments(agent(0).address);
   const { number } = await chain.reader.getBlock({ blockTag: "finalized" });
   expect(number).toBeLessThan(BigInt((await world.vm(tokenId))?.["block_number"]));
@@ -107,7 +93,7 @@ test("refunds wait for final history (hard case 16)", async () => {
 
 test("a token that was resold is not paid back to its seller: it is held, and its owner may claim it (hard case 17)", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   await transfer(chain, agent(0), agent(1).address, tokenId);
   await chain.mine(3);
   const paid = await payments(agent(0).address);
@@ -119,7 +105,7 @@ test("a token that was resold is not paid back to its seller: it is held, and it
 
 test("a retry and a refund exclude each other, whichever comes first (hard case 17)", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const incarnation = (await world.vm(tokenId))?.["incarnation"] as string;
   expect(await retryFailed(world.db, incarnation, Date.now(), RETRY)).not.toBeNull();
   expect(await refundOf(world, tokenId)).toMatchObject({ state: "cancelled" });
@@ -142,14 +128,14 @@ test("a retry and a refund exclude each other, whichever comes first (hard case 
 
 test("where refunds are manual, or payouts paused, nothing leaves", async () => {
   const manual = await deploy({ provisioner: { REFUNDS: "manual" } });
-  const tokenId = await failedPurchase(manual);
+  const tokenId = await buyAndFail(manual);
   expect(await refundOf(manual, tokenId)).toMatchObject({ state: "waiting", reason: "manual" });
   const paid = await payments(agent(0).address);
   await chain.mine(3);
   await payOut(manual);
 
   const paused = await deploy();
-  await failedPurchase(paused);
+  await buyAndFail(paused);
   await paused.pause("payouts");
   await chain.mine(3);
   await payOut(paused);
@@ -162,7 +148,7 @@ test("where refunds are manual, or payouts paused, nothing leaves", async () => 
 
 test("a row that names another sum or recipient than the chain pays nobody else (hard case 4)", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   await world.sql
     .prepare("UPDATE refunds SET amount = '999000000', recipient = ? WHERE token_id = ?")
     .bind(deployer.address, tokenId)
@@ -194,7 +180,7 @@ async function payByHand(ask: Operator, tokenId: number, reason: string): Promis
 
 test("a refund that reverted is tried again once what made it revert has passed: its order was used up for ever", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const buyer = agent(0).address;
   const before = await payments(buyer);
   await chain.mine(3);
@@ -222,7 +208,7 @@ test("a refund that reverted is tried again once what made it revert has passed:
 
 test("a refund that reverts three times is an operator's, whose word tries it once more", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const buyer = agent(0).address;
   const before = await payments(buyer);
   await chain.mine(3);
@@ -246,7 +232,7 @@ test("a refund that reverts three times is an operator's, whose word tries it on
 test("a refund above what leaves in a day is an operator's: it was in `paying` for ever, and nobody could settle it", async () => {
   const limits = { REFUND_LIMIT_USDC_PER_DAY: "0.4", APPROVAL_LIMIT_USDC_PER_DAY: "0.45" };
   const world = await deploy({ provisioner: limits });
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const before = await payments(agent(0).address);
   await chain.mine(3);
   const held = { state: "held", reason: "above_limit" };
@@ -274,7 +260,7 @@ test("a token that somebody renews while nobody serves it is paid back to its bu
     chain.wallet(deployer).writeContract({ ...renewals, functionName: "setOptions", args: [renew, false] });
   const world = await deploy();
   await options(true);
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const stranger = chain.wallet(agent(3));
   await stranger.writeContract({ ...approvals, functionName: "approve", args: [CONTRACT_ADDRESS, PRICE] });
   await stranger.writeContract({ ...renewals, functionName: "renewVM", args: [BigInt(tokenId), 1] });
@@ -332,9 +318,7 @@ test("a stuck transaction is replaced at a higher fee under the same nonce, and 
   await chain.node.setAutomine(false);
   const before = await payments(agent(3).address);
   const first = await world.wallet.order(payment);
-  await runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) => {
-    storage.sql.exec("UPDATE signed SET signed_at = signed_at - 120000");
-  });
+  await changeWallet(world.wallet, "UPDATE signed SET signed_at = signed_at - 120000");
   await runDurableObjectAlarm(world.wallet);
   const second = await world.wallet.order(payment);
   expect(second.state).toBe("sent");
@@ -403,7 +387,7 @@ test("beyond the day's limit, or without funds, nothing is signed: it waits and 
 
 test("a node that lies about a purchase does not make money leave", async () => {
   const world = await deploy();
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   await chain.mine(3);
   await addRpcFault({ kind: "down" });
   await payOut(world);

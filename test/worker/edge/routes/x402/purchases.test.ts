@@ -8,10 +8,21 @@ import { paymentHeaderV1, paymentHeaderV2, type SignedPayment } from "../../../.
 import { agent, chain, operator } from "../../../chain.ts";
 import { type Deployment, deploy } from "../../../deployment.ts";
 import { addFacilitatorFault, clearFacilitatorFaults } from "../../../faults.ts";
-import { computeBody, orderMachine, playUntil, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
+import {
+  accepted,
+  at,
+  computeBody,
+  isDelivered,
+  orderMachine,
+  playUntil,
+  post,
+  quoteOf,
+  signFor,
+  signPurchaseOf,
+  usdcOf,
+} from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
-const delivered = ({ step }: Record<string, unknown>) => step === "close" || step === "idle";
 
 test("an order is charged once its machine answers, and the token goes to the payer", async () => {
   const world = await deploy();
@@ -22,21 +33,20 @@ test("an order is charged once its machine answers, and the token goes to the pa
   expect(answer.status, JSON.stringify(accepted)).toBe(202);
   expect(accepted).toMatchObject({ status: "authorized", charged: false, amount: "0.50", tokenId: null });
   expect(await usdcOf(payer.address)).toBe(before);
-  const row = await playUntil(world, accepted.purchaseId, ({ step }) => step === "close");
+  const row = await playUntil(world, accepted.purchaseId, at("close"));
   expect(row).toMatchObject({ state: "settled" });
   expect(await usdcOf(payer.address)).toBe(before - 500_000n);
   expect(await world.vm(Number(row["token_id"]))).toMatchObject({ status: "running" });
   await chain.mine(5);
-  const closed = await playUntil(world, accepted.purchaseId, ({ step }) => step === "idle");
+  const closed = await playUntil(world, accepted.purchaseId, at("idle"));
   expect(closed).toMatchObject({ state: "settled" });
 });
 
 test("a payer who comes for the login before the token has left us is asked to come again, and nobody else is: it got a 403 although its purchase said settled", async () => {
   const world = await deploy();
   const payer = agent(1);
-  const { answer } = await orderMachine(world, payer);
-  const { purchaseId } = (await answer.json()) as { purchaseId: string };
-  const row = await playUntil(world, purchaseId, ({ step }) => step === "close");
+  const { id } = await accepted(world, payer);
+  const row = await playUntil(world, id, at("close"));
   const tokenId = Number(row["token_id"]);
   // As it was between the capture and the transfer.
   await transfer(chain, payer, operator.address, tokenId);
@@ -100,7 +110,7 @@ test("a login key of the payer's own needs his signature over the body as it was
   });
   expect(answer.status).toBe(202);
   const { purchaseId } = (await answer.json()) as { purchaseId: string };
-  await playUntil(world, purchaseId, delivered);
+  await playUntil(world, purchaseId, isDelivered);
   expect(await world.rows("SELECT public_key, private_key FROM attempts")).toEqual([
     { public_key: publicKey, private_key: null },
   ]);
@@ -129,9 +139,8 @@ test("hard case 57: a login key that opens nothing is 400 with the reason, whate
 
 test("a region that was asked for is where the machine is; GPUs have none", async () => {
   const world = await deploy();
-  const { answer } = await orderMachine(world, agent(1), { region: "asia" });
-  const { purchaseId } = (await answer.json()) as { purchaseId: string };
-  await playUntil(world, purchaseId, delivered);
+  const { id } = await accepted(world, agent(1), { region: "asia" });
+  await playUntil(world, id, isDelivered);
   expect((await world.rows("SELECT region FROM vms"))[0]?.["region"]).toMatch(/^(sgp|nrt)$/);
   for (const body of [
     { tier: 4, durationDays: 1, region: "asia" },

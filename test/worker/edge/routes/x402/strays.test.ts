@@ -2,12 +2,12 @@
 import type { PaymentRequirements } from "@x402/core/types";
 import type { Hex } from "viem";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { type Authorization, type Payer, paymentHeaderV2, submit } from "../../../../world/payer.ts";
 import { agent, chain } from "../../../chain.ts";
 import { type Deployment, deploy } from "../../../deployment.ts";
-import { addRpcFaults, clearRpcFaults } from "../../../faults.ts";
+import { addRpcFaults } from "../../../faults.ts";
 import { computeBody, orderMachine, post, quoteOf, signFor } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
@@ -16,7 +16,6 @@ let world: Deployment;
 beforeEach(async () => {
   world = await deploy();
 });
-afterEach(clearRpcFaults);
 
 const told = async (answer: Response | Promise<Response>) => {
   const response = await answer;

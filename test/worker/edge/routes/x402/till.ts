@@ -15,7 +15,7 @@ import {
   submit,
 } from "../../../../world/payer.ts";
 import { chain, deployer, operator } from "../../../chain.ts";
-import type { Deployment } from "../../../deployment.ts";
+import type { Deployment, Row } from "../../../deployment.ts";
 
 export type Order = {
   tier?: number;
@@ -86,6 +86,11 @@ export async function accepted(...order: Parameters<typeof orderMachine>) {
   if (sent.answer.status !== 202) throw new Error(`not accepted: ${sent.answer.status} ${JSON.stringify(body)}`);
   return { ...sent, id: body.purchaseId };
 }
+
+/** Where a payment may have to be; the token of one that is delivered is its payer's. */
+export const at = (step: string) => (payment: Row) => payment["step"] === step;
+export const inState = (state: string) => (payment: Row) => payment["state"] === state;
+export const isDelivered = ({ step }: Row) => step === "close" || step === "idle";
 
 /** Delays of jobs are cut to this. */
 const DELAY_MS = 15;
@@ -182,13 +187,17 @@ export async function playOn(world: Deployment, isDone: () => Promise<boolean>, 
   throw new Error(`it is not done: ${JSON.stringify(await world.rows("SELECT * FROM payments"))}`);
 }
 
+/** Until a machine runs. */
+export const machineRuns = (world: Deployment) =>
+  playOn(world, async () => (await world.rows("SELECT 1 FROM vms WHERE status = 'running'")).length > 0);
+
 /** Mines, scans and runs jobs until a payment is in one of these states and steps. */
 export async function playUntil(
   world: Deployment,
   id: string,
-  isDone: (payment: Record<string, unknown>) => boolean,
+  isDone: (payment: Row) => boolean,
   rounds = 40,
-): Promise<Record<string, unknown>> {
+): Promise<Row> {
   const reached = async () => {
     const row = await world.payment(id);
     return "id" in row && isDone(row);
