@@ -154,6 +154,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/e2e/vendor-documents", tests: e2e("main-job", "fuzz") },
   { path: "test/e2e/fuzz", tests: e2e("fuzz") },
   { path: "test/(e2e|long)/attack", tests: e2e("fuzz") },
+  { path: "test/rows", tests: [...worker("db/(payments|costs)"), ...e2e("d1-stand-in")] },
   { path: "test/[^/]+$", tests: e2e("test-run") },
   { path: "vitest.config", tests: e2e("test-run") },
   { path: "[^/]+$", tests: e2e("repository", "deploy") },

@@ -98,7 +98,7 @@ app.get("/credentials/:tokenId", async (c) => {
   ]);
   const { result } = await answer.json<{ result: string }>();
   const nonce = /Nonce: (\w+)/.exec(message.toString())?.[1];
-  await c.env.DB.prepare("INSERT INTO nonces VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+  await c.env.DB.prepare("INSERT INTO nonces (address, nonce, expires_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
     .bind(signer, nonce, Date.now() + 360_000)
     .run();
   const { ssh_private_key: sealed = "", ...vm } = door?.results[0] ?? {};

@@ -1,5 +1,7 @@
 // Whether history costs: `/status` and `/vms` over a database with 100,000 purchases behind it against one without, the
 // same Worker twice in one workerd, in turns.
+import { attempts, purchases, vms } from "../../src/db/schema.ts";
+import { attemptRow, insertRows, machineRow, purchaseRow, rawInsertion } from "../rows.ts";
 import type { BareWorkers } from "../world/bare-workers.ts";
 import { EDGE_APART, OBJECTS_APART, openShop, TOKENS } from "../world/shop.ts";
 import { median, printRows } from "./figures.ts";
@@ -8,7 +10,8 @@ import { address, answered, load, type Side } from "./routes.ts";
 const AMOUNT = 640;
 const FIRST_OLD_TOKEN = 1_000_000;
 const TOKENS_PER_OWNER = TOKENS;
-const ROWS_PER_STATEMENT = 10_000;
+const ROWS_AT_ONCE = 10_000;
+const BEGIN_SECONDS = 1_700_000_000;
 const TABLES = ["purchases", "vms", "attempts", "transfers", "cursors", "catalogs"];
 
 /** Prints requests per second and p50 of both, and their ratio, median over the rounds. */
@@ -70,15 +73,9 @@ type Database = BareWorkers["database"];
 async function copyRows(from: Database, to: Database): Promise<void> {
   for (const name of TABLES) {
     const { results } = await from.prepare(`SELECT * FROM ${name}`).all<Record<string, unknown>>();
-    for (const row of results) {
-      const columns = Object.keys(row);
-      const marks = columns.map((_, i) => `?${i + 1}`).join(", ");
-      const insert = `INSERT INTO ${name} (${columns.join(", ")}) VALUES (${marks})`;
-      await to
-        .prepare(insert)
-        .bind(...Object.values(row))
-        .run();
-    }
+    if (results.length === 0) continue;
+    const { sql, json } = rawInsertion(name, results);
+    await to.prepare(sql).bind(json).run();
   }
 }
 
@@ -86,20 +83,52 @@ const ownerOf = (index: number): string => `0x${(index + 1).toString(16).padStar
 
 /** Purchases whose time is served, and their machines and attempts, as a few years leave them. */
 async function addHistory(database: Database, count: number): Promise<void> {
-  const key = "'old/0x' || printf('%040x', 7) || '/' || (?1 + n) || '/0x' || printf('%064x', n) || '/0'";
-  const owner = `'0x' || printf('%040x', n / ${TOKENS_PER_OWNER} + 1)`;
-  const numbers = "WITH RECURSIVE numbers (n) AS (SELECT ?2 UNION ALL SELECT n + 1 FROM numbers WHERE n + 1 < ?3)";
-  const hash = "'0x' || printf('%064x', n)";
-  const statements = [
-    `INSERT INTO purchases (incarnation, token_id, tx_hash, ordinal, block_number, block_hash, log_index, buyer, tier, duration_days, purchase_date, total_cost, seen_at)
-      ${numbers} SELECT ${key}, ?1 + n, ${hash}, 0, 0, ${hash}, n, ${owner}, 0, 1, 1700000000 + n, '500000', 1700000000000 + n FROM numbers`,
-    `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, attempt, provider, region, plan, ssh_host, ssh_port, running_at)
-      ${numbers} SELECT ${key}, ?1 + n, ${owner}, 0, 'vm', ${hash}, 0, 'terminated', 'idle', 1700003600 + n, 1700000000 + n, 1700086400 + n, 1, 'vultr', 'ewr', 'vc2-1c-1gb', '203.0.113.9', 22, 1700000000000 + n FROM numbers`,
-    `INSERT INTO attempts (incarnation, number, provider, region, plan, label, mark, public_key, key_id, host_public_key, create_sent_at, instance_id, started_at, ended_at, outcome, gone_at)
-      ${numbers} SELECT ${key}, 1, 'vultr', 'ewr', 'vc2-1c-1gb', 'clawcloud-old-' || n, 'mark', 'ssh-ed25519 AAAA', 'key', 'ssh-ed25519 AAAA', 1700000000000 + n, 'old-' || n, 1700000000000 + n, 1700000000000 + n, 'running', 1700086400000 + n FROM numbers`,
-  ];
-  for (let from = 0; from < count; from += ROWS_PER_STATEMENT) {
-    const values = [FIRST_OLD_TOKEN, from, Math.min(count, from + ROWS_PER_STATEMENT)];
-    await database.batch(statements.map((statement) => database.prepare(statement).bind(...values)));
+  for (let from = 0; from < count; from += ROWS_AT_ONCE) {
+    const some = Array.from({ length: Math.min(ROWS_AT_ONCE, count - from) }, (_, i) => oldTokenOf(from + i));
+    await insertRows(database, purchases, some.map(purchaseOf));
+    await insertRows(database, vms, some.map(machineOf));
+    await insertRows(database, attempts, some.map(attemptOf));
   }
 }
+
+const PLACE = { provider: "vultr", region: "ewr", plan: "vc2-1c-1gb" } as const;
+type OldToken = ReturnType<typeof oldTokenOf>;
+
+function oldTokenOf(n: number) {
+  const tokenId = FIRST_OLD_TOKEN + n;
+  const txHash = `0x${n.toString(16).padStart(64, "0")}`;
+  const incarnation = `old/0x${"7".padStart(40, "0")}/${tokenId}/${txHash}/0`;
+  return {
+    n,
+    tokenId,
+    txHash,
+    incarnation,
+    owner: ownerOf(Math.floor(n / TOKENS_PER_OWNER)),
+    bought: BEGIN_SECONDS + n,
+  };
+}
+const purchaseOf = ({ n, tokenId, txHash, incarnation, owner, bought }: OldToken) =>
+  purchaseRow({ incarnation, tokenId, txHash, logIndex: n, buyer: owner, purchaseDate: bought });
+const machineOf = ({ tokenId, txHash, incarnation, owner, bought }: OldToken) =>
+  machineRow({
+    ...PLACE,
+    incarnation,
+    tokenId,
+    txHash,
+    owner,
+    createdAt: bought,
+    status: "terminated",
+    step: "idle",
+    attempt: 1,
+    sshHost: "203.0.113.9",
+    sshPort: 22,
+    runningAt: bought * 1_000,
+  });
+const attemptOf = ({ n, incarnation, bought }: OldToken) =>
+  attemptRow({
+    ...PLACE,
+    incarnation,
+    label: `clawcloud-old-${n}`,
+    instanceId: `old-${n}`,
+    goneAt: (bought + 86_400) * 1_000,
+  });

@@ -2,16 +2,18 @@
 import { convertV4MiniflareOptions, Miniflare } from "miniflare";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { openDatabase } from "../../src/db/client.ts";
+import { vms } from "../../src/db/schema.ts";
 import { isFenced, loadVm, takeLease } from "../../src/db/vms.ts";
+import { insertion, machineRow } from "../rows.ts";
 import { createDatabase, StandInD1 } from "../sim/d1.ts";
 import { readMigrations } from "../world/migrations.ts";
 
 type Case = (database: D1Database) => Promise<unknown>;
 
-const INSERT_VM = `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at)
-  VALUES (?1, ?2, ?3, 0, 'vm', ?1, 1, 'provisioning', 'create', 10, 1, 100)`;
-const insert = (database: D1Database, token: number, owner = "0xa") =>
-  database.prepare(INSERT_VM).bind(`vm-${token}`, token, owner);
+const insert = (database: D1Database, tokenId: number) => {
+  const { sql, json } = insertion(vms, [machineRow({ tokenId, incarnation: `vm-${tokenId}` })]);
+  return database.prepare(sql).bind(json);
+};
 
 /** What a failure looks like to code that reads its message. */
 const failed = async (work: Promise<unknown>): Promise<unknown> =>

@@ -14,6 +14,8 @@ import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
 import { unstable_readConfig } from "wrangler";
 import { importOldBackend } from "../../src/admin/import.ts";
 import { openSecret } from "../../src/credentials/ecies.ts";
+import { cursors } from "../../src/db/schema.ts";
+import { insertion } from "../rows.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, fixedHeaders } from "../world/agent.ts";
 import { type BareWorkers, type BuiltWorkers, buildWorkers, runWorkers } from "../world/bare-workers.ts";
@@ -105,7 +107,7 @@ async function refusalOf(data: object): Promise<string> {
 type Row = Record<string, string | number | null>;
 
 /** Reads or changes the database that wrangler keeps in the folder. It is open while nothing else runs. */
-async function query(sql: string): Promise<Row[]> {
+async function query(sql: string, ...values: string[]): Promise<Row[]> {
   const place = join(folder, "v3/d1/miniflare-D1DatabaseObject");
   const [file, ...others] = (await readdir(place)).filter((name) => /^[0-9a-f]+\.sqlite$/.test(name));
   if (file === undefined || others.length > 0) throw new Error(`${place} holds not one database`);
@@ -113,7 +115,7 @@ async function query(sql: string): Promise<Row[]> {
   try {
     return database
       .prepare(sql)
-      .all()
+      .all(...values)
       .map((row) => ({ ...row })) as Row[];
   } finally {
     database.close();
@@ -238,9 +240,9 @@ test("a second import is refused, as is one after the scan has begun", async () 
   const refused = expect.stringContaining("Nothing was imported: the database has rows already");
   expect(await again()).toEqual(refused);
   for (const table of ["vms", "attempts", "agent_wallets"]) await query(`DELETE FROM ${table}`);
-  await query(
-    "INSERT INTO cursors (id, block_number, block_hash, block_timestamp, checkpoints, range, scanned_at) VALUES (1, 1, '0x', 1, '[]', 500, 1)",
-  );
+  const block = { blockNumber: 1, blockHash: "0x", blockTimestamp: 1 };
+  const { sql, json } = insertion(cursors, [{ id: 1, ...block, checkpoints: [], range: 500, scannedAt: 1 }]);
+  await query(sql, json);
   expect(await again()).toEqual(refused);
 });
 

@@ -4,9 +4,11 @@ import { orderRotation } from "../../src/db/delivery.ts";
 import { orderEnd, retryFailed } from "../../src/db/operators.ts";
 import { pause, resume } from "../../src/db/pauses.ts";
 import { claimRefund } from "../../src/db/refunds.ts";
+import { vms } from "../../src/db/schema.ts";
 import { loadVm } from "../../src/db/vms.ts";
 import { deliverKey } from "../../src/edge/delivery.ts";
 import { enqueue } from "../../src/edge/sweep.ts";
+import { insertion, machineRow, rawInsertion } from "../rows.ts";
 import { batchNonces, batchPayments, delegate, payLate, storm, submitOwn } from "./adversary.ts";
 import { crowdBuys, deleteOwn, denseStorm, pauseLong, setBack } from "./bad-days.ts";
 import type { Kind } from "./faults.ts";
@@ -195,22 +197,19 @@ export const EVENTS: Partial<Record<Kind, Event>> = {
       world.note(`token ${row.token_id}'s row says tier 7`);
       return;
     }
-    const forged = { tokenId: 9_000, txHash: `0x${world.random.hex(64)}` as const };
-    const incarnation = world.incarnationOf(forged);
-    const chainTime = world.chain.head.timestamp;
-    database
-      .prepare(`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
-        VALUES (?, 9000, ?, 0, 'vm', ?, ?, 'provisioning', 'create', ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING`)
-      .run(
-        incarnation,
-        `0x${"ff".repeat(20)}`,
-        forged.txHash,
-        world.chain.head.number,
-        world.clock.now,
-        chainTime + 900,
-        chainTime,
-        chainTime + 86_400,
-      );
+    const purchase = { tokenId: 9_000, txHash: `0x${world.random.hex(64)}` as const };
+    const { number: blockNumber, timestamp: createdAt } = world.chain.head;
+    const forged = machineRow({
+      ...purchase,
+      incarnation: world.incarnationOf(purchase),
+      owner: `0x${"ff".repeat(20)}`,
+      blockNumber,
+      wakeAt: world.clock.now,
+      createdAt,
+      deadline: createdAt + 900,
+    });
+    const { sql, json } = insertion(vms, [forged], "IGNORE");
+    database.prepare(sql).run(json);
     world.note("a row is forged");
   },
 
@@ -321,11 +320,8 @@ const takeSnapshot = () =>
 function restore(snapshot: ReadonlyMap<string, readonly Record<string, unknown>[]>): void {
   for (const [name, rows] of snapshot) {
     database.exec(`DELETE FROM ${name}`);
-    for (const row of rows) {
-      const columns = Object.keys(row);
-      database
-        .prepare(`INSERT INTO ${name} (${columns.join(", ")}) VALUES (${columns.map(() => "?").join(", ")})`)
-        .run(...(Object.values(row) as (string | number | null)[]));
-    }
+    if (rows.length === 0) continue;
+    const { sql, json } = rawInsertion(name, rows);
+    database.prepare(sql).run(json);
   }
 }

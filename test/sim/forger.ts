@@ -1,7 +1,10 @@
 // Somebody who can write every row of the database, and wants our money (hard case 34). A world that has met him is marked:
 // from then on nothing is counted but coins.
 import type { Hex } from "viem";
+import type { NewPayment } from "../../src/db/payments.ts";
+import { payments } from "../../src/db/schema.ts";
 import { paymentId } from "../../src/model/payment.ts";
+import { insertion, paymentRow, rawInsertion } from "../rows.ts";
 import { useKey, wordsOf } from "./contracts.ts";
 import { CHAIN_ID } from "./oddities.ts";
 import { PAYERS } from "./payers.ts";
@@ -19,6 +22,7 @@ const DAY = 86_400;
 
 type Value = string | number | null;
 type Row = Record<string, Value>;
+type Machine = { incarnation: string; token_id: number; tx_hash: string };
 type Write = (world: World) => string | null;
 
 export function writeDatabase(world: World): void {
@@ -47,11 +51,8 @@ function run(sql: string, ...values: Value[]): number {
 }
 
 function insert(table: string, row: Row): number {
-  const names = Object.keys(row);
-  return run(
-    `INSERT OR REPLACE INTO ${table} (${names.join(", ")}) VALUES (${names.map(() => "?").join(", ")})`,
-    ...Object.values(row),
-  );
+  const { sql, json } = rawInsertion(table, [row], "REPLACE");
+  return run(sql, json);
 }
 
 const any = <T extends Row>(world: World, table: string, where = "1"): T | undefined =>
@@ -62,28 +63,27 @@ const loot = (world: World): string => world.random.pick(LOOT) ?? "1";
 const nonceOf = (world: World): Hex => `0x${world.random.hex(64)}`;
 
 /** A payment as the edge would have written it. */
-function payment(world: World, { payer, nonce, ...more }: Row & { payer: string; nonce: string }): number {
+function payment(world: World, { payer, nonce, ...more }: Partial<NewPayment> & { payer: string; nonce: string }) {
   const { now } = world.clock;
-  const chainTime = world.chain.head.timestamp;
-  return insert("payments", {
+  const { number, timestamp } = world.chain.head;
+  const row = paymentRow({
     id: paymentId(CHAIN_ID, payer, nonce),
-    kind: "compute",
-    chain_id: CHAIN_ID,
     payer,
     nonce,
     request: world.random.hex(64),
     amount: loot(world),
-    pay_to: OPERATOR,
-    valid_after: 0,
-    valid_before: chainTime + 1_200,
+    payTo: OPERATOR,
+    validBefore: timestamp + 1_200,
     signature: `0x${world.random.hex(130)}`,
-    from_block: Math.max(0, world.chain.head.number - 60),
+    fromBlock: Math.max(0, number - 60),
     tier: 4,
-    duration_days: 1,
-    wake_at: now,
-    created_at: now,
+    durationDays: 1,
+    wakeAt: now,
+    createdAt: now,
     ...more,
   });
+  const { sql, json } = insertion(payments, [row], "REPLACE");
+  return run(sql, json);
 }
 
 /** The same payment in another row: the nonce or the payer is written otherwise, or the chain is another. */
@@ -99,27 +99,28 @@ const hasArrived = ({ chain }: World, { payer, nonce }: Row): boolean =>
 const WRITINGS: readonly Write[] = [
   /** Paid, says the row: a token is to be bought for it. */
   (world) => {
-    const row = { payer: anybody(world), nonce: nonceOf(world), state: "settled", settled_at: world.clock.now };
-    return payment(world, { ...row, step: world.random.pick(["check", "buy"]) ?? "buy" }) > 0
+    const row = { payer: anybody(world), nonce: nonceOf(world), settledAt: world.clock.now };
+    const step = world.random.pick(["check", "buy"] as const) ?? "buy";
+    return payment(world, { ...row, state: "settled", step }) > 0
       ? `a payment of ${row.payer.slice(0, 6)} is settled`
       : null;
   },
   /** The same, for a token that stands there. */
   (world) => {
-    const vm = any(world, "vms", "current = 1");
+    const vm = any<Machine>(world, "vms", "current = 1");
     if (vm === undefined) return null;
     const row = {
       payer: anybody(world),
       nonce: nonceOf(world),
       state: "settled",
-      step: world.random.pick(["deliver", "provision"]) ?? "deliver",
-      settled_at: world.clock.now,
-      token_id: vm["token_id"] ?? null,
-      incarnation: vm["incarnation"] ?? null,
-      purchase_tx: vm["tx_hash"] ?? null,
+      step: world.random.pick(["deliver", "provision"] as const) ?? "deliver",
+      settledAt: world.clock.now,
+      tokenId: vm.token_id,
+      incarnation: vm.incarnation,
+      purchaseTx: vm.tx_hash,
       cost: "0",
-    };
-    return payment(world, row) > 0 ? `token ${row.token_id} is paid for by ${row.payer.slice(0, 6)}` : null;
+    } as const;
+    return payment(world, row) > 0 ? `token ${row.tokenId} is paid for by ${row.payer.slice(0, 6)}` : null;
   },
   /** An open order is called paid. */
   (world) => {
@@ -141,7 +142,7 @@ const WRITINGS: readonly Write[] = [
     chain.signatures.set(signature, wordsOf({ ...authorization, nonce, signature }));
     const call = { kind: "take", authorization: { ...authorization, nonce, signature } } as const;
     chain.submit({ kind: "call", from: FORGER, call: { kind: "batch", calls: [{ from: FORGER, call }] } });
-    const row = { payer: FORGER, nonce, amount: String(amount), pay_to: ACCOMPLICE, state: "refund_due" };
+    const row = { payer: FORGER, nonce, amount: String(amount), payTo: ACCOMPLICE, state: "refund_due" } as const;
     return payment(world, { ...row, step: "refund" }) > 0 ? `${amount} that went elsewhere is to be paid back` : null;
   },
   /** What was never taken, or was served, is to be paid back; or more of it than there was. */

@@ -29,11 +29,14 @@ const payment = (row: "OLD" | "NEW") =>
 database.exec(`CREATE TEMP TABLE moves (thing TEXT, id TEXT, was TEXT, now TEXT);
   CREATE TEMP TRIGGER machine_moves AFTER UPDATE OF status, step ON main.vms
     WHEN OLD.status <> NEW.status OR OLD.step <> NEW.step BEGIN
-    INSERT INTO moves VALUES ('machine', NEW.incarnation, OLD.status || '/' || OLD.step, NEW.status || '/' || NEW.step); END;
+    INSERT INTO moves (thing, id, was, now)
+      VALUES ('machine', NEW.incarnation, OLD.status || '/' || OLD.step, NEW.status || '/' || NEW.step); END;
   CREATE TEMP TRIGGER payment_moves AFTER UPDATE OF ${Object.values(PAYMENT_COLUMNS).join(", ")} ON main.payments BEGIN
-    INSERT INTO moves VALUES ('payment', NEW.id, ${payment("OLD")}, ${payment("NEW")}); END;
+    INSERT INTO moves (thing, id, was, now)
+      VALUES ('payment', NEW.id, ${payment("OLD")}, ${payment("NEW")}); END;
   CREATE TEMP TRIGGER refund_moves AFTER UPDATE OF state ON main.refunds WHEN OLD.state <> NEW.state BEGIN
-    INSERT INTO moves VALUES ('refund', NEW.incarnation, OLD.state, NEW.state); END;`);
+    INSERT INTO moves (thing, id, was, now)
+      VALUES ('refund', NEW.incarnation, OLD.state, NEW.state); END;`);
 const noted = database.prepare("SELECT * FROM temp.moves");
 const forget = database.prepare("DELETE FROM temp.moves");
 

@@ -4,6 +4,7 @@
 import { reset } from "cloudflare:test";
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { bytesToHex, randomBytes } from "@noble/hashes/utils.js";
+import type { SQLiteTable } from "drizzle-orm/sqlite-core";
 import { connectChain } from "../../src/chain/client.ts";
 import { makeAdminKey } from "../../src/credentials/admin-key.ts";
 import { keyRing } from "../../src/credentials/key-ring.ts";
@@ -22,6 +23,7 @@ import { type Context, createContext } from "../../src/provisioner/context.ts";
 import { followMachine } from "../../src/provisioner/machines/run.ts";
 import { followPayment } from "../../src/provisioner/payments/run.ts";
 import { followRefund } from "../../src/provisioner/refunds/run.ts";
+import { insertRows } from "../rows.ts";
 import { CONTRACT_ADDRESS } from "../world/addresses.ts";
 import { buy } from "../world/agent.ts";
 import { Weather, weatheredDatabase } from "../world/bad-day.ts";
@@ -243,10 +245,11 @@ export async function deploy(
           .bind(...params)
           .all<Row>()
       ).results,
+    insert: <T extends SQLiteTable>(table: T, ...rows: readonly T["$inferInsert"][]) =>
+      insertRows(bindings.DB, table, rows),
     /** As an operator's pause leaves it, from 1970 on unless told; none lengthens a deadline when it is lifted here. */
-    pause: async (what: "provisioning" | "payouts", since = 1) => {
-      await db.insert(pauses).values({ what, since, reason: "incident", by: "test" });
-    },
+    pause: (what: "provisioning" | "payouts", since = 1) =>
+      deployment.insert(pauses, { what, since, reason: "incident", by: "test" }),
     liftPauses: () => bindings.DB.prepare("DELETE FROM pauses").run(),
     /** Machines that are not there yet come too late, or that of one token. */
     missDeadlines: (tokenId?: number) =>

@@ -1,9 +1,13 @@
 // A small shop for benches and fuzzing: a chain with some sales, bare Workers that have scanned them, and rows as the provisioner
 // would have left them.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
+import { eq } from "drizzle-orm";
 import { sealSecret } from "../../src/credentials/ecies.ts";
 import { generateSshKeyPair } from "../../src/credentials/ssh-keys.ts";
+import { openDatabase } from "../../src/db/client.ts";
+import { attempts, vms } from "../../src/db/schema.ts";
 import { LIMITS } from "../../src/edge/access/limits.ts";
+import { attemptRow, insertRows } from "../rows.ts";
 import { CONTRACT_ADDRESS } from "./addresses.ts";
 import { buy } from "./agent.ts";
 import { type BareWorkers, startBareWorkers, type WorkerSource } from "./bare-workers.ts";
@@ -104,23 +108,30 @@ export async function openShop(
 }
 
 /** Gives every scanned token a machine. */
-async function setRunning({ database }: BareWorkers, publicKey: Uint8Array): Promise<void> {
-  const pair = await generateSshKeyPair("rsa-4096");
-  const { results } = await database.prepare("SELECT incarnation FROM vms").all<{ incarnation: string }>();
-  if (results.length < TOKENS) throw new Error(`the scan found ${results.length} of ${TOKENS} purchases`);
-  for (const { incarnation } of results) {
-    const sealed = await sealSecret(publicKey, { kind: "ssh", subject: incarnation, attempt: 1 }, pair.privateKey);
-    await database.batch([
-      database
-        .prepare(
-          "UPDATE vms SET status = 'running', step = 'idle', attempt = 1, provider = 'vultr', region = 'ewr', plan = 'vc2-1c-1gb', instance_id = ?1, ssh_host = '203.0.113.9', ssh_port = 22, ssh_private_key = ?2, running_at = ?3, wake_at = NULL WHERE incarnation = ?1",
-        )
-        .bind(incarnation, sealed, Date.now()),
-      database
-        .prepare(
-          "INSERT INTO attempts (incarnation, number, provider, region, plan, label, mark, public_key, key_id, host_public_key, create_sent_at, started_at, ended_at, outcome) VALUES (?1, 1, 'vultr', 'ewr', 'vc2-1c-1gb', ?1, 'mark', ?2, 'key', ?2, ?3, ?3, ?3, 'running')",
-        )
-        .bind(incarnation, pair.publicKey, Date.now()),
-    ]);
+async function setRunning({ database }: BareWorkers, dataKey: Uint8Array): Promise<void> {
+  const { publicKey, privateKey } = await generateSshKeyPair("rsa-4096");
+  const db = openDatabase(database as unknown as D1Database);
+  const found = await db.select({ incarnation: vms.incarnation }).from(vms);
+  if (found.length < TOKENS) throw new Error(`the scan found ${found.length} of ${TOKENS} purchases`);
+  for (const { incarnation } of found) {
+    const sealed = await sealSecret(dataKey, { kind: "ssh", subject: incarnation, attempt: 1 }, privateKey);
+    const attempt = attemptRow({ incarnation, publicKey, hostPublicKey: publicKey, instanceId: incarnation });
+    await insertRows(database, attempts, [attempt]);
+    const { provider, region, plan, instanceId } = attempt;
+    const reached = { sshHost: "203.0.113.9", sshPort: 22, sshPrivateKey: sealed, runningAt: Date.now() };
+    await db
+      .update(vms)
+      .set({
+        status: "running",
+        step: "idle",
+        wakeAt: null,
+        attempt: 1,
+        provider,
+        region,
+        plan,
+        instanceId,
+        ...reached,
+      })
+      .where(eq(vms.incarnation, incarnation));
   }
 }

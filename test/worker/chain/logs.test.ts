@@ -1,12 +1,13 @@
 // Nodes that give few blocks, few logs or nothing readable (hard case 30), storms of transfers (31), and chains that were
 // set back (32): the shop works at the head, and nobody waits.
 import { type Abi, type Address, type Hex, toEventSelector } from "viem";
-import { afterEach, expect, test, vi } from "vitest";
+import { expect, test, vi } from "vitest";
 import { readAuthorizationUse } from "../../../src/chain/authorization.ts";
 import { connectChain } from "../../../src/chain/client.ts";
 import { readCoinTransfers } from "../../../src/chain/coin-transfers.ts";
 import { hasRoom, inBackground } from "../../../src/db/client.ts";
 import { loadCursor } from "../../../src/db/scan.ts";
+import { transfers } from "../../../src/db/schema.ts";
 import { scanPass } from "../../../src/edge/scan.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { buy, transfer } from "../../world/agent.ts";
@@ -17,10 +18,6 @@ import { agent, chain, deployer, operator } from "../chain.ts";
 import { type Deployment, deploy, PATIENCE_MS } from "../deployment.ts";
 import { accepted, mined, playOn, signedTo } from "../edge/routes/x402/till.ts";
 import { addRpcFault, addRpcFaults, CONTROLLED_NODES, clearRpcFaults, takeLogRequests } from "../faults.ts";
-
-afterEach(async () => {
-  await clearRpcFaults();
-});
 
 const TRANSFER = toEventSelector("event Transfer(address indexed, address indexed, uint256 indexed)");
 const cursorOf = async (world: Deployment) => (await world.rows("SELECT * FROM cursors"))[0] ?? {};
@@ -303,14 +300,16 @@ test("of transfers older than final history and a week, each token keeps its las
   await world.scan();
   const week = 302_400;
   const final = Number((await chain.reader.getBlock({ blockTag: "finalized" })).number);
-  const insert = (token: number, block: number, recipient: string) =>
-    world.sql.prepare("INSERT INTO transfers VALUES (?, 0, '0x', ?, '', ?)").bind(block, token, recipient).run();
-  await insert(900, final - week - 30, "0xa");
-  await insert(901, final - week - 29, "0xb");
-  await insert(900, final - week - 2, "0xc");
-  await insert(902, final - week - 1, "0xd");
-  // Its follower may still be taken back by whatever a week can bring.
-  await insert(902, final - week + 1_000, "0xe");
+  const old = { logIndex: 0, blockHash: "0x", sender: "" };
+  await world.insert(
+    transfers,
+    { ...old, tokenId: 900, blockNumber: final - week - 30, recipient: "0xa" },
+    { ...old, tokenId: 901, blockNumber: final - week - 29, recipient: "0xb" },
+    { ...old, tokenId: 900, blockNumber: final - week - 2, recipient: "0xc" },
+    { ...old, tokenId: 902, blockNumber: final - week - 1, recipient: "0xd" },
+    // Its follower may still be taken back by whatever a week can bring.
+    { ...old, tokenId: 902, blockNumber: final - week + 1_000, recipient: "0xe" },
+  );
   await world.sweep();
   const left = await world.rows(
     "SELECT token_id, recipient FROM transfers WHERE token_id >= 900 ORDER BY block_number",
@@ -327,13 +326,8 @@ test("of transfers older than final history and a week, each token keeps its las
 test("old transfers of which an invocation has no room to delete all wait for the next one's hour (hard case 54)", async () => {
   const world = await deploy();
   const final = Number((await chain.reader.getBlock({ blockTag: "finalized" })).number);
-  await world.sql
-    .prepare(
-      `WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 10)
-        INSERT INTO transfers SELECT ?, i, '0x', 900, '', '0xa' FROM n`,
-    )
-    .bind(final - 302_400 - 30)
-    .run();
+  const old = { tokenId: 900, blockNumber: final - 302_400 - 30, blockHash: "0x", sender: "", recipient: "0xa" };
+  await world.insert(transfers, ...Array.from({ length: 11 }, (_, logIndex) => ({ ...old, logIndex })));
   const left = async () => (await world.rows("SELECT COUNT(*) AS n FROM transfers WHERE token_id = 900"))[0]?.["n"];
   await inBackground(async () => {
     while (hasRoom()) await loadCursor(world.db);

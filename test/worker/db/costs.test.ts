@@ -3,6 +3,8 @@ import { fillPlaceholders } from "drizzle-orm";
 import { expect, test } from "vitest";
 import { openDatabase } from "../../../src/db/client.ts";
 import { statementsOf } from "../../../src/db/reads.ts";
+import { payments } from "../../../src/db/schema.ts";
+import { paymentRow } from "../../rows.ts";
 import { buy, freshHeaders } from "../../world/agent.ts";
 import { agent, chain } from "../chain.ts";
 import { deploy } from "../deployment.ts";
@@ -63,13 +65,8 @@ test("every query of a request path is answered by an index", async () => {
 
 test("a payment is found by any of its transactions without a walk through all payments", async () => {
   const world = await deploy();
-  await world.sql
-    .prepare(
-      `INSERT INTO payments (id, kind, chain_id, payer, nonce, request, amount, pay_to, valid_after, valid_before, signature, state, step, from_block, settle_tx, created_at)
-      WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
-      SELECT printf('%032x', i), 'compute', 8453, printf('0x%040x', i), printf('0x%064x', i), 'r', '1', '0x', 0, 1, '0x', 'settled', 'idle', 0, printf('0x%064x', i), 1 FROM n`,
-    )
-    .run();
+  const ids = Array.from({ length: 200 }, (_, i) => String(i));
+  await world.insert(payments, ...ids.map((id) => paymentRow({ id, settleTx: `0x${id.padStart(64, "0")}` })));
   const bill = await billOf(async () => {
     const unknown = await world.request(`/x402/purchases?tx=0x${"f".repeat(64)}`);
     expect(unknown.status).toBe(404);

@@ -1,7 +1,9 @@
 // What is asked of payments costs the same however many old rows there are, and what strangers leave goes away (hard case 37).
 import { beforeEach, expect, test } from "vitest";
 import * as store from "../../../src/db/payments.ts";
+import { payments } from "../../../src/db/schema.ts";
 import { wakePayments } from "../../../src/db/wake.ts";
+import { paymentRow } from "../../rows.ts";
 import { type Deployment, deploy } from "../deployment.ts";
 import { billOf } from "../meter.ts";
 
@@ -12,18 +14,12 @@ beforeEach(async () => {
   world = await deploy();
 });
 
-/** So many rows of one kind; `payer` is that of each, or each has its own. */
-const insert = (prefix: string, count: number, columns: Record<string, string | number | null>, payer?: string) => {
-  const names = Object.keys(columns);
-  return world.sql
-    .prepare(
-      `INSERT INTO payments (id, kind, chain_id, payer, nonce, request, amount, pay_to, valid_after, valid_before, signature, step, from_block, created_at, ${names.join(", ")})
-      WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${count})
-      SELECT ? || i, 'compute', 8453, COALESCE(?, '0x' || ? || i), ? || i, 'r', '1', '0x', 0, 1, '0x', 'idle', 0, 1, ${names.map(() => "?").join(", ")} FROM n`,
-    )
-    .bind(prefix, payer ?? null, prefix, prefix, ...Object.values(columns))
-    .run();
-};
+/** So many rows of one kind; each has a payer of its own unless told. */
+const insert = (prefix: string, count: number, columns: Partial<store.NewPayment>) =>
+  world.insert(
+    payments,
+    ...Array.from({ length: count }, (_, i) => paymentRow({ id: `${prefix}${i + 1}`, ...columns })),
+  );
 
 test("hard case 37: limits, the market, a repeated order and the sweep read no old rows, whoever made them", async () => {
   const now = Date.now();
@@ -38,18 +34,19 @@ test("hard case 37: limits, the market, a repeated order and the sweep read no o
     await cost(async () => store.forgetPayments(world.db, now - DAY_MS, 100)),
   ];
   const before = await costs();
-  const old = { bought_at: 1, ended_at: 1 };
-  for (const [i, columns] of [
+  const old = { boughtAt: 1, endedAt: 1 };
+  const kinds = [
     { state: "settled", ...old },
     { state: "released", ...old },
     { state: "refunded", ...old },
     { state: "held", ...old },
-    { state: "released", ended_at: now },
-    { state: "releasing", wake_at: now + 1 },
-    { state: "releasing", wake_at: now + 1, bought_at: 1 },
-  ].entries()) {
+    { state: "released", endedAt: now },
+    { state: "releasing", wakeAt: now + 1 },
+    { state: "releasing", wakeAt: now + 1, boughtAt: 1 },
+  ] as const;
+  for (const [i, columns] of kinds.entries()) {
     await insert(`a${i}-`, 500, columns);
-    await insert(`b${i}-`, 500, columns, PAYER);
+    await insert(`b${i}-`, 500, { ...columns, payer: PAYER });
   }
   const after = await costs();
   for (const [i, rows] of after.entries()) expect(rows - (before[i] ?? 0), `query ${i}`).toBeLessThanOrEqual(3);
@@ -57,11 +54,11 @@ test("hard case 37: limits, the market, a repeated order and the sweep read no o
 
 test("hard case 37: however many rows strangers leave, real work is woken first", async () => {
   const now = Date.now();
-  await insert("claimed-", 1_000, { state: "claimed", wake_at: 1 });
-  await insert("given-up-", 1_000, { state: "releasing", wake_at: 2 });
-  await insert("authorized-", 3, { state: "authorized", wake_at: now - 3 });
-  await insert("refund-", 3, { state: "refund_due", wake_at: now - 2 });
-  await insert("bought-", 3, { state: "releasing", bought_at: 1, wake_at: now - 1 });
+  await insert("claimed-", 1_000, { state: "claimed", wakeAt: 1 });
+  await insert("given-up-", 1_000, { state: "releasing", wakeAt: 2 });
+  await insert("authorized-", 3, { state: "authorized", wakeAt: now - 3 });
+  await insert("refund-", 3, { state: "refund_due", wakeAt: now - 2 });
+  await insert("bought-", 3, { state: "releasing", boughtAt: 1, wakeAt: now - 1 });
   let woken: { payment: string }[] = [];
   const { rowsRead } = await billOf(async () => {
     woken = await wakePayments(world.db, now, 20);
@@ -82,19 +79,19 @@ test("hard case 37: however many rows strangers leave, real work is woken first"
 
 test("hard case 37: what was never authorized goes a day after final history has let it go; nothing else does", async () => {
   const now = Date.now();
-  const ended_at = now - DAY_MS - 1;
+  const endedAt = now - DAY_MS - 1;
   const kept = {
-    young: { state: "released", ended_at: now - DAY_MS + 60_000 },
-    bought: { state: "released", ended_at, bought_at: 1, cost: "1" },
-    refused: { state: "released", ended_at, reason: "capture_refused" },
-    held: { state: "released", ended_at, held: 1 },
+    young: { state: "released", endedAt: now - DAY_MS + 60_000 },
+    bought: { state: "released", endedAt, boughtAt: 1, cost: "1" },
+    refused: { state: "released", endedAt, reason: "capture_refused" },
+    held: { state: "released", endedAt, held: true },
     open: { state: "releasing" },
-    settled: { state: "settled", ended_at },
-    refunded: { state: "refunded", ended_at, settle_tx: "0x1" },
-    undone: { state: "released", ended_at, incarnation: "x" },
-  };
+    settled: { state: "settled", endedAt },
+    refunded: { state: "refunded", endedAt, settleTx: "0x1" },
+    undone: { state: "released", endedAt, incarnation: "x" },
+  } as const;
   for (const [name, columns] of Object.entries(kept)) await insert(name, 1, columns);
-  await insert("gone", 3, { state: "released", ended_at, reason: "balance" });
+  await insert("gone", 3, { state: "released", endedAt, reason: "balance" });
   await world.sweep(now);
   const left = await world.rows("SELECT id FROM payments ORDER BY id");
   expect(left.map(({ id }) => id)).toEqual(
@@ -105,24 +102,8 @@ test("hard case 37: what was never authorized goes a day after final history has
 });
 
 test("a claim is made once, and not beside an order for the same", async () => {
-  const claim = (id: string, nonce: string): store.NewPayment => ({
-    id,
-    kind: "compute",
-    chainId: 8453,
-    payer: PAYER,
-    nonce,
-    request: "r",
-    amount: "1",
-    payTo: "0x",
-    validAfter: 0,
-    validBefore: 1,
-    signature: "0x",
-    state: "claimed",
-    step: "settle",
-    fromBlock: 0,
-    captureFirst: true,
-    createdAt: 5,
-  });
+  const claim = (id: string, nonce: string) =>
+    paymentRow({ id, payer: PAYER, nonce, state: "claimed", step: "settle", captureFirst: true, createdAt: 5 });
   const unless = { payer: PAYER, request: "r", since: 4 };
   expect(await store.claimPayment(world.db, claim("a", "1"), unless)).toMatchObject({
     id: "a",

@@ -1,6 +1,8 @@
 // Many machines that end at once, by right or by bad data of ours (hard cases 13 and 39).
 import { encodeFunctionData, parseAbi } from "viem";
 import { beforeEach, expect, test } from "vitest";
+import { attempts } from "../../../src/db/schema.ts";
+import { attemptRow } from "../../rows.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
 import { agent, chain } from "../chain.ts";
 import { type Deployment, deploy } from "../deployment.ts";
@@ -48,12 +50,12 @@ async function pretendToRun(): Promise<void> {
         instance_id = 'gone-' || token_id, ssh_host = '192.0.2.1', ssh_port = 22`,
     )
     .run();
-  await world.sql
-    .prepare(
-      `INSERT INTO attempts (incarnation, number, provider, region, plan, label, mark, public_key, key_id, host_public_key, create_sent_at, started_at, instance_id, ended_at, outcome)
-        SELECT incarnation, 1, 'runpod', 'SECURE', 'p', 'label-' || token_id, 'm', 'k', 'k', 'h', 1, 1, instance_id, 1, 'running' FROM vms`,
-    )
-    .run();
+  const machines = await world.rows("SELECT incarnation, instance_id AS instanceId FROM vms");
+  const place = { provider: "runpod", region: "SECURE", plan: "p" } as const;
+  await world.insert(
+    attempts,
+    ...machines.map(({ incarnation, instanceId }) => attemptRow({ incarnation, instanceId, ...place })),
+  );
 }
 
 async function passTime(seconds: number) {

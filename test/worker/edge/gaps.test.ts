@@ -1,20 +1,17 @@
 // Token ids that no log showed, where nodes give few blocks of logs at a time (hard case 30): they are looked for a part at
 // a time, and nothing else waits for it.
-import { afterEach, expect, test } from "vitest";
+import { expect, test } from "vitest";
+import { gaps } from "../../../src/db/schema.ts";
 import { buy } from "../../world/agent.ts";
 import { parts } from "../bindings.ts";
 import { agent, chain } from "../chain.ts";
 import { type Deployment, deploy } from "../deployment.ts";
-import { addRpcFault, addRpcFaults, CONTROLLED_NODES, clearRpcFaults, takeLogRequests } from "../faults.ts";
+import { addRpcFault, addRpcFaults, CONTROLLED_NODES, takeLogRequests } from "../faults.ts";
 import { hideSale } from "./hidden-sale.ts";
 import { operator } from "./routes/admin/operator.ts";
 
 /** Of one sweep, for two nodes: twenty pieces of 25 requests, and what it takes to learn their range. */
 const MOST_REQUESTS = 2 * 20 * 25 + 2 * 12;
-
-afterEach(async () => {
-  await clearRpcFaults();
-});
 
 const gapsOf = (world: Deployment) => world.rows("SELECT token_id, read_to, tries FROM gaps ORDER BY token_id");
 
@@ -75,17 +72,14 @@ test("a missing id that nobody owns is looked for in no log: token 0 was sought 
   const { tokenId } = await buy(chain, agent(0), 0, 1);
   await world.scan();
   // Ids that the contract never gave out, in blocks that were scanned; one in a block that no node has yet.
-  const insert = (id: number, to: number) =>
-    world.sql
-      .prepare("INSERT INTO gaps (token_id, from_block, to_block, next_try_at) VALUES (?, ?, ?, 0)")
-      .bind(id, from, to);
+  const gapOf = (id: number, toBlock: number) => ({ tokenId: id, fromBlock: from, toBlock, nextTryAt: 0 });
   await world.sql.prepare("DELETE FROM gaps").run();
-  await world.sql.batch([insert(tokenId + 1, from), insert(tokenId + 2, from + 1)]);
+  await world.insert(gaps, gapOf(tokenId + 1, from), gapOf(tokenId + 2, from + 1));
   await takeLogRequests();
   await world.sweep();
   expect(await gapsOf(world)).toEqual([]);
   expect(await takeLogRequests()).toEqual([]);
-  await insert(tokenId + 3, from + 1_000).run();
+  await world.insert(gaps, gapOf(tokenId + 3, from + 1_000));
   await world.sweep();
   expect(await gapsOf(world)).toHaveLength(1);
 });
@@ -98,10 +92,7 @@ test("a reorg below what of a gap was read again has it read anew", async () => 
   await chain.mine(4);
   await world.scan();
   const head = Number(await chain.reader.getBlockNumber());
-  await world.sql
-    .prepare("INSERT INTO gaps (token_id, from_block, to_block, next_try_at, read_to) VALUES (9000, 1, ?, 0, ?)")
-    .bind(head, head - 1)
-    .run();
+  await world.insert(gaps, { tokenId: 9_000, fromBlock: 1, toBlock: head, nextTryAt: 0, readTo: head - 1 });
   await chain.node.revert({ id: snapshot });
   await buy(chain, agent(0), 0, 1);
   await chain.mine(8);

@@ -1,6 +1,8 @@
 // Pages that are about the shop's own state, whatever is asked of it (hard case 40).
 import { beforeEach, expect, test, vi } from "vitest";
+import { refunds } from "../../../src/db/schema.ts";
 import { refreshCatalog } from "../../../src/provisioner/machines/catalog.ts";
+import { refundRow } from "../../rows.ts";
 import { agent, chain, deployer, operator } from "../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
 import { addFault, clearFaults } from "../faults.ts";
@@ -16,9 +18,9 @@ beforeEach(async () => {
 });
 
 /** A sweep that reads prices and stock as well. */
-async function look() {
-  await world.sql.prepare("UPDATE cursors SET catalog_asked_at = 0").run();
-  await world.sweep();
+async function look(at = world) {
+  await at.sql.prepare("UPDATE cursors SET catalog_asked_at = 0").run();
+  await at.sweep();
   return takePages();
 }
 
@@ -45,13 +47,7 @@ test("a burst of unpaid quotes that can't be served calls nobody; the empty wall
 
 test("what is held for a person is told for as long as it is held, however it got there", async () => {
   expect(await look()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["payment_held", "refund_held"]) });
-  const hold = (reason: string) =>
-    world.sql
-      .prepare(
-        "INSERT INTO refunds (incarnation, kind, token_id, state, reason, amount, created_at) VALUES (?1, 'failed', 1, 'held', ?1, '1', 1)",
-      )
-      .bind(reason)
-      .run();
+  const hold = (reason: string) => world.insert(refunds, refundRow({ incarnation: reason, state: "held", reason }));
   // The owner's own to decide: whoever sells what has failed would call a person.
   for (const reason of ["owner_is_not_the_buyer", "owner_changed", "burned", "renewed"]) await hold(reason);
   expect((await look()).pages).toEqual([]);
@@ -63,11 +59,6 @@ test("what is held for a person is told for as long as it is held, however it go
 
 test("orders that the wallet does not buy, or take the payment of, call nobody by themselves: the sweep does while they wait", async () => {
   const short = await deploy({ provisioner: { PURCHASE_LIMIT_USDC_PER_DAY: "0.1" } });
-  const lookAt = async () => {
-    await short.sql.prepare("UPDATE cursors SET catalog_asked_at = 0").run();
-    await short.sweep();
-    return takePages();
-  };
   await accepted(short, agent(1));
   await takePages();
   const lines: string[] = [];
@@ -75,20 +66,20 @@ test("orders that the wallet does not buy, or take the payment of, call nobody b
   await short.drain(async () => lines.some((line) => line.includes('"purchase_waits"')));
   vi.restoreAllMocks();
   expect((await takePages()).pages).toEqual([]);
-  expect((await lookAt()).pages).toEqual([]);
+  expect((await look(short)).pages).toEqual([]);
   await short.sql.prepare("UPDATE payments SET bought_at = bought_at - 120001").run();
-  expect((await lookAt()).pages).toEqual(["purchase_waits"]);
+  expect((await look(short)).pages).toEqual(["purchase_waits"]);
   // An operator's own pause calls nobody.
   await short.pause("payouts");
-  expect((await lookAt()).pages).toEqual([]);
+  expect((await look(short)).pages).toEqual([]);
   await short.liftPauses();
   await short.sql.prepare("UPDATE payments SET step = 'capture', created_at = created_at - 120001").run();
-  expect(await lookAt()).toMatchObject({
+  expect(await look(short)).toMatchObject({
     pages: ["capture_waits"],
     cleared: expect.arrayContaining(["purchase_waits", "sweep_part_failed"]),
   });
   await short.sql.prepare("UPDATE payments SET state = 'settled', step = 'close'").run();
-  expect(await lookAt()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["capture_waits"]) });
+  expect(await look(short)).toMatchObject({ pages: [], cleared: expect.arrayContaining(["capture_waits"]) });
 });
 
 test.each([

@@ -5,7 +5,7 @@ import { followMachine } from "../../../../src/provisioner/machines/run.ts";
 import { fixedHeaders } from "../../../world/agent.ts";
 import { agent, chain } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import { computeBody, orderMachine } from "./x402/till.ts";
+import { accepted, computeBody } from "./x402/till.ts";
 
 const TENTH_OF_A_DAY = 8_640;
 let world: Deployment;
@@ -35,8 +35,7 @@ const iso = (seconds: number) => new Date(seconds * 1_000).toISOString();
 test("a pause is on every route: tiers and health say it, quotes refuse, a purchase's status says until when", async () => {
   const open = await get("/tiers");
   expect(open.body.delivery).toEqual({ state: "open", since: null, message: expect.any(String) });
-  const { answer: ordered } = await orderMachine(world, agent(1), computeBody());
-  const { purchaseId } = (await ordered.json()) as { purchaseId: string };
+  const { id: purchaseId } = await accepted(world, agent(1));
   const since = Date.now();
   await pause(since);
 

@@ -1,6 +1,8 @@
 import { expect, test, vi } from "vitest";
+import { vms } from "../../../../src/db/schema.ts";
 import edge from "../../../../src/edge/index.ts";
 import { refreshCatalog } from "../../../../src/provisioner/machines/catalog.ts";
+import { machineRow } from "../../../rows.ts";
 import { buy } from "../../../world/agent.ts";
 import { agent, chain } from "../../chain.ts";
 import { deploy, PATIENCE_MS } from "../../deployment.ts";
@@ -136,11 +138,7 @@ test("/status of a token that only the chain knows is provisioning, of one it do
 
 test("token 0 is a token like any other", async () => {
   const world = await deploy();
-  await world.sql
-    .prepare(
-      "INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at) VALUES ('x', 0, '', 0, 'vm', '0x', 1, 'provisioning', 'idle', 1, 1, 2)",
-    )
-    .run();
+  await world.insert(vms, machineRow({ tokenId: 0 }));
   expect(await json(world.request("/status/0"))).toMatchObject({ tokenId: "0", status: "provisioning" });
 });
 

@@ -1,9 +1,11 @@
 // Machines at the vendors held against our rows: what the sweep ends, replaces, follows, and leaves alone (hard case 13).
 import { expect, test } from "vitest";
 import { generateHostKey } from "../../../../src/credentials/ssh-keys.ts";
+import { vms } from "../../../../src/db/schema.ts";
 import { isJob } from "../../../../src/model/jobs.ts";
 import type { VendorName } from "../../../../src/model/stock.ts";
 import { reap, turnOf } from "../../../../src/provisioner/machines/reap.ts";
+import { machineRow } from "../../../rows.ts";
 import { type Credentials, freshHeaders } from "../../../world/agent.ts";
 import { agent, chain } from "../../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../../deployment.ts";
@@ -91,15 +93,22 @@ test("a machine that no list shows is not replaced while its vendor, asked by it
 
 /** Rows like a running one's whose machines the vendor knows no more; each of another owner, or of one. */
 async function lostRows(world: Deployment, tokenId: number, count: number, owners: "one" | "many" = "one") {
-  for (let copy = 1; copy <= count; copy++) {
-    await world.sql
-      .prepare(
-        `INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, instance_id)
-         SELECT rtrim(incarnation, '0') || CAST(?1 + 1 AS INTEGER), 1000000 + ?1, CASE WHEN ?3 = 'many' THEN ?1 ELSE owner END, tier, vm_type, tx_hash, block_number, status, step, deadline, created_at, expires_at, provider, 'gone-' || ?1 FROM vms WHERE token_id = ?2`,
-      )
-      .bind(copy, tokenId, owners)
-      .run();
-  }
+  const running = (await world.vm(tokenId)) ?? {};
+  const copies = Array.from({ length: count }, (_, i) =>
+    machineRow({
+      incarnation: running["incarnation"].replace(/0$/, String(i + 1)),
+      tokenId: 1_000_001 + i,
+      owner: owners === "many" ? `0x${i}` : running["owner"],
+      txHash: running["tx_hash"],
+      blockNumber: running["block_number"],
+      createdAt: running["created_at"],
+      status: "running",
+      step: "idle",
+      provider: "vultr",
+      instanceId: `gone-${i}`,
+    }),
+  );
+  await world.insert(vms, ...copies);
 }
 const replaced = async (world: Deployment) =>
   (await world.rows("SELECT count(*) AS n FROM vms WHERE status = 'provisioning'"))[0]?.["n"];

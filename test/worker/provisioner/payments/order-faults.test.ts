@@ -1,24 +1,29 @@
 // An order whose messages, nodes and processes misbehave: what is bought, captured and handed over stays one of each.
 import { runDurableObjectAlarm } from "cloudflare:test";
 import type { Abi, Address, Hex } from "viem";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { beforeEach, expect, test } from "vitest";
 import type { WalletOrder } from "../../../../src/chain/orders.ts";
 import { loadPayment } from "../../../../src/db/payments.ts";
+import { vms } from "../../../../src/db/schema.ts";
 import type { Context } from "../../../../src/provisioner/context.ts";
 import { reap } from "../../../../src/provisioner/machines/reap.ts";
 import { takeStep } from "../../../../src/provisioner/payments/run.ts";
+import { machineRow } from "../../../rows.ts";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { transfer } from "../../../world/agent.ts";
 import artifacts from "../../../world/contracts/artifacts.json";
 import { cancel, paymentHeaderV2, submit } from "../../../world/payer.ts";
 import type { RpcFault } from "../../../world/rpc-proxy.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
-import { type Deployment, deploy } from "../../deployment.ts";
+import { type Deployment, deploy, type Row } from "../../deployment.ts";
 import {
+  accepted,
+  at,
   computeBody,
   give,
+  inState,
+  isDelivered,
   mined,
-  orderMachine,
   ownerOf,
   playUntil,
   post,
@@ -34,31 +39,18 @@ import { forgetLists } from "../../vendors.ts";
 const PRICE = 500_000n;
 const payer = agent(1);
 
-type Row = Record<string, unknown>;
 let world: Deployment;
 let had: { usdc: bigint; sold: bigint };
 beforeEach(async () => {
   world = await deploy();
   had = { usdc: await usdcOf(payer.address), sold: await sold() };
 });
-afterEach(async () => {
-  await chain.node.setAutomine(true);
-  await clearRpcFaults();
-});
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
 const bought = async () => (await sold()) - had.sold;
 const set = (id: string, columns: string) =>
   world.sql.prepare(`UPDATE payments SET ${columns}, generation = generation + 1 WHERE id = ?`).bind(id).run();
-const at = (step: string) => (row: Row) => row["step"] === step;
-const delivered = ({ step }: Row) => step === "close" || step === "idle";
 
-async function accepted() {
-  const sent = await orderMachine(world, payer);
-  const body = (await sent.answer.json()) as { purchaseId: string };
-  expect(sent.answer.status, JSON.stringify(body)).toBe(202);
-  return { ...sent, id: body.purchaseId };
-}
 /** Until the machine answers and no further: nothing is captured yet. */
 async function untilMachineRuns(id: string): Promise<void> {
   await world.drain();
@@ -85,12 +77,10 @@ async function loseMachine(): Promise<void> {
 }
 /** As one branch's token is left in an order when another branch wins. */
 async function pretendAnotherToken(id: string): Promise<void> {
-  await world.sql
-    .prepare(
-      `INSERT INTO vms (incarnation, token_id, current, owner, tier, vm_type, tx_hash, block_number, status, step, failure, deadline, created_at, expires_at)
-       SELECT incarnation || 'x', 999999, 0, owner, tier, vm_type, tx_hash, block_number, 'failed', 'idle', 'purchase_invented', deadline, created_at, expires_at FROM vms`,
-    )
-    .run();
+  const { incarnation, owner, tx_hash: txHash, block_number: blockNumber, created_at: createdAt } = await theVm();
+  const purchase = { incarnation: `${incarnation}x`, tokenId: 999_999, owner, txHash, blockNumber, createdAt };
+  const left = { current: false, status: "failed", step: "idle", failure: "purchase_invented" } as const;
+  await world.insert(vms, machineRow({ ...purchase, ...left }));
   await set(id, "incarnation = incarnation || 'x', token_id = 999999, wake_at = 1");
 }
 /** Until no machine is left; the vendor keeps one locked for a while. */
@@ -103,7 +93,7 @@ async function gone(): Promise<void> {
 }
 
 test("the facilitator is not needed for the capture: it is down from the acceptance on", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await addFacilitatorFault({ call: "verify", kind: "down" });
   await addFacilitatorFault({ call: "settle", kind: "down" });
   expect(await playUntil(world, id, at("close"))).toMatchObject({ state: "settled" });
@@ -119,13 +109,13 @@ const LIES: RpcFault[] = [
 ];
 test.each(LIES)("one node that is made to $kind $method makes nothing bought or captured twice", async (fault) => {
   await addRpcFault(fault);
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   expect(await playUntil(world, id, at("close"))).toMatchObject({ state: "settled" });
   expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
 });
 
 test("messages that come twice at once, late, or of an old generation change nothing", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   const seen: { payment: string; generation: number }[] = [];
   const double = async () => {
     for (const { body } of world.sent) if (body.kind === "payment") seen.push(body);
@@ -157,7 +147,7 @@ test("messages that come twice at once, late, or of an old generation change not
 });
 
 test("a process that dies between the wallet's word and the row's buys, captures and hands over once", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await world.drain();
   const { purchase_tx: purchaseTx } = await world.payment(id);
   expect(purchaseTx).toMatch(/^0x/);
@@ -175,7 +165,7 @@ test("a process that dies between the wallet's word and the row's buys, captures
     "step = 'deliver', served_at = NULL",
   ]) {
     await set(id, `${columns}, wake_at = 0`);
-    expect(await playUntil(world, id, delivered), columns).toMatchObject({ ...hashes, state: "settled" });
+    expect(await playUntil(world, id, isDelivered), columns).toMatchObject({ ...hashes, state: "settled" });
   }
   expect([await charged(), await bought()]).toEqual([PRICE, 1n]);
   expect(await ownerOf(done["token_id"])).toBe(payer.address);
@@ -201,7 +191,7 @@ test.each([
 ])(
   "a stranger's transaction that overtakes our capture has paid us, and %s: it was held against the payer, and his machine ended (hard case 2)",
   async (_, blocks) => {
-    const { id, signed } = await accepted();
+    const { id, signed } = await accepted(world, payer);
     await untilMachineRuns(id);
     await chain.node.setAutomine(false);
     await world.drain(async () => (await world.payment(id))["state"] === "settling");
@@ -231,7 +221,7 @@ test("nor is it where ours would fail, and the payer has nothing left: his balan
   const balance = await usdcOf(payer.address);
   await give(payer, deployer.address, balance - PRICE);
   try {
-    const { id, signed } = await accepted();
+    const { id, signed } = await accepted(world, payer);
     await untilMachineRuns(id);
     await set(id, "step = 'capture'");
     // The first node is slow to tell balances, and the third to tell uses: it is a block behind.
@@ -264,7 +254,7 @@ test("nor is it where ours would fail, and the payer has nothing left: his balan
 });
 
 test("our capture's own failure is held against its payer only by a look that is no older than it", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await untilMachineRuns(id);
   await set(id, "step = 'capture', state = 'settling'");
   const blockNumber = Number(await chain.reader.getBlockNumber()) + 1;
@@ -276,7 +266,7 @@ test("our capture's own failure is held against its payer only by a look that is
 });
 
 test("a capture that a reorg took back and its payer then cancelled is for a person: the books say so (hard case 16)", async () => {
-  const { id, signed } = await accepted();
+  const { id, signed } = await accepted(world, payer);
   await playUntil(world, id, at("close"));
   await chain.rollback(2);
   await chain.dropAll();
@@ -289,7 +279,7 @@ test("a capture that a reorg took back and its payer then cancelled is for a per
 });
 
 test("a machine that vanishes between the capture and the token's transfer is replaced: it failed as an order that is over, and nothing was paid back", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await untilMachineRuns(id);
   await untilTokenMoves(id);
   await loseMachine();
@@ -305,7 +295,7 @@ test("a machine that vanishes between the capture and the token's transfer is re
 });
 
 test("a machine that fails for good while its token is on its way is owed to the payer: it was ours when it failed, and nothing was booked", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await untilMachineRuns(id);
   await untilTokenMoves(id);
   await loseMachine();
@@ -331,7 +321,7 @@ test("a machine that fails for good while its token is on its way is owed to the
 });
 
 test("an order given up while a reorg has its purchase leaves no machine behind: it ran on for nobody once the purchase was back (seed 10838)", async () => {
-  const { id, signed } = await accepted();
+  const { id, signed } = await accepted(world, payer);
   await untilMachineRuns(id);
   await chain.rollback(2);
   await chain.dropAll();
@@ -354,7 +344,7 @@ test("an order given up while a reorg has its purchase leaves no machine behind:
 });
 
 test("an order given up while its purchase was thought to be replaced leaves no machine behind: it was taken back to work (seed 81202)", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await untilMachineRuns(id);
   // As a sale that one node invents leaves it.
   await world.sql.prepare("UPDATE vms SET current = 0, step = 'retire', generation = generation + 1").run();
@@ -368,7 +358,7 @@ test("an order given up while its purchase was thought to be replaced leaves no 
 });
 
 test("an order whose token a reorg has changed, and changed back, follows it: it was given up, and its machine ran for nobody (seed 83558)", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await untilMachineRuns(id);
   const { incarnation, token_id: tokenId } = await world.payment(id);
   await pretendAnotherToken(id);
@@ -377,7 +367,7 @@ test("an order whose token a reorg has changed, and changed back, follows it: it
 });
 
 test("a token that went to the payer and was another order's after a reorg is followed by the one that he paid for (seed 88080)", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   const { incarnation, token_id: tokenId } = await playUntil(world, id, at("close"));
   await transfer(chain, payer, operator.address, Number(tokenId));
   await pretendAnotherToken(id);
@@ -385,7 +375,7 @@ test("a token that went to the payer and was another order's after a reorg is fo
 });
 
 test("what became of an order whose token is no purchase of ours any more is for a person to see: its books never closed", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await playUntil(world, id, at("close"));
   // As retiring leaves it, once final history is past its block; the token that was its own is another purchase's.
   const { token_id: tokenId } = await world.payment(id);
@@ -397,19 +387,19 @@ test("what became of an order whose token is no purchase of ours any more is for
 });
 
 test("an order that came to nothing holds the token that a reorg gave its purchase meanwhile: it was in nobody's stock (seed 20)", async () => {
-  const { id, signed } = await accepted();
+  const { id, signed } = await accepted(world, payer);
   await untilMachineRuns(id);
   await cancel(chain, payer, signed, USDC_ADDRESS);
   const { incarnation } = await playUntil(world, id, at("release"));
   await pretendAnotherToken(id);
   await set(id, "wake_at = 1");
-  const released = await playUntil(world, id, ({ state }) => state === "released");
+  const released = await playUntil(world, id, inState("released"));
   expect(released).toMatchObject({ incarnation, held: 1 });
   expect(await ownerOf(released["token_id"])).toBe(operator.address);
 });
 
 test("two orders of one payer, the token of one his by the transfer for the other, are two purchases and nothing is paid back", async () => {
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   const { incarnation } = await playUntil(world, id, at("close"));
   await pretendAnotherToken(id);
   await world.sql.prepare("UPDATE vms SET status = 'failed', failure = 'no_machine_in_time' WHERE current = 1").run();
@@ -423,7 +413,7 @@ test("two orders of one payer, the token of one his by the transfer for the othe
 
 test("a machine that never answers costs nothing, ends at the vendor, and its token is held", async () => {
   await addFault("vultr", { call: "create", kind: "never_boots" });
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   const row = await playUntil(world, id, at("provision"));
   await world.drain(async () => (await world.machines("vultr")).length > 0);
   await world.missDeadlines();
@@ -442,7 +432,7 @@ test("a machine that never answers costs nothing, ends at the vendor, and its to
 test("of a tier that is captured first the machine and the token follow the charge", async () => {
   const first = { CAPTURE_FIRST_TIERS: "0" };
   world = await deploy({ edge: first, provisioner: first });
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await world.drain();
   expect(await world.payment(id)).toMatchObject({ state: "settled", step: "buy" });
   expect(await charged()).toBe(PRICE);
@@ -473,18 +463,18 @@ test("a wallet that is a contract pays by its keeper's signature, and the token 
 test("what was charged first and can't be bought for a quarter of an hour is paid back: its payer waited for as long as we had no money", async () => {
   const first = { CAPTURE_FIRST_TIERS: "0" };
   world = await deploy({ edge: first, provisioner: { ...first, PURCHASE_LIMIT_USDC_PER_DAY: "0" } });
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await playUntil(world, id, ({ state, step }) => state === "settled" && step === "buy");
   expect(await usdcOf(payer.address)).toBe(had.usdc - PRICE);
   world.passTime(901);
-  await playUntil(world, id, ({ state }) => state === "refunded");
+  await playUntil(world, id, inState("refunded"));
   expect(await usdcOf(payer.address)).toBe(had.usdc);
 });
 
 test("what was charged first, long before its machine was up, is handed over after a pause and a no: its delivery had no time, and a running machine was ended", async () => {
   const first = { CAPTURE_FIRST_TIERS: "0" };
   world = await deploy({ edge: first, provisioner: first });
-  const { id } = await accepted();
+  const { id } = await accepted(world, payer);
   await playUntil(world, id, ({ state, step }) => state === "settled" && step === "provision");
   await world.pause("payouts");
   world.passTime(1_000);

@@ -2,14 +2,20 @@
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { parseAbi, parseEther } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { catalogs, paymentLinks, payments } from "../../../../src/db/schema.ts";
+import { paymentRow } from "../../../rows.ts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../../world/addresses.ts";
 import { cancel, submit } from "../../../world/payer.ts";
 import { agent, chain, deployer, operator } from "../../chain.ts";
-import { type Deployment, deploy } from "../../deployment.ts";
+import { type Deployment, deploy, type Row } from "../../deployment.ts";
 import {
+  accepted,
+  at,
   claw,
   coin,
   give,
+  inState,
+  isDelivered,
   mined,
   orderMachine,
   ownerOf,
@@ -24,7 +30,6 @@ import { addFault, addRpcFault, clearFaults } from "../../faults.ts";
 
 const PRICE = 500_000n;
 
-type Row = Record<string, unknown>;
 let world: Deployment;
 beforeEach(async () => {
   world = await deploy();
@@ -38,19 +43,8 @@ afterEach(async () => {
 const pauseTransfers = () =>
   mined(chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [true] }));
 
-async function accepted(index: number, order: Parameters<typeof signPurchaseOf>[2] = {}) {
-  const sent = await orderMachine(world, agent(index), order);
-  const body = (await sent.answer.json()) as { purchaseId: string; code?: string };
-  expect(sent.answer.status, JSON.stringify(body)).toBe(202);
-  return { ...sent, id: body.purchaseId };
-}
 /** Plays the order until the machine has been ordered and waits for its boot. */
-const untilProvisioned = (id: string) => playUntil(world, id, ({ step }) => step === "provision");
-const delivered = ({ step }: Row) => step === "close" || step === "idle";
-const at = (step: string) => (row: Row) => row["step"] === step;
-const inState = (state: string) => (row: Row) => row["state"] === state;
-/** No machine can be had any more, by the chain's clock. */
-const tooLate = () => world.missDeadlines();
+const untilProvisioned = (id: string) => playUntil(world, id, at("provision"));
 /** The time of the authorization is over for us; what was signed is not asked about any more. */
 const runOut = (id: string) => world.sql.prepare("UPDATE payments SET valid_before = 1 WHERE id = ?").bind(id).run();
 
@@ -64,7 +58,7 @@ test("five identical orders at once are one row, one token and one capture, and 
   expect(answers.map(({ status }) => status)).toEqual([202, 202, 202, 202, 202]);
   const id = bodies[0]?.purchaseId ?? "";
   expect(new Set(bodies.map(({ purchaseId }) => purchaseId)).size).toBe(1);
-  await playUntil(world, id, delivered);
+  await playUntil(world, id, isDelivered);
   expect(await usdcOf(agent(1).address)).toBe(before[0] - PRICE);
   expect(await sold()).toBe(before[1] + 1n);
   const later = await post(world, "/x402/purchase-compute", body, headers);
@@ -75,8 +69,8 @@ test("five identical orders at once are one row, one token and one capture, and 
 });
 
 test("a payer who lost the answer finds the purchase by nonce, by each transaction, and by its id", async () => {
-  const { id, signed } = await accepted(1);
-  const row = await playUntil(world, id, delivered);
+  const { id, signed } = await accepted(world, agent(1));
+  const row = await playUntil(world, id, isDelivered);
   const hashes = [row["purchase_tx"], row["settle_tx"], row["transfer_tx"]];
   for (const query of [`nonce=${signed.authorization.nonce}`, ...hashes.map((hash) => `tx=${hash}`)]) {
     const answer = await world.request(`/x402/purchases?${query}`);
@@ -95,7 +89,7 @@ test("a payer who lost the answer finds the purchase by nonce, by each transacti
 
 test("until the payment is captured nobody is shown a host, and the token is ours", async () => {
   await addFault("vultr", { call: "create", kind: "wrong_mark", times: 1 });
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   const row = await untilProvisioned(id);
   expect(await ownerOf(row["token_id"])).toBe(operator.address);
   await world.sql.prepare("UPDATE vms SET ssh_host = '203.0.113.9'").run();
@@ -122,13 +116,8 @@ test("a tier that is off, a wallet without money or gas, and dear gas are refuse
   await give(deployer, operator.address, funds);
   const dear = await deploy({ edge: { MAX_BASE_FEE_GWEI: "0" } });
   expect((await post(dear, "/x402/purchase-compute", { tier: 0, durationDays: 1 })).status).toBe(503);
-  const none = JSON.stringify({
-    vultr: { readAt: Date.now(), offers: [{ region: "ewr", plan: "vc2-1c-1gb", stock: "none" }] },
-  });
-  await world.sql
-    .prepare("INSERT INTO catalogs (id, stock) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET stock = ?")
-    .bind(none, none)
-    .run();
+  const none = { region: "ewr", plan: "vc2-1c-1gb", stock: "none" } as const;
+  await world.insert(catalogs, { id: 1, stock: { vultr: { readAt: Date.now(), offers: [none] } } });
   const soldOut = await post(world, "/x402/purchase-compute", { tier: 0, durationDays: 1 });
   expect(await soldOut.json()).toMatchObject({ code: "sold_out" });
   expect(await world.rows("SELECT * FROM payments")).toEqual([]);
@@ -148,35 +137,39 @@ test("a price that changed after its quote is kept for a while, and no price tha
   const kept = await send(other);
   expect(kept.status).toBe(202);
   const { purchaseId } = (await kept.json()) as { purchaseId: string };
-  await playUntil(world, purchaseId, delivered);
+  await playUntil(world, purchaseId, isDelivered);
   await setTier(PRICE, true);
   const forged = await signPurchaseOf(world, agent(2));
-  await world.sql
-    .prepare(
-      `INSERT INTO payments (id, kind, chain_id, payer, nonce, request, amount, pay_to, valid_after, valid_before, signature,
-        state, step, from_block, tier, duration_days, quoted_block, wake_at, created_at)
-        SELECT ?1, kind, chain_id, ?2, ?3, request, '1', pay_to, valid_after, ?4, ?5,
-        'authorized', 'check', from_block, 0, 1, quoted_block, 1, created_at FROM payments LIMIT 1`,
-    )
-    .bind(
-      "f".repeat(32),
-      agent(2).address.toLowerCase(),
-      forged.signed.authorization.nonce,
-      Number(forged.signed.authorization.validBefore),
-      forged.signed.signature,
-    )
-    .run();
+  const { authorization, signature } = forged.signed;
+  const { pay_to: payTo, from_block: fromBlock, quoted_block: quotedBlock } = await world.payment(purchaseId);
+  const row = paymentRow({
+    id: "f".repeat(32),
+    payer: agent(2).address.toLowerCase(),
+    nonce: authorization.nonce,
+    amount: "1",
+    payTo,
+    validBefore: Number(authorization.validBefore),
+    signature,
+    state: "authorized",
+    step: "check",
+    fromBlock,
+    tier: 0,
+    durationDays: 1,
+    quotedBlock,
+    wakeAt: 1,
+  });
+  await world.insert(payments, row);
   const before = await sold();
-  expect(await playUntil(world, "f".repeat(32), inState("releasing"))).toMatchObject({ reason: "signature" });
+  expect(await playUntil(world, row.id, inState("releasing"))).toMatchObject({ reason: "signature" });
   expect(await sold()).toBe(before);
 });
 
 test("no machine: nothing is captured, the authorization is released on final history, and the token serves the next order", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });
   const before = await usdcOf(agent(1).address);
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   const row = await untilProvisioned(id);
-  await tooLate();
+  await world.missDeadlines();
   expect(await playUntil(world, id, inState("releasing"))).toMatchObject({ held: 1, settle_tx: null });
   expect(await usdcOf(agent(1).address)).toBe(before);
   expect(await world.rows("SELECT * FROM refunds")).toEqual([]);
@@ -189,8 +182,8 @@ test("no machine: nothing is captured, the authorization is released on final hi
   expect(fresh).toMatchObject({ status: "released", charged: false });
   await clearFaults();
   const tokens = await sold();
-  const next = await accepted(2);
-  const served = await playUntil(world, next.id, delivered);
+  const next = await accepted(world, agent(2));
+  const served = await playUntil(world, next.id, isDelivered);
   expect(served).toMatchObject({ token_id: row["token_id"], state: "settled" });
   expect(await sold()).toBe(tokens);
   expect(await ownerOf(row["token_id"])).toBe(agent(2).address);
@@ -198,7 +191,7 @@ test("no machine: nothing is captured, the authorization is released on final hi
 const fetchStatus = (id: string) => world.request(`/x402/purchases/${id}`);
 
 test("a wallet that signs fifty times over one balance has one order open until it has paid once (hard case 18)", async () => {
-  const { id } = await accepted(3);
+  const { id } = await accepted(world, agent(3));
   // Each of another length: the same order twice would be one.
   const signed = await Promise.all(
     Array.from({ length: 49 }, (_, i) => signPurchaseOf(world, agent(3), { durationDays: i + 2 })),
@@ -210,7 +203,7 @@ test("a wallet that signs fifty times over one balance has one order open until 
   );
   expect(new Set(answers.map(({ status }) => status))).toEqual(new Set([409]));
   expect(await answers[0]?.json()).toMatchObject({ code: "order_open" });
-  await playUntil(world, id, delivered);
+  await playUntil(world, id, isDelivered);
   const balance = await usdcOf(agent(3).address);
   const rest = PRICE + PRICE / 2n;
   await give(agent(3), deployer.address, balance - rest);
@@ -221,11 +214,11 @@ test("a wallet that signs fifty times over one balance has one order open until 
 });
 
 test("a payer whose money is gone when the machine is there: it ends, the token stays ours, and the payer is remembered (hard case 18)", async () => {
-  const { id } = await accepted(4);
+  const { id } = await accepted(world, agent(4));
   const row = await untilProvisioned(id);
   const balance = await usdcOf(agent(4).address);
   await give(agent(4), deployer.address, balance);
-  const given = await playUntil(world, id, ({ state }) => state === "releasing");
+  const given = await playUntil(world, id, inState("releasing"));
   expect(given).toMatchObject({ reason: "capture_refused", held: 1 });
   await world.drain();
   await playUntil(world, id, at("release"));
@@ -240,11 +233,11 @@ test("a payer whose money is gone when the machine is there: it ends, the token 
 test("a token that can't move is noticed before anything is bought, and before the capture (hard case 19)", async () => {
   await pauseTransfers();
   const before = [await usdcOf(agent(1).address), await sold()] as const;
-  const first = await accepted(1);
+  const first = await accepted(world, agent(1));
   expect(await playUntil(world, first.id, inState("releasing"))).toMatchObject({ reason: "cannot_deliver" });
   expect(await sold()).toBe(before[1]);
   await mined(chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [false] }));
-  const second = await accepted(1);
+  const second = await accepted(world, agent(1));
   await untilProvisioned(second.id);
   await pauseTransfers();
   expect(await playUntil(world, second.id, inState("releasing"))).toMatchObject({ reason: "cannot_receive", held: 1 });
@@ -253,14 +246,14 @@ test("a token that can't move is noticed before anything is bought, and before t
 
 test("captured, and the token can't move: paid back on final history, and the machine ends (hard case 19)", async () => {
   const before = await usdcOf(agent(2).address);
-  const { id } = await accepted(2);
+  const { id } = await accepted(world, agent(2));
   await untilProvisioned(id);
   await chain.node.setAutomine(false);
   await world.drain(async () => (await world.payment(id))["state"] === "settling");
   await chain.wallet(deployer).writeContract({ ...claw, functionName: "setTransfersPaused", args: [true] });
   await chain.mine(1);
   await chain.node.setAutomine(true);
-  await playUntil(world, id, ({ state }) => state === "settled");
+  await playUntil(world, id, inState("settled"));
   await world.sql.prepare("UPDATE payments SET failing_since = 1 WHERE id = ?").bind(id).run();
   const row = await playUntil(world, id, inState("refunded"));
   expect(row).toMatchObject({ reason: "not_delivered", held: 1 });
@@ -269,7 +262,7 @@ test("captured, and the token can't move: paid back on final history, and the ma
 });
 
 test("a purchase of ours that the scan sees before it is linked waits for its link (hard case 20)", async () => {
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   await world.drain();
   const links = await world.rows("SELECT * FROM payment_links");
   expect(links).toMatchObject([{ payment: id }]);
@@ -282,12 +275,12 @@ test("a purchase of ours that the scan sees before it is linked waits for its li
   }
   expect(await world.rows("SELECT * FROM attempts")).toEqual([]);
   expect(await world.payment(id)).toMatchObject({ step: "buy", incarnation: null });
-  await world.sql.prepare("INSERT INTO payment_links VALUES (?, ?, 1)").bind(links[0]?.["tx_hash"], id).run();
-  expect(await playUntil(world, id, delivered)).toMatchObject({ state: "settled" });
+  await world.insert(paymentLinks, { txHash: links[0]?.["tx_hash"], payment: id, createdAt: 1 });
+  expect(await playUntil(world, id, isDelivered)).toMatchObject({ state: "settled" });
 });
 
 test("a purchase of ours that never shows as ours, final as it is, is given up: its order waited for ever (seed 103196)", async () => {
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   await world.drain();
   const { purchase_tx: purchaseTx } = await world.payment(id);
   // Its token is with somebody else by the time that it is seen, as after a deep reorg.
@@ -316,7 +309,7 @@ test("what the operator wallet buys for nobody gets no machine, and is not paid 
   );
   await mined(wallet.writeContract({ address: CONTRACT_ADDRESS, abi, functionName: "purchaseVM", args: [0, 1] }));
   await world.scan();
-  await tooLate();
+  await world.missDeadlines();
   await world.drain();
   expect(await world.rows("SELECT * FROM attempts")).toEqual([]);
   expect(await world.rows("SELECT status, failure FROM vms")).toEqual([
@@ -327,10 +320,10 @@ test("what the operator wallet buys for nobody gets no machine, and is not paid 
 
 test("a stranger submits the authorization while the machine is made: it counts, once (hard case 2)", async () => {
   const before = await usdcOf(agent(1).address);
-  const { id, signed } = await accepted(1);
+  const { id, signed } = await accepted(world, agent(1));
   await untilProvisioned(id);
   const txHash = await submit(chain, agent(3), signed, USDC_ADDRESS);
-  const row = await playUntil(world, id, delivered);
+  const row = await playUntil(world, id, isDelivered);
   expect(row).toMatchObject({ state: "settled", settle_tx: txHash });
   expect(await usdcOf(agent(1).address)).toBe(before - PRICE);
   expect(await ownerOf(row["token_id"])).toBe(agent(1).address);
@@ -339,9 +332,9 @@ test("a stranger submits the authorization while the machine is made: it counts,
 test("a stranger submits it after we have given up: it is paid back on final history, once (hard case 2)", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });
   const before = await usdcOf(agent(1).address);
-  const { id, signed } = await accepted(1);
+  const { id, signed } = await accepted(world, agent(1));
   await untilProvisioned(id);
-  await tooLate();
+  await world.missDeadlines();
   await playUntil(world, id, inState("releasing"));
   await submit(chain, agent(3), signed, USDC_ADDRESS);
   expect(await usdcOf(agent(1).address)).toBe(before - PRICE);
@@ -353,11 +346,11 @@ test("a stranger submits it after we have given up: it is paid back on final his
 test("a reorg undoes what a stranger submitted, and nobody does so again: released, and not waiting to be paid back for ever (seed 77781)", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });
   const before = await usdcOf(agent(1).address);
-  const { id, signed } = await accepted(1);
+  const { id, signed } = await accepted(world, agent(1));
   const head = await chain.reader.getBlockNumber();
   await submit(chain, agent(3), signed, USDC_ADDRESS);
   expect(await untilProvisioned(id)).toMatchObject({ state: "settled" });
-  await tooLate();
+  await world.missDeadlines();
   await world.pause("payouts");
   await world.drain(async () => (await world.payment(id))["state"] === "refund_due");
   const depth = Number((await chain.reader.getBlockNumber()) - head);
@@ -371,7 +364,7 @@ test("a reorg undoes what a stranger submitted, and nobody does so again: releas
 });
 
 test("a payer who cancels the authorization gets no machine (hard case 2)", async () => {
-  const { id, signed } = await accepted(1);
+  const { id, signed } = await accepted(world, agent(1));
   await untilProvisioned(id);
   await cancel(chain, agent(1), signed, USDC_ADDRESS);
   expect(await playUntil(world, id, inState("released"))).toMatchObject({ reason: "capture_refused", held: 1 });
@@ -381,7 +374,7 @@ test("a payer who cancels the authorization gets no machine (hard case 2)", asyn
 
 test("a reorg takes capture and transfer back: both are sent again, and the books close on final history (hard case 16)", async () => {
   const before = await usdcOf(agent(1).address);
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   const row = await playUntil(world, id, at("close"));
   await chain.rollback(2);
   expect(await usdcOf(agent(1).address)).toBe(before);
@@ -395,18 +388,18 @@ test("a reorg takes capture and transfer back: both are sent again, and the book
 test("one node that lies or is down makes nothing bought or captured twice", async () => {
   const before = [await usdcOf(agent(1).address), await sold()] as const;
   await addRpcFault({ kind: "lag", blocks: 3 });
-  const { id } = await accepted(1);
-  await playUntil(world, id, delivered);
+  const { id } = await accepted(world, agent(1));
+  await playUntil(world, id, isDelivered);
   expect(await usdcOf(agent(1).address)).toBe(before[0] - PRICE);
   expect(await sold()).toBe(before[1] + 1n);
 });
 
 test("a crash after the wallet has the order and before the row says so buys, captures and hands over once", async () => {
   const before = [await usdcOf(agent(1).address), await sold()] as const;
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   const seen = new Set<unknown>();
   const crashed = async (row: Row) => {
-    if (delivered(row)) return true;
+    if (isDelivered(row)) return true;
     if (!seen.has(row["step"])) {
       seen.add(row["step"]);
       // What a message does that dies right after it: the row is as it was, and comes again under a new generation.
@@ -428,7 +421,7 @@ test("a crash after the wallet has the order and before the row says so buys, ca
     await world.sweep();
     await world.drain();
   }
-  await playUntil(world, id, delivered);
+  await playUntil(world, id, isDelivered);
   expect(await usdcOf(agent(1).address)).toBe(before[0] - PRICE);
   expect(await sold()).toBe(before[1] + 1n);
 });
@@ -442,17 +435,17 @@ test("a tier that is captured first is charged before there is a machine, says s
     accepts: { description: string }[];
   };
   expect(quote.accepts[0]?.description).toContain("Charged at once");
-  const { id } = await accepted(1);
+  const { id } = await accepted(world, agent(1));
   await untilProvisioned(id);
   expect(await usdcOf(agent(1).address)).toBe(before - PRICE);
-  await tooLate();
+  await world.missDeadlines();
   await playUntil(world, id, inState("refunded"));
   expect(await usdcOf(agent(1).address)).toBe(before);
 });
 
 test("the wallet leaves no allowance behind, and has gas and coins counted for every order", async () => {
-  const { id } = await accepted(1);
-  await playUntil(world, id, delivered);
+  const { id } = await accepted(world, agent(1));
+  await playUntil(world, id, isDelivered);
   const args = [operator.address, CONTRACT_ADDRESS] as const;
   expect(await chain.reader.readContract({ ...coin, functionName: "allowance", args })).toBe(0n);
   expect(await chain.reader.getBalance({ address: operator.address })).toBeLessThan(parseEther("10000"));

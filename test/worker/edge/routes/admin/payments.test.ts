@@ -1,11 +1,13 @@
 // What operators see and decide of payments by x402, and the books against the chain.
 import { beforeEach, expect, test } from "vitest";
+import { refunds } from "../../../../../src/db/schema.ts";
+import { refundRow } from "../../../../rows.ts";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { submit } from "../../../../world/payer.ts";
 import { agent, chain, operator as wallet } from "../../../chain.ts";
 import { type Deployment, deploy } from "../../../deployment.ts";
 import { addFault, clearFaults } from "../../../faults.ts";
-import { give, orderMachine, playUntil, signPurchaseOf, usdcOf } from "../x402/till.ts";
+import { accepted, at, give, inState, orderMachine, playUntil, signPurchaseOf, usdcOf } from "../x402/till.ts";
 import { type Operator, operator } from "./operator.ts";
 
 type Row = { id: string; state: string; reason: string | null; amount: string; cost: string | null; payer: string };
@@ -23,10 +25,9 @@ beforeEach(async () => {
 });
 
 async function delivered(index: number): Promise<string> {
-  const { answer } = await orderMachine(world, agent(index));
-  const { purchaseId } = (await answer.json()) as { purchaseId: string };
-  await playUntil(world, purchaseId, ({ step }) => step === "idle");
-  return purchaseId;
+  const { id } = await accepted(world, agent(index));
+  await playUntil(world, id, at("idle"));
+  return id;
 }
 const books = async (): Promise<Books> => {
   await chain.mine(4);
@@ -65,11 +66,10 @@ test("the books explain a purchase and its capture; a top-up and a payment that 
 
 test("a purchase whose token served a later order is explained by the order that paid for it: it was called unexplained", async () => {
   await addFault("vultr", { call: "create", kind: "sold_out" });
-  const { answer } = await orderMachine(world, agent(1), { region: "europe" });
-  const { purchaseId } = (await answer.json()) as { purchaseId: string };
-  const { token_id: held } = await playUntil(world, purchaseId, ({ step }) => step === "provision");
+  const { id } = await accepted(world, agent(1), { region: "europe" });
+  const { token_id: held } = await playUntil(world, id, at("provision"));
   await world.missDeadlines();
-  await playUntil(world, purchaseId, ({ step }) => step === "release");
+  await playUntil(world, id, at("release"));
   await clearFaults();
   const served = await playUntil(world, await delivered(2), () => true);
   expect(served).toMatchObject({ token_id: held, cost: "0" });
@@ -86,11 +86,8 @@ test("two refunds of one purchase that are more than its price together are not 
   from = Number(await chain.reader.getBlockNumber()) + 1;
   const pay = async (kind: "failed" | "late", amount: bigint) => {
     const { transactionHash } = await give(wallet, agent(4).address, amount);
-    const columns = "incarnation, kind, token_id, state, amount, tx_hash, created_at";
-    await world.sql
-      .prepare(`INSERT INTO refunds (${columns}) VALUES (?, ?, ?, 'paid', ?, ?, 1)`)
-      .bind(incarnation, kind, tokenId, String(amount), transactionHash)
-      .run();
+    const paid = { state: "paid", amount: String(amount), txHash: transactionHash } as const;
+    await world.insert(refunds, refundRow({ incarnation, kind, tokenId, ...paid }));
   };
   await pay("failed", 500_000n);
   expect(await books()).toMatchObject({ outgoing: { transfers: 1, explained: "0.50" } });
@@ -120,7 +117,7 @@ test("a held payment is paid back by an operator's order, once, or noted as paid
   for (const id of [first, second]) await hold(id);
   const before = await usdcOf(agent(1).address);
   expect((await ask("POST", `/admin/payments/${first}/refund`, because)).body).toMatchObject({ state: "refund_due" });
-  await playUntil(world, first, ({ state }) => state === "refunded");
+  await playUntil(world, first, inState("refunded"));
   expect(await usdcOf(agent(1).address)).toBe(before + 500_000n);
   expect((await ask("POST", `/admin/payments/${first}/refund`, because)).body.code).toBe("not_payable");
   const byHand = { ...because, txHash: `0x${"ab".repeat(32)}` };

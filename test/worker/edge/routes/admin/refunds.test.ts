@@ -1,24 +1,17 @@
 // What operators see and decide of refunds, and the claim of a token's owner (hard case 17).
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { beforeEach, expect, test } from "vitest";
+import { refunds } from "../../../../../src/db/schema.ts";
+import { refundRow } from "../../../../rows.ts";
 import { freshHeaders, transfer } from "../../../../world/agent.ts";
 import { agent, chain } from "../../../chain.ts";
-import { type Deployment, deploy } from "../../../deployment.ts";
-import { addFault } from "../../../faults.ts";
+import { buyAndFail, type Deployment, deploy } from "../../../deployment.ts";
 import { type Operator, operator } from "./operator.ts";
 
 type Refund = { tokenId: number; kind: string; state: string; reason: string | null; amount: string; payTo: string };
 type Page = { refunds: Refund[]; nextCursor?: string };
 const because = { reason: "checked" };
 
-async function failedPurchase(world: Deployment, index = 0): Promise<number> {
-  await addFault("vultr", { call: "create", kind: "sold_out" });
-  const { tokenId } = await world.buy(index);
-  await world.scan();
-  await world.missDeadlines();
-  await world.drain();
-  return tokenId;
-}
 /** What the sweep does for refunds, the wallet's alarm, and blocks until it is final. */
 async function payOut(world: Deployment, minutes = 0): Promise<void> {
   world.sent.length = 0;
@@ -48,13 +41,14 @@ beforeEach(async () => {
 });
 
 test("refunds by state, newest token first, in pages that split no token's two", async () => {
-  const first = await failedPurchase(world);
-  const second = await failedPurchase(world);
-  await world.sql
-    .prepare(
-      "INSERT INTO refunds SELECT incarnation, 'late', token_id, 'recorded', NULL, 60, '347', NULL, NULL, NULL, NULL, created_at, NULL FROM refunds",
-    )
-    .run();
+  const first = await buyAndFail(world);
+  const second = await buyAndFail(world);
+  const failed = await world.db.select().from(refunds);
+  const late = { kind: "late", state: "recorded", owedSeconds: 60, amount: "347" } as const;
+  await world.insert(
+    refunds,
+    ...failed.map(({ incarnation, tokenId }) => refundRow({ incarnation, tokenId, ...late })),
+  );
   const all = (await ask<Page>("GET", "/admin/refunds")).body.refunds.map(({ tokenId, kind }) => `${tokenId} ${kind}`);
   expect(all).toEqual([`${second} late`, `${second} failed`, `${first} late`, `${first} failed`]);
   const paged = [];
@@ -75,7 +69,7 @@ test("refunds by state, newest token first, in pages that split no token's two",
 });
 
 test("where refunds are manual, an operator's word pays the buyer, once", async () => {
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   expect(await refundOf(world, tokenId)).toMatchObject({ state: "waiting", reason: "manual" });
   const paid = await ask<Refund>("POST", `/admin/refunds/${tokenId}/failed/pay`, because);
   expect(paid).toMatchObject({ status: 200, body: { tokenId, kind: "failed", state: "due", amount: "0.50" } });
@@ -90,7 +84,7 @@ test("where refunds are manual, an operator's word pays the buyer, once", async 
 });
 
 test("whom an operator names is paid only if the token is his in final history (hard case 17)", async () => {
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   await transfer(chain, agent(0), agent(1).address, tokenId);
   await chain.mine(3);
   const pay = (payTo?: string) =>
@@ -107,7 +101,7 @@ test("whom an operator names is paid only if the token is his in final history (
 });
 
 test("what was paid by hand is noted and never paid again; what is cancelled leaves room for a retry", async () => {
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const txHash = `0x${"ab".repeat(32)}`;
   const settled = await ask<Refund>("POST", `/admin/refunds/${tokenId}/failed/settle`, { ...because, txHash });
   expect(settled).toMatchObject({ status: 200, body: { state: "paid", reason: "by_hand", txHash } });
@@ -115,7 +109,7 @@ test("what was paid by hand is noted and never paid again; what is cancelled lea
   const status = await (await world.request(`/status/${tokenId}`)).json();
   expect(status).toMatchObject({ refund: { state: "paid", txHash } });
 
-  const other = await failedPurchase(world);
+  const other = await buyAndFail(world);
   expect((await ask("POST", `/admin/refunds/${other}/failed/cancel`, because)).status).toBe(200);
   expect(await refundOf(world, other)).toMatchObject({ state: "cancelled", reason: "by_hand" });
   expect(await (await world.request(`/status/${other}`)).json()).not.toHaveProperty("refund");
@@ -142,7 +136,7 @@ test("a token without a refund is 404", async () => {
 });
 
 test("without a wallet's key nothing is begun: the refund is held until it is settled by hand", async () => {
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   const { OPERATOR_PRIVATE_KEY: _, ...config } = world.provisioner;
   world.context.config = config as typeof world.provisioner;
   await ask("POST", `/admin/refunds/${tokenId}/failed/pay`, because);
@@ -152,7 +146,7 @@ test("without a wallet's key nothing is begun: the refund is held until it is se
 
 test("after a resale the owner claims the refund and is paid, once the ownership is final (hard case 17)", async () => {
   const automatic = await deploy();
-  const tokenId = await failedPurchase(automatic);
+  const tokenId = await buyAndFail(automatic);
   await transfer(chain, agent(0), agent(1).address, tokenId);
   await chain.mine(3);
   await automatic.scan();
@@ -170,7 +164,7 @@ test("after a resale the owner claims the refund and is paid, once the ownership
 
 test("a claim by an owner who sells the token before it is final pays neither of the two; the new owner claims (hard case 17)", async () => {
   const automatic = await deploy();
-  const tokenId = await failedPurchase(automatic);
+  const tokenId = await buyAndFail(automatic);
   await transfer(chain, agent(0), agent(1).address, tokenId);
   await chain.mine(3);
   await automatic.scan();
@@ -188,7 +182,7 @@ test("a claim by an owner who sells the token before it is final pays neither of
 
 test("a claim waits while the transfer to the one who claims is not final (hard case 16)", async () => {
   const automatic = await deploy();
-  const tokenId = await failedPurchase(automatic);
+  const tokenId = await buyAndFail(automatic);
   await chain.mine(3);
   await automatic.sql.prepare("UPDATE refunds SET state = 'held', reason = 'owner_is_not_the_buyer'").run();
   await transfer(chain, agent(0), agent(1).address, tokenId);
@@ -203,7 +197,7 @@ test("a claim waits while the transfer to the one who claims is not final (hard 
 });
 
 test("what waits for an operator can't be claimed, and where nothing is owed there is nothing to claim", async () => {
-  const tokenId = await failedPurchase(world);
+  const tokenId = await buyAndFail(world);
   await chain.mine(1);
   expect(await claim(world, 0, tokenId)).toMatchObject({ status: 409, body: { code: "not_claimable" } });
   const { tokenId: other } = await world.buy(1);

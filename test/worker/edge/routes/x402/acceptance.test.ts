@@ -3,15 +3,21 @@ import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { beforeEach, expect, test } from "vitest";
 import { connectChain } from "../../../../../src/chain/client.ts";
 import { coinOf } from "../../../../../src/chain/coin.ts";
+import type { NewPayment } from "../../../../../src/db/payments.ts";
+import { catalogs, payments } from "../../../../../src/db/schema.ts";
 import { lookForUse } from "../../../../../src/edge/payments/use.ts";
+import type { Offer } from "../../../../../src/model/stock.ts";
+import { paymentRow } from "../../../../rows.ts";
 import { USDC_ADDRESS } from "../../../../world/addresses.ts";
 import { cancel, paymentHeaderV2, readQuote, submit } from "../../../../world/payer.ts";
 import { agent, chain } from "../../../chain.ts";
 import { type Deployment, deploy } from "../../../deployment.ts";
 import { addFacilitatorFault } from "../../../faults.ts";
 import {
+  at,
   computeBody,
   give,
+  inState,
   type Order,
   orderMachine,
   ownerOf,
@@ -41,45 +47,24 @@ const told = async (response: Response) => ({
 const order = async (from = payer, what: Order = {}) => told((await orderMachine(world, from, what)).answer);
 const ask = async (what: Order = {}, headers: Record<string, string> = {}) =>
   told(await post(world, PATH, computeBody(what), headers));
-const rows = () => world.rows("SELECT * FROM payments ORDER BY rowid");
 const run = (sql: string, ...values: unknown[]) =>
   world.sql
     .prepare(sql)
     .bind(...values)
     .run();
 /** A row of somebody else's. */
-const insert = (id: number, columns: Record<string, unknown>) => {
-  const all: Record<string, unknown> = {
-    id: `${id}`.padStart(32, "0"),
-    kind: "compute",
-    chain_id: 8453,
-    payer: `0x${`${id}`.padStart(40, "0")}`,
-    nonce: `0x${`${id}`.padStart(64, "0")}`,
-    request: "r",
-    amount: "1",
-    pay_to: "0x",
-    valid_after: 0,
-    valid_before: 1,
-    signature: "0x",
-    state: "settled",
-    step: "idle",
-    from_block: 0,
-    created_at: 1,
-    ...columns,
-  };
-  const names = Object.keys(all);
-  return run(
-    `INSERT INTO payments (${names.join(", ")}) VALUES (${names.map(() => "?").join(", ")})`,
-    ...Object.values(all),
-  );
-};
+const insert = (id: number, columns: Partial<NewPayment>) =>
+  world.insert(payments, paymentRow({ id: `${id}`.padStart(32, "0"), ...columns }));
+/** What the shop knows of prices and stock. */
+const publish = (known: Partial<typeof catalogs.$inferInsert> = {}) =>
+  world.insert(catalogs, { id: 1, tiers: TIERS, ...known });
 const stranger = () => privateKeyToAccount(generatePrivateKey());
 
 test("hard case 37: who has no money, an open order or a refused capture is refused, and nothing is written for it", async () => {
   const poor = await order(stranger());
   expect(poor).toMatchObject({ status: 402, body: { charged: "none" } });
   expect(poor.body["error"]).toContain("balance");
-  expect([await rows(), world.sent]).toEqual([[], []]);
+  expect([await world.payments(), world.sent]).toEqual([[], []]);
   const fresh = stranger();
   await give(agent(0), fresh.address, 10n * PRICE);
   expect((await order(fresh)).status).toBe(202);
@@ -89,7 +74,7 @@ test("hard case 37: who has no money, an open order or a refused capture is refu
   });
   await insert(1, { payer: payer.address.toLowerCase(), state: "released", reason: "capture_refused" });
   expect(await order(payer)).toMatchObject({ status: 403, body: { code: "payer_refused", charged: "none" } });
-  expect((await rows()).map(({ payer: who }) => who)).toEqual([
+  expect((await world.payments()).map(({ payer: who }) => who)).toEqual([
     fresh.address.toLowerCase(),
     payer.address.toLowerCase(),
   ]);
@@ -103,7 +88,7 @@ test("hard case 37: of many at once that all pass the first look, the first one 
   );
   const answers = await Promise.all(signed.map(({ body, headers }) => post(world, PATH, body, headers)));
   expect(answers.map(({ status }) => status).sort()).toEqual([202, ...Array(7).fill(409)]);
-  const refused = (await rows()).filter(({ state }) => state !== "authorized");
+  const refused = (await world.payments()).filter(({ state }) => state !== "authorized");
   for (const row of refused) {
     expect(row).toMatchObject({ state: "releasing", reason: "order_open" });
     expect(Number(row["wake_at"])).toBeGreaterThan(Number(row["valid_before"]) * 1_000);
@@ -132,7 +117,7 @@ const ruleOf = async (what: Order) => {
 test("hard case 38: more than a tenth of the limit is captured first, and everything beyond its half; what was let go counts no longer", async () => {
   world = await deploy({ edge: { UNCAPTURED_LIMIT_USDC_PER_HOUR: "10" } });
   expect([await ruleOf({ durationDays: 2 }), await ruleOf({ durationDays: 3 })]).toEqual(["only once", "at once"]);
-  const unpaid = { amount: "4500000", state: "authorized" };
+  const unpaid = { amount: "4500000", state: "authorized" } as const;
   await insert(1, unpaid);
   expect([await ruleOf({ durationDays: 1 }), await ruleOf({ durationDays: 2 })]).toEqual(["only once", "at once"]);
   for (const over of ["settled", "released", "refund_due", "refunding", "refunded", "held"]) {
@@ -157,15 +142,11 @@ test("hard case 38: the rule is decided when an order is taken, and stands in it
     status: 202,
     body: { chargedFirst: true },
   });
-  expect((await rows()).map(({ capture_first: first }) => first)).toEqual([0, 1, 0, 1]);
+  expect((await world.payments()).map(({ capture_first: first }) => first)).toEqual([0, 1, 0, 1]);
 });
 
-const TIERS = [
-  [0, "500000"],
-  [1, "900000"],
-  [2, "1600000"],
-  [4, "18000000"],
-].map(([tier, pricePerDayUsdc6]) => ({ tier, pricePerDayUsdc6, active: true, name: "t" }));
+const tierAt = (tier: number, pricePerDayUsdc6: string) => ({ tier, pricePerDayUsdc6, active: true, name: "t" });
+const TIERS = [tierAt(0, "500000"), tierAt(1, "900000"), tierAt(2, "1600000"), tierAt(4, "18000000")];
 
 test("hard case 56: tier 4 for 30 days, above the limit of open orders, is sold captured first; beyond what is bought in a day it is refused at the quote, with the days that can be had", async () => {
   expect(await ruleOf({ tier: 4, durationDays: 30 })).toBe("at once");
@@ -176,7 +157,7 @@ test("hard case 56: tier 4 for 30 days, above the limit of open orders, is sold 
   });
   await run("DELETE FROM payments");
   world = await deploy({ edge: { PURCHASE_LIMIT_USDC_PER_DAY: "100" } });
-  await run("INSERT INTO catalogs (id, tiers) VALUES (1, ?)", JSON.stringify(TIERS));
+  await publish();
   const refused = await ask({ tier: 4, durationDays: 30 });
   expect(refused).toMatchObject({
     status: 409,
@@ -195,7 +176,7 @@ test("hard case 56: tier 4 for 30 days, above the limit of open orders, is sold 
   );
   expect((await ask({ tier: 4, durationDays: 5 })).status).toBe(402);
   // Most of the day's limit is used.
-  await insert(1, { bought_at: Date.now(), cost: "80000000" });
+  await insert(1, { boughtAt: Date.now(), cost: "80000000" });
   expect(await ask({ tier: 4, durationDays: 5 })).toMatchObject({
     status: 503,
     body: { code: "orders_full", details: [{ tier: 4, durationDays: 1, amount: "18.00" }, { tier: 2 }, { tier: 1 }] },
@@ -209,12 +190,11 @@ test("hard case 56: tier 4 for 30 days, above the limit of open orders, is sold 
 });
 
 test("hard case 56: what nobody has is refused with the nearest tier that there is", async () => {
-  const offers = [
+  const offers: Offer[] = [
     { region: "ewr", plan: "vc2-1c-2gb", stock: "none" },
     { region: "ewr", plan: "vc2-1c-1gb", stock: "high" },
   ];
-  const stock = JSON.stringify({ vultr: { readAt: Date.now(), offers } });
-  await run("INSERT INTO catalogs (id, tiers, stock) VALUES (1, ?, ?)", JSON.stringify(TIERS.slice(0, 3)), stock);
+  await publish({ tiers: TIERS.slice(0, 3), stock: { vultr: { readAt: Date.now(), offers } } });
   const { status, body } = await ask({ tier: 1, durationDays: 2 });
   expect([status, body.code]).toEqual([503, "sold_out"]);
   expect(body["details"]).toMatchObject([
@@ -224,14 +204,13 @@ test("hard case 56: what nobody has is refused with the nearest tier that there 
 });
 
 test("hard case 56: what nobody has in the region, or below its share of the price, is refused at the quote: it was quoted and never served", async () => {
-  const offers = [
+  const offers: Offer[] = [
     { region: "ewr", plan: "vc2-1c-1gb", stock: "high" },
     { region: "fra", plan: "vc2-1c-1gb", stock: "none" },
     { region: "COMMUNITY", plan: "NVIDIA GeForce RTX 4090", stock: "high", usdPerHour: 0.7 },
   ];
   const read = { readAt: Date.now(), offers, maxCostShare: 0.9 };
-  const stock = JSON.stringify({ vultr: read, runpod: read });
-  await run("INSERT INTO catalogs (id, tiers, stock) VALUES (1, ?, ?)", JSON.stringify(TIERS), stock);
+  await publish({ stock: { vultr: read, runpod: read } });
   const quote = async (what: Order) => {
     const { status, body } = await ask(what);
     return [status, body.code, body["error"]];
@@ -247,16 +226,15 @@ test("hard case 56: what nobody has in the region, or below its share of the pri
 
 test("hard case 56: a payment of an earlier, lower price is refused where nobody sells below its share: it waited for a machine that no vendor was asked for", async () => {
   const { headers } = await signPurchaseOf(world, payer);
-  const offers = [{ region: "ewr", plan: "vc2-1c-1gb", stock: "high", usdPerHour: 0.03 }];
-  const stock = JSON.stringify({ vultr: { readAt: Date.now(), offers, maxCostShare: 1 } });
-  await run("INSERT INTO catalogs (id, tiers, stock) VALUES (1, ?, ?)", JSON.stringify(TIERS), stock);
+  const offers: Offer[] = [{ region: "ewr", plan: "vc2-1c-1gb", stock: "high", usdPerHour: 0.03 }];
+  await publish({ stock: { vultr: { readAt: Date.now(), offers, maxCostShare: 1 } } });
   // 0.50 USDC a day are 0.02 an hour, 1.00 are 0.04.
   await setTier(PRICE * 2n);
   try {
     world.app = world.appOf({ ...world.edge });
     expect((await ask()).status).toBe(402);
     expect(await ask({}, headers)).toMatchObject({ status: 503, body: { code: "sold_out", charged: "none" } });
-    expect(await rows()).toEqual([]);
+    expect(await world.payments()).toEqual([]);
     await run("UPDATE catalogs SET stock = replace(stock, '0.03', '0.02')");
     expect((await ask({}, headers)).status).toBe(202);
   } finally {
@@ -288,11 +266,11 @@ test("hard case 60: a payment of an old price that a stranger has submitted is p
     world.app = world.appOf({ ...world.edge });
     const answer = await ask({}, headers);
     expect(answer).toMatchObject({ status: 409, body: { code: "payment_used", charged: "yes" } });
-    const [row] = await rows();
+    const [row] = await world.payments();
     expect(row).toMatchObject({ state: "refund_due", step: "refund", reason: "no_demand", amount: String(PRICE) });
     expect(await ask({}, headers)).toMatchObject({ status: 409, body: { code: "payment_used", charged: "yes" } });
-    expect(await rows()).toHaveLength(1);
-    await playUntil(world, String(row?.["id"]), ({ state }) => state === "refunded");
+    expect(await world.payments()).toHaveLength(1);
+    await playUntil(world, String(row?.["id"]), inState("refunded"));
   } finally {
     await setTier(PRICE);
   }
@@ -309,14 +287,14 @@ test("hard case 59: the same order by the same payer within a minute is the firs
     status: 200,
     body: { purchaseId: first.body.purchaseId, credentialsUrl: "https://api.example/credentials/7" },
   });
-  expect(await rows()).toHaveLength(1);
+  expect(await world.payments()).toHaveLength(1);
   const twice = await Promise.all([signPurchaseOf(world, agent(2)), signPurchaseOf(world, agent(2))]);
   const answers = await Promise.all(
     twice.map(async ({ body, headers }) => told(await post(world, PATH, body, headers))),
   );
   expect(answers.map(({ status }) => status)).toEqual([202, 202]);
   expect(new Set(answers.map(({ body }) => body.purchaseId)).size).toBe(1);
-  expect(await rows()).toHaveLength(2);
+  expect(await world.payments()).toHaveLength(2);
 });
 
 test("hard case 59: another identifier, another order, a minute later, or nothing came of the first: that is a new order", async () => {
@@ -355,7 +333,7 @@ test("hard case 60: a payment that a stranger has submitted is charged although 
     status: 202,
     body: { status: "settled", charged: true, transactions: { settlement: hash } },
   });
-  const row = await playUntil(world, accepted.body.purchaseId, ({ step }) => step === "close");
+  const row = await playUntil(world, accepted.body.purchaseId, at("close"));
   expect(await ownerOf(row["token_id"])).toBe(fresh.address);
 });
 
@@ -410,7 +388,7 @@ test("hard case 45: while provisioning is paused nothing is quoted or taken, and
     expect(refused).toMatchObject({ status: 503, body: { code: "provisioning_paused", charged: "none" } });
     expect(refused.headers.get("retry-after")).toBe("30");
   }
-  expect(await rows()).toHaveLength(1);
+  expect(await world.payments()).toHaveLength(1);
   expect((await post(world, PATH, open.body, open.headers)).status).toBe(202);
   await world.liftPauses();
   expect((await post(world, PATH, body, headers)).status).toBe(202);
@@ -422,9 +400,9 @@ test("Prefer: wait holds the answer until the token is the payer's: 200 with the
   let id: string | undefined;
   while (id === undefined) {
     await new Promise((resolve) => setTimeout(resolve, 50));
-    id = (await rows()).find(({ state }) => state === "authorized")?.["id"];
+    id = (await world.payments()).find(inState("authorized"))?.["id"];
   }
-  const row = await playUntil(world, id, ({ step }) => step === "close");
+  const row = await playUntil(world, id, at("close"));
   const answered = await told(await held);
   expect(answered).toMatchObject({
     status: 200,

@@ -1,9 +1,11 @@
 // What an order costs, and who is told before anything of his is used that it can't be had.
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { catalogs, quotes } from "../../../../../src/db/schema.ts";
 import { paymentHeaderV2, readQuote } from "../../../../world/payer.ts";
 import { agent, chain, deployer, operator } from "../../../chain.ts";
 import { type Deployment, deploy } from "../../../deployment.ts";
 import {
+  at,
   computeBody,
   give,
   orderMachine,
@@ -61,7 +63,7 @@ test("an order at less than half of today's price is given up, although it was q
   await setTier(PRICE * 3n);
   const { body } = await ask(headers);
   const tokens = await sold();
-  expect(await playUntil(world, String(body["purchaseId"]), ({ step }) => step === "release")).toMatchObject({
+  expect(await playUntil(world, String(body["purchaseId"]), at("release"))).toMatchObject({
     state: "releasing",
     reason: "price",
   });
@@ -72,11 +74,11 @@ test("a quote that a broken edge wrote, of a price that the contract never had, 
   const before = { usdc: await usdcOf(agent(1).address), sold: await sold() };
   const requirement = { ...(await quoteOf(ask().then(({ answer }) => answer))), amount: "1" };
   const head = Number(await chain.reader.getBlockNumber());
-  await world.sql.prepare("INSERT INTO quotes VALUES (0, '1', ?, ?)").bind(head, Date.now()).run();
+  await world.insert(quotes, { tier: 0, pricePerDay: "1", blockNumber: head, quotedAt: Date.now() });
   const signed = await signFor(agent(1), requirement);
   const { status, body } = await ask({ "payment-signature": paymentHeaderV2(requirement, signed) });
   expect(status).toBe(202);
-  expect(await playUntil(world, String(body["purchaseId"]), ({ step }) => step === "release")).toMatchObject({
+  expect(await playUntil(world, String(body["purchaseId"]), at("release"))).toMatchObject({
     state: "releasing",
     reason: "price",
     purchase_tx: null,
@@ -110,14 +112,14 @@ test("what can't be sold is refused with its payment too: 503 with a sentence, a
   expect(await refused()).toEqual([503, "operator_short"]);
   await give(deployer, operator.address, funds);
   expect(await refused({ MAX_BASE_FEE_GWEI: 0n })).toEqual([503, "gas_too_dear"]);
-  const stock = (readAt: number) =>
-    JSON.stringify({ vultr: { readAt, offers: [{ region: "ewr", plan: "vc2-1c-1gb", stock: "none" }] } });
-  await world.sql.prepare("INSERT INTO catalogs (id, stock) VALUES (1, ?)").bind(stock(Date.now())).run();
+  const none = { region: "ewr", plan: "vc2-1c-1gb", stock: "none" } as const;
+  const stock = (readAt: number) => ({ vultr: { readAt, offers: [none] } });
+  await world.insert(catalogs, { id: 1, stock: stock(Date.now()) });
   expect(await refused()).toEqual([503, "sold_out"]);
   expect(await world.rows("SELECT * FROM payments")).toEqual([]);
   expect({ usdc: await usdcOf(agent(1).address), sold: await sold() }).toEqual(before);
   // Stock that was read long ago says nothing, and the same payment is still good.
-  await world.sql.prepare("UPDATE catalogs SET stock = ?").bind(stock(1)).run();
+  await world.db.update(catalogs).set({ stock: stock(1) });
   expect((await ask(headers)).status).toBe(202);
 });
 
