@@ -20,7 +20,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/admin/(doctor|smoke|settings|environment)", tests: e2e("(deploy|operators)") },
   { path: "test/world/(checkout|cloudflare|vendor-accounts)", tests: e2e("(deploy|operators)") },
   { path: "src/(chain/|edge/(scan|gaps))", tests: worker("chain/", "edge/(scan|gaps)") },
-  { path: "src/edge/cron", tests: worker("provisioner/database-down") },
+  { path: "src/edge/cron", tests: worker("provisioner/work-without-database") },
   { path: "src/chain/client", tests: worker("edge/routes/credentials", "edge/access/smart-wallet") },
   { path: "src/chain/(authorization|coin|offers|orders)", tests: orders },
   { path: "src/chain/(client|witness)", tests: worker("provisioner/faulty-nodes") },
@@ -34,7 +34,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   { path: "src/credentials/", tests: worker("credentials/") },
   { path: "src/db/", tests: worker("db/", "chain/", "edge/(scan|gaps)") },
-  { path: "src/db/client", tests: worker("(edge/routes|provisioner)/database-down") },
+  { path: "src/db/client", tests: worker("edge/routes/routes-without", "provisioner/work-without") },
   { path: "src/db/(payments|orders)", tests: orders },
   {
     path: "src/db/(vms|ends|reap|refunds|sweep)",
@@ -62,7 +62,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/e2e/machine-boot", tests: e2e("machine-boot") },
   {
     path: "src/(model/jobs|provisioner/(config|consume|context|index|wrangler))",
-    tests: worker("provisioner/(queue|machines/create|restore|database-down)"),
+    tests: worker("provisioner/(queue|machines/create|restore|work-without-database)"),
   },
   {
     path: "src/provisioner/machines/(clear|end|reap|verify)",
@@ -100,7 +100,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     path: "src/outbound",
     tests: [...worker("provisioner/(machines/banner|machines/create|payments/wallet)"), ...e2e("sim")],
   },
-  { path: "src/(edge/app|errors)", tests: worker("db/client", "edge/routes/database-down") },
+  { path: "src/(edge/app|errors)", tests: worker("db/client", "edge/routes/routes-without-database") },
   { path: "durable-objects/ip-guard", tests: [...worker("edge/access/"), ...e2e("(restart|flood)")] },
   { path: "durable-objects/log-book", tests: [...worker("log.test.ts"), ...e2e("operators")] },
   {
@@ -125,7 +125,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     tests: e2e("start"),
   },
   { path: "test/world/(http|server)", tests: e2e("connections") },
-  { path: "test/world/(facilitator|payer)", tests: e2e("facilitator", "x402") },
+  { path: "test/world/(facilitator|payer)", tests: e2e("local-facilitator", "x402") },
   {
     path: "test/world/(bare-workers|build-cache|wrangler-reads|shop)",
     tests: e2e("restart", "import", "flood", "upload"),
@@ -136,7 +136,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   {
     path: "test/world/bad-day",
-    tests: [...worker("db/client", "(edge/routes|provisioner)/database-down")],
+    tests: [...worker("db/client", "edge/routes/routes-without", "provisioner/work-without")],
   },
   { path: "test/world/(vendor-words|pod-log)", tests: worker("provisioner/(vendors/words|machines/vendor-answers)") },
   { path: "test/world/vendor-words", tests: e2e("sim") },
