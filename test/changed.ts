@@ -61,7 +61,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "src/provisioner/machines/catalog", tests: worker("provisioner/machines/catalog") },
   { path: "test/e2e/machine-boot", tests: e2e("machine-boot") },
   {
-    path: "src/(model/jobs|provisioner/(config|consume|context|index|wrangler))",
+    path: "src/(model/jobs|provisioner/(config|consume|context|index|run-steps|wrangler))",
     tests: worker("provisioner/(queue|machines/create|restore|work-without-database)"),
   },
   {
