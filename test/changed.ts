@@ -70,7 +70,7 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   },
   { path: "src/provisioner/refunds/", tests: worker("provisioner/refunds/refund", "edge/routes/admin/refunds") },
   { path: "src/provisioner/machines/rotate", tests: worker("provisioner/machines/rotate") },
-  { path: "src/(provisioner/(payments/|wallet)|model/payment)", tests: orders },
+  { path: "src/(provisioner/(payments/|wallet)|model/(payment|terms))", tests: orders },
   {
     path: "src/provisioner/vendors/",
     tests: worker("provisioner/vendors/", "provisioner/(machines/create|machines/reap|machines/vendor-answers)"),
