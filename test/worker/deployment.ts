@@ -214,7 +214,7 @@ export async function deploy(
     drain: async (until: () => Promise<boolean> = async () => false, timeoutMs = 45_000) => {
       const end = Date.now() + timeoutMs;
       while (sent.length > 0 && !(await until())) {
-        if (Date.now() > end) throw new Error("the queue does not drain");
+        if (Date.now() > end) throw new Error(`the queue does not drain: ${JSON.stringify(sent)}`);
         const next = sent.shift();
         if (next === undefined) break;
         if (next.delaySeconds > 0) await new Promise((resolve) => setTimeout(resolve, DELAY_MS));

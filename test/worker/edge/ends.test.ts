@@ -164,6 +164,18 @@ test("what the chain does not confirm holds nobody's end up (hard case 39)", asy
   ]);
 });
 
+test("a second that ended between blocks of one call left final history behind the head, and what waited for it never drained", async () => {
+  await untilSecondEnds();
+  await chain.mine(200);
+  const head = await chain.reader.getBlock();
+  const first = await chain.reader.getBlock({ blockNumber: head.number - 199n });
+  expect(head.timestamp).toBe(first.timestamp);
+});
+
+async function untilSecondEnds(): Promise<void> {
+  while (Date.now() % 1_000 < 950) await new Promise((resolve) => setTimeout(resolve, 1));
+}
+
 test("before final history has their end, a few are passed on and nobody is called", async () => {
   await buyMany(6, GPU);
   await pretendToRun();
