@@ -10,7 +10,8 @@ const SHOP_MS = 300_000;
 
 let shop: Awaited<ReturnType<typeof openShop>>;
 beforeAll(async () => {
-  const { RATE_LIMITS: _lifted, ...variables } = EDGE_UNDER_LOAD.variables;
+  // A thousand requests take a busy machine longer than the minute that these limits are for.
+  const variables = { ...EDGE_UNDER_LOAD.variables, RATE_LIMITS: "status=100/1800,x402_block=300/1800" };
   shop = await openShop([{ ...EDGE_UNDER_LOAD, variables, entry: "test/bench/metered-edge.ts" }]);
 }, SHOP_MS);
 afterAll(() => shop?.close());
@@ -37,7 +38,7 @@ test("a thousand requests of one client: 100 are served, 900 refused for nothing
   // A call for each hundred.
   expect(sum("objectCalls")).toBe(9);
   const last = answers.at(-1)?.headers;
-  expect(last?.get("ratelimit-policy")).toBe('"status";q=100;w=60');
+  expect(last?.get("ratelimit-policy")).toBe('"status";q=100;w=1800');
   expect([last?.get("x-ratelimit-limit"), last?.get("x-ratelimit-remaining")]).toEqual(["100", "0"]);
   expect(Number(last?.get("retry-after"))).toBeGreaterThan(0);
   await expect.poll(async () => (await ask("/tiers", "198.51.100.1")).status).toBe(403);
@@ -45,6 +46,7 @@ test("a thousand requests of one client: 100 are served, 900 refused for nothing
 });
 
 test("/health answers everybody at once, and looks into D1 once a second", async () => {
+  await shop.scan();
   const crowd = await Promise.all(Array.from({ length: AT_ONCE }, () => ask("/health", "198.51.100.3")));
   expect(countOf(crowd)).toEqual({ 200: AT_ONCE });
   const began = Date.now();
