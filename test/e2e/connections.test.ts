@@ -2,7 +2,7 @@
 import { createServer, type Server } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { afterEach, expect, test } from "vitest";
-import { fetchAgain, tellError } from "../world/http.ts";
+import { askAgain, fetchAgain, tellError } from "../world/http.ts";
 import { KEEP_ALIVE, listen, startFront } from "../world/server.ts";
 
 const MOST = 1_000;
@@ -81,6 +81,22 @@ test("an answer whose connection breaks in its body is asked for again", async (
   const answer = await fetchAgain(`http://127.0.0.1:${port}`);
   expect(await answer.text()).toBe("fine");
   expect(asked).toBe(2);
+});
+
+test("a signed request was answered 503 with its nonce spent, and failed its test: it is asked again with another one", async () => {
+  const spent = new Set<string>();
+  const server = await listen(async (request) => {
+    const nonce = await request.text();
+    if (spent.has(nonce)) return new Response("nonce_used", { status: 401 });
+    spent.add(nonce);
+    return spent.size < 3 ? new Response("chain_unavailable", { status: 503 }) : new Response(nonce);
+  });
+  ends.push(server.stop);
+  let signed = 0;
+  const answer = await askAgain(() =>
+    fetch(`http://127.0.0.1:${server.port}`, { method: "POST", body: `nonce ${++signed}` }),
+  );
+  expect([answer.status, await answer.text()]).toEqual([200, "nonce 3"]);
 });
 
 test("a server that is not there is given up, and the reason is told", async () => {

@@ -20,6 +20,7 @@ import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
 import { buy, fixedHeaders } from "../world/agent.ts";
 import { type BareWorkers, type BuiltWorkers, buildWorkers, runWorkers } from "../world/bare-workers.ts";
 import { type Chain, clawAbi, startChain, usdcAbi } from "../world/chain.ts";
+import { askAgain } from "../world/http.ts";
 import { makeLoginPair } from "../world/ssh-client.ts";
 
 const run = promisify(execFile);
@@ -217,7 +218,7 @@ test("imported VMs are served and not bought again; what the old backend had not
     expect(seen.filter((line) => line.event === "scan_pass")).toMatchObject([{ purchases: 1 }]);
     const statuses = [];
     for (const tokenId of tokens) {
-      const answer = await fetch(`${workers.url("edge")}/status/${tokenId}`);
+      const answer = await askAgain(() => fetch(`${workers.url("edge")}/status/${tokenId}`));
       statuses.push(((await answer.json()) as { status: string }).status);
     }
     expect(statuses).toEqual(["running", "running", "terminated", "provisioning", "expired"]);
@@ -288,7 +289,7 @@ async function credentialsOf(workers: Pick<BareWorkers, "url">, tokenId: number)
   const [owner] = chain.agents;
   if (owner === undefined) throw new Error("the chain has no accounts");
   const headers = await fixedHeaders(owner, tokenId);
-  const answer = await fetch(`${workers.url("edge")}/credentials/${tokenId}`, { headers });
+  const answer = await askAgain(() => fetch(`${workers.url("edge")}/credentials/${tokenId}`, { headers }));
   return (await answer.json()) as { host: string; privateKey: string; ssh: { publicKey: string } };
 }
 

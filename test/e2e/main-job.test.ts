@@ -6,7 +6,16 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { buy, type Credentials, fixedHeaders, freshHeaders, transfer, waitForStatus } from "../world/agent.ts";
+import {
+  buy,
+  type Credentials,
+  fetchCredentials,
+  fixedHeaders,
+  freshHeaders,
+  transfer,
+  waitForStatus,
+} from "../world/agent.ts";
+import { askAgain } from "../world/http.ts";
 import { runOverSsh } from "../world/ssh-client.ts";
 import { startWorld, type World } from "../world/world.ts";
 import { checkJournal } from "./vendor-documents.ts";
@@ -49,15 +58,18 @@ const agent = (index: number) => {
   if (account === undefined) throw new Error(`there is no agent ${index}`);
   return account;
 };
-async function getCredentials(headers: Record<string, string>, id = tokenId) {
-  const response = await fetch(`${world.url}/credentials/${id}`, { headers });
+type Sign = () => Promise<Record<string, string>>;
+async function getCredentials(sign: Sign, id = tokenId) {
+  const response = await askAgain(async () => fetch(`${world.url}/credentials/${id}`, { headers: await sign() }));
   return { status: response.status, body: (await response.json()) as Credentials & { code?: string } };
 }
+const post = (path: string, sign: Sign) =>
+  askAgain(async () => fetch(world.url + path, { method: "POST", headers: await sign() }));
 
 test("USDC in, a token out, a shell on the machine with the delivered key", async () => {
   ({ tokenId } = await buy(world.chain, agent(0), 0, 1));
   await waitForStatus(world.url, tokenId, ["running"]);
-  const { status, body } = await getCredentials(await fixedHeaders(agent(0), tokenId));
+  const { status, body } = await getCredentials(() => fixedHeaders(agent(0), tokenId));
   expect(status).toBe(200);
   credentials = body;
   expect(body).toMatchObject({
@@ -124,44 +136,42 @@ test.skipIf(!hasOpenSsh)("the machine refuses any other key", async () => {
 });
 
 test("the key comes once by the fixed form, and again by the fresh form, each nonce once", async () => {
-  const repeat = await getCredentials(await fixedHeaders(agent(0), tokenId));
+  const repeat = await getCredentials(() => fixedHeaders(agent(0), tokenId));
   expect([repeat.status, repeat.body.ssh.privateKey]).toEqual([200, null]);
   expect(repeat.body.ssh.deliveredAt).not.toBeNull();
-  const headers = await freshHeaders(world.url, agent(0), tokenId);
-  expect((await getCredentials(headers)).body.ssh.privateKey).toBe(credentials.ssh.privateKey);
-  const replay = await getCredentials(headers);
+  let headers: Record<string, string> = {};
+  const again = await getCredentials(async () => {
+    headers = await freshHeaders(world.url, agent(0), tokenId);
+    return headers;
+  });
+  expect(again.body.ssh.privateKey).toBe(credentials.ssh.privateKey);
+  const replay = await getCredentials(async () => headers);
   expect([replay.status, replay.body.code]).toEqual([401, "nonce_used"]);
 });
 
 test("a transfer of the token moves access from one wallet to the other", async () => {
   await transfer(world.chain, agent(0), agent(1).address, tokenId);
-  await settled(async () => (await getCredentials(await fixedHeaders(agent(1), tokenId))).status === 200);
-  const former = await getCredentials(await fixedHeaders(agent(0), tokenId));
+  await settled(async () => (await getCredentials(() => fixedHeaders(agent(1), tokenId))).status === 200);
+  const former = await getCredentials(() => fixedHeaders(agent(0), tokenId));
   expect([former.status, former.body.code]).toEqual([403, "not_owner"]);
-  const { body } = await getCredentials(await freshHeaders(world.url, agent(1), tokenId));
+  const body = await fetchCredentials(world.url, agent(1), tokenId);
   expect(await runOverSsh(body, "whoami")).toEqual({ output: "root\n", code: 0 });
   const owned = async (index: number) =>
-    ((await (await fetch(`${world.url}/vms/${agent(index).address}`)).json()) as { count: number }).count;
+    ((await (await askAgain(() => fetch(`${world.url}/vms/${agent(index).address}`))).json()) as { count: number })
+      .count;
   expect([await owned(0), await owned(1)]).toEqual([0, 1]);
 });
 
 test("an acknowledgement by the fresh form erases the stored key", async () => {
-  const url = `${world.url}/credentials/${tokenId}/ack`;
-  const fixed = await fetch(url, { method: "POST", headers: await fixedHeaders(agent(1), tokenId) });
-  expect(fixed.status).toBe(401);
-  const forCredentials = await fetch(url, {
-    method: "POST",
-    headers: await freshHeaders(world.url, agent(1), tokenId),
-  });
-  expect(forCredentials.status).toBe(401);
-  const done = await fetch(url, { method: "POST", headers: await freshHeaders(world.url, agent(1), tokenId, "/ack") });
-  expect(done.status).toBe(200);
-  const after = await getCredentials(await freshHeaders(world.url, agent(1), tokenId));
-  expect([after.status, after.body.ssh.privateKey]).toEqual([200, null]);
+  const acknowledged = async (sign: Sign) => (await post(`/credentials/${tokenId}/ack`, sign)).status;
+  expect(await acknowledged(() => fixedHeaders(agent(1), tokenId))).toBe(401);
+  expect(await acknowledged(() => freshHeaders(world.url, agent(1), tokenId))).toBe(401);
+  expect(await acknowledged(() => freshHeaders(world.url, agent(1), tokenId, "/ack"))).toBe(200);
+  expect((await fetchCredentials(world.url, agent(1), tokenId)).ssh.privateKey).toBeNull();
 });
 
 test("the new owner is told that the former one has the key, rotates it, and the old key opens nothing (hard case 15)", async () => {
-  const before = (await getCredentials(await freshHeaders(world.url, agent(1), tokenId))).body;
+  const before = await fetchCredentials(world.url, agent(1), tokenId);
   expect(before.ssh.knownToFormerOwner).toBe(true);
   // Until then the seller can still log in.
   expect((await runOverSsh(credentials, "whoami")).output).toBe("root\n");
@@ -187,7 +197,7 @@ test("a GPU purchase through a sold-out cloud and a lost answer ends in one pod 
   const { tokenId } = await gpu;
   const status = await waitForStatus(world.url, tokenId, ["running", "failed"]);
   expect(status.attempts.map((attempt) => attempt.outcome)).toEqual(["sold_out", "running"]);
-  const { body } = await getCredentials(await fixedHeaders(agent(2), tokenId), tokenId);
+  const { body } = await getCredentials(() => fixedHeaders(agent(2), tokenId), tokenId);
   expect(body).toMatchObject({ type: "gpu-external", privateKey: null });
   expect((await runOverSsh(body, "nvidia-smi")).output).toContain("RTX 4090");
   expect(world.runpod.pods.size).toBe(1);
@@ -203,13 +213,10 @@ test("a GPU purchase through a sold-out cloud and a lost answer ends in one pod 
 
 /** Orders other keys for a token's machine, and waits for them. */
 async function rotated(index: number, id: number): Promise<Credentials> {
-  const ordered = await fetch(`${world.url}/credentials/${id}/rotate`, {
-    method: "POST",
-    headers: await freshHeaders(world.url, agent(index), id, "/rotate"),
-  });
+  const ordered = await post(`/credentials/${id}/rotate`, () => freshHeaders(world.url, agent(index), id, "/rotate"));
   expect(ordered.status).toBe(202);
   await waitForStatus(world.url, id, ["running"]);
-  return (await getCredentials(await freshHeaders(world.url, agent(index), id), id)).body;
+  return fetchCredentials(world.url, agent(index), id);
 }
 
 test("the end of the paid time ends both machines, and SSH with them", async () => {

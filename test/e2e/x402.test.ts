@@ -13,9 +13,9 @@ import { decrypt } from "eciesjs";
 import { parseAbi } from "viem";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../world/addresses.ts";
-import { buy, type Credentials, fixedHeaders, waitForStatus } from "../world/agent.ts";
+import { buy, type Credentials, fetchCredentials, waitForStatus } from "../world/agent.ts";
 import { usdcAbi } from "../world/chain.ts";
-import { fetchAgain } from "../world/http.ts";
+import { askAgain, fetchAgain } from "../world/http.ts";
 import { authorize, paymentHeaderV2, readQuote } from "../world/payer.ts";
 import { payFetch, payFetchV1 } from "../world/payer-clients.ts";
 import { makeLoginPair, runOverSsh } from "../world/ssh-client.ts";
@@ -44,7 +44,7 @@ beforeAll(async () => {
   // Nobody else here wants a GPU: the last test looks at what became of the order.
   world.runpod.server.addFault({ call: "create", kind: "sold_out" });
   const before = await balanceOf(3);
-  soldOut = { before, answer: payFetch(agent(3))(machines(), order({ tier: 4, durationDays: 1 })) };
+  soldOut = { before, answer: payFetch(agent(3), send)(machines(), order({ tier: 4, durationDays: 1 })) };
   soldOut.answer.catch(() => undefined);
 });
 afterAll(() => world?.stop());
@@ -66,6 +66,11 @@ const order = (body: object | string, headers: Record<string, string> = {}): Req
   headers: { "content-type": "application/json", ...headers },
   body: typeof body === "string" ? body : JSON.stringify(body),
 });
+/** A signed payment is the same purchase each time. */
+const send: typeof fetch = (...request) => {
+  const sent = new Request(...request);
+  return askAgain(() => fetch(sent.clone()));
+};
 const machines = () => `${world.url}/x402/purchase-compute`;
 
 const pause = () => new Promise((resolve) => setTimeout(resolve, 300));
@@ -79,19 +84,11 @@ async function poll(statusUrl: string, isDone: (purchase: Purchase) => boolean):
 }
 /** From here on the login is there for the payer, or it is asked to come again. */
 const isTheirs = ({ status }: Purchase) => status === "settled";
-async function credentialsOf(index: number, tokenId: string): Promise<Credentials> {
-  for (const until = Date.now() + WAIT_MS; ; await pause()) {
-    const headers = await fixedHeaders(agent(index), Number(tokenId));
-    const answer = await fetch(`${world.url}/credentials/${tokenId}`, { headers });
-    // The token is on its way, or the scan is a second behind it.
-    if (answer.status === 200) return (await answer.json()) as Credentials;
-    if (answer.status !== 503 || Date.now() > until) throw new Error(`${answer.status} ${await answer.text()}`);
-  }
-}
+const credentialsOf = (index: number, tokenId: string) => fetchCredentials(world.url, agent(index), Number(tokenId));
 
 test.concurrent("@x402/fetch buys a machine: charged once it answers, the token is the payer's, a shell on it", async () => {
   const before = await balanceOf(0);
-  const answer = await payFetch(agent(0))(machines(), order({ tier: 0, durationDays: 1 }));
+  const answer = await payFetch(agent(0), send)(machines(), order({ tier: 0, durationDays: 1 }));
   expect(answer.status).toBe(202);
   const accepted = (await answer.json()) as Purchase;
   expect(accepted).toMatchObject({ status: "authorized", charged: false });
@@ -116,7 +113,7 @@ test.concurrent("x402-fetch, of version 1, buys a machine with a login key of it
   const signature = await agent(1).signMessage({
     message: `ClawCloud Purchase: ${bytesToHex(sha256(utf8ToBytes(body)))}`,
   });
-  const answer = await payFetchV1(agent(1))(machines(), order(body, { "X-Body-Signature": signature }));
+  const answer = await payFetchV1(agent(1), send)(machines(), order(body, { "X-Body-Signature": signature }));
   expect(answer.status).toBe(202);
   const bought = await poll(((await answer.json()) as Purchase).statusUrl, isTheirs);
   expect(await balanceOf(1)).toBe(before - PRICE);
@@ -131,7 +128,7 @@ test.concurrent("credentials for a cent, by both clients: sealed to the payer, a
   await waitForStatus(world.url, tokenId, ["running"]);
   const before = await balanceOf(2);
   const url = `${world.url}/x402/vm-credentials?tokenId=${tokenId}`;
-  for (const pay of [payFetch(agent(2)), payFetchV1(agent(2))]) {
+  for (const pay of [payFetch(agent(2), send), payFetchV1(agent(2), send)]) {
     const answer = await pay(url, {});
     expect(answer.status).toBe(200);
     expect(answer.headers.get("payment-response")).not.toBeNull();
@@ -145,15 +142,15 @@ test.concurrent("credentials for a cent, by both clients: sealed to the payer, a
     expect(await runOverSsh(opened, "nproc")).toEqual({ output: "1\n", code: 0 });
   }
   expect(await balanceOf(2)).toBe(before - 20_000n);
-  const others = await payFetch(agent(3))(url);
+  const others = await payFetch(agent(3), send)(url);
   expect(others.status).toBe(403);
   expect(await balanceOf(2)).toBe(before - 20_000n);
 });
 
 test.concurrent("the demands' discovery metadata and identifier pass the extensions' own validators, and their identifier makes a retry one purchase", async () => {
   const quotes = [
-    await fetch(`${world.url}/x402/vm-credentials?tokenId=1`),
-    await fetch(machines(), order({ tier: 0, durationDays: 1 })),
+    await send(`${world.url}/x402/vm-credentials?tokenId=1`),
+    await send(machines(), order({ tier: 0, durationDays: 1 })),
   ].map(readQuote);
   for (const { extensions } of quotes) {
     expect(validateDiscoveryExtension(extensions?.["bazaar"] as never)).toEqual({ valid: true });
@@ -166,7 +163,7 @@ test.concurrent("the demands' discovery metadata and identifier pass the extensi
   const purchases = [];
   for (let times = 0; times < 2; times++) {
     const header = paymentHeaderV2(requirement, await authorize(agent(4), requirement), { extensions });
-    const answer = await fetch(machines(), order({ tier: 0, durationDays: 1 }, { "payment-signature": header }));
+    const answer = await send(machines(), order({ tier: 0, durationDays: 1 }, { "payment-signature": header }));
     expect(answer.status).toBe(202);
     purchases.push(((await answer.json()) as Purchase).purchaseId);
   }
@@ -179,7 +176,7 @@ test.concurrent("the demands' discovery metadata and identifier pass the extensi
 test("a facilitator that is down while the machine is made is in nobody's way, and the books match the chain", async () => {
   const before = await balanceOf(0);
   // Not the same order as its first, which was less than a minute ago perhaps.
-  const answer = await payFetch(agent(0))(machines(), order({ tier: 0, durationDays: 1, region: "europe" }));
+  const answer = await payFetch(agent(0), send)(machines(), order({ tier: 0, durationDays: 1, region: "europe" }));
   const { statusUrl } = (await answer.json()) as Purchase;
   world.facilitator.setFaults({ call: "verify", kind: "down" }, { call: "settle", kind: "down" });
   await poll(statusUrl, isTheirs);
@@ -194,7 +191,7 @@ test("a facilitator that is down while the machine is made is in nobody's way, a
   const finalNumber = async () => (await reader.getBlock({ blockTag: "finalized" })).number;
   await expect.poll(finalNumber, { timeout: WAIT_MS }).toBeGreaterThanOrEqual(settledBy);
   const books = (await (
-    await fetch(`${world.url}/admin/payments/reconcile`, { headers: { "x-api-key": world.adminKey } })
+    await send(`${world.url}/admin/payments/reconcile`, { headers: { "x-api-key": world.adminKey } })
   ).json()) as { incoming: { unexplained: object[] }; outgoing: { unexplained: object[] }; missing: object[] };
   expect(books).toMatchObject({ outgoing: { unexplained: [] }, missing: [] });
   // What the world gave the wallet to begin with is a top-up.

@@ -22,13 +22,11 @@ import { afterAll, beforeAll, expect, type TestContext, test } from "vitest";
 import { listFiles } from "../changed.ts";
 import { isAlive, processesOf, startChild, untilGone } from "../e2e/child.ts";
 import { developmentAccount } from "../world/accounts.ts";
-import { buy, type Credentials, freshHeaders, waitForStatus } from "../world/agent.ts";
+import { buy, fetchCredentials, waitForStatus } from "../world/agent.ts";
 import { runOverSsh } from "../world/ssh-client.ts";
 
 const ROOT = fileURLToPath(new URL("../../", import.meta.url).href);
 const PORT = 19_400;
-const TRIES = 8;
-const REST_MS = 1_000;
 const URL_OF_API = `http://127.0.0.1:${PORT}`;
 const rpc = `http://127.0.0.1:${PORT + 1}`;
 const parent = mkdtempSync(join(tmpdir(), "claw cloud ü 漢字 "));
@@ -68,18 +66,6 @@ function clients() {
 
 const get = async (path: string) => (await fetch(URL_OF_API + path)).text();
 
-/** Until a chain that has just come back has a few new blocks, the answer may be 503. */
-async function credentialsOf(tokenId: number): Promise<Credentials> {
-  for (let tries = 0; ; tries++) {
-    const headers = await freshHeaders(URL_OF_API, agent, tokenId);
-    const answer = await fetch(`${URL_OF_API}/credentials/${tokenId}`, { headers });
-    if (answer.status === 200) return (await answer.json()) as Credentials;
-    const text = await answer.text();
-    if (answer.status !== 503 || tries === TRIES) expect.fail(`/credentials answered ${answer.status}: ${text}`);
-    await new Promise((resolve) => setTimeout(resolve, REST_MS));
-  }
-}
-
 function commandOf(pid: number): string {
   try {
     return readFileSync(`/proc/${pid}/cmdline`, "utf8");
@@ -116,7 +102,7 @@ test("a world outlives reloads and its process, and --reset begins another", asy
   const bought = [await buy(clients(), agent, 0, 1), await buy(clients(), agent, 4, 1)];
   for (const [index, { tokenId }] of bought.entries()) {
     await waitForStatus(URL_OF_API, tokenId, ["running"]);
-    await runOverSsh(await credentialsOf(tokenId), `echo machine ${index} > note`);
+    await runOverSsh(await fetchCredentials(URL_OF_API, agent, tokenId), `echo machine ${index} > note`);
   }
 
   const text = join(copy, "src/edge/routes/llms.txt");
@@ -145,7 +131,7 @@ test("a world outlives reloads and its process, and --reset begins another", asy
   const next = dev(context);
   await next.says(/watching src/);
   for (const [index, { tokenId }] of bought.entries()) {
-    const credentials = await credentialsOf(tokenId);
+    const credentials = await fetchCredentials(URL_OF_API, agent, tokenId);
     expect(await runOverSsh(credentials, "cat note")).toEqual({ output: `machine ${index}\n`, code: 0 });
   }
   const third = await buy(clients(), agent, 0, 1);

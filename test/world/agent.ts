@@ -11,7 +11,7 @@ import {
 } from "viem";
 import type { LocalAccount } from "viem/accounts";
 import { CONTRACT_ADDRESS, USDC_ADDRESS } from "./addresses.ts";
-import { fetchAgain } from "./http.ts";
+import { askAgain, fetchAgain } from "./http.ts";
 
 const usdcAbi = parseAbi(["function approve(address spender, uint256 amount) returns (bool)"]);
 const clawAbi = parseAbi([
@@ -124,6 +124,15 @@ export async function freshHeaders(
     authorization: `Bearer ${await agent.signMessage({ message })}`,
     "x-access-message": Buffer.from(message).toString("base64"),
   };
+}
+
+/** The login of a token's machine: by the fresh form, which hands out the key again where the connection broke. */
+export async function fetchCredentials(api: string, agent: Signer, tokenId: number): Promise<Credentials> {
+  const answer = await askAgain(async () =>
+    fetch(`${api}/credentials/${tokenId}`, { headers: await freshHeaders(api, agent, tokenId) }),
+  );
+  if (answer.status !== 200) throw new Error(`/credentials answered ${answer.status}: ${await answer.text()}`);
+  return (await answer.json()) as Credentials;
 }
 
 /** Polls `/status` until it is one of these; every change is told. */

@@ -2,6 +2,11 @@
 
 const TRIES = 5;
 const REST_MS = 300;
+/** The rest before an answer is asked for again doubles up to the longest: 104 seconds in all. */
+const ASK_TRIES = 10;
+const FIRST_REST_MS = 500;
+const LONGEST_REST_MS = 24_000;
+const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
 /** Statuses whose answers have no body. */
 const BODILESS = [101, 204, 205, 304];
@@ -15,15 +20,34 @@ export async function fetchAgain(...[input, init]: Parameters<typeof fetch>): Pr
   const request = new Request(input, init);
   for (let tries = 1; ; tries++) {
     try {
-      const answer = await fetch(request.clone());
-      const { status, statusText, headers } = answer;
-      const body = await answer.arrayBuffer();
-      return new Response(BODILESS.includes(status) ? null : body, { status, statusText, headers });
+      return await whole(await fetch(request.clone()));
     } catch (error) {
       if (tries === TRIES || request.signal.aborted) throw error;
-      await new Promise((resolve) => setTimeout(resolve, REST_MS));
+      await wait(REST_MS);
     }
   }
+}
+
+/**
+ * The answer to what `ask` sends, which sends it again, signed anew, where that is a 503 or the connection breaks: on a busy
+ * machine a node or a guard misses its time, and the nonce of the signature may be spent by then.
+ */
+export async function askAgain(ask: () => Promise<Response>): Promise<Response> {
+  for (let tries = 1; ; tries++) {
+    try {
+      const answer = await whole(await ask());
+      if (answer.status !== 503 || tries === ASK_TRIES) return answer;
+    } catch (error) {
+      if (tries === ASK_TRIES) throw error;
+    }
+    await wait(Math.min(LONGEST_REST_MS, FIRST_REST_MS * 2 ** (tries - 1)));
+  }
+}
+
+async function whole(answer: Response): Promise<Response> {
+  const { status, statusText, headers } = answer;
+  const body = await answer.arrayBuffer();
+  return new Response(BODILESS.includes(status) ? null : body, { status, statusText, headers });
 }
 
 /** What an error says, and below it what each of its causes says: "fetch failed" alone tells nobody anything. */

@@ -1,8 +1,7 @@
 // What `npm start` plays: a customer's agent buys a machine, by the contract and over x402, and logs in.
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { LocalAccount } from "viem/accounts";
-import { buy, type Credentials, fixedHeaders, freshHeaders, waitForStatus } from "./agent.ts";
+import { buy, type Credentials, fetchCredentials, waitForStatus } from "./agent.ts";
 import { fetchAgain } from "./http.ts";
 import { color, type Narrator } from "./narrator.ts";
 import { readQuote } from "./payer.ts";
@@ -10,11 +9,6 @@ import { payFetch } from "./payer-clients.ts";
 import { runOverSsh } from "./ssh-client.ts";
 import type { World } from "./world.ts";
 
-/** Three acts of one client stay below the 30 an hour that `/credentials` allows. */
-const CREDENTIALS_TRIES = 9;
-/** The rest after a try doubles up to the longest: two minutes in all. */
-const FIRST_REST_MS = 1_500;
-const LONGEST_REST_MS = 24_000;
 const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
 export type Phase = { tier: number | "x402"; name: string; ms: number };
@@ -166,25 +160,4 @@ function pasteable({ keyFolder }: Stage, { tokenId, ssh, instructions }: Credent
   writeFileSync(join(keyFolder, `clawcloud-${tokenId}.pem`), ssh.privateKey ?? "", { mode: 0o600 });
   // Between quotes: a temporary folder's name may have spaces.
   return instructions.replace(/-i (\S+)/, (_, file: string) => `-i '${join(keyFolder, file)}'`);
-}
-
-async function fetchCredentials(url: string, agent: LocalAccount, tokenId: number): Promise<Credentials> {
-  const path = `${url}/credentials/${tokenId}`;
-  let failure: unknown;
-  for (let tries = 0; tries < CREDENTIALS_TRIES; tries++) {
-    // A key that went to a connection that broke comes again by the fresh form alone.
-    const headers = tries === 0 ? fixedHeaders(agent, tokenId) : freshHeaders(url, agent, tokenId);
-    try {
-      const response = await fetch(path, { headers: await headers });
-      if (response.status === 200) return (await response.json()) as Credentials;
-      failure = new Error(`/credentials answered ${response.status}: ${await response.text()}`);
-      // Just handed over: the scan is a second behind.
-      if (response.status !== 503) throw failure;
-    } catch (error) {
-      if (error === failure) throw error;
-      failure = error;
-    }
-    if (tries + 1 < CREDENTIALS_TRIES) await wait(Math.min(LONGEST_REST_MS, FIRST_REST_MS * 2 ** tries));
-  }
-  throw failure;
 }
