@@ -440,7 +440,7 @@ test("a transfer that no log showed is found by the sweep, whether or not its ne
   expect(await ownerOf(tokenId)).toBe(agent(1).address.toLowerCase());
 });
 
-test("a sale that a node invents in place of one that it hides loses nobody's purchase (hard case 4)", async () => {
+test("a sale that a node invents in place of one that it hides loses nobody's purchase (hard cases 4 and 61)", async () => {
   const before = await buy(chain, agent(0), 0, 1);
   await world.scan();
   const tokenId = before.tokenId + 1;
