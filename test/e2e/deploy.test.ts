@@ -1,4 +1,4 @@
-// The way to an account, as far as it goes without one: keys, the dry run, and the README's page held against wrangler.
+// The way to an account, as far as it goes without one: keys, the dry run, and the operators' guide held against wrangler.
 import { execFile } from "node:child_process";
 import { cp, mkdtemp, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -75,8 +75,8 @@ test("a dry run builds both Workers and names what a deployment would refuse; a 
   expect(real.stdout).not.toContain("Upload");
 });
 
-const readme = await readFile("README.md", "utf8");
-const shellLines = [...readme.matchAll(/^```\n(.*?)^```$/gms)].flatMap(([, block = ""]) => block.split("\n"));
+const guide = await readFile("src/admin/README.md", "utf8");
+const shellLines = [...guide.matchAll(/^```sh\n(.*?)^```$/gms)].flatMap(([, block = ""]) => block.split("\n"));
 const commands = [...new Set(shellLines.filter((line) => line.startsWith("npx wrangler ")))];
 
 const { registry, globalFlags } = experimental_getWranglerCommands();
@@ -112,7 +112,11 @@ function unknownIn(command: string): string[] {
 }
 const dashed = (name: string) => (name.length === 1 ? `-${name}` : `--${name}`);
 
-test.each(commands)("README: wrangler knows `%s`", (command) => {
+test("the operators' guide names commands of wrangler", () => {
+  expect(commands.length).toBeGreaterThan(10);
+});
+
+test.each(commands)("the operators' guide: wrangler knows `%s`", (command) => {
   expect(unknownIn(command)).toEqual([]);
 });
 
@@ -131,9 +135,11 @@ test.each([
   expect(unknownIn(command)).toEqual([problem]);
 });
 
-test("README: every npm script that it names exists, and every script is named", async () => {
+test("every npm script that the documents name exists, and every script is named", async () => {
   const { scripts } = JSON.parse(await readFile("package.json", "utf8")) as { scripts: Record<string, string> };
-  const named = new Set([...readme.matchAll(/npm run ([a-z:]+)/g)].map(([, name = ""]) => name));
+  const documents = ["README.md", "src/README.md", "src/admin/README.md", "test/README.md", ".github/CONTRIBUTING.md"];
+  const text = (await Promise.all(documents.map((file) => readFile(file, "utf8")))).join("\n");
+  const named = new Set([...text.matchAll(/npm run (?:--silent )?([a-z:]+)/g)].map(([, name = ""]) => name));
   expect([...named].filter((name) => scripts[name] === undefined)).toEqual([]);
   const builtIn = ["start", "test"];
   expect(Object.keys(scripts).filter((name) => !named.has(name) && !builtIn.includes(name))).toEqual([]);
