@@ -45,6 +45,15 @@ export default defineConfig({
     reporters: [new AreaReporter()],
     sequence: { sequencer: SlowFirst },
     slowTestThreshold: 10_000,
+    // workerd has no coverage of its own: the source is instrumented. What runs in Node alone is left out.
+    coverage: {
+      provider: "istanbul",
+      include: ["src/**/*.ts", "durable-objects/**/*.ts"],
+      exclude: ["src/admin/**"],
+      reporter: ["text"],
+      reportsDirectory: "node_modules/.cache/coverage",
+      reportOnFailure: true,
+    },
     projects: [
       {
         plugins: [
