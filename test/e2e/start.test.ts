@@ -1,14 +1,46 @@
 // `npm start` as a script or a reader uses it.
+import { readFileSync } from "node:fs";
 import { expect, type TestContext, test } from "vitest";
 import { signOfLife, type Telling } from "../world/narrator.ts";
 import { isAlive, killNamed, processesOf, startChild, untilGone } from "./child.ts";
 
 const start = (context: TestContext, ...args: string[]) => startChild(context, "npm", ["start", "--", ...args]);
 
+const MAIN_ACT = [
+  /^ *[\d.]+ s {2}agent 0x\w{40} buys tier 0 for one day$/m,
+  /^ *[\d.]+ s {2}paid 0\.5 USDC, got token \d+ in transaction 0x[0-9a-f]{16}…$/m,
+  /^ *[\d.]+ s {2}the purchase was seen on chain and a machine is on order$/m,
+  /^ *[\d.]+ s {2}status running \(vultr ewr\)$/m,
+  /^ *[\d.]+ s {2}credentials: ssh -i /m,
+  /^ +Linux clawcloud-local-/m,
+];
+const PAID_ACT = [
+  /^ *[\d.]+ s {2}quoted 0\.5 USDC by a 402$/m,
+  /^ *[\d.]+ s {2}accepted, authorized: /m,
+  /^ *[\d.]+ s {2}the machine answers, 0\.50 USDC taken in transaction 0x[0-9a-f]{16}…$/m,
+  /^ *[\d.]+ s {2}token \d+ is the agent's$/m,
+  /^ +Linux clawcloud-local-/m,
+];
+
+function expectInOrder(text: string, lines: readonly RegExp[]): void {
+  const places = lines.map((line) => text.search(line));
+  expect(places, text).not.toContain(-1);
+  expect(places).toEqual(places.toSorted((a, b) => a - b));
+}
+
+test.concurrent("the README's picture shows the lines that a start prints: npm run picture draws it anew", () => {
+  const drawn = readFileSync(".github/npm-start.svg", "utf8").matchAll(/^<text [^>]*>(.*)<\/text>$/gm);
+  const text = [...drawn].map(([, line = ""]) => line.replaceAll(/<[^>]*>/g, "")).join("\n");
+  const [main = "", paid = ""] = text.split("over x402, with @x402/fetch");
+  expectInOrder(main, MAIN_ACT);
+  expectInOrder(paid, [...PAID_ACT, /^The world is up\. Ctrl-C ends it\.$/m]);
+});
+
 test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of each phase and exits 0", async (context) => {
   const run = start(context, "--once");
   expect(await run.ended, run.output()).toBe(0);
   const output = run.output();
+  expectInOrder(output, MAIN_ACT);
   for (const tier of [0, 4]) {
     for (const phase of ["purchase", "noticed", "machine", "credentials", "ssh"]) {
       expect(output).toMatch(new RegExp(`^${tier} +${phase} +\\d+\\.\\d\\d$`, "m"));
@@ -18,15 +50,7 @@ test.concurrent("--once buys a VM, a GPU and a VM over x402, prints the time of 
     expect(output).toMatch(new RegExp(`^x402 +${phase} +\\d+\\.\\d\\d$`, "m"));
   }
   const [, act = ""] = output.split("over x402, with @x402/fetch");
-  const told = [
-    /^ *[\d.]+ s {2}quoted 0\.5 USDC by a 402$/m,
-    /^ *[\d.]+ s {2}accepted, authorized: /m,
-    /^ *[\d.]+ s {2}the machine answers, 0\.50 USDC taken in transaction 0x[0-9a-f]{16}…$/m,
-    /^ *[\d.]+ s {2}token \d+ is the agent's$/m,
-    /^ +Linux clawcloud-local-/m,
-  ].map((line) => act.search(line));
-  expect(told, act).not.toContain(-1);
-  expect(told).toEqual(told.toSorted((a, b) => a - b));
+  expectInOrder(act, PAID_ACT);
   expect(output).not.toContain("\u001b[");
 }, 600_000);
 
