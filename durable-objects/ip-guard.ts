@@ -52,7 +52,7 @@ type StoredBan = Ban & { mirrored: boolean };
 type Violation = { at: number; bucket: string };
 type Env = { DB: D1Database; LOG_BOOK: DurableObjectNamespace<LogBook>; IP_GUARD: DurableObjectNamespace<IpGuard> };
 
-/** Reference: 10+ within 1 hour, 1 hour. */
+/** Version 1.3.0 of the API: ten violations within an hour ban for an hour. */
 const VIOLATIONS_TO_BAN = 10;
 const VIOLATION_WINDOW_MS = 3_600_000;
 const BAN_MS = 3_600_000;

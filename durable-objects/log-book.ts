@@ -22,7 +22,7 @@ export type EventFilter = { event?: string; address?: string; since?: number; un
 type Alert = { id: string; what: "page" | "all_clear"; line: string; tries: number };
 type Env = { ALERT_WEBHOOK_URL?: string; ALERT_WEBHOOK_SECRET?: string };
 
-/** Reference: 5MB max, 5 files. */
+/** Version 1.3.0 of the API: 5 MB, five files. */
 const MAX_FILE_BYTES = 5_000_000;
 const FILES_KEPT = 5;
 /** A value in the storage has at most 2 MB. */

@@ -1,10 +1,10 @@
 // One object per vendor, named "vultr" or "runpod", in the provisioner: everything that all its consumers share about a
 // vendor. Calls take a permit here, so that together they stay inside the vendor's rate and leave it alone while it is
 // down (circuit breaker); machines that are waited for are watched through one list that all consumers read; where
-// machines could not be had is known to all; and no purchase gets more machines than it may have, whatever rows say (hard
-// case 34). The rate's and the circuit's state is in storage (an idle object is evicted after about ten seconds and a
-// minute's window must outlive it), and so are the ids that orders need and what was ordered; the list is in memory, since
-// a lost one costs one call.
+// machines could not be had is known to all; and no purchase gets more machines than it may have, whatever rows say
+// (hard case 34). The rate's and the circuit's state is in storage (an idle object is evicted after about ten seconds and
+// a minute's window must outlive it), and so are the ids that orders need and what was ordered; the list is in memory,
+// since a lost one costs one call.
 import { DurableObject } from "cloudflare:workers";
 import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { familyOfLabel } from "../src/model/purchase-key.ts";

@@ -12,7 +12,7 @@ const environments = { edge: readEnvironment("edge"), provisioner: readEnvironme
 const problems = deploymentProblems(environments);
 for (const problem of problems) console.error(`! ${problem}`);
 if (problems.length > 0 && !dryRun) {
-  console.error('Nothing was deployed. README, "Deploy", says what each setting is.');
+  console.error('Nothing was deployed. src/admin/README.md, "Environment", says what each setting is.');
   process.exit(1);
 }
 for (const { file, secrets } of Object.values(WORKERS)) {

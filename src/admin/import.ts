@@ -38,7 +38,7 @@ const tokenId = z.union([z.int().min(0), z.string().regex(/^\d+$/).transform(Num
 /** A row of the old `vms` table as JSON; other columns are ignored. */
 const oldVm = z.object({
   token_id: tokenId,
-  /** The reference's statuses, and `failed`. */
+  /** The statuses of version 1.3.0 of the API, and `failed`. */
   status: z.enum(["provisioning", "running", "terminated", "expired", "failed"]),
   instance_id: z.string().min(1).nullish(),
   provider: z.enum(["vultr", "runpod"]).nullish(),

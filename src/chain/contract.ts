@@ -38,8 +38,8 @@ export const eventAbi = parseAbi([
 export const SECONDS_PER_DAY = 86_400;
 
 /**
- * The layouts in which a purchase event may arrive, by how many topics it has. The reference does not say which fields
- * are indexed; the first topic is the same in all, so the number of topics tells: none, tokenId, tokenId and buyer.
+ * The layouts in which a purchase event may arrive, by how many topics it has. No document says which fields are
+ * indexed; the first topic is the same in all, so the number of topics tells: none, tokenId, tokenId and buyer.
  */
 export function purchaseLayouts(event: AbiEvent): ReadonlyMap<number, AbiEvent> {
   const withIndexed = (names: readonly string[]): AbiEvent => ({

@@ -50,8 +50,8 @@ const MAX_LOGS = 5_000;
  * `until` (unix milliseconds) go. Throws where the node gives nothing of it.
  *
  * One request asks for everything. Where it is refused, purchases and renewals come first, and transfers in requests of
- * their own, by single blocks if need be: a storm of transfers costs a few dollars, and must not hold up a purchase (hard
- * case 31).
+ * their own, by single blocks if need be: a storm of transfers costs a few dollars, and must not hold up a purchase
+ * (hard case 31).
  */
 export async function fetchEvents(
   node: Node,

@@ -1,4 +1,4 @@
-// ECIES over secp256k1 in the layout of the public reference, with the parameters of eciesjs 0.5:
+// ECIES over secp256k1 in the layout of version 1.3.0 of the API, with the parameters of eciesjs 0.5:
 // HKDF-SHA256 (no salt, no info) over ephemeral key || shared point, both uncompressed; AES-256-GCM, 16-byte nonce.
 // Joined as key | iv | tag | ciphertext, the parts are exactly what `eciesjs.decrypt` takes.
 import { secp256k1 } from "@noble/curves/secp256k1.js";

@@ -7,7 +7,8 @@ const CROSS_SITE = "#cross-site";
 
 /**
  * Cloudflare's header alone names the client, never one that a client can set; IPv6 counts as its /64, the smallest block
- * that is handed out. What a web page makes its visitors' browsers send counts apart, so that it bans no visitor (22).
+ * that is handed out. What a web page makes its visitors' browsers send counts apart, so that it bans no visitor
+ * (hard case 22).
  */
 export function clientName(headers: Headers): string {
   const header = headers.get("cf-connecting-ip");
@@ -36,7 +37,8 @@ export const guardsOf = (client: string): string[] => [client, client + CROSS_SI
 
 /**
  * The guards that a ban of this one binds (hard case 44): a client's own ban holds for its cross-site requests as well, since
- * whoever is banned can send that header. What web pages made its browsers send bans such requests alone (22).
+ * whoever is banned can send that header. What web pages made its browsers send bans such requests alone
+ * (hard case 22).
  */
 export const boundBy = (name: string): string[] => (name.endsWith(CROSS_SITE) ? [name] : guardsOf(name));
 

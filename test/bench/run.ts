@@ -1,4 +1,4 @@
-// `npm run bench`: prints figures and judges none. README, "Figures", describes the method.
+// `npm run bench`: prints figures and judges none. test/README.md, "Figures", describes the method.
 import { InvalidArgumentError, program } from "commander";
 import { benchCatchUp } from "./catch-up.ts";
 import { benchCosts, benchOrderCosts } from "./costs.ts";

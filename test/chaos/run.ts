@@ -1,5 +1,5 @@
 // `npm run chaos`: purchases while everything breaks, then calm; in the end each has its machine or its money back.
-// README, "Tests and faults", describes it. Exits 1 and names what is wrong where anything is.
+// test/README.md, "Chaos", describes it. Exits 1 and names what is wrong where anything is.
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

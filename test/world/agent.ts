@@ -96,7 +96,7 @@ export async function transfer(chain: Clients, from: LocalAccount, to: Address, 
 /** Whoever signs for a wallet. */
 export type Signer = Pick<LocalAccount, "signMessage">;
 
-/** Headers of the reference's fixed form. */
+/** Headers of the fixed form. */
 export async function fixedHeaders(agent: Signer, tokenId: number): Promise<Record<string, string>> {
   return { authorization: `Bearer ${await agent.signMessage({ message: `ClawCloud Access Request: ${tokenId}` })}` };
 }

@@ -17,7 +17,7 @@ const credentialsSchema = z.object({
 });
 export type Credentials = z.output<typeof credentialsSchema>;
 
-/** What signs and what it signs for: README, "Endpoints". */
+/** What signs and what it signs for: src/edge/README.md, "Signatures and keys". */
 export async function freshHeaders(
   account: PrivateKeyAccount,
   config: Pick<EdgeConfig, "CHAIN_ID" | "CONTRACT_ADDRESS">,

@@ -18,8 +18,8 @@ export type Rule = Limit & {
 };
 
 /**
- * Requests per span and client; reference, "Rate limits". `/health` has none. Of the last nine, eight are caps over many
- * clients, and `rotations` is of a token and its owner.
+ * Requests per span and client; those of version 1.3.0 of the API come first. `/health` has none. Of the last nine, eight are
+ * caps over many clients, and `rotations` is of a token and its owner.
  */
 export const LIMITS = {
   tiers: { requests: 100, windowSeconds: MINUTE },

@@ -1,4 +1,4 @@
-// Wallet signatures. The fixed form is the reference's: EIP-191 over `ClawCloud Access Request: {tokenId}`. The fresh form
+// Wallet signatures. The fixed form is EIP-191 over `ClawCloud Access Request: {tokenId}`. The fresh form
 // signs the same first line and then EIP-4361's fields, so that it names site, chain, contract and moment, and works once.
 // A plain account's signature is recovered here; what a contract says of one (ERC-1271, ERC-6492) is the chain's answer.
 import { type Address, type Hex, hashMessage, isHex, recoverAddress } from "viem";

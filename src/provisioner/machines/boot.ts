@@ -22,8 +22,8 @@ const BOOT_TIMEOUT = "boot_timeout";
 const MAX_LOG_CHARS = 1_500;
 
 /**
- * Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (10). `wasSeen`: an earlier poll was
- * shown the machine.
+ * Waits until the machine's own SSH banner carries the attempt's mark, then publishes it (hard case 10). `wasSeen`: an earlier
+ * poll was shown the machine.
  */
 export async function boot(context: Context, vm: store.TimedVm, wasSeen: boolean): Promise<Next> {
   const { config, now } = context;

@@ -1,5 +1,5 @@
-// The end of machines. What is published ends only on proof from the chain's final history, read from two nodes (13);
-// as does a purchase that a reorg took, or whose token it gave to another one (5).
+// The end of machines. What is published ends only on proof from the chain's final history, read from two nodes
+// (hard case 13); as does a purchase that a reorg took, or whose token it gave to another one (hard case 5).
 import { readAgreedToken, readFinalToken } from "../../chain/witness.ts";
 import { reinstate, terminate, terminateReplaced } from "../../db/ends.ts";
 import type { Vm } from "../../db/schema.ts";

@@ -16,7 +16,8 @@ const CLOCK_SKEW_MS = 120_000;
 
 /**
  * A create whose answer never came. Complete lists are read until the machine shows up under its label, or until they
- * stayed empty for as long as the request could still have worked plus the time a new machine may stay unlisted (9).
+ * stayed empty for as long as the request could still have worked plus the time a new machine may stay unlisted
+ * (hard case 9).
  */
 export async function find(context: Context, vm: store.TimedVm): Promise<Next> {
   const { db, config, now } = context;
@@ -40,7 +41,7 @@ export async function find(context: Context, vm: store.TimedVm): Promise<Next> {
   return goOn(await store.closeAttempt(db, vm, attempt.number, end, { step: "create", wakeAt: now() + STALL_MS }));
 }
 
-/** An attempt's machine in a list: by label, mark and age together, since a tenant can rename its own machine (12). */
+/** An attempt's machine in a list: by label, mark and age together, since a tenant can rename its own machine (hard case 12). */
 async function findMachine(
   context: Context,
   attempt: store.Attempt,

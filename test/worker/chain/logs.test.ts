@@ -1,5 +1,5 @@
-// Nodes that give few blocks, few logs or nothing readable (hard case 30), storms of transfers (31), and chains that were
-// set back (32): the shop works at the head, and nobody waits.
+// Nodes that give few blocks, few logs or nothing readable (hard case 30), storms of transfers (hard case 31), and chains
+// that were set back (hard case 32): the shop works at the head, and nobody waits.
 import { type Abi, type Address, type Hex, toEventSelector } from "viem";
 import { expect, test, vi } from "vitest";
 import { readAuthorizationUse } from "../../../src/chain/authorization.ts";

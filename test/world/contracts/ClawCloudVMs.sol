@@ -8,7 +8,7 @@ import {ERC721} from "@openzeppelin/contracts/token/ERC721/ERC721.sol";
 
 /// @title ClawCloud VMs
 /// @notice USDC in, an ERC-721 token out; the token's owner is whoever may log in to the machine behind it.
-/// @dev The reference contract of the local world. It keeps the published interface (purchaseVM, isTokenValid,
+/// @dev The contract of the local world. It keeps the published interface (purchaseVM, isTokenValid,
 /// getTierConfig, VMPurchased); renewals, early termination and a stop of all transfers are options that the owner
 /// switches on.
 contract ClawCloudVMs is ERC721, Ownable {

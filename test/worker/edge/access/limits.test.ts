@@ -23,7 +23,7 @@ async function getBanned(world: Deployment, address: string, more: Record<string
   }
 }
 
-test("the limits are the reference's", () => {
+test("the limits are those of version 1.3.0 of the API", () => {
   expect(LIMITS).toMatchObject({
     tiers: { requests: 100, windowSeconds: 60 },
     credentials: { requests: 30, windowSeconds: 3_600 },

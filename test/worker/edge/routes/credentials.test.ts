@@ -52,7 +52,7 @@ const fresh = (index = 0, fields: Record<string, string> = {}, action: "" | "/ac
   freshHeaders(API, agent(index), tokenId, action, fields);
 const key = async (headers: Record<string, string>) => (await ask(headers)).body.ssh?.privateKey ?? null;
 
-test("the fields are the reference's, its ports, and the rest under ssh", async () => {
+test("the fields are those of version 1.3.0 of the API, the ports, and the rest under ssh", async () => {
   const { status, body, headers } = await ask(await fixedHeaders(agent(0), tokenId));
   expect(status).toBe(200);
   expect(Object.keys(body)).toEqual([
