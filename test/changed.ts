@@ -158,7 +158,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
   { path: "test/[^/]+$", tests: e2e("test-run") },
   { path: "vitest.config", tests: e2e("test-run") },
   { path: "[^/]+$", tests: e2e("repository", "deploy") },
-  { path: "src/README", tests: e2e("repository") },
+  { path: "(src/|src/admin/|src/edge/|test/)README", tests: e2e("repository", "deploy") },
+  { path: "README", tests: e2e("main-job", "start") },
+  { path: "(\\.github/npm-start|test/world/picture)", tests: e2e("start") },
+  { path: "test/e2e/examples", tests: e2e("main-job") },
   { path: "\\.", tests: e2e("repository") },
 ];
 

@@ -1,7 +1,7 @@
 // The main job on the local world: purchase, SSH with the delivered key, transfer, expiry; both Workers in workerd with
 // real queues. Then every request that went to a vendor, and every answer, against the vendors' documents.
 import { execFile, execFileSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -18,6 +18,7 @@ import {
 import { askAgain } from "../world/http.ts";
 import { runOverSsh } from "../world/ssh-client.ts";
 import { startWorld, type World } from "../world/world.ts";
+import { exampleOf, runExample } from "./examples.ts";
 import { checkJournal } from "./vendor-documents.ts";
 
 const DAY = 86_400;
@@ -28,11 +29,14 @@ if (!hasDocuments)
   console.warn("SKIPPED: the vendors' documents are not beside this checkout; their checks did not run");
 const hasOpenSsh = isInstalled("ssh") && isInstalled("ssh-keygen");
 if (!hasOpenSsh) console.warn("SKIPPED: no OpenSSH client on this machine; its checks did not run");
+const hasCurl = isInstalled("curl") && isInstalled("jq");
+if (!hasCurl) console.warn("SKIPPED: no curl or no jq on this machine; the README's examples with them did not run");
 
 let world: World;
 let tokenId: number;
 let gpu: ReturnType<typeof buy>;
 let credentials: Credentials;
+let examples: Promise<[viem: string, x402: string]>;
 const folder = mkdtempSync(join(tmpdir(), "clawcloud-e2e-"));
 
 beforeAll(async () => {
@@ -47,6 +51,9 @@ beforeAll(async () => {
   world.runpod.server.addFault({ call: "create", kind: "error_after", region: "SECURE", times: 1 });
   gpu = buy(world.chain, agent(2), 4, 1);
   gpu.catch(() => undefined);
+  // So are those of the README's examples.
+  examples = Promise.all([example("viem", "js", 3), example("x402", "js", 4)]);
+  examples.catch(() => undefined);
 });
 afterAll(async () => {
   await world?.stop();
@@ -58,6 +65,13 @@ const agent = (index: number) => {
   if (account === undefined) throw new Error(`there is no agent ${index}`);
   return account;
 };
+const example = (heading: string, language: "js" | "sh", index: number, variables: Record<string, string> = {}) =>
+  runExample(heading, language, join(folder, heading), {
+    API: world.url,
+    RPC_URL: world.chain.url,
+    PRIVATE_KEY: `0x${Buffer.from(agent(index).getHdKey().privateKey ?? []).toString("hex")}`,
+    ...variables,
+  });
 type Sign = () => Promise<Record<string, string>>;
 async function getCredentials(sign: Sign, id = tokenId) {
   const response = await askAgain(async () => fetch(`${world.url}/credentials/${id}`, { headers: await sign() }));
@@ -210,6 +224,50 @@ test("a GPU purchase through a sold-out cloud and a lost answer ends in one pod 
   await expect(runOverSsh(body, "whoami")).rejects.toThrow();
   expect([...world.runpod.pods.keys()]).toEqual([expect.not.stringMatching(old ?? "")]);
 });
+
+test("README: the prices are those of the local world", async () => {
+  type Tier = { tier: number; pricePerDay: string; specs: { vcpu: number; memoryGb: number; gpu: string | null } };
+  const { tiers } = (await (await fetch(`${world.url}/tiers`)).json()) as { tiers: Tier[] };
+  const rows = tiers.map(({ tier, pricePerDay, specs: { vcpu, memoryGb, gpu } }) => [
+    String(tier),
+    gpu ?? `VM, ${vcpu} vCPU, ${memoryGb} GB`,
+    pricePerDay,
+  ]);
+  const table = [...readFileSync("README.md", "utf8").matchAll(/^\| (\d) \| (.+) \| (\d+\.\d\d) \|$/gm)];
+  expect(table.map(([, ...cells]) => cells)).toEqual(rows);
+});
+
+test.skipIf(!hasCurl)("README: the first request gets the answer beside it", async () => {
+  const answer = JSON.parse(await example("First request", "sh", 0)) as object;
+  const shown = JSON.parse(exampleOf("First request", "json")) as object;
+  expect(answer).toEqual({ ...shown, stock: expect.any(String) });
+});
+
+test("README: what viem buys, the printed command and the saved key log in to", async () => {
+  const [printed] = await examples;
+  expect(await runOverSsh(savedLogin("viem", printed), "whoami")).toEqual({ output: "root\n", code: 0 });
+});
+
+test.skipIf(!hasCurl)("README: what x402 buys, curl logs in to by what it printed", async () => {
+  const [, printed] = await examples;
+  const [, TOKEN_ID = "", SIGNATURE = ""] = /^export TOKEN_ID=(\d+) SIGNATURE=(0x\w+)\n$/.exec(printed) ?? [];
+  const answer = await example("curl", "sh", 0, { TOKEN_ID, SIGNATURE });
+  expect(answer).toContain('"accepts"');
+  const command = answer.slice(answer.lastIndexOf("ssh -i"));
+  const login = savedLogin("curl", command);
+  const knownHosts = readFileSync(join(folder, "curl/.ssh/known_hosts"), "utf8").trim();
+  expect(await runOverSsh({ ...login, ssh: { ...login.ssh, knownHosts } }, "whoami")).toEqual({
+    output: "root\n",
+    code: 0,
+  });
+});
+
+/** By the printed command, with the key that lies where it names it. */
+function savedLogin(heading: string, command: string) {
+  const [, file = "", port, username = "", host = ""] = /^ssh -i (\S+) .*-p (\d+) (\w+)@(\S+)\n$/.exec(command) ?? [];
+  const privateKey = readFileSync(join(folder, heading, file), "utf8");
+  return { host, username, ssh: { port: Number(port), privateKey, knownHosts: null as string | null } };
+}
 
 /** Orders other keys for a token's machine, and waits for them. */
 async function rotated(index: number, id: number): Promise<Credentials> {

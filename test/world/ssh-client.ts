@@ -1,8 +1,12 @@
 import ssh2 from "ssh2";
 import type { Credentials } from "./agent.ts";
 
+type Login = Pick<Credentials, "host" | "username"> & {
+  ssh: Pick<Credentials["ssh"], "port" | "privateKey" | "knownHosts">;
+};
+
 /** Runs one command over SSH with the delivered key, checking the delivered host key. */
-export function runOverSsh(credentials: Credentials, command: string): Promise<{ output: string; code: number }> {
+export function runOverSsh(credentials: Login, command: string): Promise<{ output: string; code: number }> {
   const { host, username, ssh } = credentials;
   if (ssh.privateKey === null) throw new Error("the credentials carry no private key");
   const privateKey = ssh.privateKey;
