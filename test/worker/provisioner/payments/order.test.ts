@@ -1,5 +1,6 @@
 // A machine for a signed payment: what goes wrong between the signature and the token's transfer, and who pays then.
 import { runDurableObjectAlarm } from "cloudflare:test";
+import { sql } from "drizzle-orm";
 import { parseAbi, parseEther } from "viem";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { catalogs, paymentLinks, payments } from "../../../../src/db/schema.ts";
@@ -403,15 +404,10 @@ test("a crash after the wallet has the order and before the row says so buys, ca
     if (!seen.has(row["step"])) {
       seen.add(row["step"]);
       // What a message does that dies right after it: the row is as it was, and comes again under a new generation.
+      const [before] = await world.db.select().from(payments);
       const job = { payment: id, generation: Number(row["generation"]) };
       await world.follow(job).catch(() => undefined);
-      const columns = ["state", "step", "settle_tx", "transfer_tx"] as const;
-      await world.sql
-        .prepare(
-          `UPDATE payments SET ${columns.map((name) => `${name} = ?`).join(", ")}, generation = generation + 1, wake_at = 0 WHERE id = ?`,
-        )
-        .bind(...columns.map((name) => row[name] as string | null), id)
-        .run();
+      await world.db.update(payments).set({ ...before, generation: sql`generation + 1`, wakeAt: 0 });
     }
     return false;
   };
