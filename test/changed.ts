@@ -68,7 +68,10 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     path: "src/provisioner/machines/(clear|end|reap|verify)",
     tests: worker("provisioner/(machines/end|machines/reap|restore)"),
   },
-  { path: "src/provisioner/refunds/", tests: worker("provisioner/refunds/refund", "edge/routes/admin/refunds") },
+  {
+    path: "src/(provisioner/refunds/|db/refunds|model/refund)",
+    tests: worker("provisioner/refunds/refund", "provisioner/payments/payment", "edge/routes/admin/(payments|refunds)"),
+  },
   { path: "src/provisioner/machines/rotate", tests: worker("provisioner/machines/rotate") },
   { path: "src/(provisioner/(payments/|wallet)|model/(payment|terms))", tests: orders },
   {
@@ -83,7 +86,6 @@ const AREAS: readonly { path: string; tests: readonly string[] }[] = [
     tests: worker("edge/routes/credentials", "provisioner/machines/create"),
   },
   { path: "src/edge/reconcile", tests: worker("edge/routes/admin/payments") },
-  { path: "src/model/refund", tests: worker("provisioner/refunds/refund") },
   {
     path: "(src/(model/[a-z]+-?life|db/(schema|stages))|test/lives)",
     tests: [...worker("model/"), ...e2e("repository")],

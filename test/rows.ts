@@ -89,7 +89,7 @@ export const paymentRow = ({ id, ...row }: Partial<NewPayment> & { id: string })
 });
 
 /** What is owed for a machine that never came, and waits for its turn. */
-export const refundRow = (row: Partial<NewRefund> & { incarnation: string }): NewRefund => ({
+export const refundRow = (row: Partial<NewRefund> & { subject: string }): NewRefund => ({
   kind: "failed",
   tokenId: 1,
   state: "due",

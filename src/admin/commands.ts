@@ -54,7 +54,7 @@ export function addApiCommands(program: Command): void {
     );
   failed.command("retry <id>").action((id: string) => one("POST", `/admin/failed-provisionings/${part(id)}/retry`));
 
-  const refunds = program.command("refunds").description("What buyers are owed.");
+  const refunds = program.command("refunds").description("What is owed for purchases and for payments by x402.");
   refunds
     .command("list")
     .option("--state <state>", "recorded, waiting, due, held, paying, paid or cancelled")
@@ -62,25 +62,24 @@ export function addApiCommands(program: Command): void {
     .action((query: Query) => list("/admin/refunds", "refunds", query));
   const decision = (name: string, description: string) =>
     refunds
-      .command(`${name} <tokenId>`)
-      .description(description)
+      .command(`${name} <id>`)
+      .description(`${description} The id is a token's, or, of kind payment, a payment's.`)
       .requiredOption("--reason <text>")
-      .option("--kind <kind>", "failed or late", "failed");
-  const decide = (name: string, tokenId: string, kind: string, body: object) =>
-    one("POST", `/admin/refunds/${part(tokenId)}/${part(kind)}/${name}`, body);
+      .option("--kind <kind>", "failed, late or payment", "failed");
+  const decide = (name: string, id: string, kind: string, body: object) =>
+    one("POST", `/admin/refunds/${part(id)}/${part(kind)}/${name}`, body);
   decision("pay", "Pay one that is recorded, waiting or held.")
     .option("--to <address>", "the token's owner, where that is not the buyer")
-    .action((tokenId: string, { kind, reason, to }: { kind: string; reason: string; to?: string }) =>
-      decide("pay", tokenId, kind, { reason, ...(to === undefined ? {} : { payTo: to }) }),
+    .action((id: string, { kind, reason, to }: { kind: string; reason: string; to?: string }) =>
+      decide("pay", id, kind, { reason, ...(to === undefined ? {} : { payTo: to }) }),
     );
   decision("settle", "Note that one was paid by hand.")
     .requiredOption("--tx <hash>")
-    .action((tokenId: string, { kind, reason, tx }: { kind: string; reason: string; tx: string }) =>
-      decide("settle", tokenId, kind, { reason, txHash: tx }),
+    .action((id: string, { kind, reason, tx }: { kind: string; reason: string; tx: string }) =>
+      decide("settle", id, kind, { reason, txHash: tx }),
     );
   decision("cancel", "Owe nothing after all.").action(
-    (tokenId: string, { kind, reason }: { kind: string; reason: string }) =>
-      decide("cancel", tokenId, kind, { reason }),
+    (id: string, { kind, reason }: { kind: string; reason: string }) => decide("cancel", id, kind, { reason }),
   );
 
   const payments = program.command("payments").description("Payments by x402.");
@@ -116,10 +115,10 @@ export function addApiCommands(program: Command): void {
     payments.command(`${name} <id>`).description(description).requiredOption("--reason <text>");
   const decidePayment = (name: string, id: string, body: object) =>
     one("POST", `/admin/payments/${part(id)}/${name}`, body);
-  paymentDecision("refund", "Pay a held one back.").action((id: string, body: { reason: string }) =>
-    decidePayment("refund", id, body),
+  paymentDecision("refund", "Pay one back that is held, or whose refund is.").action(
+    (id: string, body: { reason: string }) => decidePayment("refund", id, body),
   );
-  paymentDecision("settle", "Note that a held one was paid back by hand.")
+  paymentDecision("settle", "Note that one was paid back by hand.")
     .requiredOption("--tx <hash>")
     .action((id: string, { reason, tx }: { reason: string; tx: string }) =>
       decidePayment("settle", id, { reason, txHash: tx }),

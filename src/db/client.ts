@@ -2,7 +2,7 @@
 // more try. A write gets none here: where its answer is lost it may have happened, or may yet, and only its caller knows
 // what that means. Background work counts its statements, since D1 takes so many from one invocation.
 import { AsyncLocalStorage } from "node:async_hooks";
-import { SQL } from "drizzle-orm";
+import { type Column, SQL, sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/d1";
 import { SQLiteAsyncDialect } from "drizzle-orm/sqlite-core";
 import { DatabaseUnavailable, isTransient } from "../errors.ts";
@@ -127,6 +127,15 @@ export function once<T>(build: (db: Database) => T): (db: Database) => T {
     built.set(db, known);
     return known.value;
   };
+}
+
+/** A row as a SELECT: an INSERT that depends on a condition. */
+export function rowWhere(columns: Readonly<Record<string, Column>>, row: object, condition: SQL): SQL {
+  const given = row as Record<string, unknown>;
+  const values = Object.entries(columns).map(([name, column]) =>
+    sql.param(given[name] ?? column.default ?? null, column),
+  );
+  return sql`SELECT ${sql.join(values, sql`, `)} WHERE ${condition}`;
 }
 
 export type Statement = SQL | { toSQL(): { sql: string; params: unknown[] } };

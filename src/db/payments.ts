@@ -1,11 +1,12 @@
 // Payments by x402. Every move is a compare-and-set on the generation it was read at.
-import { and, asc, desc, eq, getTableColumns, gt, inArray, type SQL, sql } from "drizzle-orm";
+import { and, asc, desc, eq, getTableColumns, gt, inArray, ne, type SQL, sql } from "drizzle-orm";
+import type { BatchItem } from "drizzle-orm/batch";
 import type { Settlement } from "../chain/authorization.ts";
 import { log } from "../log.ts";
 import { type FilledAt, type PaymentStage, requirePaymentMove, statesThat } from "../model/payment-life.ts";
 import type { Standing } from "../model/shop.ts";
 import type { StockByVendor } from "../model/stock.ts";
-import { type Database, once } from "./client.ts";
+import { type Database, once, rowWhere } from "./client.ts";
 import {
   FORGETTABLE,
   OPEN,
@@ -23,7 +24,13 @@ import type { StoredTiers } from "./sweep.ts";
 
 export type Payment = typeof payments.$inferSelect;
 export type NewPayment = typeof payments.$inferInsert;
-type Move = Partial<Omit<Payment, "id" | "generation">>;
+export type Move = Partial<Omit<Payment, "id" | "generation">>;
+/** What else a move depends on, and what is written with it: both or neither. */
+type With = {
+  when?: SQL;
+  /** `hasMoved`: the condition that the payment is where it goes to. */
+  also?: (hasMoved: SQL) => BatchItem<"sqlite">[];
+};
 type Filled<Column extends keyof Payment> = { [C in Column]: NonNullable<Payment[C]> };
 /** A payment at a stage, with the columns that the stage has set. */
 export type PaymentAt<Stage extends PaymentStage> = Payment & Filled<FilledAt<Stage>>;
@@ -91,13 +98,10 @@ export const sameOrder = async (db: Database, order: SameOrder): Promise<Payment
  * or where the order `unless` was made since.
  */
 export async function claimPayment(db: Database, payment: NewPayment, unless?: SameOrder): Promise<Payment | null> {
-  const values = Object.entries(getTableColumns(payments)).map(([name, column]) =>
-    sql.param(payment[name as keyof NewPayment] ?? column.default ?? null, column),
-  );
   const condition = unless === undefined ? sql`true` : sql`NOT EXISTS (SELECT 1 FROM payments WHERE ${isSame(unless)})`;
   const claimed = await db
     .insert(payments)
-    .select(sql`SELECT ${sql.join(values, sql`, `)} WHERE ${condition}`)
+    .select(rowWhere(getTableColumns(payments), payment, condition))
     .onConflictDoNothing()
     .returning();
   return claimed[0] ?? null;
@@ -209,17 +213,32 @@ export async function readMarket(db: Database, now: number): Promise<Market> {
  * The row as it is from here on; null where it has moved since it was read. Throws `ForbiddenMove` where a payment's life has no
  * such move.
  */
-export async function movePayment(db: Database, row: Payment, to: Move): Promise<Payment | null> {
+export async function movePayment(
+  db: Database,
+  row: Payment,
+  to: Move,
+  { when, also }: With = {},
+): Promise<Payment | null> {
+  const move = moving(db, row, to, when);
+  if (also === undefined) return (await move.get()) ?? null;
+  const [moved] = await db.batch([move, ...also(hasMoved(row, to))]);
+  return moved[0] ?? null;
+}
+
+function moving(db: Database, row: Payment, to: Move, when?: SQL) {
   const { id, generation } = row;
   requirePaymentMove(row, { ...row, ...to });
-  const moved = await db
+  return db
     .update(payments)
     .set({ ...to, generation: generation + 1 })
-    .where(and(eq(payments.id, id), eq(payments.generation, generation)))
-    .returning()
-    .get();
-  return moved ?? null;
+    .where(and(eq(payments.id, id), eq(payments.generation, generation), when))
+    .returning();
 }
+
+const hasMoved = (row: Payment, to: Move): SQL => {
+  const { id, generation, state, step } = { ...row, ...to };
+  return sql`EXISTS (SELECT 1 FROM payments WHERE id = ${id} AND generation = ${generation + 1} AND state = ${state} AND step = ${step})`;
+};
 
 /**
  * A move to a state that says paid, with the transfer that paid. Null where the row has moved since it was read, and where
@@ -230,32 +249,25 @@ export async function settlePayment(
   row: Payment,
   { txHash, logIndex }: Settlement,
   to: Move,
+  { when, also }: With = {},
 ): Promise<Payment | null> {
-  const { id, generation } = row;
-  requirePaymentMove(row, { ...row, ...to });
+  const { id } = row;
+  const isOwn = sql`EXISTS (SELECT 1 FROM settlements WHERE tx_hash = ${txHash} AND log_index = ${logIndex} AND payment = ${id})`;
   const [, moved] = await db.batch([
     db
       .insert(settlements)
       .values({ txHash, logIndex, payment: id })
       .onConflictDoNothing({ target: [settlements.txHash, settlements.logIndex] })
       .onConflictDoUpdate({ target: settlements.payment, set: { txHash, logIndex } }),
-    db
-      .update(payments)
-      .set({ ...to, settleTx: txHash, generation: generation + 1 })
-      .where(
-        and(
-          eq(payments.id, id),
-          eq(payments.generation, generation),
-          sql`EXISTS (SELECT 1 FROM settlements WHERE tx_hash = ${txHash} AND log_index = ${logIndex} AND payment = ${id})`,
-        ),
-      )
-      .returning(),
+    moving(db, row, { ...to, settleTx: txHash }, and(isOwn, when)),
+    ...(also?.(hasMoved(row, to)) ?? []),
   ]);
   const [settled] = moved;
   if (settled !== undefined) return settled;
-  if ((await loadPayment(db, id))?.generation === generation) {
-    log("page", "transfer_of_another_payment", { payment: id, txHash, logIndex });
-  }
+  const { payment } = settlements;
+  const isIts = and(eq(settlements.txHash, txHash), eq(settlements.logIndex, logIndex), ne(payment, id));
+  const other = await db.select({ payment }).from(settlements).where(isIts).get();
+  if (other !== undefined) log("page", "transfer_of_another_payment", { payment: id, txHash, logIndex });
   return null;
 }
 

@@ -6,7 +6,7 @@ import { index, integer, primaryKey, sqliteTable, text, uniqueIndex } from "driz
 import type { SpansByNode } from "../chain/log-ranges.ts";
 import { STATUSES, STEPS } from "../model/machine-life.ts";
 import { PAYMENT_STATES, PAYMENT_STEPS, type PaymentState, statesThat } from "../model/payment-life.ts";
-import { REFUND_STATES } from "../model/refund-life.ts";
+import { REFUND_KINDS, REFUND_STATES } from "../model/refund-life.ts";
 import type { StockByVendor } from "../model/stock.ts";
 
 /** What the chain said, one row per incarnation of a token: deployment, contract, token id, transaction, ordinal. */
@@ -197,12 +197,14 @@ export const failedProvisionings = sqliteTable(
   (table) => [index("failed_provisionings_open").on(table.createdAt).where(sql`resolved_at IS NULL`)],
 );
 
-/** What a buyer is owed: for time without a machine, or for a machine that came late. One of each per purchase. */
+/** The ledger of money out: what is owed for a purchase that failed, a machine that came late, a payment that bought nothing. */
 export const refunds = sqliteTable(
   "refunds",
   {
-    incarnation: text().notNull(),
-    kind: text({ enum: ["failed", "late"] }).notNull(),
+    /** What it is for: a purchase's incarnation, or a payment's id. */
+    subject: text("incarnation").notNull(),
+    kind: text({ enum: REFUND_KINDS }).notNull(),
+    /** -1 for none. */
     tokenId: integer("token_id").notNull(),
     state: text({ enum: REFUND_STATES }).notNull(),
     /** Why it waits or is held: a code. */
@@ -221,7 +223,7 @@ export const refunds = sqliteTable(
     settledAt: integer("settled_at"),
   },
   (table) => [
-    primaryKey({ columns: [table.incarnation, table.kind] }),
+    primaryKey({ columns: [table.subject, table.kind] }),
     index("refunds_to_wake").on(table.wakeAt).where(sql`wake_at IS NOT NULL`),
     index("refunds_by_token").on(table.tokenId),
     index("refunds_by_state").on(table.state, table.tokenId),

@@ -1,6 +1,7 @@
 // What the sweep reads and writes, once per interval.
 import { and, asc, eq, inArray, isNotNull, isNull, lt, lte, or, sql } from "drizzle-orm";
 import { stagesThat } from "../model/machine-life.ts";
+import { CANCELLED_BY_HAND } from "../model/payment-life.ts";
 import type { Database } from "./client.ts";
 import { catalogs, counters, nonces, OPEN, purchases, vms } from "./schema.ts";
 import { hasStatus, moveMachines, moveSteps } from "./stages.ts";
@@ -102,7 +103,8 @@ export const loadCatalog = (db: Database) => db.select().from(catalogs).where(eq
 
 /**
  * Refunds and payments that wait for a person, by event and reason, without those of which their owners decide; and machines
- * whose end has failed since before `deleteSince`, by vendor.
+ * whose end has failed since before `deleteSince`, by vendor. Of a failed purchase whose refund is manual a page of its own
+ * tells; of a payment's none does.
  */
 export const countHeld = (db: Database, ownersReasons: readonly string[], deleteSince: number) =>
   db.all<{
@@ -112,8 +114,10 @@ export const countHeld = (db: Database, ownersReasons: readonly string[], delete
     label: string | null;
   }>(
     sql`SELECT 'refund_held' AS event, reason, COUNT(*) AS count, NULL AS label FROM refunds
-        WHERE state = 'held' AND reason NOT IN (SELECT value FROM json_each(${JSON.stringify(ownersReasons)})) GROUP BY reason
-      UNION ALL SELECT 'payment_held', reason, COUNT(*), NULL FROM payments WHERE state = 'held' GROUP BY reason
+        WHERE (state = 'held' AND reason NOT IN (SELECT value FROM json_each(${JSON.stringify(ownersReasons)})))
+          OR (state = 'waiting' AND kind = 'payment') GROUP BY reason
+      UNION ALL SELECT 'payment_held', reason, COUNT(*), NULL FROM payments
+        WHERE state = 'held' AND reason IS NOT ${CANCELLED_BY_HAND} GROUP BY reason
       UNION ALL SELECT 'machine_not_ended', attempts.provider, COUNT(*), MIN(label)
         FROM attempts JOIN vms ON vms.incarnation = attempts.incarnation
         WHERE delete_failed_at IS NOT NULL AND gone_at IS NULL AND delete_failed_at <= ${deleteSince}

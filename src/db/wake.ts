@@ -7,7 +7,7 @@ import { NOBODYS, partOf, type refunds } from "./schema.ts";
 export const WAKE_AFTER_MS = 60_000;
 
 export type QueuedVm = { incarnation: string; generation: number };
-export type QueuedRefund = Pick<typeof refunds.$inferSelect, "incarnation" | "kind">;
+export type QueuedRefund = Pick<typeof refunds.$inferSelect, "subject" | "kind">;
 export type QueuedPayment = { payment: string; generation: number };
 
 type Waking = {
@@ -47,7 +47,7 @@ export const wakeRefunds = (db: Database, now: number, limit: number) =>
     {
       table: "refunds",
       key: "incarnation, kind",
-      returning: "incarnation, kind",
+      returning: "incarnation AS subject, kind",
       among: sql`refunds WHERE wake_at IS NOT NULL`,
     },
     now,

@@ -59,7 +59,7 @@ export async function sweep(context: ScanContext): Promise<void> {
       const due = await wakeRefunds(db, now, ROWS_PER_SWEEP);
       await sendAll(
         jobs,
-        due.map(({ incarnation, kind }) => ({ kind: "refund", incarnation, of: kind })),
+        due.map(({ subject, kind }) => ({ kind: "refund", incarnation: subject, of: kind })),
       );
     },
     payments: async () => {

@@ -17,7 +17,7 @@ const STATES = {
   releasing: { wire: "releasing", charged: "unknown" },
   released: { wire: "released", charged: "none" },
   refund_due: { wire: "settled", charged: "yes", moved: true },
-  // The operator wallet has the order.
+  // Written before refunds of payments were in the ledger of refunds: the wallet has the order.
   refunding: { wire: "settled", charged: "yes", moved: true },
   refunded: { wire: "refunded", charged: "none", moved: true },
   // The rows and the chain disagree, or the refund is not for us to decide: an operator decides.
@@ -58,6 +58,9 @@ const DELIVERED = "The payment was taken; the token is on its way to the payer."
 const SETTLED = "The payment is being settled.";
 const REFUNDED = "The payment was taken and nothing was delivered: it is being paid back.";
 const NOTHING = "Nothing is left to do.";
+
+/** Why a payment is held whose refund an operator has cancelled: that calls nobody. */
+export const CANCELLED_BY_HAND = "refund_cancelled";
 
 /** `has`: columns that are set at a stage. `sentence`: what the public API says, which answers "was I charged, and for what?". */
 const PAYMENT_LIFE = {
@@ -181,9 +184,11 @@ const PAYMENT_LIFE = {
     sentence: "Nothing was delivered and nothing is charged. The authorization can't be used once its time is over.",
   },
   "released/idle": { becomes: [], sentence: "Nothing was charged, and the authorization can't be used any more." },
-  // A reorg may undo the charge; a transaction of ours may revert.
-  "refund_due/refund": { becomes: ["refunding/refund", "releasing/release", "held/idle"], sentence: REFUNDED },
-  "refunding/refund": { becomes: ["refunded/idle", "refund_due/refund", "held/idle"], sentence: REFUNDED },
+  // Its refund is not in the ledger yet.
+  "refund_due/refund": { becomes: ["refund_due/idle", "held/idle"], sentence: REFUNDED },
+  "refunding/refund": { becomes: ["refund_due/idle", "held/idle"], sentence: REFUNDED },
+  // Its refund is: from here on that alone is worked on, and moves the payment. A reorg may undo the charge.
+  "refund_due/idle": { becomes: ["refunded/idle", "releasing/release", "held/idle"], sentence: REFUNDED },
   "refunded/idle": { becomes: [], sentence: "The payment was paid back." },
   "held/idle": { becomes: ["refund_due/refund", "refunded/idle"], sentence: "An operator is looking into it." },
 } as const;

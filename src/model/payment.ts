@@ -70,7 +70,8 @@ export const wirePayment = (payment: Payment) => ({
   purchaseId: payment.id,
   kind: payment.kind,
   status: paymentStates[payment.state].wire,
-  step: payment.step,
+  // Its refund is in the ledger, and under way.
+  step: payment.state === "refund_due" ? "refund" : payment.step,
   charged: isCharged(payment),
   chargedFirst: payment.captureFirst,
   message: sentenceOf(payment),

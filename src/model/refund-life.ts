@@ -1,5 +1,10 @@
-// The life of a refund: what a purchase, or a late machine, is owed. A state is a stage. src/README.md draws this table.
+// The life of a refund: what is owed for a purchase, a late machine or a payment. A state is a stage. src/README.md draws this
+// table.
 import { type Life, requireMove } from "./lives.ts";
+
+/** What is owed: a purchase that failed, the time that a machine came late, a payment that bought nothing. */
+export const REFUND_KINDS = ["failed", "late", "payment"] as const;
+export type RefundKind = (typeof REFUND_KINDS)[number];
 
 /**
  * `wire`: the word of the public API. `undecided`: an operator may decide. `unpaid`: no money can have moved, so that the purchase
@@ -16,8 +21,8 @@ const REFUND_LIFE = {
   // The operator wallet has the order: from here on money may have moved.
   paying: { becomes: ["paid", "due", "held"], wire: "due" },
   paid: { becomes: [], wire: "paid" },
-  // A purchase that went back to work and failed again is owed again.
-  cancelled: { becomes: ["recorded", "waiting", "due"], wire: null, unpaid: true },
+  // What went back to work, or was undone by a reorg, and came to nothing again is owed again; an operator may have paid it.
+  cancelled: { becomes: ["recorded", "waiting", "due", "paid"], wire: null, unpaid: true },
 } as const;
 
 export type RefundState = keyof typeof REFUND_LIFE;

@@ -25,7 +25,7 @@ export async function consume(context: Context, message: Message<unknown>): Prom
     else if (body.kind === "catalog") await refreshCatalog(context);
     else if (body.kind === "reap") await reap(context, body);
     else if (body.kind === "payment") await followPayment(context, body);
-    else if (body.kind === "refund") await followRefund(context, { incarnation: body.incarnation, kind: body.of });
+    else if (body.kind === "refund") await followRefund(context, { subject: body.incarnation, kind: body.of });
     else await followMachine(context, body);
     // Steps have their own wide events; every other job has this one.
     if (isJob(body) && body.kind !== "advance" && body.kind !== "payment")

@@ -36,7 +36,7 @@ type Claim = { payer: string; nonce: string; amount: string; state: string };
 /** Each row that says paid has its own transfer to us, under its own nonce, in some block that there was. */
 export function checkPaidRows(world: World): void {
   const rows = world.rows<Claim>(
-    "SELECT payer, nonce, amount, state FROM payments WHERE state IN ('settled', 'refund_due', 'refunding', 'refunded')",
+    "SELECT payer, nonce, amount, state FROM payments WHERE state IN ('settled', 'refund_due', 'refunded')",
   );
   for (const { payer, nonce, amount, state } of rows) {
     const paid = world.chain.paid.get(useKey(payer, nonce)) ?? 0n;

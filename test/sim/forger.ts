@@ -145,7 +145,7 @@ const WRITINGS: readonly Write[] = [
     const row = { payer: FORGER, nonce, amount: String(amount), payTo: ACCOMPLICE, state: "refund_due" } as const;
     return payment(world, { ...row, step: "refund" }) > 0 ? `${amount} that went elsewhere is to be paid back` : null;
   },
-  /** What was never taken, or was served, is to be paid back; or more of it than there was. */
+  /** What was never taken, or was served, is to be paid back, or its refund has begun; or more of it than there was. */
   (world) => {
     const row = any(world, "payments");
     if (row === undefined) return null;
@@ -155,6 +155,13 @@ const WRITINGS: readonly Write[] = [
       "UPDATE payments SET state = ?, step = 'refund', amount = ?, wake_at = ?, generation = generation + 1 WHERE id = ?",
       ...[state, more, world.clock.now, row["id"] ?? ""],
     );
+    // Or in the ledger as well.
+    if (world.random.unit() < 0.5) {
+      const { now } = world.clock;
+      const owed = { incarnation: row["id"] ?? "", kind: "payment", token_id: -1, state: "paying", amount: more };
+      insert("refunds", { ...owed, recipient: row["payer"] ?? "", wake_at: now, created_at: now });
+      run("UPDATE payments SET state = 'refund_due', step = 'idle', wake_at = NULL WHERE id = ?", row["id"] ?? "");
+    }
     return `payment ${String(row["id"]).slice(0, 8)} of ${row["amount"]} is ${state} at ${more}`;
   },
   /** Somebody else is called the payer. */

@@ -204,13 +204,8 @@ function checkMachines(world: World, vms: readonly Vm[]): void {
 /** Every payment is one refund's, and every paid refund has its payment. */
 function checkBooks(world: World): void {
   const refunds = world.rows<Refund>("SELECT * FROM refunds");
-  const returned = new Set(
-    world
-      .rows<{ hash: string }>("SELECT refund_tx AS hash FROM payments WHERE state = 'refunded'")
-      .map(({ hash }) => hash),
-  );
   const paid = [...world.chain.transactions.values()].flatMap(({ hash, intent, minedIn }) => {
-    if (intent.kind !== "operator" || intent.call.kind !== "pay" || returned.has(hash)) return [];
+    if (intent.kind !== "operator" || intent.call.kind !== "pay") return [];
     const block = [...minedIn].find((one) => world.chain.blocks[one.number] === one);
     const isDone = block?.txs.some((done) => done.success && done.tx.intent === intent) === true;
     return isDone ? [{ hash, amount: intent.call.amount }] : [];

@@ -105,7 +105,7 @@ async function callOnce(`,
   /** Hard case 16: at the depth at which machines start, money leaves as well. */
   pay_before_final: [
     {
-      file: "src/provisioner/refunds/pay.ts",
+      file: "src/provisioner/refunds/payee.ts",
       from: "const view = await readFinalToken(chain, vm.tokenId);",
       to: "const view = await readAgreedToken(chain, vm.tokenId);",
     },
@@ -119,7 +119,7 @@ async function callOnce(`,
   /** Hard case 17: the buyer is paid back, whoever owns the token by now. */
   pay_whoever_bought: [
     {
-      file: "src/provisioner/refunds/pay.ts",
+      file: "src/provisioner/refunds/payee.ts",
       from: "return view.owner === purchase.buyer ? {",
       to: "return view.owner !== null ? {",
     },
@@ -203,9 +203,9 @@ async function callOnce(`,
   /** Hard case 16: a charge that a reorg may still undo is paid back. */
   pay_back_before_final: [
     {
-      file: "src/provisioner/payments/refund.ts",
-      from: 'const use = await useOf(context, row, "finalized");\n  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n  // A reorg undid',
-      to: 'const use = await useOf(context, row);\n  if (use.state === "unclear") return lookAgain(context, row, WATCH_MS);\n  // A reorg undid',
+      file: "src/provisioner/refunds/payee.ts",
+      from: 'const use = await useOf(context, payment, "finalized");',
+      to: "const use = await useOf(context, payment);",
     },
     {
       file: "durable-objects/wallet-evidence.ts",
@@ -344,13 +344,8 @@ async function callOnce(`,
       to: 'if (isPaused === undefined || openDatabase === undefined) return { why: "paused" };',
     },
     {
-      file: "src/provisioner/payments/refund.ts",
-      from: 'if (await isPaused(db, "payouts")) return lookAgain(context, row, WATCH_MS);',
-      to: "if (isPaused === undefined) return null;",
-    },
-    {
       file: "src/provisioner/refunds/pay.ts",
-      from: 'if (await isPaused(db, "payouts")) return WAIT;',
+      from: 'if (await isPaused(context.db, "payouts")) return WAIT;',
       to: "if (isPaused === undefined) return WAIT;",
     },
   ],

@@ -129,7 +129,7 @@ export function checkTill(world: World): void {
     if (wrong !== null) world.violate("a payment ends with its machine, or with its money", `${nameOf(row)}: ${wrong}`);
   }
   checkTokens(world, payments);
-  checkSums(world, payments);
+  checkSums(world);
 }
 
 function wrongWith(world: World, row: Payment, use: Use | undefined, all: readonly Payment[]): string | null {
@@ -137,10 +137,13 @@ function wrongWith(world: World, row: Payment, use: Use | undefined, all: readon
   const other = use === undefined ? "unused" : use === "cancelled" ? use : `${use.value} to ${use.to.slice(0, 6)}`;
   if (row.step !== "idle") return `it has not ended (${row.reason})`;
   const refunds = standing(world, "pay").filter(({ tx, from }) => from === OPERATOR && tx.hash === row.refund_tx);
+  const [booked] = world.rows<Refund>("SELECT * FROM refunds WHERE kind = 'payment' AND incarnation = ?", row.id);
   const owner = row.token_id === null ? undefined : world.chain.head.state.tokens.get(row.token_id)?.owner;
   const handedOver = standing(world, "hand_over").filter(
     ({ call, from }) => from === OPERATOR && call.tokenId === row.token_id && call.to === row.payer,
   );
+  const isOwed = booked !== undefined && booked.state !== "cancelled";
+  if (isOwed && row.state !== "refund_due" && row.state !== "refunded") return `its refund is ${booked.state}`;
   switch (row.state) {
     case "settled": {
       if (!isPaid) return `its authorization is ${other}`;
@@ -150,6 +153,7 @@ function wrongWith(world: World, row: Payment, use: Use | undefined, all: readon
       return vm?.running_at == null ? "its machine never answered" : null;
     }
     case "refunded":
+      if (booked?.state !== "paid" || booked.tx_hash !== row.refund_tx) return "its refund is not the ledger's";
       if (!isPaid) return `its authorization is ${other}`;
       if (refunds.length !== 1) return `${refunds.length} payments are its refund`;
       if (String(refunds[0]?.call.amount) !== row.amount) return "the refund is of another amount";
@@ -157,6 +161,10 @@ function wrongWith(world: World, row: Payment, use: Use | undefined, all: readon
       return row.kind === "compute" && handedOver.length > all.filter((one) => isServedBy(one, row)).length
         ? "the payer has the token as well"
         : null;
+    case "refund_due":
+      // A person decides.
+      if (booked?.state !== "held" && booked?.state !== "waiting") return `its refund is ${booked?.state}`;
+      return booked.reason === null ? "its refund is held without a reason" : null;
     case "released":
       if (isPaid) return "its authorization was used";
       return use === undefined && world.chain.final.timestamp < row.valid_before ? "it can still be used" : null;
@@ -187,20 +195,19 @@ function checkTokens(world: World, payments: readonly Payment[]): void {
     const owner = world.chain.head.state.tokens.get(sale.tokenId)?.owner;
     const holders = payments.filter((row) => row.incarnation === incarnation);
     const isKnown = holders.some(({ held, state }) => held === 1 && (state === "released" || state === "refunded"));
-    const isWaiting = holders.some(({ state }) => state === "held");
+    const isWaiting = holders.some(({ state }) => state === "held" || state === "refund_due");
     if (owner !== OPERATOR || isKnown || isWaiting) continue;
     world.violate("a token that is ours is held", `token ${sale.tokenId} is nobody's: ${holders.map(nameOf)}`);
   }
 }
 
 /** The operator's USDC by the chain, and by the rows. */
-function checkSums(world: World, payments: readonly Payment[]): void {
+function checkSums(world: World): void {
   const { state } = world.chain.head;
   const sum = (amounts: readonly bigint[]) => amounts.reduce((total, one) => total + one, 0n);
-  const paidBack = sum(payments.filter((row) => row.state === "refunded").map(({ amount }) => BigInt(amount)));
   const refunds = world.rows<{ amount: string }>("SELECT amount FROM refunds WHERE state = 'paid'");
   const tokens = sum(world.sales.filter(({ buyer }) => buyer === OPERATOR).map(({ totalCost }) => totalCost));
-  const expected = FLOAT + incomeOf(world) - paidBack - sum(refunds.map(({ amount }) => BigInt(amount))) - tokens;
+  const expected = FLOAT + incomeOf(world) - sum(refunds.map(({ amount }) => BigInt(amount))) - tokens;
   const has = state.usdc.get(OPERATOR) ?? 0n;
   if (has !== expected) {
     world.violate("the books match the chain", `the operator has ${has}, and by its rows ${expected}`);
@@ -227,6 +234,7 @@ function checkPayment(world: World, to: string, amount: bigint): void {
   const refunds = world.rows<Refund>("SELECT * FROM refunds WHERE state = 'paying'");
   const isOwed = refunds.some((refund) => {
     if (refund.recipient?.toLowerCase() !== to || refund.amount !== String(amount)) return false;
+    if (refund.kind === "payment") return isChargedFor(world, refund.incarnation, to, amount);
     const sale = final.state.sales.find((one) => world.incarnationOf(one) === refund.incarnation);
     if (sale === undefined) return false;
     const began = world.begun.get(`${refund.kind}/${refund.incarnation}`) ?? final.number;
@@ -237,13 +245,15 @@ function checkPayment(world: World, to: string, amount: bigint): void {
     const handedOver = sale.buyer === OPERATOR;
     return sale.buyer === to || claimed || handedOver;
   });
-  const isPaidBack = world
-    .rows<{ payer: string; nonce: string }>(
-      "SELECT payer, nonce FROM payments WHERE state = 'refunding' AND payer = ? AND amount = ?",
-      to,
-      String(amount),
-    )
-    .some(({ payer, nonce }) => paidTo(OPERATOR, final.state.used.get(useKey(payer, nonce))) >= amount);
-  if (isOwed || isPaidBack || world.restored) return;
+  if (isOwed || world.restored) return;
   world.violate("refunds leave on final history alone", `${amount} to ${to}, whom final history owes nothing`);
 }
+
+/** A payment that is to be paid back: final history has its charge. */
+const isChargedFor = (world: World, id: string, to: string, amount: bigint): boolean =>
+  world
+    .rows<{ payer: string; nonce: string }>(
+      "SELECT payer, nonce FROM payments WHERE id = ? AND state = 'refund_due' AND payer = ? AND amount = ?",
+      ...[id, to, String(amount)],
+    )
+    .some(({ payer, nonce }) => paidTo(OPERATOR, world.chain.final.state.used.get(useKey(payer, nonce))) >= amount);

@@ -298,10 +298,7 @@ export class World {
   #waitsForTomorrow(): boolean {
     const { highestNonce, head } = this.chain;
     if (this.written || head.state.nonce <= highestNonce) return false;
-    const [row] = this.rows<{
-      open: number;
-    }>(`SELECT (SELECT count(*) FROM payments WHERE state = 'refunding' AND step = 'refund')
-      + (SELECT count(*) FROM refunds WHERE state = 'paying') AS open`);
+    const [row] = this.rows<{ open: number }>("SELECT count(*) AS open FROM refunds WHERE state = 'paying'");
     return row !== undefined && row.open > 0;
   }
 

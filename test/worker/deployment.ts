@@ -226,7 +226,7 @@ export async function deploy(
       asInvocation(async () => {
         if (job.kind === "advance") await followMachine(context, job);
         if (job.kind === "payment") await followPayment(context, job);
-        if (job.kind === "refund") await followRefund(context, { incarnation: job.incarnation, kind: job.of });
+        if (job.kind === "refund") await followRefund(context, { subject: job.incarnation, kind: job.of });
       }),
     /** Until a token's machine is ordered and was looked for so often. */
     drainToBoot: async (tokenId: number, looks = 1) => {

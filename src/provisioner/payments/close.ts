@@ -76,7 +76,7 @@ async function isFinallyTheirs({ chain, config }: Context, row: store.Payment, v
 async function oweForLost(context: Context, row: store.Payment, vm: Vm): Promise<void> {
   const { db, now } = context;
   if (vm.status !== "failed" || !REFUNDED_FAILURES.has(vm.failure ?? "")) return;
-  if ((await loadRefund(db, { incarnation: vm.incarnation, kind: "failed" })) !== null) return;
+  if ((await loadRefund(db, { subject: vm.incarnation, kind: "failed" })) !== null) return;
   const owed = await refundOf(context, { ...vm, owner: row.payer }, now());
   if (owed?.refund === undefined) return;
   log("warn", "failed_on_its_way", { payment: row.id, tokenId: vm.tokenId });

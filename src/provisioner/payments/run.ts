@@ -3,6 +3,7 @@
 import * as store from "../../db/payments.ts";
 import { type PaymentStage, paymentStageOf } from "../../model/payment-life.ts";
 import { type Context, DONE, type Next } from "../context.ts";
+import { owePayment } from "../refunds/owe.ts";
 import { runSteps } from "../run-steps.ts";
 import { buy, chooseToken } from "./buy.ts";
 import { captureFirst, captureLast } from "./capture.ts";
@@ -10,7 +11,6 @@ import { check } from "./check.ts";
 import { closeAnswer, closeOrder } from "./close.ts";
 import { deliver } from "./deliver.ts";
 import { provision } from "./provision.ts";
-import { beginRefund, payBack } from "./refund.ts";
 import { release } from "./release.ts";
 import { giveBackUnserved, settle } from "./settle.ts";
 import { onMachine } from "./token.ts";
@@ -51,8 +51,9 @@ const STEPS: { [Stage in PaymentStage]: Step<store.PaymentAt<Stage>> } = {
 
   "releasing/release": release,
   "released/idle": rest,
-  "refund_due/refund": beginRefund,
-  "refunding/refund": payBack,
+  "refund_due/refund": owePayment,
+  "refunding/refund": owePayment,
+  "refund_due/idle": rest,
   "refunded/idle": rest,
   "held/idle": rest,
 };

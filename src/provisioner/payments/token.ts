@@ -96,7 +96,7 @@ export async function endMachine({ db, config, now }: Context, vm: Vm): Promise<
   const queued = await orderEnd(db, vm.tokenId, now());
   if (queued !== null) await config.JOBS.send({ kind: "advance", ...queued });
   for (const kind of ["late", "failed"] as const) {
-    const owed = { incarnation: vm.incarnation, kind };
+    const owed = { subject: vm.incarnation, kind };
     await moveRefund(db, owed, ["recorded", "waiting", "due", "held"], { state: "cancelled", wakeAt: null });
   }
 }

@@ -3,7 +3,7 @@ import { loadRefund, type Refund, type RefundKey } from "../../db/refunds.ts";
 import type { RefundState } from "../../model/refund-life.ts";
 import { type Context, DONE, type Next } from "../context.ts";
 import { runSteps } from "../run-steps.ts";
-import { begin, GO_ON, pay } from "./pay.ts";
+import { begin, GO_ON, namesOf, pay } from "./pay.ts";
 
 const rest = async () => DONE;
 
@@ -24,12 +24,11 @@ export const followRefund = (context: Context, key: RefundKey): Promise<void> =>
       load: () => loadRefund(context.db, key),
       step: (row) => STEPS[row.state](context, row),
       send: (_generation, delaySeconds) =>
-        context.config.JOBS.send({ kind: "refund", incarnation: key.incarnation, of: key.kind }, { delaySeconds }),
-      tell: ({ tokenId, kind, state }) => ({
-        event: "refund_step",
-        shared: { tokenId, refund: kind },
-        fields: { state },
-      }),
+        context.config.JOBS.send({ kind: "refund", incarnation: key.subject, of: key.kind }, { delaySeconds }),
+      tell: (row) => {
+        const { kind, ...names } = namesOf(row);
+        return { event: "refund_step", shared: { ...names, refund: kind }, fields: { state: row.state } };
+      },
     },
     GO_ON,
   );

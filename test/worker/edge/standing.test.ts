@@ -1,8 +1,8 @@
 // Pages that are about the shop's own state, whatever is asked of it (hard case 40).
 import { beforeEach, expect, test, vi } from "vitest";
-import { refunds } from "../../../src/db/schema.ts";
+import { payments, refunds } from "../../../src/db/schema.ts";
 import { refreshCatalog } from "../../../src/provisioner/machines/catalog.ts";
-import { refundRow } from "../../rows.ts";
+import { paymentRow, refundRow } from "../../rows.ts";
 import { agent, chain, deployer, operator } from "../chain.ts";
 import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
 import { addFault, clearFaults } from "../faults.ts";
@@ -47,7 +47,7 @@ test("a burst of unpaid quotes that can't be served calls nobody; the empty wall
 
 test("what is held for a person is told for as long as it is held, however it got there", async () => {
   expect(await look()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["payment_held", "refund_held"]) });
-  const hold = (reason: string) => world.insert(refunds, refundRow({ incarnation: reason, state: "held", reason }));
+  const hold = (reason: string) => world.insert(refunds, refundRow({ subject: reason, state: "held", reason }));
   // The owner's own to decide: whoever sells what has failed would call a person.
   for (const reason of ["owner_is_not_the_buyer", "owner_changed", "burned", "renewed"]) await hold(reason);
   expect((await look()).pages).toEqual([]);
@@ -55,6 +55,23 @@ test("what is held for a person is told for as long as it is held, however it go
   expect((await look()).pages).toEqual(["refund_held"]);
   await world.sql.prepare("UPDATE refunds SET state = 'paid' WHERE reason = 'purchase_gone'").run();
   expect(await look()).toMatchObject({ pages: [], cleared: expect.arrayContaining(["refund_held"]) });
+  // Of a failed purchase whose refund is manual its failure has told.
+  await hold("manual");
+  await world.sql.prepare("UPDATE refunds SET state = 'waiting' WHERE reason = 'manual'").run();
+  expect((await look()).pages).toEqual([]);
+  await world.sql.prepare("UPDATE refunds SET kind = 'payment' WHERE reason = 'manual'").run();
+  expect((await look()).pages).toEqual(["refund_held"]);
+  await world.sql.prepare("DELETE FROM refunds").run();
+  expect((await look()).pages).toEqual([]);
+});
+
+test("a payment that is held calls a person, unless a person has just cancelled its refund", async () => {
+  const payment = (id: string, reason: string) =>
+    world.insert(payments, paymentRow({ id, state: "held", step: "idle", reason }));
+  await payment("1", "refund_cancelled");
+  expect((await look()).pages).toEqual([]);
+  await payment("2", "charge_undone");
+  expect((await look()).pages).toEqual(["payment_held"]);
 });
 
 test("orders that the wallet does not buy, or take the payment of, call nobody by themselves: the sweep does while they wait", async () => {

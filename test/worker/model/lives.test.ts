@@ -15,7 +15,8 @@ const LIVES: Record<string, { life: Life<string>; first: string[]; last: string[
   machine: { life: machineLife, first: ["provisioning/create"], last: ["terminated/idle", "failed/idle"] },
   payment: {
     life: paymentLife,
-    first: ["claimed/settle"],
+    // An earlier version has written the second.
+    first: ["claimed/settle", "refunding/refund"],
     last: ["settled/idle", "released/idle", "refunded/idle", "held/idle"],
   },
   refund: { life: refundLife, first: ["recorded", "waiting", "due"], last: ["paid", "cancelled", "recorded"] },

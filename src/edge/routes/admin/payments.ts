@@ -6,6 +6,7 @@ import { formatUsdc } from "../../../chain/contract.ts";
 import { readFinalNumber } from "../../../chain/witness.ts";
 import { heldTokens } from "../../../db/orders.ts";
 import { listPayments, loadPayment, movePayment, type Payment } from "../../../db/payments.ts";
+import { loadRefund, notePaidByHand } from "../../../db/refunds.ts";
 import { chainTime } from "../../../db/vms.ts";
 import { AppError } from "../../../errors.ts";
 import { note } from "../../../log.ts";
@@ -13,6 +14,7 @@ import { PAYMENT_STATES } from "../../../model/payment-life.ts";
 import type { App, Router } from "../../http.ts";
 import { reconcile, type Side } from "../../reconcile.ts";
 import { isoOf, isoOfChain, isoTime, paymentIdSchema, txHashSchema } from "../schemas.ts";
+import { moveByWord, payWord, settleWord, type Word } from "./refunds.ts";
 import { adminErrors, bodyOf, FOR_OPERATORS, jsonOf, limitQuery, reasonSchema } from "./shared.ts";
 
 const MAX_PAGE = 500;
@@ -133,7 +135,9 @@ const decided = { 200: jsonOf("How it stands now", paymentSchema), ...adminError
 const refundRoute = createRoute({
   method: "post",
   path: "/admin/payments/{id}/refund",
-  summary: "Pay a held payment back to its payer",
+  summary: "Pay a payment back to its payer",
+  description:
+    "One that is held, or whose refund is. It is approved by this, within APPROVAL_LIMIT_USDC_PER_DAY: the same as `/admin/refunds/{id}/payment/pay`, which does not take a payment that has no refund yet.",
   ...FOR_OPERATORS,
   request: { params: z.object({ id: paymentIdSchema }), body: bodyOf(z.strictObject({ reason: reasonSchema })) },
   responses: decided,
@@ -141,7 +145,8 @@ const refundRoute = createRoute({
 const settleRoute = createRoute({
   method: "post",
   path: "/admin/payments/{id}/settle",
-  summary: "Note that a held payment was paid back by hand",
+  summary: "Note that a payment was paid back by hand",
+  description: "One that is held, or whose refund the operator wallet does not have yet. Nothing is sent.",
   ...FOR_OPERATORS,
   request: {
     params: z.object({ id: paymentIdSchema }),
@@ -221,38 +226,49 @@ export function mountAdminPayments(app: Router): void {
   });
 
   app.openapi(refundRoute, async (c) => {
-    const now = Date.now();
-    const to = { state: "refund_due", step: "refund", reason: "approved", wakeAt: now, endedAt: null } as const;
-    return c.json(await decide(c, c.req.valid("param").id, c.req.valid("json").reason, isHeld, to), 200);
+    const to = { state: "refund_due", step: "refund", reason: "approved", wakeAt: Date.now(), endedAt: null } as const;
+    const held = (row: Payment) => movePayment(c.var.db, row, to);
+    return c.json(await decideRefund(c, c.req.valid("param").id, c.req.valid("json").reason, held, payWord()), 200);
   });
 
   app.openapi(settleRoute, async (c) => {
     const { reason, txHash } = c.req.valid("json");
-    const to = { state: "refunded", step: "idle", refundTx: txHash.toLowerCase(), endedAt: Date.now() } as const;
-    return c.json(await decide(c, c.req.valid("param").id, reason, isHeld, to), 200);
+    const held = (row: Payment) => notePaidByHand(c.var.db, row, txHash.toLowerCase(), Date.now());
+    return c.json(await decideRefund(c, c.req.valid("param").id, reason, held, settleWord(txHash)), 200);
   });
 
   app.openapi(forgiveRoute, async (c) => {
-    const isRefused = ({ reason }: Payment) => reason === "capture_refused";
-    const to = { reason: "capture_refused_forgiven" };
-    return c.json(await decide(c, c.req.valid("param").id, c.req.valid("json").reason, isRefused, to), 200);
+    const forgive = async (row: Payment) =>
+      row.reason === "capture_refused" ? movePayment(c.var.db, row, { reason: "capture_refused_forgiven" }) : null;
+    return c.json(await decide(c, c.req.valid("param").id, c.req.valid("json").reason, forgive), 200);
   });
 }
 
-const isHeld = ({ state }: Payment): boolean => state === "held";
+/** What is held has no refund yet; of the others the ledger's refund is decided. */
+const decideRefund = (
+  c: Context<App>,
+  paymentId: string,
+  reason: string,
+  held: (row: Payment) => Promise<Payment | null>,
+  word: Word,
+) =>
+  decide(c, paymentId, reason, async (row) => {
+    const { db } = c.var;
+    if (row.state === "held") return held(row);
+    const refund = await loadRefund(db, { subject: row.id, kind: "payment" });
+    return refund !== null && (await moveByWord(db, refund, word)) !== null ? loadPayment(db, row.id) : null;
+  });
 
 async function decide(
   c: Context<App>,
   paymentId: string,
   reason: string,
-  isDecidable: (row: Payment) => boolean,
-  to: Parameters<typeof movePayment>[2],
+  move: (row: Payment) => Promise<Payment | null>,
 ) {
-  const { db } = c.var;
-  const row = await loadPayment(db, paymentId);
+  const row = await loadPayment(c.var.db, paymentId);
   if (row === null) throw new AppError("payment_not_found", "There is no payment of that id.");
   note({ payment: paymentId, reason });
-  const moved = isDecidable(row) ? await movePayment(db, row, to) : null;
+  const moved = await move(row);
   if (moved === null)
     throw new AppError(
       "not_payable",

@@ -80,9 +80,9 @@ const ROUTES: Record<string, Ask> = {
   "get /admin/logs/{stream}": nothing,
   "get /admin/security-events": nothing,
   "get /admin/refunds": nothing,
-  "post /admin/refunds/{tokenId}/{kind}/pay": withBody(reason),
-  "post /admin/refunds/{tokenId}/{kind}/settle": withBody({ ...reason, txHash: HASH }),
-  "post /admin/refunds/{tokenId}/{kind}/cancel": withBody(reason),
+  "post /admin/refunds/{subject}/{kind}/pay": withBody(reason),
+  "post /admin/refunds/{subject}/{kind}/settle": withBody({ ...reason, txHash: HASH }),
+  "post /admin/refunds/{subject}/{kind}/cancel": withBody(reason),
   "get /admin/payments": nothing,
   "get /admin/payments/held": nothing,
   "get /admin/payments/reconcile": () => ({ path: `/admin/payments/reconcile?fromBlock=${world.edge.START_BLOCK}` }),
@@ -112,6 +112,7 @@ const WITHOUT_DATABASE = [
 ];
 
 const PARAMETERS: Record<string, () => string> = {
+  subject: () => String(tokenId),
   tokenId: () => String(tokenId),
   address: () => agent(0).address,
   id: () => ID,

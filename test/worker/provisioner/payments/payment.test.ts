@@ -1,7 +1,8 @@
 // Payments that a request left half done, brought to their end by the sweep: the chain says whether money moved, final
 // history closes the books, and what was charged for nothing goes back.
-import { runDurableObjectAlarm } from "cloudflare:test";
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { beforeEach, expect, test } from "vitest";
+import type { OperatorWallet } from "../../../../durable-objects/operator-wallet.ts";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { cancel, type SignedPayment, submit } from "../../../world/payer.ts";
 import { agent, chain } from "../../chain.ts";
@@ -23,12 +24,15 @@ beforeEach(async () => {
 
 const charged = async () => before - (await usdcOf(payer.address));
 const row = async () => (await world.payments())[0] ?? {};
+const refund = async () => (await world.rows("SELECT * FROM refunds"))[0] ?? {};
 const set = (columns: string) => world.sql.prepare(`UPDATE payments SET ${columns}`).run();
-/** What the sweep does once a payment's turn has come. */
+/** What the sweep does once a payment's turn has come, and then its refund's. */
 async function sweepPayments(): Promise<void> {
-  await set("wake_at = 0 WHERE wake_at IS NOT NULL");
-  await world.sweep();
-  await world.drain();
+  for (const table of ["payments", "refunds"]) {
+    await world.sql.prepare(`UPDATE ${table} SET wake_at = 0 WHERE wake_at IS NOT NULL`).run();
+    await world.sweep();
+    await world.drain();
+  }
 }
 /** The authorization's time is over in the books; on the chain it can still be used. */
 const endTime = () => set("valid_before = 1");
@@ -135,8 +139,9 @@ test("charged and never served is paid back after ten minutes, not before, and o
   await payBack();
   expect(await row()).toMatchObject({ state: "refunded", step: "idle", reason: "not_served", wake_at: null });
   expect(await charged()).toBe(0n);
-  const { refund_tx: refund } = await row();
-  expect(await told()).toMatchObject({ status: "refunded", charged: false, transactions: { refund } });
+  const { refund_tx: hash } = await row();
+  expect(await told()).toMatchObject({ status: "refunded", charged: false, transactions: { refund: hash } });
+  expect(await refund()).toMatchObject({ kind: "payment", state: "paid", tx_hash: hash, recipient: payer.address });
   await payBack();
   expect(await charged()).toBe(0n);
   // What was paid back buys nothing.
@@ -150,7 +155,7 @@ test("a refund that reverted is tried again an hour later: its payer was an oper
   await chain.mine(3);
   await chain.node.setAutomine(false);
   await sweepPayments();
-  expect(await row()).toMatchObject({ state: "refunding" });
+  expect(await refund()).toMatchObject({ state: "paying", tx_hash: (await row())["refund_tx"] });
   await chain.dropAll();
   await chain.node.setAutomine(true);
   await setBlocked(payer.address, true);
@@ -162,10 +167,82 @@ test("a refund that reverted is tried again an hour later: its payer was an oper
   } finally {
     await setBlocked(payer.address, false);
   }
-  expect(await row()).toMatchObject({ state: "refund_due", refund_tx: null, reason: "not_served" });
-  expect(Number((await row())["wake_at"])).toBeGreaterThan(Date.now() + 3_000_000);
+  expect(await row()).toMatchObject({ state: "refund_due", refund_tx: null, reason: "not_served", wake_at: null });
+  expect(await refund()).toMatchObject({ state: "due", tx_hash: null, reason: "reverted" });
+  expect(Number((await refund())["wake_at"])).toBeGreaterThan(Date.now() + 3_000_000);
   await payBack();
   expect(await row()).toMatchObject({ state: "refunded" });
+  expect(await charged()).toBe(0n);
+});
+
+/** What the operator wallet keeps of refunds. */
+const walletOrders = () =>
+  runInDurableObject(world.wallet, (_: OperatorWallet, { storage }) =>
+    storage.sql.exec("SELECT id FROM wallet_orders WHERE kind = 'pay' ORDER BY id").toArray(),
+  );
+
+test("a refund that was under way before the ledger had it is booked as begun, and paid once: another order id would pay twice", async () => {
+  await unserved();
+  await set("settled_at = settled_at - 601000");
+  await chain.mine(3);
+  await sweepPayments();
+  const { id, refund_tx: hash } = await row();
+  expect(await walletOrders()).toEqual([{ id: `refund/payment/${id}` }]);
+  // As the version before left it.
+  await world.sql.prepare("DELETE FROM refunds").run();
+  await set("state = 'refunding', step = 'refund', wake_at = 0");
+  expect(await told()).toMatchObject({ status: "settled", charged: true, transactions: { refund: hash } });
+  // Whatever is configured since: its transaction is out.
+  world.context.config = { ...world.provisioner, REFUNDS: "manual" };
+  await world.sweep();
+  await world.drain();
+  expect(await row()).toMatchObject({ state: "refund_due", step: "idle", wake_at: null, refund_tx: hash });
+  expect(await refund()).toMatchObject({ kind: "payment", state: "paying", recipient: payer.address, tx_hash: hash });
+  await payBack();
+  expect(await row()).toMatchObject({ state: "refunded", refund_tx: hash });
+  expect(await refund()).toMatchObject({ state: "paid", tx_hash: hash });
+  expect(await walletOrders()).toEqual([{ id: `refund/payment/${id}` }]);
+  expect(await charged()).toBe(0n);
+});
+
+test("a charge that a reorg undoes owes nothing: refund and payment go back together, and what is charged again is owed again", async () => {
+  const signed = await claimed();
+  await sweepPayments();
+  await submit(chain, agent(1), signed, USDC_ADDRESS);
+  await chain.mine(3);
+  await world.pause("payouts");
+  await sweepPayments();
+  expect([(await row())["state"], (await refund())["state"]]).toEqual(["refund_due", "due"]);
+  // Final history of another chain, in which nobody has used it, and its time is over.
+  await world.liftPauses();
+  const nonce = String((await row())["nonce"]);
+  await set(`nonce = '0x${"ab".repeat(32)}', valid_before = 1`);
+  await world.sql.prepare("UPDATE refunds SET wake_at = 0").run();
+  await world.sweep();
+  await world.drain();
+  expect(await row()).toMatchObject({ state: "releasing", step: "release", settle_tx: null, settled_at: null });
+  expect(await refund()).toMatchObject({ state: "cancelled", reason: "charge_undone", wake_at: null });
+  await set(`nonce = '${nonce}'`);
+  await payBack();
+  expect(await row()).toMatchObject({ state: "refunded" });
+  expect(await refund()).toMatchObject({ state: "paid", reason: null });
+  expect(await charged()).toBe(0n);
+});
+
+test("a payment whose refund the ledger has closed is a person's: it was written by hand (hard case 34)", async () => {
+  await unserved();
+  await set("settled_at = settled_at - 601000");
+  await payBack();
+  await set("state = 'refund_due', step = 'refund', wake_at = 0");
+  await sweepPayments();
+  expect(await row()).toMatchObject({ state: "held", step: "idle", reason: "refunded_before" });
+  await set("state = 'refund_due', step = 'idle'");
+  await world.sql
+    .prepare("UPDATE refunds SET kind = 'payment', state = 'due', incarnation = 'nobodys', wake_at = 0")
+    .run();
+  await world.sweep();
+  await world.drain();
+  expect(await refund()).toMatchObject({ state: "held", reason: "payment_not_due" });
   expect(await charged()).toBe(0n);
 });
 
@@ -182,7 +259,9 @@ test("it is paid back only once the charge is in final history", async () => {
   await unserved();
   await set("settled_at = settled_at - 601000");
   await sweepPayments();
-  expect(await row()).toMatchObject({ state: "refund_due", refund_tx: null });
+  expect(await row()).toMatchObject({ state: "refund_due", step: "idle", wake_at: null, refund_tx: null });
+  expect(await refund()).toMatchObject({ kind: "payment", state: "due", tx_hash: null });
+  expect(await told()).toMatchObject({ status: "settled", step: "refund", charged: true });
   await payBack();
   expect(await row()).toMatchObject({ state: "refunded" });
 });
@@ -212,7 +291,7 @@ test("money that is seen after a payment was given up is paid back", async () =>
   expect(await charged()).toBe(PRICE);
   await chain.mine(3);
   await sweepPayments();
-  expect(await row()).toMatchObject({ settle_tx: hash, state: expect.toBeOneOf(["refund_due", "refunding"]) });
+  expect(await row()).toMatchObject({ settle_tx: hash, state: "refund_due" });
   expect(await told()).toMatchObject({ status: "settled", charged: true });
   await payBack();
   expect(await row()).toMatchObject({ state: "refunded", settle_tx: hash });

@@ -87,7 +87,7 @@ test("two refunds of one purchase that are more than its price together are not 
   const pay = async (kind: "failed" | "late", amount: bigint) => {
     const { transactionHash } = await give(wallet, agent(4).address, amount);
     const paid = { state: "paid", amount: String(amount), txHash: transactionHash } as const;
-    await world.insert(refunds, refundRow({ incarnation, kind, tokenId, ...paid }));
+    await world.insert(refunds, refundRow({ subject: incarnation, kind, tokenId, ...paid }));
   };
   await pay("failed", 500_000n);
   expect(await books()).toMatchObject({ outgoing: { transfers: 1, explained: "0.50" } });
@@ -122,9 +122,80 @@ test("a held payment is paid back by an operator's order, once, or noted as paid
   expect((await ask("POST", `/admin/payments/${first}/refund`, because)).body.code).toBe("not_payable");
   const byHand = { ...because, txHash: `0x${"ab".repeat(32)}` };
   expect((await ask("POST", `/admin/payments/${second}/settle`, byHand)).body).toMatchObject({ state: "refunded" });
+  expect(await ledger(second)).toMatchObject({ state: "paid", reason: "by_hand", tx_hash: byHand.txHash });
   expect((await ask("POST", `/admin/payments/${"0".repeat(32)}/refund`, because)).body.code).toBe("payment_not_found");
   const { outgoing } = await books();
   expect(outgoing.unexplained).toEqual([]);
+});
+
+/** Charged, and given up: what the provisioner owes for it. */
+async function owed(index: number, config: Record<string, string> = {}): Promise<string> {
+  world.context.config = { ...world.provisioner, ...config } as typeof world.provisioner;
+  const id = await delivered(index);
+  await world.sql
+    .prepare(
+      "UPDATE payments SET state = 'refund_due', step = 'refund', reason = 'not_served', wake_at = 0 WHERE id = ?",
+    )
+    .bind(id)
+    .run();
+  await playUntil(world, id, ({ step }) => step === "idle");
+  return id;
+}
+const ledger = async (id: string) =>
+  (await world.rows("SELECT state, reason, token_id, tx_hash FROM refunds WHERE incarnation = ?", id))[0];
+
+test("where refunds are manual a payment's waits in the operators' list of refunds, is paid by a word to either route, and once", async () => {
+  const manual = { REFUNDS: "manual" };
+  const ids = [await owed(1, manual), await owed(2, manual)];
+  const { refunds } = (await ask<{ refunds: { paymentId: string | null }[] }>("GET", "/admin/refunds?state=waiting"))
+    .body;
+  const waiting = {
+    kind: "payment",
+    reason: "manual",
+    amount: "0.50",
+    recipient: null,
+    payTo: null,
+    tokenId: expect.any(Number),
+  };
+  expect(refunds.map(({ paymentId }) => paymentId)).toEqual([ids[1], ids[0]]);
+  expect(refunds).toMatchObject([waiting, waiting]);
+  const [first = "", second = ""] = ids;
+  const before = [await usdcOf(agent(1).address), await usdcOf(agent(2).address)];
+  expect(
+    (await ask("POST", `/admin/refunds/${first}/payment/pay`, { ...because, payTo: agent(3).address })).status,
+  ).toBe(400);
+  expect(await ask("POST", `/admin/refunds/${first}/payment/pay`, because)).toMatchObject({
+    status: 200,
+    body: { paymentId: first, kind: "payment", state: "due", reason: "approved" },
+  });
+  expect((await ask("POST", `/admin/payments/${second}/refund`, because)).body).toMatchObject({ state: "refund_due" });
+  for (const id of ids) await playUntil(world, id, ({ state }) => state === "refunded");
+  expect([await usdcOf(agent(1).address), await usdcOf(agent(2).address)]).toEqual(
+    before.map((usdc) => usdc + 500_000n),
+  );
+  for (const route of [`/admin/refunds/${first}/payment/pay`, `/admin/payments/${first}/refund`]) {
+    expect((await ask("POST", route, because)).body.code).toBe("not_payable");
+  }
+  expect((await books()).outgoing.unexplained).toEqual([]);
+});
+
+test("a payment's refund that was paid by hand closes both of them; one that is cancelled is held, calls nobody, and may be owed again", async () => {
+  const byHand = await owed(1);
+  const txHash = `0x${"ab".repeat(32)}`;
+  expect(await ledger(byHand)).toMatchObject({ state: "due", reason: null });
+  const settled = await ask("POST", `/admin/payments/${byHand}/settle`, { ...because, txHash });
+  expect(settled.body).toMatchObject({ state: "refunded", step: "idle", refundTx: txHash });
+  expect(await ledger(byHand)).toMatchObject({ state: "paid", reason: "by_hand", tx_hash: txHash });
+
+  const given = await owed(2);
+  expect(await ask("POST", `/admin/refunds/${given}/payment/cancel`, because)).toMatchObject({
+    body: { paymentId: given, state: "cancelled" },
+  });
+  const cancelled = (await ask<{ payments: Row[] }>("GET", "/admin/payments?state=held")).body.payments;
+  expect(cancelled).toMatchObject([{ id: given, reason: "refund_cancelled" }]);
+  expect((await ask("POST", `/admin/payments/${given}/refund`, because)).body).toMatchObject({ state: "refund_due" });
+  await playUntil(world, given, ({ state }) => state === "refunded");
+  expect(await ledger(given)).toMatchObject({ state: "paid", reason: null });
 });
 
 test("a payer whose money was gone at the capture orders again once an operator has forgiven it", async () => {

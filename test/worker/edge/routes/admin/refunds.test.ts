@@ -45,12 +45,18 @@ test("refunds by state, newest token first, in pages that split no token's two",
   const second = await buyAndFail(world);
   const failed = await world.db.select().from(refunds);
   const late = { kind: "late", state: "recorded", owedSeconds: 60, amount: "347" } as const;
+  // A payment stands for no token, perhaps.
+  const ofPayment = { kind: "payment", tokenId: -1 } as const;
   await world.insert(
     refunds,
-    ...failed.map(({ incarnation, tokenId }) => refundRow({ incarnation, tokenId, ...late })),
+    ...failed.map(({ subject, tokenId }) => refundRow({ subject, tokenId, ...late })),
+    ...["1", "2"].map((id) => refundRow({ subject: id.padStart(32, "0"), ...ofPayment })),
   );
   const all = (await ask<Page>("GET", "/admin/refunds")).body.refunds.map(({ tokenId, kind }) => `${tokenId} ${kind}`);
-  expect(all).toEqual([`${second} late`, `${second} failed`, `${first} late`, `${first} failed`]);
+  expect(all).toEqual([
+    ...[`${second} late`, `${second} failed`, `${first} late`, `${first} failed`],
+    ...["null payment", "null payment"],
+  ]);
   const paged = [];
   for (let cursor: string | undefined = ""; cursor !== undefined; ) {
     const query: string = cursor === "" ? "" : `&cursor=${cursor}`;
@@ -128,11 +134,14 @@ test.each([
   expect((await ask("POST", `/admin/refunds/1/${kind}/${what}`, body)).status).toBe(400);
 });
 
-test("a token without a refund is 404", async () => {
-  expect(await ask("POST", "/admin/refunds/900000/failed/pay", because)).toMatchObject({
-    status: 404,
-    body: { code: "refund_not_found" },
-  });
+test("a token, or a payment, without a refund is 404", async () => {
+  const payment = "0".repeat(32);
+  for (const of of ["900000/failed", `${payment}/payment`, "900000/payment", `${payment}/failed`]) {
+    expect(await ask("POST", `/admin/refunds/${of}/pay`, because), of).toMatchObject({
+      status: 404,
+      body: { code: "refund_not_found" },
+    });
+  }
 });
 
 test("without a wallet's key nothing is begun: the refund is held until it is settled by hand", async () => {

@@ -105,10 +105,12 @@ async function payAnd(meanwhile: () => Promise<unknown>, signature: Record<strin
   return { headers, answer: await asked };
 }
 async function payBack(): Promise<void> {
-  for (let round = 0; round < 2; round++) {
+  for (let round = 0; round < 3; round++) {
     await chain.mine(4);
     await runDurableObjectAlarm(world.wallet);
-    await world.sql.prepare("UPDATE payments SET wake_at = 0 WHERE wake_at IS NOT NULL").run();
+    for (const table of ["payments", "refunds"]) {
+      await world.sql.prepare(`UPDATE ${table} SET wake_at = 0 WHERE wake_at IS NOT NULL`).run();
+    }
     world.sent.length = 0;
     await world.sweep();
     await world.drain();

@@ -210,6 +210,7 @@ export async function playUntil(
     await world.drain(reached);
     if (await reached()) return world.payment(id);
     await world.sql.prepare("UPDATE payments SET wake_at = 0 WHERE wake_at IS NOT NULL AND step <> 'settle'").run();
+    await world.sql.prepare("UPDATE refunds SET wake_at = 0 WHERE wake_at IS NOT NULL").run();
     await world.sweep();
     await runDurableObjectAlarm(world.wallet);
   }
