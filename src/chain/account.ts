@@ -1,4 +1,4 @@
-// What nodes say of the operator's account, and of the fees of the moment.
+// The operator account's balances and nonce, and the current fees, as the nodes report them.
 import { type Address, BaseError, encodeFunctionData, RpcRequestError } from "viem";
 import type { Chain, Node } from "./client.ts";
 import { coinAbi, MULTICALL3, multicallAbi } from "./contract.ts";
@@ -6,18 +6,24 @@ import { askNear, askTwo, readAgreedView } from "./witness.ts";
 
 /** Wei per gas. */
 export type Fees = { maxFee: bigint; priorityFee: bigint; baseFee: bigint };
-/** USDC (10^-6) and used nonces at one block, whose balance what it has mined has left already; and gas money. */
+/**
+ * The account at one block: `balance` in 10^-6 USDC, `count` of used nonces, ether in `wei`. The spending of the first `count`
+ * transactions is already off `balance`.
+ */
 export type Funds = { balance: bigint; count: number; wei: bigint };
 
-/** A wallet with ether for fewer of its own transactions than that needs more. */
+/** A page tells operators when the wallet's ether covers fewer transactions than this. */
 export const LOW_TRANSACTIONS = 100n;
 export const GAS_PER_TRANSACTION = 200_000n;
 
 const FALLBACK_PRIORITY_FEE = 1_000_000n;
-/** A hundred times what Base is used to; what waits for more is replaced. One node must not burn our gas money. */
+/**
+ * A hundred times Base's usual priority fee: one node must not make the wallet burn its ether. A transaction that stays pending
+ * at this fee is replaced at a higher one.
+ */
 const MAX_PRIORITY_FEE = 1_000_000_000n;
 
-/** At one block, as two nodes tell it: one that is wrong must not stop what waits for funds. */
+/** Two nodes must agree: one wrong node must not stop the orders that wait for funds. Throws `ChainUnavailable` otherwise. */
 export async function readFunds(chain: Chain, coin: Address, account: Address): Promise<Funds> {
   const args = [account] as const;
   const { results, blockNumber } = await readAgreedView(chain, [
@@ -25,14 +31,14 @@ export async function readFunds(chain: Chain, coin: Address, account: Address): 
     { target: MULTICALL3, callData: encodeFunctionData({ abi: multicallAbi, functionName: "getEthBalance", args }) },
   ]);
   const [usdc, ether] = results;
-  if (usdc?.success !== true || ether?.success !== true) throw new Error("the coin does not know a function of ERC-20");
+  if (usdc?.success !== true || ether?.success !== true) throw new Error("the coin contract lacks an ERC-20 function");
   const count = await askTwo(chain, ({ client }) =>
     client.getTransactionCount({ address: account, blockNumber: BigInt(blockNumber) }),
   );
   return { balance: BigInt(usdc.returnData), count, wei: BigInt(ether.returnData) };
 }
 
-/** As two nodes tell it: the higher base fee, and the lower tip. */
+/** The higher base fee and the lower priority fee of two nodes whose base fees are near each other. */
 export async function readFees(chain: Chain): Promise<Fees> {
   const ask = async ({ client }: Node) => {
     const { baseFeePerGas } = await client.getBlock();
@@ -46,12 +52,13 @@ export async function readFees(chain: Chain): Promise<Fees> {
 
 const least = (...fees: [bigint, ...bigint[]]): bigint => fees.reduce((a, b) => (a < b ? a : b));
 
-// A node that has it already, or one like it at a higher fee, or a later one, has answered as well: it was not the content.
-// Nor is it where our gas money has run out, or the fee is below the moment's: what would take its place needs both as well.
+// Errors that say nothing about the transaction's content. The node already has the transaction, another one at its nonce with
+// a higher fee, or a mined one at its nonce; or the wallet's ether or the fee is too low, which a replacement would need as
+// well.
 const NOT_FOR_CONTENT =
   /already|nonce too low|underpriced|known transaction|insufficient ?funds|enough funds|base ?fee|fee ?too ?low/i;
 
-/** Whether a node's answer to a transaction says that it takes none like it. */
+/** Whether a node refused a transaction for its content, so that it would refuse the same call at any fee. */
 export const refusesContent = (error: unknown): boolean =>
   error instanceof BaseError &&
   error.walk((e) => e instanceof RpcRequestError) !== null &&

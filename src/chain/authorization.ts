@@ -1,5 +1,6 @@
-// EIP-3009 authorizations: who signed one, and what became of it. The chain is the only witness of money (hard case 2):
-// an authorization paid us where one receipt has its AuthorizationUsed and the transfer that it names, whoever sent it.
+// EIP-3009 authorizations: their signers and their use. Only the chain proves a payment (hard case 2): an authorization has
+// paid us when one receipt has its `AuthorizationUsed` event and the transfer that it authorizes. The transaction's sender may
+// be anybody.
 import {
   type Address,
   decodeFunctionResult,
@@ -21,7 +22,7 @@ import { readLogs } from "./logs.ts";
 import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 import { type AgreedBlock, askFirst, type Receipt, readAgreedView, readReceipt, shownByTwo } from "./witness.ts";
 
-/** `TransferWithAuthorization`; times in unix seconds of the chain, `value` in 10^-6 USDC. */
+/** A signed `TransferWithAuthorization`. Times are chain time in unix seconds; `value` is in 10^-6 USDC. */
 export type Authorization = {
   from: Address;
   to: Address;
@@ -32,7 +33,7 @@ export type Authorization = {
   signature: Hex;
 };
 
-/** The coin's EIP-712 domain, but for its chain. */
+/** The coin's EIP-712 domain. */
 export type Coin = { address: Address; name: string; version: string; chainId: number };
 
 const TYPES = {
@@ -46,7 +47,7 @@ const TYPES = {
   ],
 } as const;
 
-/** What a payer signs. */
+/** The EIP-712 hash that a payer signs. */
 const authorizationHash = (coin: Coin, { from, to, value, validAfter, validBefore, nonce }: Authorization): Hex =>
   hashTypedData({
     domain: { name: coin.name, version: coin.version, chainId: coin.chainId, verifyingContract: coin.address },
@@ -56,9 +57,9 @@ const authorizationHash = (coin: Coin, { from, to, value, validAfter, validBefor
   });
 
 /**
- * Whether the payer signed it: a plain account by recovery, which asks nobody and gives its public key (65 bytes, hex); a
- * deployed contract by ERC-1271, which two nodes have to confirm. Null where it is neither's signature. `beforeAsking` is
- * awaited before any node is asked.
+ * Verifies an authorization's signature; null when the payer did not sign it. A plain account is verified by recovery, which
+ * needs no node and gives the payer's public key (65 bytes, hex); a deployed contract by ERC-1271, which two nodes have to
+ * confirm and which gives no public key. `beforeAsking` is awaited before the first call to a node.
  */
 export async function authorizationSigner(
   chain: Chain,
@@ -78,8 +79,8 @@ export async function authorizationSigner(
 }
 
 /**
- * The signature as the coin takes it: of a plain account it ends in 27 or 28, whatever the account's software writes there. A
- * contract reads its own, byte by byte.
+ * The signature in the form that the coin accepts. Some software ends a plain account's signature in 0 or 1, where the coin
+ * expects 27 or 28. A contract's signature stays as it is: the contract reads it byte by byte.
  */
 export async function signatureForCoin(coin: Coin, authorization: Authorization): Promise<Hex> {
   const { signature, from } = authorization;
@@ -89,7 +90,7 @@ export async function signatureForCoin(coin: Coin, authorization: Authorization)
   return `${signature.slice(0, -2)}${signature.endsWith("0") ? "1b" : "1c"}` as Hex;
 }
 
-/** Null for what is no signature, and for the twin of one, which the coin refuses. */
+/** The signer's public key; null for an invalid signature, and for a malleable one (high `s`), which the coin refuses. */
 async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
   if (isOtherTwin(signature)) return null;
   try {
@@ -100,18 +101,18 @@ async function recover(hash: Hex, signature: Hex): Promise<Hex | null> {
 }
 
 export type AuthorizationUse =
-  /** At that block nobody had used it, and its payer had `balance`, 10^-6 USDC. */
+  /** The authorization is unused at that block. `balance`: the payer's, in 10^-6 USDC. */
   | { state: "unused"; balance: bigint; blockNumber: number; blockTimestamp: number }
   | ({ state: "paid"; blockNumber: number } & Settlement)
-  /** It is used up, and its money went nowhere: the payer took it back, or used its nonce for something else. */
+  /** The authorization is used up and did not pay us: the payer cancelled it, or used its nonce for another transfer. */
   | { state: "cancelled"; blockNumber: number; blockTimestamp: number }
-  /** It is used up, and no two nodes show by what: to be asked again (hard case 28). */
+  /** The authorization is used up, and no two nodes show the transaction that used it yet: ask again (hard case 28). */
   | { state: "unclear" };
 
-/** The transfer that paid. A transfer is one payment's, for ever. */
+/** The transfer that paid. A transfer belongs to one payment, for ever. */
 export type Settlement = {
   txHash: Hex;
-  /** Of the transfer, in its block. */
+  /** The transfer's log index in its block. */
   logIndex: number;
 };
 
@@ -121,9 +122,9 @@ const USED = toEventSelector("event AuthorizationUsed(address indexed authorizer
 const CANCELLED = toEventSelector("event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce)");
 
 /**
- * What became of an authorization, as two nodes tell it at one block. `fromBlock`: where to look from for what used it.
- * `newest` before its payer is refused: what a refusal is for may have been seen at a newer block than `latest` is of.
- * Throws `ChainUnavailable` where no two agree.
+ * The use of an authorization, as two nodes report it at one block. `fromBlock` is the first block to search for the
+ * transaction that used it. Pass `newest` before a payer is refused: the reason for the refusal may have been seen at a newer
+ * block than `latest` shows. Throws `ChainUnavailable` when no two nodes agree.
  */
 export async function readAuthorizationUse(
   chain: Chain,
@@ -136,7 +137,7 @@ export async function readAuthorizationUse(
   if (!used) return { state: "unused", balance, ...block };
   const found = await shownByTwo(chain, (node) => findUse(node, coin, sought, fromBlock, block.blockNumber));
   if (found === null) {
-    // Before anybody could have signed it for us?
+    // An authorization that was used before `fromBlock` can't have paid us.
     const before = fromBlock === 0 ? null : await readState(chain, coin, sought, fromBlock - 1).catch(() => null);
     return before?.used === true ? { state: "cancelled", ...block } : { state: "unclear" };
   }
@@ -147,11 +148,11 @@ export async function readAuthorizationUse(
   return { state: "paid", txHash: found.txHash, logIndex: outcome.logIndex, blockNumber: receipt.blockNumber };
 }
 
-/** Whether it is used up, as two nodes tell it at the newest block that two have. */
+/** Whether an authorization is used up at the newest block that two nodes have. */
 export const isUsedUp = async (chain: Chain, coin: Address, authorization: Sought): Promise<boolean> =>
   (await readState(chain, coin, authorization, "newest")).used;
 
-/** Its use and its payer's balance at one block: what has paid us has left that balance. */
+/** An authorization's use and its payer's balance, at one block: the money of a used authorization is already off it. */
 async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, block: AgreedBlock) {
   const calls = [
     encodeFunctionData({ abi: coinAbi, functionName: "authorizationState", args: [from, nonce] }),
@@ -160,12 +161,12 @@ async function readState(chain: Chain, coin: Address, { from, nonce }: Sought, b
   const { results, ...at } = await readAgreedView(chain, calls, block);
   const [use, balance] = results;
   if (use?.success !== true || balance?.success !== true)
-    throw new Error("the coin does not know a function of ERC-20 and EIP-3009");
+    throw new Error("the coin contract lacks a function of ERC-20 or EIP-3009");
   const used = decodeFunctionResult({ abi: coinAbi, functionName: "authorizationState", data: use.returnData });
   return { used, balance: BigInt(balance.returnData), ...at };
 }
 
-/** USDC of an account at a block, as two nodes tell it, in 10^-6 USDC. */
+/** An account's USDC balance at a block, as two nodes report it, in 10^-6 USDC. */
 export async function readBalanceAt(
   chain: Chain,
   coin: Address,
@@ -177,11 +178,11 @@ export async function readBalanceAt(
   return BigInt(results[0]?.returnData ?? "0x");
 }
 
-/** The indexed fields of both events. */
+/** The indexed topics that both events have: authorizer and nonce. */
 const aboutOf = ({ from, nonce }: Pick<Sought, "from" | "nonce">) =>
   [pad(from).toLowerCase() as Hex, nonce.toLowerCase() as Hex] as const;
 
-/** The transaction that used it up or took it back, by one node's logs; null where they show none. */
+/** The transaction that used or cancelled an authorization, from one node's logs; null when the logs show none. */
 async function findUse(
   node: Node,
   coin: Address,
@@ -197,9 +198,9 @@ async function findUse(
 }
 
 /**
- * What a transaction did with an authorization; null where its logs don't say. FiatTokenV2 emits `AuthorizationUsed` and,
- * as its next log, the transfer that belongs to it: a transaction may use up many, and a nonce is bound to no message, so
- * no other transfer counts (hard case 27).
+ * The outcome of an authorization in one receipt: the paying transfer's log index, or `cancelled`; null when the logs do not
+ * show it. FiatTokenV2 emits `AuthorizationUsed` and, as its next log, the transfer of that authorization. One transaction may
+ * use many authorizations, and EIP-3009 binds a nonce to no message, so no other transfer counts (hard case 27).
  */
 export function outcomeIn(
   { status, logs }: Pick<Receipt, "status" | "logs">,
@@ -219,7 +220,7 @@ export function outcomeIn(
   return isAddressEqual(args.to, to) && args.value === value ? { logIndex } : "cancelled";
 }
 
-/** USDC of an account by the first node that answers, in 10^-6 USDC. */
+/** An account's USDC balance from the first node that answers, in 10^-6 USDC. */
 export const readBalance = (chain: Chain, coin: Address, account: Address): Promise<bigint> =>
   askFirst(chain, ({ client }) =>
     client.readContract({ address: coin, abi: coinAbi, functionName: "balanceOf", args: [account] }),

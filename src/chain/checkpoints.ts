@@ -1,15 +1,18 @@
-/** A block that the scan has stood on: number and hash. */
+/** A block at which the scan's cursor stood: number and hash. */
 export type Checkpoint = [number: number, hash: string];
 
-/** A chain that was set back is known for it before it has grown by this part of what it lost (hard case 32). */
+/**
+ * Spacing of old checkpoints, as a share of their distance: a rollback is noticed before the new chain has grown by a sixteenth
+ * of the blocks that were lost (hard case 32).
+ */
 const DENSITY = 16;
-/** Of so many blocks each that was stood on is kept: after an outage of the chain the first new block tells of it. */
+/** Every checkpoint within this many blocks is kept: after a short rollback, the first new block already differs from one. */
 const ALL_WITHIN = 64;
 
 /**
- * Adds a block to the checkpoints (newest first) and thins them: the further back, the wider the spacing, so that a few
- * hundred of them reach back over millions of blocks and a reorg of any depth finds its ancestor close by. Spacing goes by
- * fixed buckets of 2^k blocks: a bucket keeps its newest block, and buckets merge in pairs as they grow old.
+ * Adds a block to the checkpoints (newest first) and thins the old ones: spacing grows with distance, so that a few hundred
+ * checkpoints reach back over millions of blocks and a reorg of any depth has a checkpoint close below its ancestor. Spacing
+ * follows fixed buckets of 2^k blocks: a bucket keeps its newest block, and old buckets merge in pairs.
  */
 export function addCheckpoint(checkpoints: readonly Checkpoint[], block: Checkpoint): Checkpoint[] {
   const kept: Checkpoint[] = [block];

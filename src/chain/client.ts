@@ -1,4 +1,4 @@
-// The nodes, and what one of them says: a block, a token, a tier. What two of them say alike is in witness.ts.
+// RPC nodes, and reads from a single node: blocks, tokens, tiers. Reads that two nodes have to agree on are in witness.ts.
 import {
   type Address,
   type Block,
@@ -25,20 +25,21 @@ import type { Spans } from "./log-ranges.ts";
 export type Node = {
   name: string;
   client: PublicClient;
-  /** How far a block's time may be ahead of our clock: seconds. */
+  /** How far a block's time may be ahead of our clock, in seconds. */
   maxAheadSeconds: number;
-  /** Blocks that one eth_getLogs may span, and what the node has shown of that. */
+  /** The configured maximum of blocks per eth_getLogs. */
   maxRange: number;
+  /** The ranges that this node has answered and refused. */
   spans: Spans;
 };
 export type Chain = { nodes: readonly Node[]; contract: Address; timeoutMs: number };
 
-/** Base's. */
+/** Base's block time. */
 export const SECONDS_PER_BLOCK = 2;
 
-/** A token as one node saw it at one block: ownership, validity, block number and time come from a single call. */
+/** A token at one block, from one node: owner, validity, block number and block time come from a single call. */
 export type TokenView = {
-  /** Checksummed; null when the contract knows no such token. */
+  /** Checksummed address; null when the contract has no such token. */
   owner: Address | null;
   valid: boolean;
   blockNumber: number;
@@ -46,7 +47,7 @@ export type TokenView = {
   blockTimestamp: number;
 };
 
-/** No node gave an answer. */
+/** No node answered, or too few nodes agreed. */
 export class ChainUnavailable extends AppError {
   constructor(options?: ErrorOptions) {
     super("chain_unavailable", "The chain can't be asked right now; try again in a few seconds.", {
@@ -56,7 +57,7 @@ export class ChainUnavailable extends AppError {
   }
 }
 
-/** One viem client per node: failover is ours, since who answered matters. */
+/** One viem client per node. Failover is our own, since the callers need to know which node gave an answer. */
 export function connectChain(config: ChainConfig): Chain {
   const chain = defineChain({
     id: config.CHAIN_ID,
@@ -87,13 +88,13 @@ export function connectChain(config: ChainConfig): Chain {
 }
 
 const ASK_AGAIN_MS = 60_000;
-/** What each node answered to eth_chainId, and when (unix milliseconds). */
+/** Each node's last answer to eth_chainId, with its time in unix milliseconds. */
 type ChainIds = Map<string, { id: number; at: number }>;
-/** What an isolate keeps of the nodes of a configuration. */
+/** State of the isolate about the nodes of one configuration. */
 type Memory = { chainIds: ChainIds; spans: Map<string, Spans> };
 const memoryOf = new WeakMap<ChainConfig, Memory>();
 
-/** A transport that takes answers only from a node of the configured chain, which is asked beside the first call. */
+/** A transport that accepts answers only from a node of the configured chain. The first call also requests eth_chainId. */
 const ofChain =
   (transport: Transport, name: string, chainIds: ChainIds): Transport =>
   (options) => {
@@ -112,7 +113,7 @@ const ofChain =
     const request = async (call: Parameters<typeof inner.request>[0]) => {
       const [answer, id] = await Promise.all([send(call), chainId()]);
       if (id === expected) return answer;
-      throw new AppError("chain_answered_nonsense", `The RPC node ${name} is of chain ${id}, not of ${expected}.`);
+      throw new AppError("chain_answered_nonsense", `The RPC node ${name} serves chain ${id}, not chain ${expected}.`);
     };
     return { ...inner, request: request as typeof inner.request };
   };
@@ -122,7 +123,7 @@ const BLOCK_CALLS = [
   encodeFunctionData({ abi: multicallAbi, functionName: "getCurrentBlockTimestamp" }),
 ];
 
-/** Answers of calls that may fail, at one block, with its number and time (unix seconds). */
+/** The results of calls at one block, with the block's number and time. A call that reverts has `success: false`. */
 export async function readAtOneBlock(
   node: Node,
   calls: readonly { target: Address; callData: Hex }[],
@@ -135,7 +136,7 @@ export async function readAtOneBlock(
   const results = await aggregate(node, all, block);
   const [number, timestamp] = results.slice(calls.length);
   if (number === undefined || timestamp === undefined) {
-    throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
+    throw new AppError("chain_answered_nonsense", "An RPC node returned too few results for a multicall.");
   }
   const blockTimestamp = Number(BigInt(timestamp.returnData));
   requirePresent(node, blockTimestamp);
@@ -145,16 +146,18 @@ export async function readAtOneBlock(
 type InnerCall = { target: Address; allowFailure: boolean; callData: Hex };
 export type InnerResult = { success: boolean; returnData: Hex };
 export type BlockChoice = "latest" | "finalized" | number;
-/** Answers of calls at one block, with its number and time (unix seconds). */
+/** Results of calls at one block. `blockTimestamp` is in unix seconds. */
 export type BlockView = { results: readonly InnerResult[]; blockNumber: number; blockTimestamp: number };
 
-/** Deadlines go by block times: one that our clock has not reached by far is no block's (hard case 29). */
+/**
+ * Refuses a block time too far ahead of our clock: deadlines follow block time, and one node must not move them (hard case 29).
+ */
 function requirePresent({ name, maxAheadSeconds }: Node, timestamp: number): void {
   if (timestamp <= Date.now() / 1_000 + maxAheadSeconds) return;
-  throw new AppError("chain_answered_nonsense", `The RPC node ${name} shows a block of the future.`);
+  throw new AppError("chain_answered_nonsense", `The RPC node ${name} returned a block whose time is in the future.`);
 }
 
-/** Several calls at one block, by Multicall3. */
+/** Several calls at one block, through Multicall3. */
 async function aggregate(node: Node, calls: readonly InnerCall[], block: BlockChoice): Promise<readonly InnerResult[]> {
   const call = { abi: multicall3Abi, functionName: "aggregate3" } as const;
   const data = encodeFunctionData({ ...call, args: [calls] });
@@ -163,14 +166,14 @@ async function aggregate(node: Node, calls: readonly InnerCall[], block: BlockCh
   return decodeFunctionResult({ ...call, data: answer });
 }
 
-/** A contract reverts for a token that it does not know, or answers the zero address. */
+/** For an unknown token a contract reverts or returns the zero address. */
 function toOwner({ success, returnData }: InnerResult): Address | null {
   if (!success) return null;
   const owner = decodeFunctionResult({ abi: contractAbi, functionName: "ownerOf", data: returnData });
   return owner === zeroAddress ? null : owner;
 }
 
-/** Owner, validity, block number and block time of a token in one call (hard case 7). */
+/** A token's owner and validity, with the block's number and time, in one call (hard case 7). */
 export const readToken = async (chain: Chain, node: Node, tokenId: bigint): Promise<TokenView> =>
   toTokenView(await readAtOneBlock(node, tokenCalls(chain, tokenId)));
 
@@ -180,11 +183,11 @@ export const tokenCalls = (chain: Chain, tokenId: bigint) =>
     callData: encodeFunctionData({ abi: contractAbi, functionName, args: [tokenId] }),
   }));
 
-/** What the two calls of `tokenCalls` answered. */
+/** The results of the two calls of `tokenCalls`. */
 export function toTokenView({ results, ...block }: BlockView): TokenView {
   const [owner, valid] = results;
   if (owner === undefined || valid === undefined) {
-    throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
+    throw new AppError("chain_answered_nonsense", "An RPC node returned too few results for a multicall.");
   }
   return {
     owner: toOwner(owner),
@@ -194,7 +197,7 @@ export function toTokenView({ results, ...block }: BlockView): TokenView {
   };
 }
 
-/** Owners of tokens as one node sees them, in one call; null for a token that the contract does not know. */
+/** The owners of tokens, from one node in one call; null for a token that the contract does not have. */
 export async function readOwners(
   chain: Chain,
   node: Node,
@@ -209,7 +212,7 @@ export async function readOwners(
   return (await aggregate(node, calls, block)).map(toOwner);
 }
 
-/** Price per day in 10^-6 USDC, activity and name of a tier, at a block or now. */
+/** A tier's price per day (10^-6 USDC), name and whether it is active, at a block or now. */
 export async function readTier(chain: Chain, node: Node, tier: number, blockNumber?: bigint) {
   const [pricePerDay, active, name] = await node.client.readContract({
     address: chain.contract,
@@ -225,14 +228,14 @@ export type Head = { number: number; hash: Hex; timestamp: number };
 
 const toHead = (node: Node, block: Block): Head => {
   if (block.number === null || block.hash === null) {
-    throw new AppError("chain_answered_nonsense", "An RPC node answered with a pending block.");
+    throw new AppError("chain_answered_nonsense", "An RPC node returned a pending block.");
   }
   const timestamp = Number(block.timestamp);
   requirePresent(node, timestamp);
   return { number: Number(block.number), hash: block.hash, timestamp };
 };
 
-/** The latest block, the latest final one, or the one with that number. */
+/** The latest block, the latest final block, or the block with a given number. */
 export const readHead = async (node: Node, block: BlockChoice = "latest"): Promise<Head> =>
   toHead(
     node,

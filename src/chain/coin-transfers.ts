@@ -1,4 +1,4 @@
-// The coin's transfers to and from an account, for the books.
+// The coin's transfers to and from an account.
 import { type Address, encodeEventTopics, type Hex, parseEventLogs } from "viem";
 import { errorFields, log } from "../log.ts";
 import { type Chain, ChainUnavailable, type Node } from "./client.ts";
@@ -6,13 +6,13 @@ import { coinAbi } from "./contract.ts";
 import { type LogFilter, rangeOf, readLogs, readSome } from "./logs.ts";
 import { askTwo, witnessesOf } from "./witness.ts";
 
-/** What a node is asked at most, each way: where a request gives one block, ten thousand of them would take minutes. */
+/** The most requests to a node per direction: at one block per request, ten thousand blocks would take minutes. */
 const MAX_REQUESTS = 200;
 
 /** `amount`: 10^-6 USDC. */
 export type CoinTransfer = {
   txHash: Hex;
-  /** In its block. */
+  /** The log's index in its block. */
   logIndex: number;
   from: Address;
   to: Address;
@@ -20,7 +20,10 @@ export type CoinTransfer = {
   blockNumber: number;
 };
 
-/** Both ways, in the order of the chain, as two nodes tell them. */
+/**
+ * Transfers to and from an account, in chain order, as two nodes report them. Throws `ChainUnavailable` when no two nodes
+ * agree, or when the range needs too many requests (see `firstReadable`).
+ */
 export async function readCoinTransfers(
   chain: Chain,
   coin: Address,
@@ -31,7 +34,7 @@ export async function readCoinTransfers(
   return askTwo(chain, (node) => transfersOn(node, coin, account, fromBlock, toBlock));
 }
 
-/** From which block on these blocks' transfers can be read at once, as two nodes give them. */
+/** The first block from which `readCoinTransfers` can read up to `toBlock` in one call, at the ranges that two nodes allow. */
 export async function firstReadable(
   { nodes, ...chain }: Chain,
   coin: Address,

@@ -1,10 +1,10 @@
 import type { ChainConfig } from "../config.ts";
 import type { Coin } from "./authorization.ts";
 
-/** Its name on Base Sepolia is another than on Base; the version of Circle's domain is 2 on both. */
+/** USDC's EIP-712 name differs between Base Sepolia and Base; the version of Circle's domain is 2 on both. */
 const NAMES: Readonly<Record<number, string>> = { 84532: "USDC" };
 
-/** The coin's EIP-712 domain. */
+/** The coin's EIP-712 domain, from the configuration. */
 export const coinOf = ({
   USDC_ADDRESS,
   USDC_NAME,

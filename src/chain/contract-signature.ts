@@ -1,6 +1,5 @@
-// Signatures of contracts: one that is deployed (ERC-1271), or one that the signature itself says how to deploy (ERC-6492).
-// Either runs code of strangers in an `eth_call`, so it runs within a cap of gas, and no factory runs that nobody knows
-// (hard case 43).
+// Signatures of contracts: deployed ones (ERC-1271), and those whose signature carries their deployment (ERC-6492). Both run a
+// stranger's code in an `eth_call`, so the call has a gas cap, and only listed factories run (hard case 43).
 import {
   type Address,
   BaseError,
@@ -17,12 +16,12 @@ import type { Chain, Node } from "./client.ts";
 import { plainSignatureOf } from "./plain-signature.ts";
 import { askTwo } from "./witness.ts";
 
-/** Some ten times what a wallet needs that deploys itself and verifies a passkey without a precompile. */
+/** About ten times the gas of a wallet that deploys itself and verifies a passkey without a precompile. */
 const VERIFY_GAS = 3_000_000n;
 
 /**
- * Whether a contract takes a signature for its own; two nodes have to say the same. `factories`: those through which a wallet
- * may be one that is not deployed yet.
+ * Whether a contract accepts a signature as its own; two nodes have to agree. A wallet that is not deployed yet is accepted
+ * only if its factory is one of `factories`.
  */
 export async function isContractSignature(
   chain: Chain,
@@ -32,7 +31,7 @@ export async function isContractSignature(
   const deployed = await isDeployed(chain, signer);
   const factory = factoryOf(signature);
   if (!deployed && (factory === null || !factories.includes(factory))) return false;
-  // A wallet that is there answers for itself: no factory has to run.
+  // A deployed wallet verifies its own signature: no factory has to run.
   const inner = deployed && factory !== null ? parseErc6492Signature(signature).signature : signature;
   const data = encodeDeployData({
     abi: erc6492SignatureValidatorAbi,
@@ -43,14 +42,14 @@ export async function isContractSignature(
     try {
       return Number((await client.call({ data, gas: VERIFY_GAS })).data ?? "0x0") === 1;
     } catch (error) {
-      // A contract that reverts, or needs too much gas, says no; a node that does not answer says nothing.
+      // A revert or too much gas is the contract's refusal. Any other error is the node's, and decides nothing.
       if (error instanceof BaseError && error.walk(isRefusal) !== null) return false;
       throw error;
     }
   });
 }
 
-/** Nodes have no code of their own for the gas, and several spellings. */
+/** Nodes report "out of gas" in text alone, with several spellings. */
 const isRefusal = (error: unknown): boolean =>
   error instanceof ExecutionRevertedError || (error instanceof Error && /out ?of ?gas/i.test(error.message));
 
@@ -64,13 +63,13 @@ export function factoryOf(signature: Hex): Address | null {
   }
 }
 
-/** Whether an account has code, as two nodes tell it: by one that does not see it, a wallet's owner would be turned away. */
+/** Whether an account has code, by two nodes: a single node that lags would turn away the owner of a new wallet. */
 const isDeployed = (chain: Chain, account: Address): Promise<boolean> =>
   askTwo(chain, async ({ client }) => ((await client.getCode({ address: account })) ?? "0x") !== "0x");
 
 /**
- * Why an account did not sign, from a sentence that says it did not: a smart wallet that is not deployed can't be asked, and
- * the coin takes nothing from it.
+ * An error sentence for a signature that was refused: `sentence`, with the advice to deploy where the account has no code. A
+ * smart wallet that is not deployed can't verify its signature, and the coin accepts no authorization from it.
  */
 export async function whyNotSigned(chain: Chain, signer: Address, signature: Hex, sentence: string): Promise<string> {
   if (await isDeployed(chain, signer)) return sentence;

@@ -1,4 +1,4 @@
-// The contract's interface: the only place that knows it.
+// The ABIs of the contract, the coin and Multicall3. No other folder holds an ABI.
 import { type AbiEvent, type Address, type Hex, parseAbi, parseAbiItem, toEventSelector } from "viem";
 
 export const MULTICALL3 = "0xcA11bde05977b3631167028862bE2a173976CA11" satisfies Address;
@@ -11,7 +11,7 @@ export const contractAbi = parseAbi([
   "function transferFrom(address from, address to, uint256 tokenId)",
 ]);
 
-/** Of the coin that purchases are paid in, with EIP-3009 and, for signatures of contracts, FiatToken v2.2's overload. */
+/** The coin's ABI: ERC-20, EIP-3009, and FiatToken v2.2's overload that takes signatures of contracts. */
 export const coinAbi = parseAbi([
   "function transfer(address to, uint256 amount) returns (bool)",
   "function approve(address spender, uint256 amount) returns (bool)",
@@ -38,8 +38,8 @@ export const eventAbi = parseAbi([
 export const SECONDS_PER_DAY = 86_400;
 
 /**
- * The layouts in which a purchase event may arrive, by how many topics it has. No document says which fields are
- * indexed; the first topic is the same in all, so the number of topics tells: none, tokenId, tokenId and buyer.
+ * The layouts of the purchase event, by number of topics. No document says which fields are indexed. The first topic is the
+ * same in all layouts, so the number of topics tells them apart: no indexed field, tokenId, or tokenId and buyer.
  */
 export function purchaseLayouts(event: AbiEvent): ReadonlyMap<number, AbiEvent> {
   const withIndexed = (names: readonly string[]): AbiEvent => ({
@@ -55,19 +55,19 @@ export function purchaseLayouts(event: AbiEvent): ReadonlyMap<number, AbiEvent> 
   ]);
 }
 
-/** First topics of what the scan follows: purchases, renewals and early ends; and transfers, of which there may be very many. */
+/** First topics of purchases, renewals and early ends. Transfers are apart, since their number has no bound (hard case 31). */
 export const salesTopics = (purchaseEvent: AbiEvent): Hex[] =>
   [purchaseEvent, ...eventAbi.filter(({ name }) => name !== "Transfer")].map((event) => toEventSelector(event));
 export const transferTopic: Hex = toEventSelector("event Transfer(address indexed, address indexed, uint256 indexed)");
 
-/** 10^-6 USDC as a decimal string with two digits or more: "0.50", "1.234567". */
+/** An amount in 10^-6 USDC as a decimal string of USDC, with two decimals or more: "0.50", "1.234567". */
 export function formatUsdc(usdc6: bigint): string {
   const whole = usdc6 / 1_000_000n;
   const fraction = (usdc6 % 1_000_000n).toString().padStart(6, "0");
   return `${whole}.${fraction.replace(/0{1,4}$/, "")}`;
 }
 
-/** Of `PURCHASE_EVENT`; null where that is no event with everything that a purchase has. */
+/** Parses PURCHASE_EVENT; null when it is not an event signature or lacks a field of a purchase. */
 export function parsePurchaseEvent(signature: string): AbiEvent | null {
   try {
     const event = parseAbiItem(`event ${signature.replace(/^event\s+/, "")}`) as AbiEvent;

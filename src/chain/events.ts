@@ -1,4 +1,4 @@
-// Logs of the contract, fetched and decoded.
+// The contract's logs: fetched and decoded.
 import { type AbiEvent, type Address, decodeEventLog, type Hex, type Log } from "viem";
 import { errorFields, log } from "../log.ts";
 import type { Node } from "./client.ts";
@@ -34,23 +34,23 @@ export type ChainEvents = {
 
 export type Source = { contract: Address; purchaseEvent: AbiEvent };
 
-/** `to`: the last block that was read. */
+/** Events up to block `to`, which may be below the end of the range that was asked for. */
 export type FoundEvents = ChainEvents & {
   to: number;
-  /** Not all transfers could be had: who owns what is to be asked of the contract. */
+  /** Some transfers could not be read: the tokens' owners have to be read from the contract. */
   transfersMissing: boolean;
 };
 
-/** What one call of `fetchEvents` asks and keeps at most. */
+/** Limits of one call of `fetchEvents`. */
 export const MAX_REQUESTS = 25;
 const MAX_LOGS = 5_000;
 
 /**
- * What the contract logged in a range of blocks, from its beginning as far as some requests, logs, and the time until
- * `until` (unix milliseconds) go. Throws where the node gives nothing of it.
+ * The contract's events from block `from` on. Reading stops at block `to`, after `MAX_REQUESTS` requests or `MAX_LOGS` logs, or
+ * at the time `until` (unix milliseconds). Throws when the node gives no block of the range.
  *
- * One request asks for everything. Where it is refused, purchases and renewals come first, and transfers in requests of
- * their own, by single blocks if need be: a storm of transfers costs a few dollars, and must not hold up a purchase
+ * One request asks for all events. When a node refuses it, purchases and renewals are read first, and transfers in requests of
+ * their own, block by block if necessary: a storm of transfers costs a few dollars and must not delay a purchase
  * (hard case 31).
  */
 export async function fetchEvents(
@@ -80,7 +80,7 @@ export async function fetchEvents(
   return { ...decodeEvents(found, source), to: at - 1, transfersMissing };
 }
 
-/** Purchases, renewals and early ends alone, from the beginning of a range on: as much as one request gives. */
+/** Purchases, renewals and early ends from block `from` on, as far as one request reaches. */
 export async function fetchSales(node: Node, source: Source, from: number, to: number) {
   const piece = await readSome(node, "sales", salesFilter(source), from, to);
   return { ...decodeEvents(piece.logs, source), to: piece.to };
@@ -113,7 +113,7 @@ async function readAll(
   }
 }
 
-/** All of them; null where some can't be had. */
+/** All transfers of a range; null when some can't be read. */
 async function readTransfers(
   node: Node,
   address: Address,
@@ -137,13 +137,13 @@ async function readTransfers(
   return found;
 }
 
-/** Decodes logs of blocks or receipts; those of other contracts and pending ones are left out. */
+/** Decodes the logs of blocks or receipts. Logs of other contracts, removed logs and pending logs are left out. */
 export function decodeEvents(logs: readonly Log[], source: Source): ChainEvents {
   const layouts = purchaseLayouts(source.purchaseEvent);
   const [purchaseTopic] = salesTopics(source.purchaseEvent);
   const events: ChainEvents = { purchases: [], transfers: [], renewals: [], terminations: [] };
   const ordinals = new Map<Hex, number>();
-  // A node that repeats a log must not make a second purchase of it.
+  // A log that a node repeats must not become a second purchase.
   const distinct = new Map(logs.map((entry) => [`${entry.blockHash}/${entry.logIndex}`, entry]));
   const ordered = [...distinct.values()].sort(
     (a, b) => Number((a.blockNumber ?? 0n) - (b.blockNumber ?? 0n)) || (a.logIndex ?? 0) - (b.logIndex ?? 0),
@@ -196,7 +196,7 @@ function decodeLog(
     const decoded = decodeEventLog({ abi: abi as readonly AbiEvent[], topics: entry.topics, data: entry.data });
     return { ...decoded.args };
   } catch {
-    // A purchase that can't be read is money without a machine: a person has to look.
+    // A purchase that can't be decoded is money without a machine: it pages an operator.
     const level = entry.topics[0] === purchaseTopic ? "page" : "warn";
     log(level, "log_not_understood", { txHash: entry.transactionHash, topics: entry.topics.length });
     return null;

@@ -1,5 +1,5 @@
-// The one reader of logs: the scan, the search for what became of an authorization, the coin's transfers and the books all
-// ask through it (hard case 30). What it learns of a node's ranges stays with the node.
+// The only reader of logs: the scan, the search for an authorization's use, the coin's transfers and reconciliation all use it,
+// and share the spans that it learns about a node (hard case 30).
 import {
   type Address,
   BaseError,
@@ -27,15 +27,15 @@ import {
 } from "./log-ranges.ts";
 
 export type LogFilter = { address: Address; topics: readonly (Hex | readonly Hex[] | null)[] };
-/** `to`: the last block whose logs these include. */
+/** The logs of one request, up to and including block `to`. */
 export type Piece = { logs: Log[]; to: number };
 
-/** A node that answers other calls did not give the logs of these blocks. Fewer are worth a try, down to one. */
+/** A node refused the logs of a range. A smaller range is worth a try, down to one block. */
 export class LogsRefused extends Error {
   override readonly name = "LogsRefused";
   readonly to: number;
   readonly blocks: number;
-  /** Whether the node said that fewer blocks would do, so that what is in them is not the reason. */
+  /** Whether the node named the range as the reason, so that the number of logs is not the reason. */
   readonly byRange: boolean;
 
   constructor(to: number, blocks: number, byRange: boolean, options: ErrorOptions) {
@@ -46,11 +46,15 @@ export class LogsRefused extends Error {
   }
 }
 
-/** How many blocks a request of that kind spans at a node. */
+/** The number of blocks that a request of a kind spans at a node. */
 export const rangeOf = ({ spans, maxRange }: Node, kind: LogKind): number =>
   nextRange(spans[kind], maxRange, Date.now());
 
-/** One request: the logs of as many of these blocks, from the first on, as the node is known to give. */
+/**
+ * One request for logs from block `from` on, over as many blocks as the node is known to give, up to block `to`. Throws
+ * `LogsRefused` when the node refuses the range, and `AppError` `chain_answered_nonsense` when the answer is not a list of
+ * logs.
+ */
 export async function readPiece(
   node: Node,
   kind: LogKind,
@@ -79,7 +83,7 @@ export async function readPiece(
   return { logs: answer.map((entry) => formatLog(entry)), to: end };
 }
 
-/** The same, asking for ever less until the node gives some. Throws `LogsRefused` where it does not give a single block. */
+/** Like `readPiece`, over smaller ranges until the node answers. Throws `LogsRefused` when the node refuses a single block. */
 export async function readSome(...[node, kind, filter, from, to]: Parameters<typeof readPiece>): Promise<Piece> {
   for (;;) {
     try {
@@ -90,7 +94,7 @@ export async function readSome(...[node, kind, filter, from, to]: Parameters<typ
   }
 }
 
-/** The logs of all these blocks, in as many requests as the node needs. */
+/** The logs of blocks `from` to `to`, one array per request. Throws like `readSome`. */
 export async function* readLogs(
   ...[node, kind, filter, from, to]: Parameters<typeof readPiece>
 ): AsyncGenerator<Log[]> {
@@ -106,7 +110,7 @@ export const spansOf = ({ nodes }: Chain): SpansByNode =>
     nodes.filter(({ spans }) => Object.keys(spans).length > 0).map(({ name, spans }) => [name, spans]),
   );
 
-/** Takes over what another isolate has learned since. */
+/** Takes over the newer spans that another isolate has stored. */
 export function recallSpans({ nodes }: Chain, stored: SpansByNode): void {
   for (const { name, spans } of nodes) {
     for (const [kind, span] of Object.entries(stored[name] ?? {}) as [LogKind, Span][]) {
@@ -118,8 +122,8 @@ export function recallSpans({ nodes }: Chain, stored: SpansByNode): void {
 const RATE = /rate limit|too many requests|per second/i;
 
 /**
- * Whether fewer blocks may help: a JSON-RPC error, a time-out, a page of HTTP's, an answer beyond the client's size. Not
- * where nobody answers at all, nor where the node has had enough of us.
+ * Whether a smaller range may help: after a JSON-RPC error, a time-out, an HTTP error page, or an answer beyond the client's
+ * size limit. It does not help when the connection fails or the node limits our rate.
  */
 function isRefusal(error: unknown): boolean {
   if (!(error instanceof BaseError)) return false;
@@ -130,14 +134,14 @@ function isRefusal(error: unknown): boolean {
   return told !== null && told.status !== 429 && !RATE.test(told.details);
 }
 
-/** An answer that is neither result nor error: viem stumbles over it. */
+/** An answer that is neither a result nor an error: viem fails on it with a `SyntaxError` or a `TypeError`. */
 const isNonsense = (error: unknown): boolean =>
   error instanceof BaseError &&
   (error.walk((e) => e instanceof SyntaxError) !== null ||
     (error.walk((e) => e instanceof TypeError) !== null && error.walk((e) => e instanceof HttpRequestError) === null));
 
 const nonsense = ({ name }: Node, cause?: unknown): AppError =>
-  new AppError("chain_answered_nonsense", `The RPC node ${name} answers eth_getLogs with what is no list of logs.`, {
+  new AppError("chain_answered_nonsense", `The RPC node ${name} did not answer eth_getLogs with a list of logs.`, {
     cause,
   });
 

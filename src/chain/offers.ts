@@ -1,4 +1,4 @@
-// What selling a token for somebody else's payment takes, as one node sees it now: the price, and what our wallet has.
+// The inputs of a sale over x402, from one node: the tier's price, the operator wallet's funds and the base fee.
 import { type Address, decodeFunctionResult, encodeFunctionData } from "viem";
 import { AppError } from "../errors.ts";
 import { type Chain, readAtOneBlock } from "./client.ts";
@@ -9,9 +9,9 @@ export type Offer = {
   /** 10^-6 USDC. */
   pricePerDay: bigint;
   active: boolean;
-  /** Of the operator wallet, 10^-6 USDC. */
+  /** The operator wallet's balance, in 10^-6 USDC. */
   usdc6: bigint;
-  /** Of the operator wallet. */
+  /** The operator wallet's ether, in wei. */
   wei: bigint;
   /** Wei per gas. */
   baseFee: bigint;
@@ -20,10 +20,10 @@ export type Offer = {
   blockTimestamp: number;
 };
 
-/** What approving, buying, taking a payment and handing the token over use together, with room to spare. */
+/** The gas of an order's four transactions with a margin: approval, purchase, capture and transfer. */
 const GAS_PER_ORDER = 900_000n;
 
-/** Whether the operator wallet's ether is enough for an order. */
+/** Whether the operator wallet's ether covers the gas of one order. */
 export const hasGas = ({ wei, baseFee }: Pick<Offer, "wei" | "baseFee">): boolean =>
   wei >= GAS_PER_ORDER * 2n * baseFee;
 
@@ -46,7 +46,7 @@ export const readOffer = (chain: Chain, tier: number, coin: Address, operator: A
     ]);
     const [tierConfig, usdc, ether] = results;
     if (tierConfig?.success !== true || usdc?.success !== true || ether?.success !== true) {
-      throw new AppError("chain_answered_nonsense", "An RPC node answered a multicall with too few results.");
+      throw new AppError("chain_answered_nonsense", "An RPC node returned too few results for a multicall.");
     }
     const [pricePerDay, active] = decodeFunctionResult({
       abi: contractAbi,

@@ -1,4 +1,4 @@
-// What the operator wallet sends: calls of the coin and of the contract, and their dry runs.
+// The operator wallet's orders: their calls to the coin and the contract, and the simulation of these calls.
 import {
   type Address,
   BaseError,
@@ -20,19 +20,20 @@ import { PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
 import { askNear, unlessTwoRefuse } from "./witness.ts";
 
 /**
- * What a payer signed, the block from which its use is looked for, and, for a machine, the one where the price was read.
- * `value`: 10^-6 USDC, decimal.
+ * An authorization as a payer signed it. `value`: 10^-6 USDC, as a decimal string. `fromBlock`: the first block to search for
+ * its use. `quotedBlock`: for a machine, the block of the price.
  */
 export type SignedPayment = Omit<Authorization, "value"> & { value: string; fromBlock: number; quotedBlock?: number };
 
 /**
- * `id`: one order for ever. Amounts in 10^-6 USDC, decimal; times in unix seconds. `paid` and `owed` are what the wallet
- * asks the chain about before it signs (hard case 34); they are no part of what the order is.
+ * An order to the operator wallet. An `id` names one order for ever. Amounts are decimal strings of 10^-6 USDC; times are unix
+ * seconds. The wallet checks `paid` and `owed` on chain before it signs (hard case 34); they are not part of the order's
+ * identity.
  */
 export type WalletOrder =
   /**
-   * USDC to somebody: refunds. Of a payment, or of a purchase, which was itself paid for over x402 where `payment` is set.
-   * `approved`: by an operator, who may also pay back what was delivered. `again`: where it has reverted, it is signed anew.
+   * A refund in USDC of a payment, or of a purchase; with both set, of a purchase that we made for that payment. `approved`: an
+   * operator has approved it, and may also refund a delivered order. `again`: sign the order anew if it has reverted.
    */
   | {
       kind: "pay";
@@ -42,7 +43,7 @@ export type WalletOrder =
       owed: { purchase?: string; payment?: SignedPayment; approved?: true };
       again?: boolean;
     }
-  /** Approval of exactly the cost, then purchaseVM. `payment`: whose purchase it is. */
+  /** An approval of exactly the cost, then purchaseVM. `payment`: the id of the payment that the purchase is for. */
   | {
       kind: "purchase";
       id: string;
@@ -52,7 +53,7 @@ export type WalletOrder =
       cost: string;
       paid: SignedPayment;
     }
-  /** Takes what a payer has signed (EIP-3009). */
+  /** Submits a payer's authorization (EIP-3009). */
   | {
       kind: "capture";
       id: string;
@@ -64,11 +65,11 @@ export type WalletOrder =
       nonce: Hex;
       signature: Hex;
     }
-  /** The token to its payer: not the safe form, which a contract could refuse (hard case 19). */
+  /** Transfers the token to the payer, by `transferFrom`: a contract can refuse `safeTransferFrom` (hard case 19). */
   | { kind: "transfer"; id: string; to: Address; tokenId: number; purchase: string; paid: SignedPayment };
 export type OrderKind = WalletOrder["kind"] | "approve";
 
-/** A whole payment goes back, for which nothing was delivered; not a share of what was, nor what an operator allows. */
+/** Whether the order refunds a whole payment without a delivery: not a share of a purchase, and not an operator's approval. */
 export const isRefundOfPayment = (order: WalletOrder): boolean =>
   order.kind === "pay" && order.owed.purchase === undefined && order.owed.approved !== true;
 
@@ -81,9 +82,9 @@ const TRANSFER_TOPIC = toEventSelector(eventAbi[0]);
 const NOBODY = numberToHex(0, { size: 32 });
 const GAS_MARGIN_PERCENT = 130n;
 /**
- * The most gas that a transaction of a kind may be given; what needs more would fail. Code of strangers runs in two of
- * them: a payer's contract says whether a signature is its own, and may burn what it likes (hard case 35). All are far below
- * what Base takes in one transaction (2^24, EIP-7825).
+ * The gas limit's maximum per kind of transaction; a transaction that needs more is not sent. A payer's contract runs during a
+ * capture, to verify its signature, and may burn any amount of gas (hard case 35). All caps are far below Base's limit for one
+ * transaction (2^24, EIP-7825).
  */
 const GAS_CAPS: Readonly<Record<OrderKind, bigint>> = {
   pay: 250_000n,
@@ -93,18 +94,18 @@ const GAS_CAPS: Readonly<Record<OrderKind, bigint>> = {
   transfer: 400_000n,
 };
 /**
- * An estimate does not see what the transactions in front of it will do: an allowance that it finds in place may be used up
- * by then, and a write that turns a slot from zero costs 22,100 gas instead of 5,000 (EIP-2929, EIP-2200). Room for two.
+ * Gas for two storage writes from zero, added to each estimate. An estimate does not see the pending transactions in front: an
+ * allowance that it finds may be used up by then, and a write from zero costs 22,100 gas instead of 5,000 (EIP-2929, EIP-2200).
  */
 const GAS_ROOM = 40_000n;
 
-/** An order's identity: what it was given with, less what proves that it is owed. */
+/** An order's identity, as JSON: its fields without the proof that it is owed. */
 export const identityOf = (order: WalletOrder): string => {
   const { paid, owed, purchase, again, ...body } = { paid: null, owed: null, purchase: null, again: null, ...order };
   return JSON.stringify(body);
 };
 
-/** The order's transactions, in their order. */
+/** The calls of an order's transactions, in nonce order. */
 export function callsOf(order: CallOrder, { contract, coin, operator }: Addresses): [Call, ...Call[]] {
   switch (order.kind) {
     case "pay":
@@ -128,7 +129,10 @@ export function callsOf(order: CallOrder, { contract, coin, operator }: Addresse
 const encode = (functionName: "transfer" | "approve", args: readonly [Address, bigint]): Hex =>
   encodeFunctionData({ abi: coinAbi, functionName, args });
 
-/** What ends in 27 or 28 goes in three parts, as every version of the coin takes it; the rest is a contract's, and goes byte by byte. */
+/**
+ * A plain account's signature (v = 27 or 28) goes as v, r, s, which every version of the coin accepts. A contract's signature
+ * goes as bytes, unchanged.
+ */
 function captureData(order: CallOrder & { kind: "capture" }): Hex {
   const { from, to, validAfter, validBefore, nonce, signature } = order;
   const head = [from, to, BigInt(order.value), BigInt(validAfter), BigInt(validBefore), nonce] as const;
@@ -143,7 +147,10 @@ function captureData(order: CallOrder & { kind: "capture" }): Hex {
 
 type KindOfCall = Call & { kind: OrderKind };
 
-/** Gas for calls that build on each other, with room; null where two nodes say that one would revert, or needs more than its kind may. */
+/**
+ * Gas limits for calls that build on each other, with a margin; null when two nodes say that a call would revert or exceed its
+ * kind's cap.
+ */
 export const estimateGas = (chain: Chain, from: Address, calls: readonly KindOfCall[]): Promise<bigint[] | null> =>
   unlessTwoRefuse(chain, async (node) => {
     const [only] = calls;
@@ -158,7 +165,7 @@ const capOf = (call: KindOfCall | undefined): bigint => (call === undefined ? 0n
 const gasOf = ({ status, gasUsed }: Simulated): bigint | null =>
   hexToBigInt(status) === 1n ? hexToBigInt(gasUsed) : null;
 
-/** The node is told the cap as well, so that it computes no longer than that. */
+/** The node gets the cap as well, so that its estimate stops there. */
 async function estimateOne({ client }: Node, account: Address, { kind, ...call }: KindOfCall): Promise<bigint | null> {
   try {
     return await client.estimateGas({ account, ...call, gas: GAS_CAPS[kind] });
@@ -168,7 +175,7 @@ async function estimateOne({ client }: Node, account: Address, { kind, ...call }
   }
 }
 
-// A node that gives up at the cap says so in words alone.
+// Nodes report an estimate beyond the cap in text alone.
 const OUT_OF_GAS = /gas required exceeds|out of gas|gas limit/i;
 const wouldFail = (error: unknown): boolean =>
   error instanceof BaseError &&
@@ -176,7 +183,7 @@ const wouldFail = (error: unknown): boolean =>
 
 export type Simulated = { status: Hex; gasUsed: Hex; logs?: readonly { address: Address; topics: readonly Hex[] }[] };
 
-/** Calls one after the other on top of a block (`eth_simulateV1`). */
+/** Simulates calls in sequence on top of a block (`eth_simulateV1`). */
 export async function simulate(
   { client }: Node,
   from: Address,
@@ -188,14 +195,14 @@ export async function simulate(
   const answer = await request({ method: "eth_simulateV1", params: [{ blockStateCalls }, block] });
   const simulated = (answer as [{ calls?: readonly Simulated[] }?])[0]?.calls;
   if (simulated?.length !== calls.length) {
-    throw new AppError("chain_answered_nonsense", "An RPC node answered a simulation with too few results.");
+    throw new AppError("chain_answered_nonsense", "An RPC node returned too few results for a simulation.");
   }
   return simulated;
 }
 
 /**
- * Whether a token bought now could be handed over: the purchase is played, then the transfer of what it minted (hard case 19).
- * Both on one block: a sale in between would give the second another token than the first.
+ * Whether a token bought now could be transferred to its payer: simulates the purchase, then purchase and transfer of the
+ * minted token (hard case 19). Both simulations use one block: a sale in between would change the token's id.
  */
 export const canDeliver = async (
   chain: Chain,
@@ -229,13 +236,13 @@ async function canDeliverOn(
 }
 
 const GAS_PRICE_ORACLE = "0x420000000000000000000000000000000000000F";
-/** A signed transaction beside its calldata: nonce, fees, addresses and signature. */
+/** The size of a signed transaction without its calldata: nonce, fees, addresses and signature. */
 const ENVELOPE_BYTES = 150;
 const l1FeeAbi = parseAbi(["function getL1FeeUpperBound(uint256 unsignedTxSize) view returns (uint256)"]);
 
 /**
- * What the OP stack takes for bringing transactions to Ethereum, beside their gas (GasPriceOracle, since Fjord): wei. Nothing
- * where the chain has no such contract.
+ * The OP Stack's L1 data fee for these transactions, in wei, beside their gas (GasPriceOracle, since Fjord). 0 on a chain
+ * without that contract.
  */
 export async function readL1Fee(chain: Chain, calls: readonly { data: Hex }[]): Promise<bigint> {
   const bytes = calls.reduce((sum, { data }) => sum + size(data) + ENVELOPE_BYTES, 0);

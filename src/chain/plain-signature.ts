@@ -1,19 +1,22 @@
-// Signatures of plain accounts: r, s and v (EIP-191 and EIP-712 alike), in 65 bytes or, compact, in 64 (EIP-2098).
+// Signatures of plain accounts (EIP-191 and EIP-712 alike): r, s and v in 65 bytes, or 64 bytes in the compact form (EIP-2098).
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import type { Hex } from "viem";
 
-/** `0x` and 65 bytes; of any other length it is for a contract to read. */
+/** `0x` and 65 bytes. Only a contract can verify a signature of another length. */
 export const PLAIN_SIGNATURE_CHARS = 2 + 65 * 2;
 export const COMPACT_SIGNATURE_CHARS = 2 + 64 * 2;
 const HALF_ORDER = secp256k1.Point.CURVE().n / 2n;
 
-/** Of each signature there is a twin with the other half of the curve's order (EIP-2): only one of them is taken. */
+/**
+ * Each signature has a twin with `n - s`, which recovers to the same key. Only the form with the low `s` is accepted (EIP-2).
+ */
 export const isOtherTwin = (signature: Hex): boolean =>
   BigInt(`0x${signature.slice(66, PLAIN_SIGNATURE_CHARS - 2)}`) > HALF_ORDER;
 
 /**
- * The 65 bytes of a plain account's signature of either form; null for what is for a contract to read. Any bytes have some:
- * viem's reading of the compact form throws where r and s are none of the curve's, which a contract may take all the same.
+ * A plain account's signature as 65 bytes, from either form; null for a signature of another length, which only a contract can
+ * verify. Any 64 or 65 bytes convert, unlike with viem: viem throws for an r or s outside the curve, and a contract may accept
+ * such bytes.
  */
 export function plainSignatureOf(signature: Hex): Hex | null {
   if (signature.length === PLAIN_SIGNATURE_CHARS) return signature;

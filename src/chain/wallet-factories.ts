@@ -1,8 +1,8 @@
-// Factories of smart wallets whose code we let run in an `eth_call` for a wallet that is not deployed yet (ERC-6492). Each is
-// at the same address on every chain that it is on.
+// Smart wallet factories that may run in an `eth_call` for a wallet that is not deployed yet (ERC-6492). A factory has the same
+// address on every chain.
 import type { Address } from "viem";
 
-/** What WALLET_FACTORIES is where it is not set. */
+/** The default of WALLET_FACTORIES. */
 export const KNOWN_FACTORIES: readonly Address[] = [
   // Coinbase Smart Wallet 1 and 1.1: github.com/coinbase/smart-wallet, README, "Deployments".
   "0x0BA5ED0c6AA8c49038F819E587E2633c4A9F428a",

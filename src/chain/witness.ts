@@ -1,6 +1,6 @@
-// What two nodes say alike. One of them may lag, follow a fork, leave logs out or lie (hard cases 7 and 29): where money,
-// keys or machines follow from an answer, two nodes have to give the same one, in every field that is used afterwards.
-// So an `ask` returns exactly what its caller uses, and whole answers are compared.
+// Reads that two nodes have to agree on. A single node may lag, follow a fork, leave logs out or lie (hard cases 7 and 29): an
+// answer that decides about money, keys or machines has to come from two nodes, equal in every field that is used afterwards.
+// An `ask` therefore returns exactly the fields that its caller uses, and whole answers are compared.
 import { type Address, type Hex, type Log, TransactionReceiptNotFoundError } from "viem";
 import { AppError } from "../errors.ts";
 import { errorFields, log } from "../log.ts";
@@ -18,7 +18,10 @@ import {
   toTokenView,
 } from "./client.ts";
 
-/** Asks the nodes in turn until one answers. Throws `ChainUnavailable` when none does. */
+/**
+ * The first accepted answer; the nodes are asked in turn. Throws `ChainUnavailable` when no node gives one, or
+ * `chain_answered_nonsense` when the last error was that.
+ */
 export async function askFirst<T>(
   chain: Chain,
   ask: (node: Node) => Promise<T>,
@@ -38,24 +41,24 @@ export async function askFirst<T>(
 }
 
 /**
- * The first answer that is not null. Null is a no, and counts only where two nodes give it: one that is wrong must not stop
- * what others would do.
+ * The first answer that is not null. Null is a refusal, and counts only when two nodes give it: one wrong node must not refuse
+ * a call that others accept.
  */
 export function unlessTwoRefuse<T>(chain: Chain, ask: (node: Node) => Promise<T | null>): Promise<T | null> {
   let refusals = 0;
   return askFirst(chain, ask, (answer) => answer !== null || ++refusals >= witnessesOf(chain));
 }
 
-/** 502 where the last node answered nonsense, 503 where none answered. */
+/** The error when no node answered: 502 if the last node's answer was malformed, 503 otherwise. */
 const unanswered = (cause: unknown): AppError =>
   cause instanceof AppError && cause.code === "chain_answered_nonsense" ? cause : new ChainUnavailable({ cause });
 
-/** How many nodes have to say the same: with a single node configured, its answer stands. */
+/** The number of nodes that have to agree: two, or one when a single node is configured. */
 export const witnessesOf = ({ nodes }: Chain): number => Math.min(2, nodes.length);
 
 type Asked<T> = { agreed: T | null; answers: T[]; cause: unknown };
 
-/** What enough of the answers say alike; null where too few do. */
+/** The answer that enough nodes give; null when too few agree. */
 function agreedAmong<T>(chain: Chain, answers: readonly T[]): T | null {
   const counts = new Map<string, number>();
   for (const answer of answers) {
@@ -67,7 +70,7 @@ function agreedAmong<T>(chain: Chain, answers: readonly T[]): T | null {
   return null;
 }
 
-/** Asks all nodes, until they have said enough: unless told otherwise until enough agree, so that one that hangs costs nothing. */
+/** Asks all nodes at once until `isEnough`, by default until enough of them agree: a node that hangs costs no time. */
 async function askAll<T>(
   chain: Chain,
   ask: (node: Node) => Promise<T>,
@@ -99,7 +102,7 @@ async function askAll<T>(
 const textOf = (answer: unknown): string =>
   JSON.stringify(answer, (_key, value: unknown) => (typeof value === "bigint" ? `${value}n` : value)) ?? "nothing";
 
-/** The answer that two nodes give alike. Throws `ChainUnavailable` where no two do. */
+/** The answer that two nodes agree on. Throws `ChainUnavailable` when no two agree. */
 export async function askTwo<T>(chain: Chain, ask: (node: Node) => Promise<T>): Promise<T> {
   const { agreed, answers, cause } = await askAll(chain, ask);
   if (agreed !== null) return agreed;
@@ -107,12 +110,12 @@ export async function askTwo<T>(chain: Chain, ask: (node: Node) => Promise<T>): 
   throw answers.length === 0 ? unanswered(cause) : new ChainUnavailable({ cause });
 }
 
-/** Nodes a few blocks apart differ by less. */
+/** Within a factor of two: nodes a few blocks apart differ by less. */
 const isNear = (a: bigint, b: bigint): boolean => a <= 2n * b && b <= 2n * a;
 
 /**
- * The answers of two nodes whose numbers are near each other, the lower first: what moves from block to block is seldom the
- * same at two. Throws `ChainUnavailable` where no two are.
+ * The answers of two nodes whose numbers are near each other, the lower number first: a value that changes with each block is
+ * seldom equal at two nodes. Throws `ChainUnavailable` when no two are near each other.
  */
 export async function askNear<T>(
   chain: Chain,
@@ -135,7 +138,7 @@ export async function askNear<T>(
   throw answers.length === 0 ? unanswered(cause) : new ChainUnavailable({ cause });
 }
 
-/** What two nodes show alike; null where no two do, of those that show anything. Throws `ChainUnavailable` where none answers. */
+/** The object that two nodes show; null when no two nodes show the same one. Throws `ChainUnavailable` when no node answers. */
 export async function shownByTwo<T extends object>(
   chain: Chain,
   ask: (node: Node) => Promise<T | null>,
@@ -144,7 +147,7 @@ export async function shownByTwo<T extends object>(
   const { agreed, answers, cause } = await askAll(chain, async (node) => {
     const answer = await ask(node);
     if (answer !== null) shown.push(answer);
-    // Two that show nothing agree on nothing: a third may show what both have not got yet.
+    // Two nodes that show nothing do not count as agreement: a third may have the object before them.
     return answer ?? { nothingAt: node.name };
   });
   if (answers.length === 0) throw unanswered(cause);
@@ -152,8 +155,8 @@ export async function shownByTwo<T extends object>(
 }
 
 /**
- * Whether two other nodes show another block in a node's block's place, the same one: it is on a fork. What they don't have
- * yet, or can't tell, says nothing, and nobody waits for it once one of them shows the same block.
+ * Whether a node is on a fork: two other nodes agree on another hash at the block's number. A node without that block does not
+ * count. The result is false as soon as one other node shows the same block.
  */
 export function isOnFork({ nodes }: Chain, node: Node, { number, hash }: Head): Promise<boolean> {
   const others = nodes.length < 3 ? [] : nodes.filter((one) => one !== node);
@@ -172,10 +175,10 @@ export function isOnFork({ nodes }: Chain, node: Node, { number, hash }: Head): 
   });
 }
 
-/** The highest block that two nodes call final: of two that differ, the lower. */
+/** The highest block that two nodes call final: the lower of two that differ. */
 export const readFinalNumber = async (chain: Chain): Promise<number> => (await readFinals(chain)).number;
 
-/** The same, and the number that each node gave for it. */
+/** Like `readFinalNumber`, with each node's own final block number. */
 async function readFinals(chain: Chain): Promise<{ number: number; of: (node: Node) => Promise<number> }> {
   const told = new Map<Node, Promise<number>>();
   const { answers } = await askAll(chain, (node) => {
@@ -191,8 +194,8 @@ async function readFinals(chain: Chain): Promise<{ number: number; of: (node: No
 export const readFinalOf = async (node: Node): Promise<number> => (await readHead(node, "finalized")).number;
 
 /**
- * Calls at the highest block that two nodes call final, by nodes that call it so: one on a fork has another block there, and
- * never calls it final. A liar beside it would make two.
+ * The results of calls at the highest block that two nodes call final, from nodes that call this block final themselves. A node
+ * on a fork has another block at that number and never calls it final; with one lying node it would otherwise make two.
  */
 async function readFinalView(chain: Chain, calls: Calls): Promise<BlockView> {
   const { number, of } = await readFinals(chain);
@@ -204,16 +207,16 @@ async function readFinalView(chain: Chain, calls: Calls): Promise<BlockView> {
 
 type Calls = readonly { target: Address; callData: Hex }[];
 
-/** Nodes this far apart are on their way to the same head: there is no need to hear what a third one says. */
+/** Two nodes within this distance follow the same head: no third node has to be asked. */
 const NEIGHBOUR_BLOCKS = 3;
 
 /**
- * `latest`: the highest block that the first two nodes to answer have both, which may be some behind. `newest`: the highest
- * that any two have; every node is heard for it, so it is for the moment before something is held against somebody.
+ * `latest`: the highest block that both of the first two nodes to answer have; it may be a few blocks old. `newest`: the
+ * highest block that any two nodes have. It waits for every node, so it is for decisions against a payer or an owner.
  */
 export type AgreedBlock = BlockChoice | "newest";
 
-/** Calls at one block that two nodes have, answered alike by both. */
+/** The results of calls at one block, as two nodes agree. Throws `ChainUnavailable` when no two nodes agree. */
 export async function readAgreedView(chain: Chain, calls: Calls, block: AgreedBlock = "latest"): Promise<BlockView> {
   const at = (number: number) => askTwo(chain, (node) => readAtOneBlock(node, calls, number));
   if (block === "finalized") return readFinalView(chain, calls);
@@ -235,12 +238,12 @@ export async function readAgreedView(chain: Chain, calls: Calls, block: AgreedBl
     answers.filter(({ blockNumber }) => blockNumber === second),
   );
   if (alike !== null) return alike;
-  // The same block, and another answer: somebody lies, or is on a fork.
+  // Different answers at the same block: a node lies or is on a fork.
   if (highest === second) log("security", "rpc_sources_disagree", { answers: answers.length });
   return at(second);
 }
 
-/** A token's owner and validity, with the block that shows both. */
+/** A token's owner and validity at one block, as two nodes agree. */
 export const readAgreedToken = async (
   chain: Chain,
   tokenId: number,
@@ -250,7 +253,7 @@ export const readAgreedToken = async (
 export const readFinalToken = (chain: Chain, tokenId: number): Promise<TokenView> =>
   readAgreedToken(chain, tokenId, "finalized");
 
-/** Several tokens at one block, in one call. */
+/** Like `readAgreedToken`, for several tokens at one block in one call. */
 export async function readAgreedTokens(
   chain: Chain,
   tokenIds: readonly number[],
@@ -263,7 +266,7 @@ export async function readAgreedTokens(
   );
 }
 
-/** A receipt, as far as anything is concluded from it; logs in the order of the chain. */
+/** The fields of a receipt that decisions use. `logs` are in chain order. */
 export type Receipt = {
   status: "success" | "reverted";
   blockNumber: number;
@@ -271,13 +274,13 @@ export type Receipt = {
   logs: readonly Log<bigint, number, false>[];
 };
 
-/** A transaction's receipt as two nodes have it; null where two have none. */
+/** A transaction's receipt, as two nodes agree; null when two nodes have none. Throws `ChainUnavailable` when no two agree. */
 export async function readReceipt(chain: Chain, hash: Hex): Promise<Receipt | null> {
   const { receipt } = await askTwo(chain, async (node) => ({ receipt: await readReceiptAt(node, hash) }));
   return receipt;
 }
 
-/** The same as one node has it. */
+/** A transaction's receipt from one node; null when the node has none. */
 export async function readReceiptAt({ client }: Node, hash: Hex): Promise<Receipt | null> {
   try {
     const { status, blockNumber, blockHash, logs } = await client.getTransactionReceipt({ hash });
@@ -289,7 +292,7 @@ export async function readReceiptAt({ client }: Node, hash: Hex): Promise<Receip
   }
 }
 
-/** Without what nodes add of their own, like a block's time. */
+/** A log with the standard fields only: some nodes add fields, like a block time, and others do not. */
 const ofReceipt = (entry: Log<bigint, number, false>): Log<bigint, number, false> => {
   const { address, topics, data, blockNumber, blockHash, logIndex, transactionHash, transactionIndex } = entry;
   const lower = address.toLowerCase() as Address;
@@ -306,7 +309,10 @@ const ofReceipt = (entry: Log<bigint, number, false>): Log<bigint, number, false
   };
 };
 
-/** Whether every node says that it has no receipt: one may lag while another lies, and what was mined is paid for once. */
+/**
+ * Whether every node says that it has no receipt of a transaction. Two nodes are not enough: one may lag while another lies,
+ * and a transaction that was mined must not be sent again.
+ */
 export async function isUnknown(chain: Chain, hash: Hex): Promise<boolean> {
   const answers = await Promise.allSettled(chain.nodes.map(({ client }) => client.getTransactionReceipt({ hash })));
   return answers.every(
