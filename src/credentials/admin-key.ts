@@ -1,5 +1,5 @@
-// The operators' keys: `claw_`, 32 random bytes and a checksum, so that a mistyped or invented key is told from a real one
-// before anything is asked (hard case 23).
+// The operators' API keys: `claw_`, 32 random bytes and a checksum. The checksum rejects a mistyped or invented key before any
+// call to the database (hard case 23).
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, randomBytes, utf8ToBytes } from "@noble/hashes/utils.js";
 
@@ -14,18 +14,18 @@ export function makeAdminKey(): string {
   return `${PREFIX}${secret}_${checksum(secret)}`;
 }
 
-/** The key of a request: `X-API-Key`, or a Bearer token. Null where there is none. */
+/** A request's API key, from `X-API-Key` or a Bearer token; null without either. */
 export function readKey(headers: Headers): string | null {
   return headers.get("x-api-key") ?? /^Bearer\s+(\S+)$/i.exec(headers.get("authorization") ?? "")?.[1] ?? null;
 }
 
-/** Whether it can be a key at all. Costs one hash and asks nobody. */
+/** Whether a key has the right form and checksum. Costs one hash and no call. */
 export function isWellFormedKey(key: string | null): key is string {
   const [, secret, digits] = KEY.exec(key ?? "") ?? [];
   return secret !== undefined && checksum(secret) === digits;
 }
 
-/** What is stored of a key. 256 random bits need no salt. */
+/** The stored form of a key: its SHA-256 in hex. 256 random bits need no salt. */
 export const hashKey = (key: string): string => bytesToHex(sha256(utf8ToBytes(key)));
 
 const checksum = (secret: string): string => bytesToHex(sha256(utf8ToBytes(PREFIX + secret))).slice(0, CHECKSUM_DIGITS);

@@ -1,6 +1,6 @@
-// ECIES over secp256k1 in the layout of version 1.3.0 of the API, with the parameters of eciesjs 0.5:
-// HKDF-SHA256 (no salt, no info) over ephemeral key || shared point, both uncompressed; AES-256-GCM, 16-byte nonce.
-// Joined as key | iv | tag | ciphertext, the parts are exactly what `eciesjs.decrypt` takes.
+// ECIES over secp256k1, in the layout of version 1.3.0 of the API, with the parameters of eciesjs 0.5:
+// HKDF-SHA256 (no salt, no info) over ephemeral key || shared point, both uncompressed; AES-256-GCM with a 16-byte nonce.
+// The parts joined as key | iv | tag | ciphertext are the input of `eciesjs.decrypt`.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { hkdf } from "@noble/hashes/hkdf.js";
 import { sha256 } from "@noble/hashes/sha2.js";
@@ -15,12 +15,12 @@ const CONTEXT_VERSION = 1;
 const CONTEXT_END = 0x0a;
 
 /**
- * What a stored secret belongs to. It travels inside the plaintext, so a ciphertext copied into another row does not
- * open there: whoever can write the database still can't make the edge read one owner's key to another (hard case 6).
+ * The row that a stored secret belongs to. The context is part of the plaintext, so a ciphertext copied into another row does
+ * not open there: write access to the database is not enough to make the edge give one owner's key to another (hard case 6).
  */
 export type SecretContext = {
   kind: "ssh" | "wallet" | "legacy";
-  /** The incarnation of the token, or the agent id for a wallet. */
+  /** The token's incarnation; for a wallet, the agent id. */
   subject: string;
   attempt: number;
 };
@@ -37,7 +37,7 @@ export async function encrypt(publicKey: Uint8Array, plaintext: Uint8Array): Pro
   return PREFIX + [ephemeralPublic, iv, tag, ciphertext].map(bytesToHex).join(":");
 }
 
-/** Opens what `encrypt` made. Throws `SecretUnreadable` when the value is malformed or was made for another key. */
+/** Decrypts a value of `encrypt`. Throws `SecretUnreadable` when the value is malformed or was encrypted to another key. */
 export async function decrypt(privateKey: Uint8Array, value: string): Promise<Uint8Array> {
   try {
     const parts = value.slice(PREFIX.length).split(":").map(hexToBytes);
@@ -55,15 +55,16 @@ export async function decrypt(privateKey: Uint8Array, value: string): Promise<Ui
   }
 }
 
-/** Encrypts a stored secret together with what it belongs to. */
+/** Encrypts a secret for storage, together with its context. Returns the same form as `encrypt`. */
 export function sealSecret(publicKey: Uint8Array, context: SecretContext, secret: Uint8Array): Promise<string> {
   const header = utf8ToBytes(`${JSON.stringify({ v: CONTEXT_VERSION, ...context })}\n`);
   return encrypt(publicKey, concatBytes(header, secret));
 }
 
 /**
- * Opens a stored secret and refuses one that belongs elsewhere with `SecretOfAnotherRow`. A value without the `ecc:` prefix is a plaintext of
- * the time before encryption: it is returned as it is, with `legacy: true`, for the caller to encrypt on the spot.
+ * Opens a stored secret. A value without the `ecc:` prefix is a plaintext from before encryption: it is returned unchanged,
+ * with `legacy: true`, and the caller encrypts it at once. Throws `SecretOfAnotherRow` when the secret's context is another
+ * row's, and `SecretUnreadable` when it does not decrypt.
  */
 export async function openSecret(
   privateKey: Uint8Array,
@@ -83,7 +84,10 @@ export async function openSecret(
 
 export const isEncrypted = (stored: string): boolean => stored.startsWith(PREFIX);
 
-/** A short public name for a data key, kept beside each ciphertext so that a change of keys can be followed. */
+/**
+ * A data key's id: 16 hex digits of the public key's hash. It is stored beside each ciphertext, so that key changes can be
+ * tracked.
+ */
 export const dataKeyId = (publicKey: Uint8Array): string =>
   bytesToHex(sha256(secp256k1.Point.fromBytes(publicKey).toBytes(true))).slice(0, 16);
 
@@ -93,7 +97,7 @@ export class SecretUnreadable extends AppError {
   }
 }
 
-/** It opens, and says that it belongs elsewhere: somebody has written into the database. */
+/** The secret decrypts, and its context is another row's: somebody has written into the database. */
 export class SecretOfAnotherRow extends SecretUnreadable {
   constructor() {
     super("it was sealed for another row");
@@ -105,5 +109,5 @@ function aesKey(ephemeralPublic: Uint8Array, shared: Uint8Array, usage: "encrypt
   return crypto.subtle.importKey("raw", plain(material), "AES-GCM", false, [usage]);
 }
 
-// WebCrypto's types want bytes over a plain ArrayBuffer; ours are never over a shared one.
+// WebCrypto's types require bytes over a plain ArrayBuffer; the bytes here are never over a SharedArrayBuffer.
 const plain = (bytes: Uint8Array) => bytes as Uint8Array<ArrayBuffer>;

@@ -1,4 +1,5 @@
-// The data keys that the edge holds: what it seals under now, and the retired ones that open what is not re-encrypted yet.
+// The edge's data keys: the current one, which encrypts, and the retired ones, which open secrets that are not re-encrypted
+// yet.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { errorFields, log } from "../log.ts";
 import {
@@ -12,15 +13,15 @@ import {
 } from "./ecies.ts";
 
 export type KeyRing = {
-  /** Id of the key that seals. */
+  /** The id of the key that encrypts. */
   current: string;
-  /** Every id that opens. */
+  /** The ids of all keys that can decrypt. */
   ids: readonly string[];
   seal(context: SecretContext, secret: Uint8Array): Promise<{ sealed: string; keyId: string }>;
   /**
-   * Opens what was stored beside a key id (null: from before there were any). Throws `SecretUnreadable` where no key of the
-   * ring opens it, `SecretOfAnotherRow` where it belongs elsewhere (hard case 6); both are in the security stream then, and
-   * the second pages.
+   * Opens a stored secret by the key id of its row (null in rows from before key ids). Throws `SecretUnreadable` when no key of
+   * the ring opens it, and `SecretOfAnotherRow` when it belongs to another row (hard case 6). Both are logged as security
+   * events; the second also pages.
    */
   open(context: SecretContext, stored: string, keyId: string | null): Promise<{ secret: Uint8Array; legacy: boolean }>;
 };
@@ -28,7 +29,7 @@ export type KeyRing = {
 type Keys = { DATA_PRIVATE_KEY: Uint8Array; RETIRED_DATA_KEYS: readonly Uint8Array[] };
 const rings = new WeakMap<Keys, KeyRing>();
 
-/** The ring of a configuration, made once. */
+/** The key ring of a configuration; it is made once. */
 export function keyRing(keys: Keys): KeyRing {
   const known = rings.get(keys) ?? makeRing(keys);
   rings.set(keys, known);
@@ -51,7 +52,7 @@ function makeRing({ DATA_PRIVATE_KEY, RETIRED_DATA_KEYS }: Keys): KeyRing {
 
 type Stored = { context: SecretContext; stored: string; keyId: string | null };
 
-/** The one place that opens what is stored, so that what does not belong there is told of wherever it turns up. */
+/** The only place that opens stored secrets, so that a secret of another row is reported wherever it is found. */
 async function openWith(
   byId: ReadonlyMap<string, Uint8Array>,
   current: Uint8Array,
@@ -59,7 +60,8 @@ async function openWith(
 ): Promise<{ secret: Uint8Array; legacy: boolean }> {
   if (!isEncrypted(stored)) return openSecret(current, context, stored);
   const named = keyId === null ? undefined : byId.get(keyId);
-  // The named key first. The others open nothing that names a key, and show whether it was copied from another row.
+  // The named key comes first. A secret that opens under another key is refused: that key is only tried to find out whether the
+  // secret was copied from another row.
   for (const key of new Set([...(named === undefined ? [] : [named]), ...byId.values()])) {
     try {
       const opened = await openSecret(key, context, stored);

@@ -1,5 +1,5 @@
-// Brings stored secrets under the data key that is in force, a batch at a time. Any batch may be cut off or run twice:
-// rows are compared before they are set, and what is done is no longer found.
+// Re-encrypts stored secrets under the current data key, in batches. A batch may be interrupted or run twice: each row is
+// written by compare-and-set, and finished rows are not selected again.
 import type { Database } from "../db/client.ts";
 import * as store from "../db/data-keys.ts";
 import { SecretUnreadable } from "./ecies.ts";
@@ -7,15 +7,15 @@ import type { KeyRing } from "./key-ring.ts";
 
 export type Progress = {
   reencrypted: number;
-  /** Changed or erased meanwhile: left as they are. */
+  /** Rows whose secret changed or was erased meanwhile; they stay as they are. */
   skipped: number;
-  /** No key of the ring opens them, or they belong to other rows. */
+  /** Secrets that no key of the ring opens, or that belong to other rows. */
   unreadable: number;
-  /** Give it to the next call; null at the end. */
+  /** The `after` of the next call; null at the end. */
   next: string | null;
 };
 
-/** Works through at most `limit` values, from the one behind `after` on. */
+/** Re-encrypts up to `limit` secrets, behind the position `after`. */
 export async function reencrypt(
   db: Database,
   ring: KeyRing,

@@ -1,4 +1,5 @@
-// Login keys of the machines. Stored as PKCS#8 DER (small before encryption), delivered as text that OpenSSH takes.
+// The machines' SSH keys. A private key is stored as PKCS#8 DER, which keeps the ciphertext small, and delivered as text that
+// OpenSSH reads.
 import { ed25519 } from "@noble/curves/ed25519.js";
 import { p256, p384, p521 } from "@noble/curves/nist.js";
 import { sha256 } from "@noble/hashes/sha2.js";
@@ -11,7 +12,7 @@ export type SshKeyAlgorithm = (typeof SSH_KEY_ALGORITHMS)[number];
 export type SshKeyPair = {
   /** PKCS#8 DER. */
   privateKey: Uint8Array;
-  /** One line as in authorized_keys (RFC 4253, section 6.6), no comment. */
+  /** One line of authorized_keys (RFC 4253, section 6.6), without a comment. */
   publicKey: string;
 };
 
@@ -26,7 +27,7 @@ const RSA_ALGORITHM = Uint8Array.from([
   0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00,
 ]);
 
-/** RSA-4096 costs 0.3 to 1.4 s of CPU; Ed25519 next to nothing. */
+/** Generates a login key pair. RSA-4096 costs 0.3 to 1.4 s of CPU; Ed25519 costs next to nothing. */
 export async function generateSshKeyPair(algorithm: SshKeyAlgorithm): Promise<SshKeyPair> {
   if (algorithm === "ed25519") {
     const seed = randomBytes(32);
@@ -44,19 +45,19 @@ export async function generateSshKeyPair(algorithm: SshKeyAlgorithm): Promise<Ss
 }
 
 /**
- * A private key as text that OpenSSH and the SSH libraries take alike: PKCS#1 PEM for RSA (several libraries don't read
- * PKCS#8), OpenSSH's own format for Ed25519 (OpenSSH reads no other). What is no DER is a key of the time before this
- * format and is returned as the text it was.
+ * A stored private key as text that both OpenSSH and SSH libraries read: PKCS#1 PEM for RSA (several libraries don't read
+ * PKCS#8), OpenSSH's own format for Ed25519 (OpenSSH reads no other). A stored key that is not DER is text from before this
+ * format, and is returned unchanged. Throws for a key of another type.
  */
 export function formatPrivateKey(stored: Uint8Array): string {
   if (stored[0] !== 0x30) return new TextDecoder().decode(stored);
   if (startsWith(stored, ED25519_PKCS8_HEADER)) {
-    // The format's check bytes only guard a decryption; fixed, the same key has the same text each time.
+    // The format's check bytes matter for encrypted keys only. They are fixed, so that a key has the same text each time.
     return getKeys(stored.slice(ED25519_PKCS8_HEADER.length), "", new Uint8Array(4)).privateKey;
   }
   if (!startsWith(stored.subarray(RSA_ALGORITHM_AT), RSA_ALGORITHM))
     throw new Error("a stored key is of an unknown type");
-  // RFC 5958: behind the algorithm comes one OCTET STRING with a two-byte length, the PKCS#1 key (RFC 8017, A.1.2).
+  // RFC 5958: one OCTET STRING with a two-byte length follows the algorithm; it holds the PKCS#1 key (RFC 8017, A.1.2).
   const pkcs1 = stored.subarray(RSA_ALGORITHM_AT + RSA_ALGORITHM.length + 4);
   const lines =
     Buffer.from(pkcs1)
@@ -65,16 +66,16 @@ export function formatPrivateKey(stored: Uint8Array): string {
   return `-----BEGIN RSA PRIVATE KEY-----\n${lines.join("\n")}\n-----END RSA PRIVATE KEY-----\n`;
 }
 
-/** A key as one line of authorized_keys, or what is wrong with it as the rest of a sentence. */
+/** `line`: the key as one line of authorized_keys. `problem`: the predicate of an error sentence, like "is cut short". */
 export type ParsedPublicKey = { line: string } | { problem: string };
 
 const RSA_BITS = { least: 2_048, most: 16_384 };
-// OpenSSL takes no larger one with a long modulus.
+// OpenSSL accepts no larger exponent with a long modulus.
 const RSA_MOST_EXPONENT = 2n ** 64n;
 const ECDSA_CURVES: Readonly<Record<string, typeof p256>> = { nistp256: p256, nistp384: p384, nistp521: p521 };
 
 type Check = (fields: WireReader) => string | null;
-/** By type: what is wrong with the fields behind it, null where nothing is. */
+/** Checks of a key's fields, by type. A check returns the problem, or null for a valid key. */
 const LOGIN_KEYS: ReadonlyMap<string, Check> = new Map([
   ["ssh-ed25519", checkEd25519],
   ["ssh-rsa", checkRsa],
@@ -85,8 +86,9 @@ const LOGIN_KEYS: ReadonlyMap<string, Check> = new Map([
 ]);
 
 /**
- * Somebody's public key, as `type base64` and nothing else: options and comments would be lines in authorized_keys that a
- * stranger writes. Read to its last byte, since a machine that it does not open is sold for nothing (hard case 57).
+ * Parses a client's public key into `type base64`. Options are refused and a comment is dropped: a stranger must not write
+ * either into authorized_keys. The key is parsed to its last byte, since a machine with a broken key is useless to its buyer
+ * (hard case 57).
  */
 export function parsePublicKey(text: string): ParsedPublicKey {
   const [, type = "", blob = ""] = /^(\S+) ([A-Za-z0-9+/]{40,2800}={0,2})(?: [^\r\n]*)?$/.exec(text.trim()) ?? [];
@@ -96,8 +98,8 @@ export function parsePublicKey(text: string): ParsedPublicKey {
   const bytes = new Uint8Array(Buffer.from(blob, "base64"));
   const fields = new WireReader(bytes);
   try {
-    if (latin1(fields.string()) !== type) return { problem: `names the type ${type} and is of another` };
-    const problem = check(fields) ?? (fields.isAtEnd ? null : "has bytes behind its end");
+    if (latin1(fields.string()) !== type) return { problem: `names the type ${type} but holds a key of another type` };
+    const problem = check(fields) ?? (fields.isAtEnd ? null : "has trailing bytes");
     return problem === null ? { line: `${type} ${Buffer.from(bytes).toString("base64")}` } : { problem };
   } catch (error) {
     if (error instanceof CutShort) return { problem: "is cut short" };
@@ -105,28 +107,28 @@ export function parsePublicKey(text: string): ParsedPublicKey {
   }
 }
 
-/** RFC 8709, section 4. A point of another order than the base point's is nobody's key. */
+/** RFC 8709, section 4. A point outside the base point's subgroup has no private key. */
 function checkEd25519(fields: WireReader): string | null {
   const bytes = fields.string();
-  if (bytes.length !== 32) return "must have 32 bytes of Ed25519";
+  if (bytes.length !== 32) return "must hold an Ed25519 key of 32 bytes";
   const point = pointOf(ed25519.Point, bytes);
-  return point !== null && !point.is0() && point.isTorsionFree() ? null : "is no point of Ed25519's group";
+  return point !== null && !point.is0() && point.isTorsionFree() ? null : "is not a point of Ed25519's group";
 }
 
 /** RFC 4253, section 6.6. */
 function checkRsa(fields: WireReader): string | null {
   const [e, n] = [fields.positive(), fields.positive()];
-  if (e === null || n === null) return "has a number that is not written as RFC 4251 has it";
+  if (e === null || n === null) return "has an integer that is not encoded as in RFC 4251";
   const bits = n.toString(2).length;
   if (bits < RSA_BITS.least || bits > RSA_BITS.most)
-    return `has ${bits} bits of RSA: from ${RSA_BITS.least} to ${RSA_BITS.most} are taken`;
+    return `has an RSA modulus of ${bits} bits: ${RSA_BITS.least} to ${RSA_BITS.most} are accepted`;
   const isUsable = n % 2n === 1n && e % 2n === 1n && e >= 3n && e < RSA_MOST_EXPONENT;
-  return isUsable ? null : "has an exponent or a modulus that RSA can't work with";
+  return isUsable ? null : "has an invalid RSA exponent or modulus";
 }
 
-/** RFC 5656, section 3.1; points are uncompressed, as SEC 1 writes them. */
+/** RFC 5656, section 3.1. Points are in SEC 1's uncompressed form. */
 function checkEcdsa(fields: WireReader, name: string): string | null {
-  if (latin1(fields.string()) !== name) return "names another curve than its type";
+  if (latin1(fields.string()) !== name) return "names a curve that differs from its type";
   const curve = ECDSA_CURVES[name];
   const bytes = fields.string();
   return bytes[0] === 4 && curve !== undefined && pointOf(curve.Point, bytes) !== null
@@ -144,7 +146,7 @@ function pointOf<P>(curve: { fromBytes(bytes: Uint8Array): P }, bytes: Uint8Arra
 
 class CutShort extends Error {}
 
-/** Fields of RFC 4251, section 5, one behind the other. */
+/** Reads a sequence of fields (RFC 4251, section 5). Throws `CutShort` at a field that ends beyond the bytes. */
 class WireReader {
   readonly #bytes: Uint8Array;
   #at = 0;
@@ -162,7 +164,7 @@ class WireReader {
     return this.#take(length);
   }
 
-  /** An mpint above zero without a byte too many; null for any other. */
+  /** An mpint above zero in its shortest encoding; null for any other. */
   positive(): bigint | null {
     const bytes = this.string();
     const [first = 0, second = 0] = bytes;
@@ -199,7 +201,7 @@ export const knownHostsLine = (host: string, port: number, publicKey: string): s
 
 const startsWith = (bytes: Uint8Array, prefix: Uint8Array): boolean => prefix.every((byte, i) => bytes[i] === byte);
 
-/** RFC 4251's mpint of a JWK number: big-endian, a zero in front where the high bit is set. */
+/** A JWK number as an RFC 4251 mpint: big-endian, with a leading zero byte where the high bit is set. */
 function mpint(base64url: string): Uint8Array {
   const bytes = Buffer.from(base64url, "base64url");
   return SSHBuf.encode((bytes[0] ?? 0) & 0x80 ? concatBytes(Uint8Array.of(0), bytes) : new Uint8Array(bytes));

@@ -103,16 +103,16 @@ test("hard case 57: a key that lacks anything of itself, or has more, is refused
       expect(problemOf(`${type} ${bare.slice(0, -cut)}`), `${type}, cut by ${cut}`).not.toBeNull();
     const whole = Buffer.from(blob, "base64");
     const longer = (bytes: number) => `${type} ${Buffer.concat([whole, Buffer.alloc(bytes)]).toString("base64")}`;
-    for (const bytes of [1, 4, 100]) expect(problemOf(longer(bytes))).toBe("has bytes behind its end");
+    for (const bytes of [1, 4, 100]) expect(problemOf(longer(bytes))).toBe("has trailing bytes");
     expect(problemOf(key.slice(0, -6))).toBe("is cut short");
   }
 });
 
 test("hard case 57: what is no point of its curve is refused", () => {
   const ed = (bytes: Uint8Array) => problemOf(line("ssh-ed25519", bytes));
-  const isNone = "is no point of Ed25519's group";
-  expect(ed(new Uint8Array(31).fill(1))).toBe("must have 32 bytes of Ed25519");
-  expect(ed(new Uint8Array(33).fill(1))).toBe("must have 32 bytes of Ed25519");
+  const isNone = "is not a point of Ed25519's group";
+  expect(ed(new Uint8Array(31).fill(1))).toBe("must hold an Ed25519 key of 32 bytes");
+  expect(ed(new Uint8Array(33).fill(1))).toBe("must hold an Ed25519 key of 32 bytes");
   const { BASE, CURVE } = ed25519.Point;
   const order8 = ed25519.Point.fromHex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a");
   const bad = {
@@ -142,7 +142,7 @@ test("hard case 57: what is no point of its curve is refused", () => {
       point.slice(1),
     ])
       expect(of(wrong)).toBe(isNoPoint);
-    expect(of(point, "nistp224")).toBe("names another curve than its type");
+    expect(of(point, "nistp224")).toBe("names a curve that differs from its type");
   }
   // A point of one curve under another one's name, inside and out.
   expect(problemOf(line("ecdsa-sha2-nistp384", text("nistp256"), p256.Point.BASE.toBytes(false)))).not.toBeNull();
@@ -152,15 +152,16 @@ test("hard case 57: what is no point of its curve is refused", () => {
 test("hard case 57: RSA is taken from 2,048 to 16,384 bits, its numbers as RFC 4251 writes them", () => {
   const rsa = (e: Uint8Array, n: Uint8Array) => problemOf(line("ssh-rsa", e, n));
   const n = modulus(2_048);
-  expect(problemOf(WEAK_RSA_KEY)).toBe("has 1024 bits of RSA: from 2048 to 16384 are taken");
-  for (const bits of [2_047, 16_385]) expect(rsa(E, modulus(bits)), `${bits}`).toContain(`has ${bits} bits of RSA`);
-  const isUnwritten = "has a number that is not written as RFC 4251 has it";
+  expect(problemOf(WEAK_RSA_KEY)).toBe("has an RSA modulus of 1024 bits: 2048 to 16384 are accepted");
+  for (const bits of [2_047, 16_385])
+    expect(rsa(E, modulus(bits)), `${bits}`).toContain(`has an RSA modulus of ${bits} bits`);
+  const isUnwritten = "has an integer that is not encoded as in RFC 4251";
   const negative = modulus(2_048).slice(1);
   for (const wrong of [negative, concatBytes(Uint8Array.of(0), n), new Uint8Array(257)])
     expect(rsa(E, wrong)).toBe(isUnwritten);
   for (const wrong of [Uint8Array.of(0, 1, 0, 1), Uint8Array.of(0x81), new Uint8Array(0), Uint8Array.of(0)])
     expect(rsa(wrong, n)).toBe(isUnwritten);
-  const isUnusable = "has an exponent or a modulus that RSA can't work with";
+  const isUnusable = "has an invalid RSA exponent or modulus";
   const tooLong = concatBytes(Uint8Array.of(1), new Uint8Array(7), Uint8Array.of(1));
   for (const wrong of [Uint8Array.of(1), Uint8Array.of(2), Uint8Array.of(1, 0, 0), tooLong])
     expect(rsa(wrong, n)).toBe(isUnusable);
@@ -171,7 +172,7 @@ test("hard case 57: RSA is taken from 2,048 to 16,384 bits, its numbers as RFC 4
 
 test("what is no single login key is refused: options, two lines, another type than it says, types of no login", () => {
   const [type = "", blob = ""] = KNOWN_KEY.split(" ");
-  expect(problemOf(`ssh-rsa ${blob}`)).toBe("names the type ssh-rsa and is of another");
+  expect(problemOf(`ssh-rsa ${blob}`)).toBe("names the type ssh-rsa but holds a key of another type");
   for (const key of [
     `command="x" ${KNOWN_KEY}`,
     `${KNOWN_KEY}\n${KNOWN_KEY}`,

@@ -125,9 +125,9 @@ test("hard case 57: a login key that opens nothing is 400 with the reason, whate
   const sentences: [string, string][] = [
     [`command="x" ${publicKey}`, "must be one SSH public key"],
     [`${publicKey}\n${publicKey}`, "must be one SSH public key"],
-    [`ssh-rsa ${blob}`, "names the type ssh-rsa and is of another"],
+    [`ssh-rsa ${blob}`, "names the type ssh-rsa but holds a key of another type"],
     [publicKey.slice(0, -6), "is cut short"],
-    [`${publicKey}AAAA`, "has bytes behind its end"],
+    [`${publicKey}AAAA`, "has trailing bytes"],
   ];
   for (const [sshPublicKey, sentence] of sentences) {
     const answer = await post(world, PATH, computeBody({ sshPublicKey }), signed.headers);
