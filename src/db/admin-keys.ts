@@ -1,11 +1,11 @@
-// Operators' keys: hashes, and who may still use them.
+// The operators' API keys: hashes, expiry and revocation. A live key is neither revoked nor expired.
 import { and, desc, eq, gt, isNull, lt, or, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { adminKeys } from "./schema.ts";
 
 export type AdminKey = typeof adminKeys.$inferSelect;
 
-/** A key that works now, or null. */
+/** The live key with a hash, or null. */
 export const findLiveKey = async (db: Database, hash: string, now: number): Promise<AdminKey | null> =>
   (await db
     .select()
@@ -15,7 +15,7 @@ export const findLiveKey = async (db: Database, hash: string, now: number): Prom
 
 export const insertKey = (db: Database, key: AdminKey) => db.insert(adminKeys).values(key);
 
-/** The first key: kept only while no other one works. False when one does. */
+/** Inserts the first key. False, and nothing inserted, when a live key exists. */
 export async function insertFirstKey(db: Database, key: AdminKey, now: number): Promise<boolean> {
   const [rows] = await runBatch(db, [
     sql`INSERT INTO admin_keys (id, name, hash, created_at, expires_at)
@@ -32,7 +32,7 @@ export const hasLiveKey = async (db: Database, now: number): Promise<boolean> =>
 export const listKeys = (db: Database, limit: number): Promise<AdminKey[]> =>
   db.select().from(adminKeys).orderBy(desc(adminKeys.createdAt)).limit(limit).all();
 
-/** False where there is no such key that still works. */
+/** Revokes a key. False when no live key has that id. */
 export async function revokeKey(db: Database, id: string, now: number): Promise<boolean> {
   const result = await db
     .update(adminKeys)
@@ -41,7 +41,7 @@ export async function revokeKey(db: Database, id: string, now: number): Promise<
   return result.meta.changes === 1;
 }
 
-/** Remembers the last use, to the minute. */
+/** Stores a key's last use, at most once in `everyMs`. */
 export const touchKey = (db: Database, id: string, now: number, everyMs: number) =>
   db
     .update(adminKeys)

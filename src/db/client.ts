@@ -1,6 +1,6 @@
-// The one way to D1. Every statement has a time limit; what D1 did not answer is `DatabaseUnavailable`, and a read gets one
-// more try. A write gets none here: where its answer is lost it may have happened, or may yet, and only its caller knows
-// what that means. Background work counts its statements, since D1 takes so many from one invocation.
+// The only access to D1. Every statement has a time limit; a statement without an answer throws `DatabaseUnavailable`. A read
+// is tried once more. A write is not: a write whose answer is lost may have happened, or may happen yet, and only the caller
+// knows how to go on. Background work counts its statements, since D1 limits them per invocation (hard case 54).
 import { AsyncLocalStorage } from "node:async_hooks";
 import { type Column, SQL, sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/d1";
@@ -8,32 +8,35 @@ import { SQLiteAsyncDialect } from "drizzle-orm/sqlite-core";
 import { DatabaseUnavailable, isTransient } from "../errors.ts";
 import { inTime } from "../in-time.ts";
 
-/** Of a request's statement, and of an object's: both tries together. D1 itself stalls for 30 to 80 seconds at times. */
+/** Time limit of a statement in a request or an object, for both tries together. D1 stalls for 30 to 80 seconds at times. */
 export const STATEMENT_LIMIT_MS = 5_000;
-/** Of the cron's and the consumer's, whose batches are large and for which nobody waits. D1 ends a query after 30 seconds. */
+/** Time limit in the cron and the consumer, which run large batches that no client waits for. D1 ends a query after 30 s. */
 export const BACKGROUND_LIMIT_MS = 20_000;
-/** D1 takes 1,000 from an invocation; whether a batch counts once is documented nowhere, so each of its statements counts. */
+/**
+ * The most statements of one invocation. D1 allows 1,000. Its documentation does not say whether a batch counts once, so each
+ * statement of a batch counts here.
+ */
 export const MAX_STATEMENTS = 900;
-/** What one more piece of work may need, beside its neighbours in a batch. */
+/** Statements that one more piece of work may need, beside the other messages of its batch. */
 const ROOM_STATEMENTS = 200;
-/** Between two tries. */
+/** The pause between two tries. */
 const RETRY_MS = { least: 50, most: 150 };
 
 type Invocation = { statements: number };
 const invocations = new AsyncLocalStorage<Invocation>();
 
-/** Runs an invocation of the cron or the consumer: its statements are counted and may take longer than a request's. */
+/** Runs an invocation of the cron or the consumer: its statements are counted and have the longer time limit. */
 export const inBackground = <T>(work: () => T): T => invocations.run({ statements: 0 }, work);
 
-/** How many statements this invocation may still make. A request's are not counted: it makes few. */
+/** The number of statements that this invocation may still run. A request's statements are few and not counted. */
 export const statementsLeft = (): number => MAX_STATEMENTS - (invocations.getStore()?.statements ?? 0);
 
-/** Whether another piece of work may begin in this invocation. */
+/** Whether this invocation has statements left for another piece of work. */
 export const hasRoom = (): boolean => statementsLeft() >= ROOM_STATEMENTS;
 
 const opened = new WeakMap<D1Database, ReturnType<typeof drizzle<Record<string, never>, D1Database>>>();
 
-/** Drizzle over a D1 binding, one per isolate. Every query of the product is in this folder. */
+/** Drizzle over a D1 binding, one per isolate. All queries are in this folder. */
 export function openDatabase(binding: D1Database) {
   const known = opened.get(binding) ?? drizzle(new WatchedDatabase(binding) as unknown as D1Database);
   opened.set(binding, known);
@@ -41,7 +44,7 @@ export function openDatabase(binding: D1Database) {
 }
 export type Database = ReturnType<typeof openDatabase>;
 
-/** As much of D1's interface as drizzle and this folder use. */
+/** The part of D1's interface that Drizzle and this folder use. */
 class WatchedDatabase implements Pick<D1Database, "prepare" | "batch"> {
   readonly #binding: D1Database;
 
@@ -65,7 +68,7 @@ const isRead = (sql: string): boolean =>
 
 class WatchedStatement implements Pick<D1PreparedStatement, "run" | "all"> {
   readonly native: D1PreparedStatement;
-  /** It changes nothing. */
+  /** The statement changes nothing. */
   readonly reads: boolean;
 
   constructor(native: D1PreparedStatement, reads: boolean) {
@@ -91,8 +94,8 @@ class WatchedStatement implements Pick<D1PreparedStatement, "run" | "all"> {
 }
 
 /**
- * One round trip, of a read twice where the first brought nothing. Throws `DatabaseUnavailable` where D1 does not answer,
- * and D1's own error where it refuses.
+ * One round trip to D1; a read without an answer gets a second one. Throws `DatabaseUnavailable` when D1 does not answer, and
+ * D1's own error when D1 refuses.
  */
 async function ask<T>(reads: boolean, statements: number, send: () => Promise<T>): Promise<T> {
   const until = Date.now() + (invocations.getStore() === undefined ? STATEMENT_LIMIT_MS : BACKGROUND_LIMIT_MS);
@@ -114,12 +117,12 @@ function count(statements: number): void {
   if (invocation === undefined) return;
   if (invocation.statements + statements > MAX_STATEMENTS)
     throw new DatabaseUnavailable(
-      `This invocation has made ${invocation.statements} statements; the next one goes on.`,
+      `This invocation has run ${invocation.statements} D1 statements; the next invocation continues its work.`,
     );
   invocation.statements += statements;
 }
 
-/** What is built over a database once: building a statement takes longer than running it. */
+/** Builds a value once per database: building a statement takes longer than running it. */
 export function once<T>(build: (db: Database) => T): (db: Database) => T {
   const built = new WeakMap<Database, { value: T }>();
   return (db) => {
@@ -129,7 +132,7 @@ export function once<T>(build: (db: Database) => T): (db: Database) => T {
   };
 }
 
-/** A row as a SELECT: an INSERT that depends on a condition. */
+/** A row's values as a SELECT with a condition, for an INSERT that depends on it. */
 export function rowWhere(columns: Readonly<Record<string, Column>>, row: object, condition: SQL): SQL {
   const given = row as Record<string, unknown>;
   const values = Object.entries(columns).map(([name, column]) =>
@@ -143,8 +146,8 @@ export type Statement = SQL | { toSQL(): { sql: string; params: unknown[] } };
 const dialect = new SQLiteAsyncDialect();
 
 /**
- * One D1 batch, all or nothing, of built queries and raw SQL alike (drizzle's own `batch` can't bind the parameters of
- * raw SQL). Resolves with each statement's rows as SQLite names them.
+ * Runs one D1 batch, all or nothing, of built queries and raw SQL alike (Drizzle's own `batch` can't bind the parameters of raw
+ * SQL). Resolves with each statement's rows, under SQLite's column names.
  */
 export async function runBatch(db: Database, statements: readonly Statement[]): Promise<unknown[][]> {
   const prepared = statements.map((statement) => {

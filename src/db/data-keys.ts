@@ -1,4 +1,4 @@
-// Which data keys there are, and which of them rows are still sealed under (hard case 8).
+// The published data keys, and the sealed values of each key (hard case 8).
 import { and, asc, count, eq, gt, isNotNull, isNull, sql } from "drizzle-orm";
 import { type Database, once, runBatch } from "./client.ts";
 import { agentWallets, attempts, dataKeys, vms } from "./schema.ts";
@@ -6,14 +6,14 @@ import { agentWallets, attempts, dataKeys, vms } from "./schema.ts";
 export const SEALED_IN = ["vms", "attempts", "wallets"] as const;
 export type SealedIn = (typeof SEALED_IN)[number];
 export type SealedCount = { table: SealedIn; keyId: string | null; rows: number };
-/** A sealed value where it stands. `subject` and `attempt` are its context. */
+/** A row's sealed value. `subject` and `attempt` are its context (see `SecretContext`). */
 export type SealedRow = { rowid: number; subject: string; attempt: number; sealed: string };
 
 const allKeys = once((db) => db.select().from(dataKeys).prepare());
 
 export const publishedKeys = async (db: Database): Promise<string[]> => (await allKeys(db).all()).map(({ id }) => id);
 
-/** Says which keys the edge can open and which one it seals under; writes only what changed. */
+/** Publishes the ids of the edge's data keys and of the one that seals. Writes nothing when the rows say so already. */
 export async function publishDataKeys(
   db: Database,
   { current, ids }: { current: string; ids: readonly string[] },
@@ -31,7 +31,7 @@ export async function publishDataKeys(
   ]);
 }
 
-/** Values by table and the key they are sealed under; null: from before there were key ids. */
+/** Counts sealed values by table and data key; `keyId` is null in rows from before key ids. */
 export async function countSealed(db: Database): Promise<SealedCount[]> {
   const [inVms, inAttempts, inWallets] = await db.batch([
     db.select({ keyId: vms.keyId, rows: count() }).from(vms).where(isNotNull(vms.sshPrivateKey)).groupBy(vms.keyId),
@@ -49,7 +49,7 @@ export async function countSealed(db: Database): Promise<SealedCount[]> {
 
 const rowid = sql<number>`rowid`;
 
-/** Values of one table under one key, behind a row. */
+/** Sealed values of one table under one data key, behind the rowid `after`. */
 export function listSealed(
   db: Database,
   { table, keyId }: Pick<SealedCount, "table" | "keyId">,
@@ -77,7 +77,7 @@ export function listSealed(
   return db.select(fields).from(agentWallets).where(of).orderBy(page.order).limit(limit).all();
 }
 
-/** By compare-and-set on what was read: an erased key must not come back. False where it changed meanwhile. */
+/** Replaces a sealed value by compare-and-set: an erased key must not come back. False when the value has changed since. */
 export async function replaceSealed(
   db: Database,
   table: SealedIn,

@@ -1,4 +1,4 @@
-// Writes of a key's delivery. Each is one conditional statement whose row count decides (hard case 21).
+// Writes of a key's delivery. Each is conditional, and its row count says which caller may deliver (hard case 21).
 import { and, eq, exists, isNull, type SQLWrapper, sql } from "drizzle-orm";
 import { stagesThat } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
@@ -14,15 +14,18 @@ export type Delivery = {
   owner: string;
   fresh: boolean;
   now: number;
-  /** The stored key goes in the same statement. */
+  /** Erases the stored key in the same statement. */
   erase: boolean;
-  /** `deliveredAt` as it was read. */
+  /** The row's `deliveredAt` as the caller read it. */
   before: number | null;
-  /** The payment that the delivery answers: both are written, or neither. */
+  /** The payment that the delivery answers. Its row is written in the same batch. */
   payment: string | null;
 };
 
-/** Marks an owner's first delivery; true for exactly one caller, and by the fixed form only if it still may. */
+/**
+ * Marks an owner's first delivery. True for exactly one caller; never true for the fixed form of signature once the owner has
+ * used the fresh form.
+ */
 export async function markDelivered(db: Database, vm: Stored, delivery: Delivery): Promise<boolean> {
   const { owner, fresh, now, erase, before, payment } = delivery;
   const isDue = and(
@@ -51,17 +54,18 @@ export async function markDelivered(db: Database, vm: Stored, delivery: Delivery
 }
 
 export type SealedSale = {
-  /** Lower case. */
+  /** The owner's address in lower case. */
   owner: string;
-  /** The key, for the owner's eyes alone. */
+  /** The private key, encrypted to the owner's public key. */
   sealed: string;
   payment: string;
   now: number;
 };
 
 /**
- * Gives a sealed key for a payment, together with the note of what the payment was for. Resolves with what this owner has
- * been given of this attempt, which may be of an earlier sale; null where there is nothing to give any more.
+ * Stores a sealed key for its owner, and marks the payment as served in the same batch. Resolves with the owner's sealed key of
+ * this attempt, which may be an earlier sale's; null when the machine is another owner's, its key is gone, or the payment is
+ * not settled.
  */
 export async function giveSealed(
   db: Database,
@@ -86,11 +90,11 @@ export async function giveSealed(
   return (given as { sealed: string }[])[0]?.sealed ?? null;
 }
 
-/** From here on this owner gets keys by the fresh form alone. */
+/** From now on this owner gets keys only by the fresh form of signature. */
 export const markFreshOwner = (db: Database, incarnation: string, owner: string) =>
   db.update(vms).set({ freshOwner: owner }).where(eq(vms.incarnation, incarnation));
 
-/** The owner has the key of this attempt: erase ours, and what was sealed. */
+/** The owner has acknowledged the key of an attempt: erases the stored key and the sealed copies. */
 export const acknowledge = (db: Database, vm: Pick<Vm, "incarnation" | "attempt">, now: number) =>
   db.batch([
     db
@@ -100,14 +104,14 @@ export const acknowledge = (db: Database, vm: Pick<Vm, "incarnation" | "attempt"
     forgetSealed(db, vm.incarnation, vm.attempt),
   ]);
 
-/** What was sealed of a key that opens nothing any more, or that its owner has. */
+/** Erases the sealed copies of an attempt's key: the key opens nothing any more, or its owner has it. */
 export const forgetSealed = (db: Database, incarnation: string, attempt: number | SQLWrapper) =>
   db
     .update(keyHolders)
     .set({ sealed: null })
     .where(and(eq(keyHolders.incarnation, incarnation), eq(keyHolders.attempt, attempt)));
 
-/** No address and no key: those of a machine that is gone, or that is about to have others. */
+/** Columns of a row without a published machine: the machine is gone, or gets a new address and new keys. */
 export const UNPUBLISHED = {
   sshHost: null,
   sshPort: null,
@@ -122,8 +126,8 @@ export const UNPUBLISHED = {
 const rotation = moveMachines(stagesThat("serves"), "provisioning/rotate");
 
 /**
- * The owner wants another key: the machine is reinstalled or replaced, with a deadline of its own. The old key goes at
- * once. Null where no machine serves that owner now.
+ * Orders a rotation for the owner: the machine is reinstalled or replaced, with a deadline of its own. The old key is erased at
+ * once. Null when no machine serves that owner now.
  */
 export const orderRotation = async (
   db: Database,
@@ -144,7 +148,7 @@ export const orderRotation = async (
     .returning({ incarnation: vms.incarnation, generation: vms.generation })
     .get()) ?? null;
 
-/** Replaces a stored value by its encrypted form, unless it changed meanwhile: an erased key must not come back. */
+/** Replaces a stored key by its encrypted form, by compare-and-set: an erased key must not come back. */
 export const replaceKey = (db: Database, vm: Omit<Stored, "attempt">, encrypted: string, keyId: string) =>
   db
     .update(vms)

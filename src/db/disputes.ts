@@ -1,10 +1,11 @@
-// Ownership that does not settle by itself: what two nodes call final replaces what the logs told us.
+// Tokens whose owner differs between the chain and our rows. The owner in final history, by two nodes, replaces the owner that
+// the logs gave.
 import { and, asc, eq, lte, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { logIndexOfOwner, refreshOwners } from "./scan.ts";
 import { cursors, disputes, vms } from "./schema.ts";
 
-/** Remembers that chain and index disagree about a token's owner. */
+/** Records that the chain and our rows disagree about a token's owner. */
 export const openDispute = (db: Database, tokenId: number, now: number) =>
   db.insert(disputes).values({ tokenId, since: now }).onConflictDoNothing();
 
@@ -19,7 +20,7 @@ export const openDisputes = (db: Database, before: number, limit: number) =>
 
 export const closeDispute = (db: Database, tokenId: number) => db.delete(disputes).where(eq(disputes.tokenId, tokenId));
 
-/** The next tokens whose owners the sweep holds against the chain; from the first again behind the last. */
+/** The next tokens whose owners the sweep compares with the chain. After the last token it starts again at the first. */
 export async function nextToCompare(db: Database, limit: number): Promise<{ tokenId: number; owner: string }[]> {
   const from = sql`(SELECT compared_to FROM cursors)`;
   const rows = await db
@@ -32,7 +33,7 @@ export async function nextToCompare(db: Database, limit: number): Promise<{ toke
   return rows;
 }
 
-/** Takes the final owner over: transfers up to that block that say otherwise are gone, and one stands for what was missed. */
+/** Sets a token's owner to the final one: one row replaces all transfers up to that block, and the dispute is closed. */
 export const settleOwner = (db: Database, tokenId: number, owner: string, at: { blockNumber: number }) =>
   runBatch(db, [
     sql`DELETE FROM transfers WHERE token_id = ${tokenId} AND block_number <= ${at.blockNumber}`,

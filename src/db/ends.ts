@@ -1,4 +1,5 @@
-// Rows whose machine is gone: nothing more to do, and no key to keep. And one that turns out to stand after all.
+// The end of a machine's row: the machine is gone, and its key is erased. Also the return of a row whose purchase stands after
+// all.
 import { and, eq, ne, type SQL, sql } from "drizzle-orm";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
 import type { Purchase } from "../chain/events.ts";
@@ -11,8 +12,8 @@ import { fenceByGeneration } from "./vms.ts";
 export const terminate = (db: Database, vm: Vm): Promise<unknown> => end(db, vm, {}, []);
 
 /**
- * The chain does not know the purchase, or knows another of its token. The token is given up; where nobody else holds it,
- * one node may have hidden the true purchase behind an invented one, so it is looked for as a gap.
+ * Ends a row whose purchase the chain does not know, or has replaced by another one of the token. The row gives the token up.
+ * If no other row holds the token, one node may have hidden the true purchase behind an invented one: a gap is recorded for it.
  */
 export const terminateReplaced = (db: Database, vm: Vm, now: number): Promise<unknown> =>
   end(db, vm, { failure: "reorged", current: false }, [
@@ -41,7 +42,7 @@ function end(
   ]);
 }
 
-/** Where a row goes on when its purchase turns out to stand after all. */
+/** The step at which a row resumes when its purchase turns out to stand. */
 const STEP_BACK: Record<Status, Step> = {
   provisioning: "create",
   running: "idle",
@@ -50,13 +51,13 @@ const STEP_BACK: Record<Status, Step> = {
   terminated: "idle",
 };
 
-/** What was published ends by its own proof (hard case 13). */
+/** A published machine of the invented purchase ends by its own proof on chain (hard case 13). */
 const published = moveSteps(stagesOf("running", "expired"), "retire");
 const unpublished = moveMachines(stagesOf("provisioning", "failed"), "failed/clear");
 
 /**
- * An event that only one node told of had taken the token: the true incarnation gets it back, with its purchase as two
- * nodes show it. Left as it was in our rows, the sweep would take it for gone again (hard case 61).
+ * Returns a token to its true incarnation, after an event from a single node had taken it. The purchase's row gets the block
+ * and time that two nodes show, and is no longer orphaned; otherwise the sweep would retire the machine again (hard case 61).
  */
 export const reinstate = (
   db: Database,
@@ -65,7 +66,7 @@ export const reinstate = (
   { now, graceSeconds, rivalIsInvented }: { now: number; graceSeconds: number; rivalIsInvented: boolean },
 ) => {
   const step = STEP_BACK[vm.status];
-  // A renewal has made it longer.
+  // The row's own end is later after a renewal.
   const expiresAt = Math.max(vm.expiresAt, purchaseDate + durationDays * SECONDS_PER_DAY);
   const isRival = and(
     eq(purchases.tokenId, vm.tokenId),
@@ -100,7 +101,7 @@ export const reinstate = (
       .update(vms)
       .set({ current: false })
       .where(and(holdsToken, hasStatus("terminated"))),
-    // A token has one row at a time that is current.
+    // Last, since a unique index allows one current row per token.
     db.update(vms).set({ current: true }).where(eq(vms.incarnation, vm.incarnation)),
   ]);
 };

@@ -1,5 +1,5 @@
-// Rows of the old backend as SQL text, for `npm run admin -- import`: it is run by wrangler and not through a binding, so
-// values stand in the text, escaped by the query builder.
+// The old backend's rows as SQL text, for `npm run admin -- import`. Wrangler runs the text without a binding, so the query
+// builder escapes the values and puts them inline.
 import { drizzle } from "drizzle-orm/d1";
 import { SQLiteAsyncDialect } from "drizzle-orm/sqlite-core";
 import { agentWallets, attempts, vms } from "./schema.ts";
@@ -10,11 +10,14 @@ export type ImportedRows = {
   wallets: (typeof agentWallets.$inferInsert)[];
 };
 
-/** Counts what would make an import too late: a scan that has begun, or an import before this one. */
+/** Counts the rows that make an import too late: those of a scan that has begun, or of an earlier import. */
 export const BEGUN_SQL =
   "SELECT (SELECT count(*) FROM cursors) + (SELECT count(*) FROM purchases) + (SELECT count(*) FROM vms) + (SELECT count(*) FROM agent_wallets) AS begun";
 
-/** One INSERT per row. A conflict fails the whole file: half a machine would be ended as nobody's. */
+/**
+ * One INSERT per row. A conflict fails the whole file: the sweep would end the machine of a half-imported row as one without a
+ * token.
+ */
 export function importSql(rows: ImportedRows): string {
   const dialect = new SQLiteAsyncDialect();
   const db = drizzle({} as D1Database);

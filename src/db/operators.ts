@@ -1,4 +1,4 @@
-// What operators read and order.
+// Queries and orders of operators.
 import { and, asc, desc, eq, gt, isNull, lt, sql } from "drizzle-orm";
 import { type Status, stagesOf } from "../model/machine-life.ts";
 import { refundStatesThat, requireRefundMove } from "../model/refund-life.ts";
@@ -7,7 +7,7 @@ import { failedProvisionings, vms } from "./schema.ts";
 import { hasStatus, listOf, moveMachines, moveSteps } from "./stages.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
-/** Machines by status, newest token first, below a token id. */
+/** Machines by status, newest token first, below the token id `before`. */
 export const listVms = (db: Database, status: Status | undefined, before: number, limit: number) =>
   db
     .select({
@@ -33,7 +33,7 @@ export const listVms = (db: Database, status: Status | undefined, before: number
         sql`current = 1`,
         lt(vms.tokenId, before),
         status === undefined ? undefined : eq(vms.status, status),
-        // What the index on statuses is made for, in its own words.
+        // The partial index's own condition, so that SQLite uses it (vms_by_status).
         status === undefined || status === "provisioning" ? undefined : sql`status <> 'provisioning'`,
       ),
     )
@@ -43,7 +43,7 @@ export const listVms = (db: Database, status: Status | undefined, before: number
 
 export type Failure = typeof failedProvisionings.$inferSelect;
 
-/** Failed provisionings, oldest first, behind an id; without those that were settled unless they are asked for. */
+/** Failed provisionings, oldest first, behind the id `after`. `settled` includes those that were resolved. */
 export const listFailures = (db: Database, settled: boolean, after: number, limit: number): Promise<Failure[]> =>
   db
     .select()
@@ -57,13 +57,13 @@ export const loadFailure = async (db: Database, id: number): Promise<Failure | n
   (await db.select().from(failedProvisionings).where(eq(failedProvisionings.id, id)).get()) ?? null;
 
 const another = moveMachines(["failed/idle"], "provisioning/create");
-/** Refunds that another try takes back. */
+/** States of refunds that another try cancels. */
 const takenBack = ["waiting", "due"] as const;
 requireRefundMove(takenBack, "cancelled");
 
 /**
- * Sends a failed purchase back to work with a deadline of its own. Null where it is not failed any more, its token has
- * another incarnation, a machine of it is still being ended, or its refund has begun.
+ * Moves a failed purchase back to provisioning, with a deadline of its own. Null when the purchase is not failed any more, its
+ * token has another incarnation, one of its machines is still being ended, or its refund has begun.
  */
 export async function retryFailed(
   db: Database,
@@ -84,7 +84,7 @@ export async function retryFailed(
     sql`UPDATE refunds SET state = 'cancelled', reason = 'retried', wake_at = NULL
       WHERE incarnation = ${incarnation} AND kind = 'failed' AND state IN ${listOf(takenBack)}
         AND ${isBack}`,
-    // Another machine after those that went: they count no longer.
+    // Earlier vanished machines do not count towards the limit of replacements any more.
     sql`UPDATE attempts SET outcome = 'died' WHERE incarnation = ${incarnation} AND outcome = 'vanished'
       AND ${isBack}`,
     sql`UPDATE failed_provisionings SET resolved_at = ${now} WHERE incarnation = ${incarnation} AND resolved_at IS NULL
@@ -98,7 +98,7 @@ const ending = moveSteps(
   "end",
 );
 
-/** Orders the end of a token's machine, whatever its paid time says. Null where there is none to end. */
+/** Orders the end of a token's machine, regardless of its paid time. Null when the token has no machine to end. */
 export const orderEnd = async (db: Database, tokenId: number, now: number): Promise<QueuedVm | null> =>
   (await db
     .update(vms)

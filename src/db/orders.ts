@@ -1,4 +1,4 @@
-// Tokens and machines of orders: what stands for a purchase of ours, and a held token that serves another order.
+// Tokens and machines of orders over x402: the row of an order's purchase, and held tokens that serve another order.
 import { and, asc, eq, gt, inArray, sql } from "drizzle-orm";
 import { type Database, runBatch } from "./client.ts";
 import { loadPayment, type Payment } from "./payments.ts";
@@ -7,7 +7,10 @@ import { moveMachines } from "./stages.ts";
 import { type TimedVm, timedVm } from "./vms.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
-/** What stands for the purchase of a payment, by whichever of its transactions was mined: ours still, or its payer's. */
+/**
+ * The machine's row of an order's purchase, by any of the order's purchase transactions. The token is still the operator
+ * wallet's, or already the payer's.
+ */
 export const boughtVm = async (
   db: Database,
   { id, payer, purchaseTx }: Pick<Payment, "id" | "payer" | "purchaseTx">,
@@ -25,15 +28,15 @@ export const boughtVm = async (
     )
     .get()) ?? null;
 
-/** What an order's row says its token cost where a held one serves it: it was paid for by another order. */
+/** The cost in an order's row when a held token serves it: the token's cost is in the row of the order that bought it. */
 export const HELD_TOKEN_COST = "0";
 
-/** The machine of a token that nobody is served with. */
+/** The move of a held token's row, whose machine is gone, back to provisioning. */
 const again = moveMachines(["failed/idle", "terminated/idle"], "provisioning/create");
 
 /**
- * Gives a held token to an order, and its machine's row back to work, all or nothing. Null where another order has it, or
- * this one has moved on.
+ * Assigns a held token to an order and moves the token's row back to provisioning, all or nothing. Null when another order has
+ * the token, or this order has moved since it was read.
  */
 export async function serveHeldToken(
   db: Database,
@@ -64,15 +67,18 @@ export async function serveHeldToken(
   return queued === undefined || row === null ? null : { row, queued };
 }
 
-/** The machine has to run while its payment can still be taken. */
+/** Lowers a machine's deadline to chain time `deadline`, so that it runs while its payment can still be captured. */
 export const shortenDeadline = (db: Database, incarnation: string, deadline: number) =>
   db.run(sql`UPDATE vms SET deadline = MIN(deadline, ${deadline}) WHERE incarnation = ${incarnation}`);
 
-/** What the order behind a machine asks of it. */
+/** Stores the terms that an order sets for its machine, as JSON (see model/terms.ts). */
 export const saveTerms = (db: Database, incarnation: string, terms: string) =>
   db.update(vms).set({ terms }).where(eq(vms.incarnation, incarnation));
 
-/** A token that is ours with nobody to give it to, whose time ends between those two of the chain. `owner`: we, lower case. */
+/**
+ * The payment of the oldest held token of a tier that expires between the chain times `until`; null without one. `owner`: the
+ * operator wallet's address in lower case.
+ */
 export const heldToken = async (
   db: Database,
   tier: number,
@@ -95,7 +101,7 @@ export const heldToken = async (
       .get()
   )?.payment ?? null;
 
-/** Tokens that are ours with nobody to give them to, soonest to end first. */
+/** Held tokens that have not expired, in order of their expiry. */
 export const heldTokens = (db: Database, chainTime: number, limit: number) =>
   db
     .select({

@@ -1,4 +1,4 @@
-// What operators have stopped by hand.
+// Pauses that operators have set.
 import { eq, sql } from "drizzle-orm";
 import { type Database, once, runBatch } from "./client.ts";
 import { pauses } from "./schema.ts";
@@ -19,7 +19,7 @@ const pauseOf = once((db) =>
 export const isPaused = async (db: Database, what: Pausable): Promise<boolean> =>
   (await pauseOf(db).get({ what })) !== undefined;
 
-/** A pause that stands keeps its beginning. */
+/** Sets a pause. A pause that is already set keeps its `since`. */
 export const pause = (db: Database, { what, since, reason, by }: Pause) =>
   db
     .insert(pauses)
@@ -27,8 +27,8 @@ export const pause = (db: Database, { what, since, reason, by }: Pause) =>
     .onConflictDoUpdate({ target: pauses.what, set: { reason, by } });
 
 /**
- * Goes on. What waited for a machine meanwhile, since the pause or since it was seen, has that much longer to get one, and
- * no longer than `pausedDeadline` has said.
+ * Ends a pause. The deadlines of purchases without a machine move by their time in the pause, counted from the pause or, if
+ * later, from the purchase. The total is limited as in `pausedDeadline`.
  */
 export async function resume(db: Database, what: Pausable, now: number): Promise<void> {
   const extend = sql`UPDATE vms SET deadline = deadline + more, put_off = put_off + more

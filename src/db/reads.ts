@@ -1,11 +1,11 @@
-// Queries on the path of a request. Each has its bill and its index; test/worker/db/costs.test.ts holds it to both.
+// Queries on the path of a request. Each has a limit of rows read and an index; test/worker/db/costs.test.ts checks both.
 import { and, asc, desc, eq, fillPlaceholders, lt, sql } from "drizzle-orm";
 import { type Database, once } from "./client.ts";
 import { attempts, catalogs, counters, cursors, keyHolders, nonces, ownerCounts, pauses, vms } from "./schema.ts";
 
 const given = sql.placeholder;
 
-/** The statements over one database. */
+/** Prepared statements. The comment of each shows its parameters. */
 export const statementsOf = once((db) => ({
   /** `{ tokenId }` */
   vmOfToken: db
@@ -13,7 +13,10 @@ export const statementsOf = once((db) => ({
     .from(vms)
     .where(and(eq(vms.tokenId, given("tokenId")), sql`current = 1`))
     .prepare(),
-  /** A token's machine with the public keys of its attempt, what its owner has of the login key and who else has it. `{ tokenId }` */
+  /**
+   * A token's machine with the public keys of its attempt, the owner's sealed copy of the login key, and whether another
+   * address holds the key. `{ tokenId }`
+   */
   doorOfToken: db
     .select({
       vm: vms,
@@ -21,7 +24,7 @@ export const statementsOf = once((db) => ({
       hostPublicKey: attempts.hostPublicKey,
       broughtBy: attempts.broughtBy,
       sealed: keyHolders.sealed,
-      // Under a name of its own: in a batch D1 gives one value for two columns of a name, and what follows moves up.
+      // A name of its own: for two columns of one name D1 returns a single value in a batch, and the later columns shift.
       sealedAt: sql<number | null>`${keyHolders.sealedAt}`.as("held_sealed_at"),
       isHeldElsewhere:
         sql<number>`EXISTS (SELECT 1 FROM key_holders AS other WHERE other.incarnation = ${vms.incarnation}
@@ -39,7 +42,7 @@ export const statementsOf = once((db) => ({
     )
     .where(and(eq(vms.tokenId, given("tokenId")), sql`current = 1`))
     .prepare(),
-  /** Where the scan stands, and since when provisioning is paused. */
+  /** The scan's position, and the time since which provisioning is paused (null: not paused). */
   cursor: db
     .select({
       blockNumber: cursors.blockNumber,
@@ -51,7 +54,7 @@ export const statementsOf = once((db) => ({
     .leftJoin(pauses, eq(pauses.what, "provisioning"))
     .where(eq(cursors.id, 1))
     .prepare(),
-  /** At most `count`, so that the read stops with the last one and not at the next row behind it. `{ incarnation, count }` */
+  /** With `count` as the limit, the read ends at the last attempt and not at the row behind it. `{ incarnation, count }` */
   attemptsOf: db
     .select({
       provider: attempts.provider,
@@ -102,7 +105,7 @@ export const statementsOf = once((db) => ({
     .from(nonces)
     .where(and(eq(nonces.address, given("address")), eq(nonces.nonce, given("nonce"))))
     .prepare(),
-  /** The one write: `{ address, nonce, expiresAt }` */
+  /** The only write. `{ address, nonce, expiresAt }` */
   insertNonce: db
     .insert(nonces)
     .values({ address: given("address"), nonce: given("nonce"), expiresAt: given("expiresAt") })
@@ -135,7 +138,7 @@ export async function readTogether<const List extends readonly Read[]>(
 export const isNonceUsed = async (db: Database, address: string, nonce: string): Promise<boolean> =>
   (await statementsOf(db).usedNonce.all({ address: address.toLowerCase(), nonce })).length > 0;
 
-/** Uses a signed nonce up. False when it was used before. */
+/** Marks a signed nonce as used. False when it was used before. */
 export async function useNonce(db: Database, address: string, nonce: string, expiresAt: number): Promise<boolean> {
   const result = await statementsOf(db).insertNonce.run({ address: address.toLowerCase(), nonce, expiresAt });
   return result.meta.changes === 1;

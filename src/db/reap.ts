@@ -1,4 +1,4 @@
-// What the sweep over the vendors' machines reads and writes.
+// Queries of the sweep over the vendors' machines.
 import { and, asc, eq, gt, isNotNull, isNull, ne, or, sql } from "drizzle-orm";
 import { stagesThat } from "../model/machine-life.ts";
 import { type Database, runBatch } from "./client.ts";
@@ -14,7 +14,7 @@ const isServing = replacement.of;
 
 const isOneOf = (values: readonly string[]) => sql`IN (SELECT value FROM json_each(${JSON.stringify(values)}))`;
 
-/** Which of these machines some row has. */
+/** The instance ids, of those given, that a machine's row already has. */
 export async function claimedInstances(
   db: Database,
   provider: Provider,
@@ -27,7 +27,7 @@ export async function claimedInstances(
   return new Set(rows.flatMap((row) => row.instanceId ?? []));
 }
 
-/** The attempts that machines with these labels may be of. */
+/** The attempts that machines with these labels may belong to. */
 export const attemptsByLabel = (db: Database, provider: Provider, labels: readonly string[]) =>
   db
     .select({
@@ -50,7 +50,7 @@ export type RunningRow = {
   ports: string | null;
 };
 
-/** Rows that serve their owners at a vendor, behind an instance id, in the order of these. */
+/** Rows that serve their owners with a vendor's machine, in the order of instance ids, behind the id `after`. */
 export async function runningPage(
   db: Database,
   provider: Provider,
@@ -67,7 +67,7 @@ export async function runningPage(
   return rows.map((row) => ({ ...row, instanceId: row.instanceId ?? "" }));
 }
 
-/** Marks rows whose vendor says that their machines stopped. Resolves with those that were not marked yet. */
+/** Marks the attempts of machines that the vendor reports as stopped. Resolves with the rows that were not marked before. */
 export async function markStopped(db: Database, rows: readonly RunningRow[]): Promise<RunningRow[]> {
   if (rows.length === 0) return [];
   const marked = await db
@@ -85,7 +85,7 @@ export async function markStopped(db: Database, rows: readonly RunningRow[]): Pr
   return rows.filter(({ incarnation }) => marked.some((one) => one.incarnation === incarnation));
 }
 
-/** Takes over the address that a running machine has at its vendor now. */
+/** Stores a running machine's current address at its vendor. */
 export const moveAddress = (
   db: Database,
   provider: Provider,
@@ -105,7 +105,9 @@ export const moveAddress = (
       ),
     );
 
-/** A machine that ran is gone: its purchase goes back to work, with a deadline of its own. Null where it does not run. */
+/**
+ * Moves the purchase of a vanished machine back to provisioning, with a new deadline. Null when the machine served no owner.
+ */
 export async function replaceVanished(
   db: Database,
   { incarnation, instanceId }: Pick<RunningRow, "incarnation" | "instanceId">,

@@ -1,5 +1,5 @@
-// Writes of the scan. Rows and cursor go in one batch, fenced by the lease: the first statement sets the lease to NULL
-// when it is somebody else's, the NOT NULL constraint fails, and D1 rolls the whole batch back (hard case 9).
+// Writes of the scan. Rows and cursor are written in one batch, fenced by the lease: the first statement sets the lease to NULL
+// when another invocation holds it, the NOT NULL constraint fails, and D1 rolls the whole batch back (hard case 9).
 import { and, desc, eq, lt, lte, or, sql } from "drizzle-orm";
 import type { Checkpoint } from "../chain/checkpoints.ts";
 import type { Head } from "../chain/client.ts";
@@ -18,7 +18,7 @@ import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 const CURSOR_ID = 1;
 const ROWS_PER_STATEMENT = 500;
 const ZERO_ADDRESS = "0x0000000000000000000000000000000000000000";
-/** What each row before it in the same burst adds: the queue takes them one after the other. */
+/** The delay that each earlier row of a burst adds to a row's wake time: the queue handles the rows one after the other. */
 const WAKE_LATER_MS = 25;
 
 export type Cursor = typeof cursors.$inferSelect;
@@ -65,7 +65,7 @@ export const releaseScanLease = (db: Database, holder: string) =>
 export const saveSpans = (db: Database, spans: SpansByNode) =>
   db.update(cursors).set({ spans }).where(eq(cursors.id, CURSOR_ID));
 
-/** Marks a sweep, a catalog request or a pruning as done, if it is due; one caller in each interval gets true. */
+/** Claims a sweep, a catalog request or a pruning. True for one caller per interval. */
 export async function claimTurn(
   db: Database,
   turn: "sweptAt" | "catalogAskedAt" | "prunedAt",
@@ -100,7 +100,7 @@ const moveCursor = (db: Database, fence: Fence, to: CursorMove) =>
 
 type Settings = ChainConfig & { PROVISION_DEADLINE_SECONDS: number; START_BLOCK: number };
 
-/** Stores what a range held and moves the cursor, all or nothing. Returns the machines that now wait to be made. */
+/** Stores a range's events and moves the cursor, all or nothing. Returns the rows of machines to queue. */
 export async function applyEvents(
   db: Database,
   settings: Settings,
@@ -139,7 +139,7 @@ export async function applyEvents(
   return statements.flatMap((statement, i) => (returning.has(statement) ? (results[i] as QueuedVm[]) : []));
 }
 
-/** Takes everything above the ancestor back, in one batch with the cursor. */
+/** Undoes all events above the ancestor and moves the cursor back to it, in one batch. */
 export async function rollBack(db: Database, fence: Fence, ancestor: CursorMove, graceSeconds: number): Promise<void> {
   const above = ancestor.head.number;
   const [moved, renewed] = await runBatch(db, [
@@ -164,8 +164,8 @@ const MAX_GAPS_PER_PASS = 100;
 const GAP_FIRST_TRY_MS = 2_000;
 
 /**
- * Token ids rise by one: those between two known purchases that no log showed were hidden from us. So may those have been
- * that are below the first one we hear of.
+ * Gaps for token ids without a purchase. Ids rise by one, so an id between two known purchases was left out by a node. Ids
+ * below the first known purchase may have been left out as well.
  */
 async function missingTokens(
   db: Database,
@@ -183,8 +183,8 @@ async function missingTokens(
     .orderBy(desc(purchases.tokenId))
     .limit(1)
     .get();
-  // Those below the first one of all were looked for when it was first seen. Looked for with each look at it, two sets of ids
-  // would bring each other back for ever.
+  // The ids below the first purchase are gaps only when that purchase is new. Otherwise the search for a gap, which sees the
+  // purchase again, would record the closed gaps again, for ever.
   if (below === undefined && (await isKnown(db, lowest.tokenId))) below = lowest;
   const missing: GapRow[] = [];
   for (const purchase of ordered) {
@@ -209,7 +209,7 @@ const isKnown = async (db: Database, tokenId: number): Promise<boolean> =>
 
 type GapRow = { tokenId: number; fromBlock: number; toBlock: number; nextTryAt: number };
 
-/** One that is known already is looked for further out where a later look says so: a reorg can have moved its block. */
+/** A gap that is already recorded gets the wider of the two ranges: a reorg may have moved its purchase to another block. */
 const insertGaps = (rows: GapRow[]) =>
   sql`INSERT INTO gaps (token_id, from_block, to_block, next_try_at)
     SELECT value->>'tokenId', value->>'fromBlock', value->>'toBlock', value->>'nextTryAt' FROM json_each(${JSON.stringify(rows)})
@@ -218,7 +218,7 @@ const insertGaps = (rows: GapRow[]) =>
       read_to = CASE WHEN from_block > excluded.from_block THEN -1 ELSE read_to END
     WHERE from_block > excluded.from_block OR to_block < excluded.to_block`;
 
-/** The highest token id that a log told us of, and its block. */
+/** The purchase with the highest token id, and its block; null without one. */
 export const newestPurchase = async (db: Database) =>
   (await db
     .select({ tokenId: purchases.tokenId, blockNumber: purchases.blockNumber })
@@ -230,24 +230,24 @@ export const newestPurchase = async (db: Database) =>
 
 export const recordGap = (db: Database, gap: GapRow) => db.run(insertGaps([gap]));
 
-/** The newest tokens first: their buyers are waiting. */
+/** Gaps that are due, newest tokens first: their buyers are waiting. */
 export const dueGaps = (db: Database, now: number, limit: number) =>
   db.select().from(gaps).where(lte(gaps.nextTryAt, now)).orderBy(desc(gaps.tokenId)).limit(limit).all();
 
 export type Gap = typeof gaps.$inferSelect;
 
-/** Each is left alone for twice as long as the last time. */
+/** Postpones gaps: each try doubles the delay, from `firstMs` on. */
 export const postponeGaps = (db: Database, tokenIds: readonly number[], now: number, firstMs: number) =>
   db.run(sql`UPDATE gaps SET tries = tries + 1, next_try_at = ${now} + ${firstMs} * (1 << MIN(tries, 12))
     WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);
 
-/** What was begun is no try yet: the next sweep goes on with it. */
+/** Stores how far gaps were read. An unfinished search does not count as a try: the next sweep continues it. */
 export const goOnWithGaps = (db: Database, gaps: readonly Pick<Gap, "tokenId" | "readTo">[], nextTryAt: number) =>
   db.run(sql`UPDATE gaps SET read_to = begun.read_to, tries = MAX(0, tries - 1), next_try_at = ${nextTryAt}
     FROM (SELECT value->>'tokenId' AS token_id, value->>'readTo' AS read_to FROM json_each(${JSON.stringify(gaps)})) AS begun
     WHERE gaps.token_id = begun.token_id`);
 
-/** These were read to their end, and their sales not seen. */
+/** Restarts the search of gaps that were read to the end without a purchase. */
 export const beginGapsAgain = (db: Database, tokenIds: readonly number[]) =>
   db.run(
     sql`UPDATE gaps SET read_to = -1 WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`,
@@ -256,7 +256,7 @@ export const beginGapsAgain = (db: Database, tokenIds: readonly number[]) =>
 export const closeGaps = (db: Database, tokenIds: readonly number[]) =>
   db.run(sql`DELETE FROM gaps WHERE token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))`);
 
-/** Which of these token ids have a machine row whose purchase stands. */
+/** The token ids that have a current machine's row whose purchase is not orphaned. */
 export async function knownTokens(db: Database, tokenIds: readonly number[]): Promise<Set<number>> {
   const rows = await db.all<{ token_id: number }>(
     sql`SELECT token_id FROM vms WHERE current = 1 AND token_id IN (SELECT value FROM json_each(${JSON.stringify(tokenIds)}))
@@ -282,7 +282,7 @@ function vmRow(settings: Settings, p: Purchase, chainTime: number) {
     tokenId: p.tokenId,
     owner: p.buyer.toLowerCase(),
     tier: p.tier,
-    // A tier that we don't sell is refused by the provisioner, with a record; the row needs some type until then.
+    // The provisioner refuses an unknown tier and records the failure; the row needs a type until then.
     vmType: TIERS[p.tier]?.type ?? "vm",
     txHash: p.txHash,
     blockNumber: p.blockNumber,
@@ -299,12 +299,12 @@ const transferRow = (t: ChainEvents["transfers"][number]) => ({
   recipient: t.recipient === ZERO_ADDRESS ? "" : t.recipient.toLowerCase(),
 });
 
-/** Who has a token when a block ends is all that counts of its transfers in it. */
+/** The last transfer of each token in each block: only the owner at the end of a block counts. */
 const lastOfBlock = (list: readonly Transfer[]): Transfer[] => [
   ...new Map(list.map((t) => [`${t.blockNumber}/${t.tokenId}`, t])).values(),
 ];
 
-/** The log index of a row that no log showed: below every log of its block. */
+/** The log index of a transfer row that was read from the contract: negative, so that it sorts before the block's logs. */
 export const logIndexOfOwner = (tokenId: number): number => -1 - tokenId;
 
 const keyOf = (settings: Settings, p: Purchase): string =>
@@ -316,7 +316,7 @@ const keyOf = (settings: Settings, p: Purchase): string =>
     ordinal: p.ordinal,
   });
 
-// Should one range hold two purchases of one id (a burn and a new sale), the later one holds the token.
+// If a range has two purchases of one id (a burn and a new sale), the later one holds the token.
 const latestPerToken = (list: readonly Purchase[]): Purchase[] => [
   ...new Map(list.map((p) => [p.tokenId, p])).values(),
 ];
@@ -335,7 +335,7 @@ const upsertTransfers = (rows: object[]) =>
     ON CONFLICT (block_number, log_index) DO UPDATE SET block_hash = excluded.block_hash, token_id = excluded.token_id, sender = excluded.sender, recipient = excluded.recipient
     WHERE block_hash <> excluded.block_hash`;
 
-/** One row per token and block, though a node showed some of a block's transfers earlier than others. */
+/** Keeps one transfer row per token and block, also when a node showed a block's transfers in several answers. */
 const deleteEarlierOfBlock = (rows: object[]) =>
   sql`DELETE FROM transfers WHERE rowid IN (
       SELECT earlier.rowid FROM json_each(${JSON.stringify(rows)}) JOIN transfers AS earlier
@@ -344,8 +344,8 @@ const deleteEarlierOfBlock = (rows: object[]) =>
         AND later.block_number = earlier.block_number AND later.log_index > earlier.log_index))`;
 
 /**
- * Deletes transfers that later ones have replaced, of which no reorg can take the later one back any more. A token's last
- * transfer stays: it says whose it is. Returns how many went; `limit` at most.
+ * Deletes transfers below a block that a later transfer below that block has replaced, so that no reorg can bring them back. A
+ * token's last transfer stays, since it names the owner. Returns the number of deleted rows, at most `limit`.
  */
 export async function pruneTransfers(db: Database, below: number, limit: number): Promise<number> {
   const { meta } = await db.run(sql`DELETE FROM transfers WHERE rowid IN (
@@ -356,7 +356,7 @@ export async function pruneTransfers(db: Database, below: number, limit: number)
   return meta.changes;
 }
 
-/** Tokens that have a machine or wait for one, with the owner that we know. */
+/** Tokens with a machine or waiting for one, with the owner in their row. */
 export const servedTokens = (db: Database, limit: number) =>
   db
     .select({ tokenId: vms.tokenId, owner: vms.owner })
@@ -367,21 +367,21 @@ export const servedTokens = (db: Database, limit: number) =>
 
 const retirement = moveSteps(MACHINE_STAGES, "retire");
 const made = columnsOf("provisioning/create");
-/** Another incarnation has the token now: the one that had it ends its machine and keeps its rows (hard case 5). */
+/** Retires the rows of incarnations that lost their token to another one: the machine ends, the rows stay (hard case 5). */
 const retireOthers = (rows: object[], now: number) =>
   sql`UPDATE vms SET current = 0, step = ${retirement.set.step}, generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}, check_at = NULL
     WHERE current = 1 AND token_id IN (SELECT value->>'tokenId' FROM json_each(${JSON.stringify(rows)}))
       AND incarnation NOT IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
 
-/** One that a reorg brings back before its machine has ended keeps it, once two nodes show the purchase. */
+/** An incarnation that a reorg brings back before its machine has ended keeps the machine, once two nodes show the purchase. */
 const takeBack = (rows: object[], now: number) =>
   sql`UPDATE vms SET current = 1, generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}
     WHERE current = 0 AND ${isAt(["running/retire", "expired/retire"])}
       AND incarnation IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
 
-/** New rows start at the first step; any other incarnation that a reorg brings back starts over, with new keys. */
+/** A new row starts at the first step. Any other incarnation that a reorg brings back starts over, with new keys. */
 const upsertVms = (rows: object[], now: number) =>
   sql`INSERT INTO vms (incarnation, token_id, owner, tier, vm_type, tx_hash, block_number, status, step, wake_at, deadline, created_at, expires_at, check_at)
     SELECT value->>'incarnation', value->>'tokenId', value->>'owner', value->>'tier', value->>'vmType', value->>'txHash', value->>'blockNumber', ${made.status}, ${made.step}, ${now + WAKE_AFTER_MS} + key * ${WAKE_LATER_MS}, value->>'deadline', value->>'createdAt', value->>'expiresAt', value->>'checkAt'
@@ -393,7 +393,7 @@ const upsertVms = (rows: object[], now: number) =>
     WHERE current = 0
     RETURNING incarnation, generation`;
 
-/** The same transaction in another block has another time: the row keeps its state and takes the new facts. */
+/** A transaction that a reorg moves to another block has another time: the row keeps its stage and takes the new times. */
 const moveToBlock = (rows: object[], graceSeconds: number) =>
   sql`UPDATE vms SET block_number = moved.block_number, created_at = moved.created_at, expires_at = moved.expires_at,
       check_at = CASE WHEN check_at IS NULL THEN NULL ELSE moved.expires_at + ${graceSeconds} END
@@ -415,7 +415,7 @@ const upsertRenewals = (rows: object[]) =>
     ON CONFLICT (block_number, log_index) DO UPDATE SET token_id = excluded.token_id, new_expiry = excluded.new_expiry
     WHERE token_id <> excluded.token_id OR new_expiry <> excluded.new_expiry`;
 
-/** Sets the end of the paid time of these tokens to what purchase and renewals say together. */
+/** Sets the expiry of these tokens' rows from their purchase and renewals. */
 const refreshExpiry = (tokenIds: number[], graceSeconds: number) =>
   sql`UPDATE vms SET expires_at = paid.expiry, check_at = CASE WHEN check_at IS NULL THEN NULL ELSE paid.expiry + ${graceSeconds} END
     FROM (SELECT p.incarnation, MAX(p.purchase_date + p.duration_days * ${SECONDS_PER_DAY},
@@ -423,7 +423,7 @@ const refreshExpiry = (tokenIds: number[], graceSeconds: number) =>
       FROM json_each(${JSON.stringify(tokenIds)}) AS ids JOIN purchases AS p ON p.token_id = ids.value) AS paid
     WHERE vms.current = 1 AND vms.incarnation = paid.incarnation AND vms.expires_at <> paid.expiry`;
 
-/** The owner gave the token up: the next sweep has the end proved on chain and the machine ended. */
+/** VMTerminated: the token's row is due at once, and the machine ends after the proof on chain. */
 const checkNow = (rows: object[]) =>
   sql`UPDATE vms SET check_at = 0 WHERE current = 1 AND check_at > 0 AND token_id IN (SELECT value->>'tokenId' FROM json_each(${JSON.stringify(rows)}))`;
 

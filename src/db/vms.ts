@@ -1,5 +1,5 @@
-// Machines and their attempts, as the provisioner moves them. Every write names the lease or the generation it acts
-// under; a write that finds neither changes nothing, and the caller drops its message.
+// Machines and their attempts, as the provisioner moves them. Every write names the lease or the generation that it acts under.
+// A write under an old one changes nothing, and the caller drops its message.
 import { and, asc, eq, getTableColumns, isNotNull, isNull, lt, or, sql } from "drizzle-orm";
 import type { SQLiteUpdateSetSource } from "drizzle-orm/sqlite-core";
 import { requireMachineMove, type Status, type Step, stageOf } from "../model/machine-life.ts";
@@ -9,7 +9,7 @@ import { bookRefund, type NewRefund } from "./refunds.ts";
 import { attempts, cursors, failedProvisionings, purchases, type Vm, vms } from "./schema.ts";
 import { type QueuedVm, WAKE_AFTER_MS } from "./wake.ts";
 
-/** With the scanned head's time, as `chainTime` has it: read together, since most steps need both. */
+/** A machine's row with the scanned head's time (see `chainTime`), in one read: most steps need both. */
 export type TimedVm = Vm & { chainTime: number };
 export type Attempt = typeof attempts.$inferSelect;
 
@@ -44,7 +44,7 @@ export const loadAttempts = (db: Database, incarnation: string): Promise<Attempt
 /** The scanned head's time: unix seconds of the chain, 0 before the first scan. */
 export const chainTime = async (db: Database): Promise<number> => (await scannedTime(db).get())?.at ?? 0;
 
-/** Hash of the block in which the scan last saw a purchase. */
+/** The hash of the block in which the scan last saw a purchase; null without the purchase's row. */
 export const scannedIn = async (db: Database, incarnation: string): Promise<string | null> =>
   (
     await db
@@ -54,7 +54,7 @@ export const scannedIn = async (db: Database, incarnation: string): Promise<stri
       .get()
   )?.blockHash ?? null;
 
-/** Whether a machine at a vendor already belongs to some attempt. */
+/** Whether a vendor's machine already belongs to a row. */
 export async function isClaimed(db: Database, provider: "vultr" | "runpod", instanceId: string): Promise<boolean> {
   const vm = await db
     .select({ id: vms.incarnation })
@@ -64,7 +64,7 @@ export async function isClaimed(db: Database, provider: "vultr" | "runpod", inst
   return vm !== undefined;
 }
 
-/** Compare-and-set of the lease; false when another consumer works on the row or it has moved on. */
+/** Takes a row's lease by compare-and-set. False when another consumer has it, or the row has moved. */
 export async function takeLease(db: Database, vm: Vm, lease: string, until: number, now: number): Promise<boolean> {
   const result = await db
     .update(vms)
@@ -85,7 +85,10 @@ export const releaseLease = (db: Database, vm: Vm, lease: string) =>
     .set({ lease: "", leaseUntil: 0 })
     .where(and(eq(vms.incarnation, vm.incarnation), eq(vms.lease, lease)));
 
-/** A purchase whose machine is gone, or about to be, goes back to work, with a deadline of its own. */
+/**
+ * Moves a purchase whose machine is gone, or will be, back to provisioning, with a deadline of its own. Null when the row has
+ * moved.
+ */
 export async function startOver(
   db: Database,
   vm: Vm,
@@ -110,7 +113,7 @@ export async function startOver(
 
 type VmMove = { status?: Status; step: Step; wakeAt: number | null } & Partial<Pick<Vm, "attempt" | "checkAt">>;
 
-/** Moves a row on from the generation it was read at; the new generation, or null where it had moved already. */
+/** Moves a row from the generation that it was read at. Returns the new generation; null when the row has moved already. */
 export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number | null> {
   const row = await db
     .update(vms)
@@ -123,16 +126,17 @@ export async function moveVm(db: Database, vm: Vm, move: VmMove): Promise<number
 
 type Columns = Omit<SQLiteUpdateSetSource<typeof vms>, "status" | "step"> & { status?: Status; step?: Step };
 
-/** What a move writes, if a machine's life has it. Throws `ForbiddenMove` where it has not. */
+/** Returns the move. Throws `ForbiddenMove` when a machine's life does not have it. */
 function checkedMove<M extends Columns>(vm: Vm, move: M): M {
   requireMachineMove(stageOf(vm), stageOf({ ...vm, ...move }));
   return move;
 }
 
-/** What ends a turn: messages of the one before are stale from here on, and the row is free. */
+/** The columns that end a step: a new generation, which makes older messages stale, and a free lease. */
 const nextTurn = (vm: Vm) => ({ generation: vm.generation + 1, lease: "", leaseUntil: 0 });
 
-// First in a batch: fails, and with it the whole batch, when the lease is not the writer's (see schema, `lease`).
+// The first statement of a batch: it fails, and the whole batch with it, when another writer has the lease (see schema,
+// `lease`).
 const fenceByLease = (db: Database, vm: Vm, lease: string, move: Columns) =>
   db
     .update(vms)
@@ -142,7 +146,7 @@ const fenceByLease = (db: Database, vm: Vm, lease: string, move: Columns) =>
     })
     .where(eq(vms.incarnation, vm.incarnation));
 
-/** The same for a writer without a lease. The move begins a new generation. */
+/** Like `fenceByLease`, for a writer without a lease. The move begins a new generation. */
 export const fenceByGeneration = (db: Database, vm: Vm, move: Columns) =>
   db
     .update(vms)
@@ -153,15 +157,15 @@ export const fenceByGeneration = (db: Database, vm: Vm, move: Columns) =>
     })
     .where(eq(vms.incarnation, vm.incarnation));
 
-/** True for the failure of a batch whose fence did not hold. */
+/** Whether an error is the failure of a batch's fence: another writer has the lease, or the row has moved. */
 export const isFenced = (error: unknown): boolean => {
   const text = error instanceof Error ? `${error.message} ${String((error.cause as Error | undefined)?.message)}` : "";
   return /NOT NULL constraint failed: (vms|cursors)\.lease/.test(text);
 };
 
 /**
- * Writes the intent before the request leaves: from here on a machine may exist under this attempt's label. `ports`: what its
- * order asks for.
+ * Stores an attempt before its request to the vendor: from now on a machine may exist under the attempt's label. `ports`: the
+ * ports that the machine's order asks for, as JSON.
  */
 export const openAttempt = (
   db: Database,
@@ -175,7 +179,7 @@ export const openAttempt = (
     db.insert(attempts).values(attempt),
   ]);
 
-/** The vendor refused: nothing was made. The attempt is closed and its key forgotten; the lease is kept. */
+/** Closes an attempt that the vendor refused, so that no machine exists. The attempt's key is erased; the lease is kept. */
 export const closeRefused = (
   db: Database,
   vm: Vm,
@@ -193,7 +197,7 @@ export const closeRefused = (
       .where(isAttempt(vm, number)),
   ]);
 
-/** The vendor made it (or it was found): the row waits for the boot under a new generation. */
+/** Stores an attempt's machine, made or found at the vendor: the row waits for the boot. Returns the new generation. */
 export async function recordMachine(
   db: Database,
   vm: Vm,
@@ -210,9 +214,9 @@ export async function recordMachine(
 }
 
 /**
- * A machine is about to get other keys: they are an attempt of their own, on the same machine, and what was there before
- * is over. Of an order that did not get through, the login key is used again and the rest replaced. The row stays at
- * `rotate` until the vendor has taken the order.
+ * Stores new keys for a machine before the vendor is asked to install them. The keys are a new attempt on the same machine, and
+ * end the earlier attempts there. If the request has failed before, the attempt keeps its login key, and its mark, host key and
+ * time are replaced. The row stays at `rotate` until the vendor has accepted the request.
  */
 export const openRotation = (db: Database, vm: Vm, lease: string, attempt: Attempt) => {
   const { mark, hostPublicKey, createSentAt } = attempt;
@@ -240,7 +244,10 @@ export const openRotation = (db: Database, vm: Vm, lease: string, attempt: Attem
   ]);
 };
 
-/** Closes an attempt and moves the row, in one batch. `gone` says that the vendor no longer knows a machine of it. */
+/**
+ * Closes an attempt and moves the row, in one batch. `gone`: the vendor does not have the attempt's machine any more. Returns
+ * the new generation.
+ */
 export async function closeAttempt(
   db: Database,
   vm: Vm,
@@ -259,7 +266,7 @@ export async function closeAttempt(
   return vm.generation + 1;
 }
 
-/** The vendor knows the machine no more. */
+/** Records that the vendor does not have an attempt's machine any more. */
 export const markGone = (db: Database, attempt: Attempt, now: number) =>
   db.batch([
     db
@@ -273,21 +280,21 @@ export const markGone = (db: Database, attempt: Attempt, now: number) =>
     forgetSealed(db, attempt.incarnation, attempt.number),
   ]);
 
-/** The first time that the end of its machine failed is kept. */
+/** Records that the deletion of an attempt's machine failed. The time of the first failure is kept. */
 export const markDeleteFailed = (db: Database, attempt: Attempt, now: number) =>
   db
     .update(attempts)
     .set({ deleteFailedAt: now })
     .where(and(isAttempt(attempt, attempt.number), isNull(attempts.deleteFailedAt)));
 
-/** An order without an answer made no machine. */
+/** Closes an attempt whose create had no answer and made no machine. */
 export const closeLost = (db: Database, attempt: Attempt, detail: string, now: number) =>
   db
     .update(attempts)
     .set({ outcome: "lost", detail, endedAt: now, goneAt: now, privateKey: null })
     .where(isAttempt(attempt, attempt.number));
 
-/** Publishes the machine with the keys stored for its attempt; the attempt keeps no copy. */
+/** Publishes a machine with the keys of its attempt; the attempt's copy is erased. Returns the new generation. */
 export async function publish(
   db: Database,
   vm: Vm,
@@ -297,7 +304,7 @@ export async function publish(
     port: number;
     ports: string | null;
     now: number;
-    /** When the sweep looks after the scrub; null where there is none to do. */
+    /** When the sweep checks the scrub (the removal of the vendor's copy of the host key); null without a scrub. */
     scrubAt: number | null;
     lateSeconds: number | null;
     refund?: NewRefund;
@@ -313,7 +320,7 @@ export async function publish(
       ports: at.ports,
       sshPrivateKey: attempt.privateKey,
       keyId: attempt.keyId,
-      // A machine that was replaced does not make the purchase run later.
+      // A replaced machine does not change when the purchase first ran.
       runningAt: sql`COALESCE(${vms.runningAt}, ${at.now})`,
       lateSeconds: sql`COALESCE(${vms.lateSeconds}, ${at.lateSeconds})`,
     }),
@@ -326,7 +333,7 @@ export async function publish(
   return vm.generation + 1;
 }
 
-/** Ends a purchase without a machine, with a row that says why. `step` is clear while one is still to be ended. */
+/** Fails a purchase and records the cause for operators. `step` is `clear` while a machine is still to be ended. */
 export async function failVm(
   db: Database,
   vm: Vm,
@@ -336,7 +343,7 @@ export async function failVm(
     now: number;
     step: "clear" | "idle";
     wakeAt: number | null;
-    /** What the buyer gets back, if that is decided with it. */
+    /** The buyer's refund, if it is decided together with the failure. */
     refund?: NewRefund | undefined;
   },
 ): Promise<void> {
@@ -356,7 +363,7 @@ export async function failVm(
   ]);
 }
 
-/** The row that holds a token now. */
+/** The row that holds a token now, or null. */
 export const currentVm = async (db: Database, tokenId: number): Promise<Vm | null> =>
   (await db
     .select()
@@ -364,7 +371,7 @@ export const currentVm = async (db: Database, tokenId: number): Promise<Vm | nul
     .where(and(eq(vms.tokenId, tokenId), eq(vms.current, true)))
     .get()) ?? null;
 
-/** Brings a row's next turn forward, for the sweep to send. */
+/** Sets the time at which the sweep queues a row again. A row with nothing left to do is not woken. */
 export const wakeAt = (db: Database, incarnation: string, at: number) =>
   db
     .update(vms)

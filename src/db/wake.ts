@@ -1,9 +1,9 @@
-// Rows whose time to be sent again has come, of machines, payments and refunds.
+// The rows of machines, payments and refunds that are due to be queued again.
 import { type SQL, sql } from "drizzle-orm";
 import type { Database } from "./client.ts";
 import { NOBODYS, partOf, type refunds } from "./schema.ts";
 
-/** How long the sweep leaves a row alone that was just sent. */
+/** The time for which the sweep leaves a row alone after the row's message was sent. */
 export const WAKE_AFTER_MS = 60_000;
 
 export type QueuedVm = { incarnation: string; generation: number };
@@ -12,14 +12,16 @@ export type QueuedPayment = { payment: string; generation: number };
 
 type Waking = {
   table: "vms" | "payments" | "refunds";
-  /** The columns of its key, and what they are called in the answer. */
+  /** The key's columns, and the columns that the statement returns. */
   key: string;
   returning: string;
   /** The rows that may be due. */
   among: SQL;
 };
 
-/** Each is left alone for a minute from here on. A generation rises, and makes older messages stale. */
+/**
+ * Returns due rows and postpones their next wake. The generation rises (refunds have none), so that older messages are stale.
+ */
 function wake<Row>(db: Database, { table, key, returning, among }: Waking, now: number, limit: number): Promise<Row[]> {
   const [name, columns] = [sql.raw(table), sql.raw(key)];
   const generation = sql.raw(table === "refunds" ? "" : ", generation = generation + 1");
@@ -55,8 +57,8 @@ export const wakeRefunds = (db: Database, now: number, limit: number) =>
   );
 
 /**
- * However many rows strangers make of which nothing came: the others come first, and those take a fifth of the places at
- * most.
+ * Payments without an authorization and without a purchase (`NOBODYS`), which strangers can make in any number, come last and
+ * take at most a fifth of `limit`.
  */
 export async function wakePayments(db: Database, now: number, limit: number): Promise<QueuedPayment[]> {
   const payments = { table: "payments", key: "id", returning: "id AS payment, generation" } as const;

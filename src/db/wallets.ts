@@ -1,11 +1,11 @@
-// Wallets made for agents.
+// Wallets that were generated for agents.
 import { eq } from "drizzle-orm";
 import type { Database } from "./client.ts";
 import { agentWallets } from "./schema.ts";
 
 export type Wallet = typeof agentWallets.$inferSelect;
 
-/** True for the one caller whose wallet is kept under this agent id. */
+/** Inserts an agent's wallet. True for the one caller whose wallet is stored under the agent id. */
 export async function insertWallet(db: Database, wallet: Wallet): Promise<boolean> {
   const result = await db.insert(agentWallets).values(wallet).onConflictDoNothing();
   return result.meta.changes === 1;
