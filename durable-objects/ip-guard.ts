@@ -1,14 +1,15 @@
-// One object per client (an address, IPv6 per /64; another Worker; cross-site requests apart), named by it: what it asked
-// for lately, its violations, its ban. An automatic ban binds the object of the client's cross-site requests as well.
+// A client's rate limits, violations and ban: one object per client, named after it. A client is an address (IPv6: a /64) or
+// another Worker. A client's cross-site requests have an object of their own, which an automatic ban of the client binds as
+// well.
 //
-// Windows slide and are exact: the times of the requests that were let through are kept, so of N + k at once N pass. An
-// object that idles for about ten seconds loses its memory. So windows that are `kept` (wallets, admin, an hour) and
-// violations and bans are written before the answer leaves; the other minute windows are written together by a timer,
-// five seconds after the first request that changed them. A crash of the object may forgive these five seconds, no more.
-// An alarm deletes all storage once there is nothing left to remember.
+// Windows slide and are exact: the object keeps the time of each allowed request, so of N + k concurrent requests N pass. An
+// idle object loses its memory after about ten seconds. `kept` windows (wallets, admin, an hour), violations and bans are
+// therefore written before the answer leaves. A timer writes the other windows, which last a minute, together, five seconds
+// after the first request that changed them: a crash of the object loses at most these five seconds. An alarm deletes all
+// storage once everything in it has expired.
 //
-// Keys of the storage: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`, and
-// `lifted` while the row of a lifted ban may still be in the operators' list. The first write of all sets the alarm.
+// Storage keys: `minutes` (all windows that the timer writes, one row), `window:<bucket>`, `violations`, `ban`, and `lifted`
+// while the row of a lifted ban may still be in the operators' list. The first write sets the alarm.
 import { DurableObject } from "cloudflare:workers";
 import { deleteBan, saveBan } from "../src/db/bans.ts";
 import { openDatabase } from "../src/db/client.ts";
@@ -19,17 +20,17 @@ import type { LogBook } from "./log-book.ts";
 export type Limit = { requests: number; windowSeconds: number };
 
 export type Hit = {
-  /** What is counted apart: a route. */
+  /** The name of the counter: a route. */
   bucket: string;
   limit: Limit;
-  /** Written with each request instead of by the timer. */
+  /** Write the window with each request instead of by the timer. */
   kept: boolean;
   /**
-   * What a refusal counts towards a ban. `once` per window: a poller that is told to wait and does not is rude, no attacker
-   * (hard case 22).
+   * Whether a refusal is a violation, which counts towards a ban. `once` per window: a poller that ignores Retry-After is not
+   * an attacker (hard case 22).
    */
   counts: "each" | "once" | "never";
-  /** Counted although the client is banned: a caller that may show who it is. */
+  /** Count the request although the client is banned: its owner's signature may pass the ban. */
   evenIfBanned: boolean;
   /** Unix milliseconds. */
   now: number;
@@ -38,12 +39,12 @@ export type Hit = {
 export type Verdict = {
   allowed: boolean;
   remaining: number;
-  /** Unix milliseconds at which the next request is given back. */
+  /** Unix milliseconds at which the window has room for another request. */
   resetAt: number;
   bannedUntil: number | null;
   /** The refusal counts towards a ban. */
   violates: boolean;
-  /** It was the violation that made the ban. */
+  /** The violation that caused the ban. */
   bansNow: boolean;
 };
 
@@ -52,7 +53,7 @@ type StoredBan = Ban & { mirrored: boolean };
 type Violation = { at: number; bucket: string };
 type Env = { DB: D1Database; LOG_BOOK: DurableObjectNamespace<LogBook>; IP_GUARD: DurableObjectNamespace<IpGuard> };
 
-/** Version 1.3.0 of the API: ten violations within an hour ban for an hour. */
+/** Version 1.3.0 of the API: ten violations within an hour cause a ban of an hour. */
 const VIOLATIONS_TO_BAN = 10;
 const VIOLATION_WINDOW_MS = 3_600_000;
 const BAN_MS = 3_600_000;
@@ -64,10 +65,10 @@ export class IpGuard extends DurableObject<Env> {
   readonly #windows = new Map<string, { times: number[]; limit: Limit; kept: boolean }>();
   #violations: Violation[] = [];
   #ban: StoredBan | null = null;
-  /** Unix milliseconds: rows of bans that began until then are to go from the list. */
+  /** Rows of bans that began up to this time (unix milliseconds) have to leave the operators' list. */
   #lifted: number | null = null;
   #flushing: ReturnType<typeof setTimeout> | undefined;
-  /** Whether the alarm is set: it is from the first write on until everything is deleted. */
+  /** Whether the alarm is set: from the first write until all storage is deleted. */
   #alarmed = false;
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -88,7 +89,7 @@ export class IpGuard extends DurableObject<Env> {
     }
   }
 
-  /** Counts one request, if it may pass. */
+  /** Decides about one request, and counts it if it is allowed. */
   hit({ bucket, limit, kept, counts, evenIfBanned, now }: Hit): Verdict {
     const bannedUntil = this.#bannedUntil(now);
     if (bannedUntil !== null && !evenIfBanned) {
@@ -98,7 +99,7 @@ export class IpGuard extends DurableObject<Env> {
     const times = (this.#windows.get(bucket)?.times ?? []).filter((at) => at > now - windowMs);
     const allowed = times.length < limit.requests;
     if (allowed) {
-      // Isolates' clocks differ by a little; the list stays in order.
+      // Isolates' clocks differ a little; the list has to stay in order.
       times.push(Math.max(now, times.at(-1) ?? 0));
       this.#windows.set(bucket, { times, limit, kept });
       if (kept) this.#put(`window:${bucket}`, { times, limit });
@@ -111,7 +112,7 @@ export class IpGuard extends DurableObject<Env> {
     const bansNow = violates && this.#violate(bucket, now);
     return {
       allowed,
-      // A limit may have been lowered meanwhile.
+      // The limit may be lower than when the earlier requests passed.
       remaining: Math.max(0, limit.requests - times.length),
       resetAt: (times[0] ?? now) + windowMs,
       bannedUntil: this.#bannedUntil(now),
@@ -120,7 +121,7 @@ export class IpGuard extends DurableObject<Env> {
     };
   }
 
-  /** What was counted last, and let through, came to nothing. Only for windows that are kept. */
+  /** Removes the last counted request, whose work failed. Only for `kept` windows. */
   giveBack(bucket: string): void {
     const window = this.#windows.get(bucket);
     if (window === undefined) return;
@@ -129,8 +130,8 @@ export class IpGuard extends DurableObject<Env> {
   }
 
   /**
-   * Violations that `hit` did not see: an injection attempt, a wrong admin key, refusals that an isolate made by itself. Says
-   * until when the client is banned now.
+   * Adds violations that `hit` did not see: an injection attempt, a wrong admin key, refusals by an isolate alone. Returns the
+   * end of the client's ban (unix milliseconds), or null.
    */
   violate(what: string, now: number, violations = 1): { bannedUntil: number | null; bansNow: boolean } {
     let bansNow = false;
@@ -140,18 +141,18 @@ export class IpGuard extends DurableObject<Env> {
     return { bannedUntil: this.#bannedUntil(now), bansNow };
   }
 
-  /** An operator's ban, in force before this resolves. */
+  /** Sets an operator's ban. It is in force before the promise resolves. */
   async ban(ban: Ban): Promise<void> {
     this.#setBan(ban);
     await this.#mirror();
   }
 
-  /** A ban of the client whose cross-site requests are counted here: the list has it under the client's own name. */
+  /** Takes over the ban of the client whose cross-site requests this object counts. The list has it under the client's name. */
   bind(ban: Ban): void {
     if ((this.#bannedUntil(ban.since) ?? 0) < ban.until) this.#setBan(ban, true);
   }
 
-  /** Ends a ban, automatic or manual, and forgets what led to it. Resolves with whether there was one. */
+  /** Ends an automatic or an operator's ban and deletes the violations. Resolves with whether the client was banned. */
   async lift(): Promise<boolean> {
     const now = Date.now();
     const wasBanned = this.#bannedUntil(now) !== null;
@@ -171,7 +172,7 @@ export class IpGuard extends DurableObject<Env> {
     if (this.#forget(now)) {
       clearTimeout(this.#flushing);
       this.#flushing = undefined;
-      // Takes the alarm along; what comes next sets a new one.
+      // Deletes the alarm as well; the next write sets a new one.
       await this.ctx.storage.deleteAll();
       this.#alarmed = false;
     } else {
@@ -180,7 +181,7 @@ export class IpGuard extends DurableObject<Env> {
     }
   }
 
-  /** Drops what is over; true when nothing is left. */
+  /** Drops windows, violations and a ban that are over. True when nothing is left. */
   #forget(now: number): boolean {
     for (const [bucket, { times, limit }] of this.#windows) {
       if ((times.at(-1) ?? 0) <= now - limit.windowSeconds * 1_000) this.#windows.delete(bucket);
@@ -198,7 +199,7 @@ export class IpGuard extends DurableObject<Env> {
     return this.#violations.some((violation) => violation.bucket === bucket && violation.at > since);
   }
 
-  /** True when this is the one that bans. */
+  /** Adds a violation. True when it causes the ban. */
   #violate(bucket: string, now: number): boolean {
     this.#violations = this.#violations.filter(({ at }) => at > now - VIOLATION_WINDOW_MS);
     this.#violations.push({ at: now, bucket });
@@ -215,21 +216,21 @@ export class IpGuard extends DurableObject<Env> {
   }
 
   #setBan(ban: Ban, mirrored = false): void {
-    // Isolates' clocks differ, and writes of rows overtake each other: by its `since` the later ban has the row.
+    // Isolates' clocks differ, and writes of rows overtake each other: the row belongs to the ban with the later `since`.
     const since = Math.max(ban.since, 1 + Math.max(this.#ban?.since ?? 0, this.#lifted ?? 0));
     this.#ban = { ...ban, since, mirrored };
     this.#put("ban", this.#ban);
   }
 
   /**
-   * Binds the client's other guard to an automatic ban, and writes the row: operators list bans from the database, since
-   * nothing can list objects. What fails is tried again by the alarm.
+   * Passes an automatic ban on to the client's other guard and writes the row of the ban. Operators list bans from the
+   * database, since objects can't be listed. The alarm tries again after a failure.
    */
   async #mirror(): Promise<void> {
     const ban = this.#ban;
     if (ban === null) return;
     const { until, since, reason, by } = ban;
-    // Operators ban both by themselves.
+    // An operator's ban is set on both guards by the admin route.
     const others = by === "auto" ? this.#bound() : [];
     try {
       await Promise.all([
@@ -243,20 +244,20 @@ export class IpGuard extends DurableObject<Env> {
     } catch (error) {
       await this.#tryLater("ban_not_mirrored", error);
     }
-    // Lifted while the row was on its way.
+    // The ban was lifted during the write of its row.
     if (this.#ban !== null) return;
     await this.#unlist(since);
     for (const other of others) await other.lift();
   }
 
-  /** The guards that a ban of this one binds. */
+  /** The other guards that an automatic ban of this client binds. */
   #bound(): DurableObjectStub<IpGuard>[] {
     const { IP_GUARD } = this.env;
     const names = boundBy(this.#name()).filter((name) => name !== this.#name());
     return names.map((name) => IP_GUARD.get(IP_GUARD.idFromName(name)));
   }
 
-  /** Takes the row of a lifted ban out of the list; a mark stays until that is done, for the alarm. */
+  /** Deletes the row of a lifted ban. Until that succeeds, `lifted` is stored and the alarm tries again. */
   async #unlist(since: number): Promise<void> {
     this.#markLifted(since);
     try {
@@ -265,7 +266,7 @@ export class IpGuard extends DurableObject<Env> {
       this.#lifted = null;
       this.ctx.storage.kv.delete("lifted");
     } catch (error) {
-      // Another delete, of an earlier row, may have taken the mark meanwhile.
+      // A concurrent delete of an earlier ban's row may have removed `lifted`.
       this.#markLifted(since);
       await this.#tryLater("ban_not_unlisted", error);
     }
@@ -276,7 +277,9 @@ export class IpGuard extends DurableObject<Env> {
     this.#put("lifted", this.#lifted);
   }
 
-  /** Whatever is owed to the list. The line goes to the book at once: nothing else sends what an object logs. */
+  /**
+   * Logs a failed write of a ban's row and sets the alarm. The log line is sent at once: nothing else sends an object's lines.
+   */
   async #tryLater(event: string, error: unknown): Promise<void> {
     log("error", event, errorFields(error));
     this.ctx.waitUntil(sendLogs(this.env.LOG_BOOK));

@@ -1,44 +1,47 @@
-// The logs of both Workers, one object: three streams as files of at most 5 MB, of which five are kept, and the pages that
-// go to a webhook. Workers send lines in batches, a second after the first of them; whatever is lost on the way is still
-// in `wrangler tail`.
+// The logs of both Workers, in one object: three streams as files of at most 5 MB, of which five are kept, and pages, which go
+// to a webhook. Workers send lines in batches, a second after a batch's first line; lines that are lost on the way are still in
+// `wrangler tail`.
 //
-// `chunks` holds a batch's lines of one stream as one row of text; a file is the chunks that bear its number. `causes` holds
-// what was paged, so that each cause calls once, and its end as well; `alerts` what the webhook has not taken yet.
+// A row of `chunks` is a batch's lines of one stream; a file is the chunks with its number. `causes` has the causes of pages,
+// so that each cause alerts once, and once when it ends. `alerts` has the webhook calls that were not accepted yet.
 import { DurableObject } from "cloudflare:workers";
 import { Webhook } from "standardwebhooks";
 
 export const STREAMS = ["combined", "error", "security"] as const;
 export type Stream = (typeof STREAMS)[number];
-/** Lines of JSON, each with its line feed; what is in the others is in `combined` too. One text costs less to send than many. */
+/**
+ * Lines of JSON, each with its line feed. `combined` has the lines of the other streams too. A text per stream costs less to
+ * send than a list of lines.
+ */
 export type LogBatch = Record<Stream, string> & {
-  /** By cause, the first line of each. */
+  /** The first line of each cause. */
   pages: Record<string, string>;
-  /** Causes that are over unless a page of this batch or a later one says otherwise. */
+  /** Causes that are over, unless a page of this batch or a later one has them. */
   cleared: Set<string>;
 };
-/** `index` 0 is being written, 1 the one before. */
+/** `index` 0 is the file being written, 1 the one before. `from` and `to`: unix milliseconds. */
 export type LogFile = { stream: Stream; index: number; bytes: number; from: number; to: number };
 export type EventFilter = { event?: string; address?: string; since?: number; until?: number; limit: number };
 type Alert = { id: string; what: "page" | "all_clear"; line: string; tries: number };
 type Env = { ALERT_WEBHOOK_URL?: string; ALERT_WEBHOOK_SECRET?: string };
 
-/** Version 1.3.0 of the API: 5 MB, five files. */
+/** Version 1.3.0 of the API: five files of at most 5 MB. */
 const MAX_FILE_BYTES = 5_000_000;
 const FILES_KEPT = 5;
-/** A value in the storage has at most 2 MB. */
+/** A storage value has at most 2 MB. */
 const MAX_CHUNK_BYTES = 500_000;
 const LINE_FEED = 0x0a;
-/** What is kept of a line that no row can hold. */
+/** The part that is kept of a line that is too long for a row. */
 const EXCERPT_BYTES = 1_000;
-/** A cause that is told of again and again pages once in this time. */
+/** The interval of alerts about a cause that keeps being logged. */
 const REMIND_MS = 3_600_000;
-/** What is told of again this soon after its call is what that call was about; later, it may be the next of its kind. */
+/** A page this soon after its cause's alert is about the same incident; a later one may be about the next. */
 const SAME_MS = 60_000;
-/** A cause of which something was told since its call, and that is not over. */
+/** Condition: the cause is not over, and was logged again after its last alert. */
 const IS_UNTOLD = `cleared_at IS NULL AND said_at > paged_at + ${SAME_MS}`;
-/** A cause is over when nobody has told of it for so long since it was called over: one that comes and goes is one. */
+/** A cause ends when it is not logged for this long after its all-clear: a cause that comes and goes stays one cause. */
 const SETTLE_MS = 300_000;
-/** A cause that nobody has told of for so long, and nobody has called over, is nothing that ends. */
+/** A cause without an all-clear is deleted, without an alert, when it is not logged for this long: it has no end. */
 const FORGET_MS = 7 * 86_400_000;
 const WEBHOOK_TIMEOUT_MS = 10_000;
 const FIRST_RETRY_MS = 15_000;
@@ -47,7 +50,7 @@ const MAX_TRIES = 24;
 
 export class LogBook extends DurableObject<Env> {
   readonly #sql: SqlStorage;
-  /** The file that each stream writes, read once. */
+  /** Each stream's current file, read from storage once. */
   readonly #current = new Map<Stream, { file: number; bytes: number }>();
 
   constructor(ctx: DurableObjectState, env: Env) {
@@ -60,7 +63,7 @@ export class LogBook extends DurableObject<Env> {
       CREATE TABLE IF NOT EXISTS alerts (id TEXT PRIMARY KEY, what TEXT NOT NULL, line TEXT NOT NULL, at INTEGER NOT NULL, tries INTEGER NOT NULL, next_try_at INTEGER);`);
   }
 
-  /** Takes a batch. `now` is unix milliseconds. */
+  /** Stores a batch and sends its pages. `now`: unix milliseconds. */
   async append(batch: LogBatch, now = Date.now()): Promise<void> {
     for (const stream of STREAMS) this.#write(stream, batch[stream], now);
     if (this.env.ALERT_WEBHOOK_URL === undefined) return;
@@ -69,7 +72,7 @@ export class LogBook extends DurableObject<Env> {
     if (this.#clear(batch.cleared, now) || pages.length > 0) await this.#deliverLater(now);
   }
 
-  /** Every file there is. */
+  /** All files, by stream, newest first. */
   files(): LogFile[] {
     const rows = this.#sql.exec<{ stream: Stream; file: number; bytes: number; from_at: number; to_at: number }>(
       "SELECT stream, file, SUM(bytes) AS bytes, MIN(at) AS from_at, MAX(at) AS to_at FROM chunks GROUP BY stream, file ORDER BY stream, file DESC",
@@ -82,7 +85,7 @@ export class LogBook extends DurableObject<Env> {
     });
   }
 
-  /** A file's lines; null where there is none. */
+  /** A file's lines; null when the file does not exist. */
   read(stream: Stream, index: number): string | null {
     const rows = this.#sql.exec<{ lines: string }>(
       "SELECT lines FROM chunks WHERE stream = ? AND file = ? ORDER BY id",
@@ -93,7 +96,7 @@ export class LogBook extends DurableObject<Env> {
     return chunks.length === 0 ? null : chunks.join("");
   }
 
-  /** Events of the security stream, newest first. */
+  /** Events of the security stream, newest first. `since` and `until`: unix milliseconds, inclusive. */
   events({
     event,
     address,
@@ -153,7 +156,7 @@ export class LogBook extends DurableObject<Env> {
     return current;
   }
 
-  /** Appends whole lines, in pieces that fit a row and a file. */
+  /** Appends whole lines, in chunks that fit a row and a file. */
   #write(stream: Stream, text: string, now: number): void {
     const current = this.#newest(stream);
     const bytes = cutLongLines(Buffer.from(text), now);
@@ -162,7 +165,7 @@ export class LogBook extends DurableObject<Env> {
       const room = Math.min(MAX_CHUNK_BYTES, MAX_FILE_BYTES - current.bytes);
       const end = bytes.length - at <= room ? bytes.length : bytes.lastIndexOf(LINE_FEED, at + room - 1) + 1;
       if (end <= at) {
-        // Not even the next line fits what is left.
+        // The next line does not fit the rest of the file.
         this.#turnOver(stream, current);
         continue;
       }
@@ -186,7 +189,7 @@ export class LogBook extends DurableObject<Env> {
     this.#sql.exec("DELETE FROM chunks WHERE stream = ? AND file <= ?", stream, current.file - FILES_KEPT);
   }
 
-  /** A cause that is new, or that lasts, goes to the webhook. */
+  /** Stores a page's cause. A cause without an alert within `REMIND_MS` gets one. */
   #page(cause: string, line: string, now: number): void {
     this.#sql.exec(
       `INSERT INTO causes VALUES (?1, ?2, ?3, ?3, 0, NULL)
@@ -200,7 +203,7 @@ export class LogBook extends DurableObject<Env> {
     if (told.length > 0) this.#alert("page", line, now);
   }
 
-  /** What happened within the hour after a call, and has no end to be told of, calls once the hour is over. */
+  /** Alerts about causes that were logged again within the hour after their last alert, once the hour is over. */
   #remind(now: number): void {
     const due = this.#sql
       .exec<{ line: string }>(
@@ -212,7 +215,7 @@ export class LogBook extends DurableObject<Env> {
     for (const { line } of due) this.#alert("page", line, now);
   }
 
-  /** True where one of these was told of. */
+  /** Marks causes as over. True when one of them was open. */
   #clear(causes: ReadonlySet<string>, now: number): boolean {
     if (causes.size === 0) return false;
     const named = JSON.stringify([...causes]);
@@ -255,7 +258,10 @@ export class LogBook extends DurableObject<Env> {
     if (next !== null) await this.ctx.storage.setAlarm(Math.max(next, now));
   }
 
-  /** Signed as standardwebhooks.com has it: headers webhook-id, webhook-timestamp, webhook-signature. */
+  /**
+   * Sends one alert, signed as in standardwebhooks.com: headers webhook-id, webhook-timestamp, webhook-signature. False on
+   * failure.
+   */
   async #send({ id, what, line }: Alert, now: number): Promise<boolean> {
     const { ALERT_WEBHOOK_URL: url, ALERT_WEBHOOK_SECRET: secret } = this.env;
     if (url === undefined || secret === undefined) return false;
@@ -282,7 +288,7 @@ export class LogBook extends DurableObject<Env> {
   }
 }
 
-/** A line that is longer than a row may be becomes one that says so. */
+/** Replaces each line that is too long for a row by a `line_cut` line with its length and beginning. */
 function cutLongLines(bytes: Buffer, now: number): Buffer {
   if (bytes.length <= MAX_CHUNK_BYTES) return bytes;
   const parts: Buffer[] = [];

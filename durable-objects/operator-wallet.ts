@@ -1,22 +1,22 @@
-// The wallet that pays: one object, named "operator", in the provisioner, so that nonces are given out one after the
-// other. An order has an id, and an id is one order for ever: asking twice pays once, whatever was lost in between.
+// The operator wallet: one object, named "operator", in the provisioner, so that it assigns nonces one after the other. An
+// order's id names one order for ever: an order that is sent twice pays once, regardless of lost answers.
 //
-//   order        stored with its nonce and its signed transaction before anything is broadcast; output gates hold the
-//                network back until storage has them. Of a purchase the database knows each hash first (hard case 20)
-//   sent         broadcast again in nonce order by an alarm until final history shows it; replaced at a higher fee where
-//                it is stuck, each replacement stored before it leaves
-//   final        two nodes call its block final. A reorg before that changes nothing: it is still being broadcast
-//   nonce taken  by a transaction that is not ours, in final history, and no node has a receipt of ours: another nonce
-//   nonce free   since a reorg left such a transaction out: filled with one that does nothing
-//   refused      by every node, again and again: replaced at its nonce by one that does nothing, and the order ends as
-//                reverted, since whatever has a higher nonce waits behind it (hard case 35)
+//   order        its nonce and signed transaction are stored before the broadcast; output gates hold the network back until
+//                storage has them. A purchase's hash is linked to its payment in the database first (hard case 20)
+//   sent         an alarm broadcasts it again, in nonce order, until it is in final history. A stuck transaction is replaced at
+//                a higher fee; each replacement is stored before its broadcast
+//   final        two nodes call its block final. A reorg before that is harmless, since the broadcasts go on
+//   nonce taken  a foreign transaction has the nonce in final history, and no node has a receipt of ours: the order gets
+//                another nonce
+//   nonce free   a reorg has removed a foreign transaction: a transaction that does nothing fills its nonce
+//   refused      every node refuses it repeatedly: a transaction that does nothing replaces it at its nonce, and the order ends
+//                as reverted, since all higher nonces wait behind it (hard case 35)
 //
-// No row is believed: before an order is signed the chain is asked what came in for it, and never does more leave for a
-// payment or a purchase than that (hard case 34). Nodes are asked outside of the turns in which nonces are given out.
+// The wallet does not trust the database: before it signs an order, it reads from the chain how much came in for the order's
+// payment or purchase, and never sends more than that (hard case 34). It calls no node while it assigns nonces.
 //
-// A purchase is two transactions, the approval of its exact cost in front of it, signed in one turn at two nonces.
-// The key is in the environment of this script alone (hard case 3), and the chain's word in final history is the only
-// one that closes an order (hard case 16).
+// A purchase is two transactions, signed in one turn at two consecutive nonces: the approval of its exact cost, and the
+// purchase. Only this script's environment has the key (hard case 3), and only final history closes an order (hard case 16).
 import { DurableObject } from "cloudflare:workers";
 import { type Hex, keccak256 } from "viem";
 import { type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
@@ -45,16 +45,16 @@ import { limitOf, type Refusal } from "./wallet-limits.ts";
 
 export type Mined = { hash: Hex; status: "success" | "reverted"; blockNumber: number };
 export type OrderState =
-  /** Nothing was signed; the same call may work later. `other_order`: the id was given to something else before. */
+  /** Nothing was signed; the same call may succeed later. `other_order`: the id already names another order. */
   | { state: "waiting"; why: Refusal }
-  /** `mined`: whichever of its transactions two nodes have a receipt of now. */
+  /** `mined`: the receipt of one of the order's transactions that two nodes have now; null without one. */
   | { state: "sent"; hash: Hex; mined: Mined | null }
-  /** In final history. */
+  /** The transaction succeeded, in final history. */
   | { state: "final"; hash: Hex }
-  /** The same; `reverts`: how often it has by now. */
+  /** The transaction reverted, in final history. `reverts`: the number of times that this order has reverted. */
   | { state: "reverted"; hash: Hex; reverts: number };
 
-/** What was found out about an order before its turn. */
+/** The results of the calls to nodes that an order needs before its turn. */
 type Prepared = {
   rows: NewRow[];
   gas: bigint[];
@@ -62,20 +62,20 @@ type Prepared = {
   funds: Funds;
   evidence: Evidence;
   nextCount: number;
-  /** Earlier orders for the same that have done nothing. */
+  /** Ids of earlier orders for the same payment or purchase that had no effect. */
   undone: ReadonlySet<string>;
 };
 
 const ADVANCE_MS = 15_000;
-/** Rows whose receipts are asked for together: behind more, orders that come meanwhile would wait for a connection. */
+/** Rows whose receipts are read at once. With more, new orders would wait for a connection. */
 const RECEIPTS_AT_ONCE = 4;
 const STUCK_MS = 60_000;
 const HOUR_MS = 3_600_000;
 const MAX_REPLACEMENTS = 10;
-/** Nodes take a replacement only at 10 % more. */
+/** Fees of a replacement, in percent of the replaced transaction's. Nodes require 110 %. */
 const BUMP_PERCENT = 125n;
 const FILL_GAS = 30_000n;
-/** A transaction that every node has refused at so many fees is refused for another reason. */
+/** A transaction that every node refuses at this many fees is refused for another reason than its fee. */
 const MAX_REFUSED_FEES = 3;
 export class OperatorWallet extends DurableObject<object> {
   readonly #ledger: WalletLedger;
@@ -87,7 +87,7 @@ export class OperatorWallet extends DurableObject<object> {
     this.#ledger = new WalletLedger(state.storage);
   }
 
-  /** Gives an order, or says how the order of that id stands. */
+  /** Places an order, or returns the state of the order with that id. */
   order(order: WalletOrder): Promise<OrderState> {
     return this.#connections.run(() => this.#order(order));
   }
@@ -106,7 +106,7 @@ export class OperatorWallet extends DurableObject<object> {
     return { state: "sent", hash, mined: null };
   }
 
-  /** Whether an order would fail on chain; null where nothing is known to be in its way. Nothing is asked about what it is for. */
+  /** Simulates an order: `would_fail`, or null when the simulation succeeds. Does not check whether the order is owed. */
   async simulate(order: WalletOrder): Promise<Refusal | null> {
     const gas = await this.#connections.run(() => this.#estimate(this.#rowsOf(order, "")));
     return gas === null ? "would_fail" : null;
@@ -124,7 +124,7 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   async #stateOf(known: OrderRow, order: WalletOrder): Promise<OrderState> {
-    // One id, two orders: somebody wrote into the database, or we made a mistake.
+    // One id with two orders: somebody has written into the database, or the code is wrong.
     if (known.body !== identityOf(order)) return { state: "waiting", why: "other_order" };
     if (known.state === "reverted")
       return { state: "reverted", hash: known.hash, reverts: this.#ledger.reverts(known.id) };
@@ -133,7 +133,7 @@ export class OperatorWallet extends DurableObject<object> {
     return { state: "sent", hash: mined?.hash ?? known.hash, mined };
   }
 
-  /** What takes calls of nodes, so that nobody else's order waits for a node that hangs. */
+  /** Makes all calls to nodes before the order's turn, so that a node that hangs delays no other order. */
   async #prepare(order: WalletOrder): Promise<{ why: Refusal } | Prepared> {
     const { chain, account, config } = this.#services();
     if (await isPaused(openDatabase(config.DB), "payouts")) return { why: "paused" };
@@ -159,8 +159,9 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /**
-   * "served" where a payment's token is bought, or with its payer: it gets no second one, and is not paid back whole.
-   * "unproven" while that is open. Else the earlier orders for it that have done nothing as the chain stands now.
+   * `served` when the payment's token is bought or transferred already: the payment gets no second token and no full refund.
+   * `unproven` while the chain does not show that yet. Otherwise the ids of the payment's earlier orders without effect on the
+   * chain.
    */
   async #undone(account: string, order: WalletOrder): Promise<ReadonlySet<string> | "served" | "unproven"> {
     const isRefund = isRefundOfPayment(order);
@@ -169,7 +170,8 @@ export class OperatorWallet extends DurableObject<object> {
     for (const row of this.#ledger.ordersFor(account, order.kind === "purchase" ? "purchase" : "transfer")) {
       if (row.id === order.id) continue;
       const mined = row.state === "sent" ? await this.#receiptOf(row) : null;
-      // A purchase counts until it has reverted. A transfer that is on its way moves a token, unless a reorg has left none.
+      // A purchase counts until it has reverted. A transfer counts once it has succeeded: a reorg may remove a pending one's
+      // token.
       const isDone = order.kind === "purchase" ? mined?.status !== "reverted" : mined?.status === "success";
       if (row.state === "final" || isDone) return "served";
       if (mined === null || isRefund) return "unproven";
@@ -178,7 +180,7 @@ export class OperatorWallet extends DurableObject<object> {
     return undone;
   }
 
-  /** What the ledger says, and then the signature, with nothing in between. */
+  /** Checks the ledger and signs, in one turn, so that no other order comes in between. */
   async #signAll(
     order: WalletOrder,
     { rows, gas, fees, funds, evidence, nextCount, undone }: Prepared,
@@ -189,7 +191,7 @@ export class OperatorWallet extends DurableObject<object> {
     const why = limitOf(this.#ledger, this.#services().config, order, { amount: BigInt(amount), evidence, undone });
     if (why !== null) return { why };
     if (this.#available(funds) < BigInt(amount)) return { why: "no_funds" };
-    // All are signed and stored before the first one leaves: nothing may come between their nonces.
+    // All transactions are signed and stored before the first broadcast: their nonces have to be consecutive.
     const nonce = Math.max(nextCount, this.#ledger.lastNonce + 1);
     if (known !== undefined) this.#ledger.release(known);
     let hash: Hex = "0x";
@@ -197,7 +199,7 @@ export class OperatorWallet extends DurableObject<object> {
     return { hash, amount };
   }
 
-  /** What is there, less what is on its way. */
+  /** The wallet's USDC balance minus the amounts of open orders that the balance's block does not include. */
   #available({ balance, count }: Funds): bigint {
     const open = this.#ledger.open().filter(({ nonce }) => nonce >= count);
     return open.reduce((left, { amount }) => left - BigInt(amount), balance);
@@ -219,7 +221,7 @@ export class OperatorWallet extends DurableObject<object> {
     return estimateGas(chain, account.address, calls);
   }
 
-  /** Signs a row's transaction and stores both; nothing has left yet. */
+  /** Signs a row's transaction and stores row and transaction, without a broadcast. Returns the transaction's hash. */
   async #sign(
     row: NewRow & { nonce: number },
     gas: bigint,
@@ -247,8 +249,8 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /**
-   * Sends a row's newest transaction to every node; that one knows it already, or is down, is no matter. True where each
-   * of them has answered that it won't take it.
+   * Sends a row's newest transaction to every node. A node that has the transaction already, or is down, is no failure. True
+   * when every node refuses the transaction's content.
    */
   async #broadcast(id: string): Promise<boolean> {
     const [newest] = this.#ledger.signed(id);
@@ -263,7 +265,9 @@ export class OperatorWallet extends DurableObject<object> {
     return sent.every((one) => one.status === "rejected" && refusesContent(one.reason));
   }
 
-  /** False where the database can't be told whose purchase it is: then it stays here until the alarm tries again. */
+  /**
+   * Links a purchase's hash to its payment in the database. False when that fails: the transaction waits for the next alarm.
+   */
   async #link(id: string, { hash, linked, void: isVoid }: SignedRow): Promise<boolean> {
     const row = this.#ledger.row(id);
     if (row?.kind !== "purchase" || linked === 1 || isVoid === 1) return true;
@@ -278,7 +282,7 @@ export class OperatorWallet extends DurableObject<object> {
     return true;
   }
 
-  /** Brings every open row on, in the order of nonces. */
+  /** Advances every open row, in nonce order. */
   async #advance(): Promise<void> {
     const open = this.#ledger.open();
     if (open.length === 0) return;
@@ -295,7 +299,7 @@ export class OperatorWallet extends DurableObject<object> {
         client.getTransactionCount({ address: account.address, blockTag: "finalized" }),
       );
       if (taken <= row.nonce) await this.#keepSending(row);
-      // Looked for again: a node that knew no receipt may have caught up before it told the count.
+      // The receipts are read again: a node without one may have caught up before it answered with the count.
       else if (!(await this.#isUnknown(row))) {
         const level = Date.now() - row.created_at > HOUR_MS ? "page" : "warn";
         log(level, "operator_nonce_unclear", { order: row.id, nonce: row.nonce });
@@ -304,7 +308,10 @@ export class OperatorWallet extends DurableObject<object> {
     }
   }
 
-  /** Whatever has a lower nonce than our lowest is not ours; where it never comes, none of ours does. */
+  /**
+   * Fills missing nonces below the lowest open one. They belong to foreign transactions; while they are missing, no transaction
+   * of ours can be mined.
+   */
   async #fillGap(lowest: OrderRow | undefined): Promise<void> {
     if (lowest === undefined || Date.now() - lowest.created_at < STUCK_MS) return;
     const count = await this.#count();
@@ -320,11 +327,13 @@ export class OperatorWallet extends DurableObject<object> {
     }
   }
 
-  /** Somebody else used the key: none of this row's transactions can ever be mined. */
+  /**
+   * Signs a row at a new nonce. Somebody else has used the key at the old one, so none of the row's transactions can be mined.
+   */
   async #giveAnotherNonce(row: OrderRow): Promise<void> {
     log("page", "operator_nonce_taken", { order: row.id, kind: row.kind, nonce: row.nonce });
     const [newest] = this.#ledger.signed(row.id);
-    // Nothing that was signed can leave any more: what would is new (hard case 45).
+    // The signed transactions can't be mined any more: another one would be a new payout, which a pause forbids (hard case 45).
     const isHalted = await isPaused(openDatabase(this.#services().config.DB), "payouts");
     if (newest === undefined || isHalted) return;
     const [fees, count] = await Promise.all([this.#fees(), this.#count()]);
@@ -345,14 +354,14 @@ export class OperatorWallet extends DurableObject<object> {
     } else if (isStuck) log("page", "payment_stuck", { order: row.id, kind: row.kind, nonce: row.nonce });
     const isRefused = await this.#broadcast(row.id);
     if (!isRefused || newest?.void !== 0 || signed.length < MAX_REFUSED_FEES) return;
-    // The next one that could be mined, and nobody has it: everything behind it waits.
+    // The row has the wallet's next nonce, and no node shows it as mined: all higher nonces wait behind it.
     if ((await this.#count()) !== row.nonce || !(await this.#isUnknown(row))) return;
     log("page", "transaction_refused_by_all", { order: row.id, kind: row.kind, nonce: row.nonce });
     await this.#replace(row, newest, true);
     await this.#broadcast(row.id);
   }
 
-  /** Another transaction at a row's nonce, at a fee that nodes take in place of the one before. */
+  /** Signs another transaction at a row's nonce, with fees high enough to replace the one before. */
   async #replace(row: OrderRow, newest: SignedRow, isVoid: boolean): Promise<void> {
     const market = await this.#fees();
     const bump = (fee: string) => (BigInt(fee) * BUMP_PERCENT) / 100n + 1n;
@@ -367,14 +376,14 @@ export class OperatorWallet extends DurableObject<object> {
   #close(row: OrderRow, mined: Mined): void {
     const state = mined.status === "success" ? "final" : "reverted";
     this.#ledger.end(row, state, mined.hash);
-    // Of a refund a person has to hear; of the others whoever gave the order knows what to do.
+    // A reverted refund pages. The caller of any other order handles its revert.
     const level = state === "reverted" && row.kind === "pay" ? "page" : "info";
     log(level, `payment_${state}`, { order: row.id, kind: row.kind, txHash: mined.hash });
-    // What still is so is told again with the next look, seconds from now.
+    // A condition that still holds is logged again by the next alarm, seconds from now.
     for (const event of ["payment_stuck", "operator_nonce_unclear", "operator_nonce_missing"]) allClear(event);
   }
 
-  /** Rows with their receipts, some asked for together; one that can't be read fails in its turn. */
+  /** Rows with their receipts, read `RECEIPTS_AT_ONCE` at a time. A receipt that can't be read throws at its row. */
   async *#receiptsOf(rows: readonly OrderRow[]): AsyncGenerator<[OrderRow, Mined | null]> {
     for (let i = 0; i < rows.length; i += RECEIPTS_AT_ONCE) {
       const looks = rows.slice(i, i + RECEIPTS_AT_ONCE).map((row) => [row, this.#receiptOf(row)] as const);
@@ -383,7 +392,7 @@ export class OperatorWallet extends DurableObject<object> {
     }
   }
 
-  /** The receipt of whichever of a row's transactions was mined. */
+  /** The receipt of the row's transaction that was mined, by two nodes; null when none was. */
   async #receiptOf(row: Pick<OrderRow, "id">): Promise<Mined | null> {
     const { chain } = this.#services();
     for (const { hash, void: isVoid } of this.#ledger.signed(row.id)) {
@@ -394,7 +403,7 @@ export class OperatorWallet extends DurableObject<object> {
     return null;
   }
 
-  /** None of its transactions is mined, by the word of every node: with another nonce it would be done twice. */
+  /** Whether no node has a receipt of any of the row's transactions. A mined order would be done twice at another nonce. */
   async #isUnknown(row: OrderRow): Promise<boolean> {
     const { chain } = this.#services();
     const unknown = await Promise.all(this.#ledger.signed(row.id).map(({ hash }) => isUnknown(chain, hash)));
@@ -406,7 +415,7 @@ export class OperatorWallet extends DurableObject<object> {
     return askTwo(chain, ({ client }) => client.getTransactionCount({ address: account.address }));
   }
 
-  /** A person has to send more before orders have to wait. */
+  /** Pages while funds are low, before orders have to wait for them. */
   #warnOfFunds(available: bigint, wei: bigint, { maxFee }: Fees): void {
     const { config } = this.#services();
     const isLow = available < config.LOW_FUNDS_USDC || wei < LOW_TRANSACTIONS * GAS_PER_TRANSACTION * maxFee;
@@ -424,7 +433,7 @@ export class OperatorWallet extends DurableObject<object> {
     return { ...this.#known, config };
   }
 
-  /** One at a time: what reads the next nonce must have stored it before the next one reads. */
+  /** Runs work one at a time: an order that reads the next nonce has to store it before another order reads. */
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
     const mine = this.#turn.then(work);
     this.#turn = mine.catch(() => undefined);
@@ -432,7 +441,7 @@ export class OperatorWallet extends DurableObject<object> {
   }
 }
 
-/** A refund of which nothing has left may be another one by now: to whom its token belongs, for instance. */
+/** Whether a reverted refund is signed anew. The new order may differ, in its recipient for instance: nothing has been paid. */
 const isTriedAgain = (known: OrderRow, order: WalletOrder): boolean =>
   order.kind === "pay" && order.again === true && known.state === "reverted";
 

@@ -1,10 +1,14 @@
-// One object per vendor, named "vultr" or "runpod", in the provisioner: everything that all its consumers share about a
-// vendor. Calls take a permit here, so that together they stay inside the vendor's rate and leave it alone while it is
-// down (circuit breaker); machines that are waited for are watched through one list that all consumers read; where
-// machines could not be had is known to all; and no purchase gets more machines than it may have, whatever rows say
-// (hard case 34). The rate's and the circuit's state is in storage (an idle object is evicted after about ten seconds and
-// a minute's window must outlive it), and so are the ids that orders need and what was ordered; the list is in memory,
-// since a lost one costs one call.
+// The state that all consumers of the provisioner share about a vendor: one object per vendor, named "vultr" or "runpod".
+//
+//   permits      each call to the vendor takes one, so that all calls together stay within the vendor's rate, and none is made
+//                while the vendor is down (circuit breaker)
+//   list         one list of the vendor's machines for all consumers that wait for a machine
+//   troubles     the places without stock, with refusals or with failed boots
+//   orders       the machines of each purchase: none gets more than `MAX_MACHINES`, regardless of the database (hard case 34)
+//   supplies     the vendor's ids that an order needs
+//
+// Storage holds the state of rate and circuit, since an idle object is evicted after about ten seconds and a window of a minute
+// must outlive that, and also troubles, orders and supplies. The list is in memory: a lost list costs one call.
 import { DurableObject } from "cloudflare:workers";
 import { allClear, errorFields, log, sendLogs } from "../src/log.ts";
 import { familyOfLabel } from "../src/model/purchase-key.ts";
@@ -15,16 +19,16 @@ import { createRunpod } from "../src/provisioner/vendors/runpod.ts";
 import type { Machine, Supplies, Vendor } from "../src/provisioner/vendors/vendor.ts";
 import { createVultr } from "../src/provisioner/vendors/vultr.ts";
 
-/** `take` as it is stored: a token bucket that refills steadily, and a time before which the vendor wants no calls. */
+/** The rate limit's state: a token bucket that refills steadily, and the time until which the vendor accepts no calls (ms). */
 type Bucket = { tokens: number; at: number; closedUntil: number };
 
-/** Faults in a row; from `FAULTS_TO_OPEN` on no call leaves before `openUntil`, and then one at a time (`trial`). */
+/** Faults in a row. From `FAULTS_TO_OPEN` on no call is made before `openUntil`, and then one at a time (`trial`). */
 type Circuit = { faults: number; openUntil: number; trial?: boolean };
 
-/** `waitSeconds` 0: go. `watched`: the last call failed, so the gate wants to know how this one ends. */
+/** `waitSeconds` 0: the call may be made. `watched`: an earlier call failed, so the caller has to report how this one ends. */
 export type Permit = { waitSeconds: number; watched: boolean };
 
-/** Where machines could not be had or did not come up, until when that counts, and how often it happened. */
+/** A place's failure to give a machine: the time until which it counts (unix milliseconds), and the number of failures. */
 type Trouble = { until: number; times: number };
 export type TroubleKind = "no_stock" | "refused" | "no_boot";
 
@@ -34,27 +38,30 @@ export type SnapshotAnswer = { ok: true; snapshot: Snapshot } | Refusal;
 type StoredSupplies = { supplies: Supplies; readAt: number; of: string };
 export type SuppliesAnswer = { ok: true; supplies: Supplies } | Refusal;
 
-/** A machine that was ordered for a purchase, until the vendor knows none. `instanceId`: null until the order has an answer. */
+/**
+ * A machine that was ordered for a purchase, until the vendor has it no more. `instanceId`: null until the order has an answer.
+ */
 type Ordered = { mark: string; at: number; instanceId: string | null };
 /**
- * Machines that a purchase may have at a time, at all vendors together: the one that serves it, and one more where that is
- * not known to us any more (a database restored to an earlier state), or came of an order that was taken for lost.
+ * The most machines of a purchase at a time, at all vendors together: the one that serves it, and one more. The second is
+ * needed when the first is unknown to the database (restored to an earlier state), or comes from an order that was taken for
+ * lost.
  */
 const MAX_MACHINES = 2;
 
-/** Vultr refuses the 31st request within a second: a full bucket and a second's refill are at most 30. */
+/** Vultr refuses the 31st request within a second. A full bucket and a second's refill are 30 requests. */
 const VULTR_RATE = { perSecond: 15, burst: 15 };
-/** RunPod counts by the minute. */
+/** RunPod's limit is per minute: a full bucket has the requests of this many seconds. */
 const RUNPOD_BURST_SECONDS = 10;
 const SUPPLIES_AGE_MS = 3_600_000;
-/** Sets of ports whose supplies an object remembers: buyers think of as many as they like. */
+/** The most sets of ports whose supplies are kept: buyers can name any number of sets. */
 const MAX_PORT_SETS = 100;
 const FAULTS_TO_OPEN = 5;
 const FIRST_OPEN_MS = 10_000;
 const MAX_OPEN_MS = 300_000;
 const TROUBLE_MS: Record<TroubleKind, number> = { no_stock: 60_000, refused: 60_000, no_boot: 600_000 };
 const MAX_TROUBLE_MS = 3_600_000;
-/** Vultr counts a machine against the account's limit for up to two minutes after its end; half a minute is ours. */
+/** Vultr counts a machine against the account's limit for up to two minutes after its deletion; half a minute is a margin. */
 const LIMIT_SETTLES_MS = 150_000;
 const LIMIT_FORGOTTEN_MS = 600_000;
 
@@ -64,10 +71,10 @@ export class VendorGate extends DurableObject<object> {
   #index: (ReturnType<typeof indexOf> & { snapshot: Snapshot }) | undefined;
   #reading: Promise<Snapshot> | undefined;
   readonly #preparing = new Map<string, Promise<Supplies>>();
-  /** Of machines with ports, which are few: in memory alone, since lost ones cost some calls. */
+  /** Supplies of machines with ports. Such machines are few, and lost supplies cost some calls, so memory is enough. */
   readonly #forPorts = new Map<string, StoredSupplies>();
 
-  /** Takes a permit for one call, or for some that belong together. */
+  /** Takes a permit for one call, or for `calls` calls that belong together. `now`: unix milliseconds, as in all methods. */
   take(now: number, calls = 1): Permit {
     const circuit = this.ctx.storage.kv.get<Circuit>("circuit");
     const watched = circuit !== undefined;
@@ -76,31 +83,31 @@ export class VendorGate extends DurableObject<object> {
     }
     const waitSeconds = this.#takeTokens(now, calls);
     if (circuit !== undefined && circuit.faults >= FAULTS_TO_OPEN && waitSeconds === 0) {
-      // Half open: this call finds out for all others, who wait as long as it may take.
+      // Half open: this call tests the vendor for all others, which wait for as long as the call may take.
       const openUntil = now + provisionerConfig(this.env).VENDOR_TIMEOUT_MS;
       this.ctx.storage.kv.put("circuit", { ...circuit, openUntil, trial: true } satisfies Circuit);
     }
     return { waitSeconds, watched };
   }
 
-  /** How a call ended: a fault is no answer, or one that nobody could read. */
+  /** Records the end of a call. A fault is a call without an answer, or with an unreadable one. */
   report(now: number, isFault: boolean): void {
     const circuit = this.ctx.storage.kv.get<Circuit>("circuit");
     if (!isFault) {
       if (circuit !== undefined) this.ctx.storage.kv.delete("circuit");
       return;
     }
-    // Calls that were under way when it opened say nothing new: only the one that was let through counts.
+    // Calls that were under way when the circuit opened say nothing new: only the trial call counts.
     if (circuit !== undefined && circuit.openUntil > now && circuit.trial !== true) return;
     const faults = (circuit?.faults ?? 0) + 1;
     const openMs = Math.min(MAX_OPEN_MS, FIRST_OPEN_MS * 2 ** Math.max(0, faults - FAULTS_TO_OPEN));
-    // Jitter: not all come back in one moment.
+    // Jitter: not all consumers come back at the same moment.
     const openUntil = faults < FAULTS_TO_OPEN ? 0 : now + openMs * (0.5 + Math.random() / 2);
     if (faults >= FAULTS_TO_OPEN) this.#tell("circuit_open", { faults, openMs });
     this.ctx.storage.kv.put("circuit", { faults, openUntil } satisfies Circuit);
   }
 
-  /** Machines could not be had, or did not come up, at a place (`region/plan`): all consumers try others first. */
+  /** Records that a place (`region/plan`) had no machine, or one that did not boot: all consumers try other places first. */
   remember(now: number, place: string, kind: TroubleKind): void {
     const troubles = this.#troubles(now);
     const times = (troubles[place]?.times ?? 0) + 1;
@@ -108,14 +115,14 @@ export class VendorGate extends DurableObject<object> {
     this.ctx.storage.kv.put("troubles", { ...troubles, [place]: { until, times } });
   }
 
-  /** The places of `remember` that still count. */
+  /** The places with a recorded failure that still counts. */
   troubled(now: number): string[] {
     return Object.keys(this.#troubles(now));
   }
 
   /**
-   * Notes that a machine is about to be ordered for a purchase (`family`: see `machinesOf`); false where it may have no
-   * more. `elsewhere`: how many it has at other vendors.
+   * Records that a machine is about to be ordered for a purchase (`family`: see `machinesOf`). False when the purchase may have
+   * no other machine. `elsewhere`: the number of its machines at other vendors.
    */
   async mayOrder(now: number, family: string, mark: string, elsewhere: number): Promise<boolean> {
     if (this.#ordered(family).length + elsewhere >= MAX_MACHINES) await this.#forgetGone(now, family);
@@ -125,7 +132,7 @@ export class VendorGate extends DurableObject<object> {
     return true;
   }
 
-  /** The order has made a machine. */
+  /** Records the machine that an order has made. */
   placed(family: string, mark: string, instanceId: string): void {
     this.ctx.storage.kv.delete("limitSince");
     const ordered = this.#ordered(family);
@@ -136,8 +143,8 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /**
-   * The order that bears a mark has made none, or the vendor has said that it knows the machine of an id no more, which ended
-   * at `endedAt`.
+   * Removes an order that has made no machine (`what`: its mark), or a machine that the vendor does not have any more (`what`:
+   * its instance id; `endedAt`: the time of its deletion).
    */
   released(family: string, what: string, endedAt?: number): void {
     if (endedAt !== undefined) this.ctx.storage.kv.put("endedAt", endedAt);
@@ -149,8 +156,8 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /**
-   * The account's limit has refused an order. True while it may still count a machine that has ended: for a while after the
-   * end, and after the first such refusal, since in a busy shop a machine has always just ended.
+   * Records that the account's limit has refused an order. True while the limit may still count a deleted machine: for a while
+   * after the deletion, and after the first such refusal, since a busy account has always just deleted a machine.
    */
   metLimit(now: number): boolean {
     const { kv } = this.ctx.storage;
@@ -160,13 +167,16 @@ export class VendorGate extends DurableObject<object> {
     return Math.min(since, kv.get<number>("endedAt") ?? 0) > now - LIMIT_SETTLES_MS;
   }
 
-  /** How many machines of a purchase there are, or may be. */
+  /** The number of machines that a purchase has, or may have, at this vendor. */
   async countOrdered(now: number, family: string): Promise<number> {
     await this.#forgetGone(now, family);
     return this.#ordered(family).length;
   }
 
-  /** Asks the vendor, since no row is believed. What it may not show yet counts as there, and so does what it does not tell. */
+  /**
+   * Removes the orders whose machine the vendor does not have: the database is not trusted here. A machine that the vendor may
+   * not show yet stays, and so does every machine while the vendor does not answer.
+   */
   async #forgetGone(now: number, family: string): Promise<void> {
     const { VENDOR_TIMEOUT_MS, LISTING_LAG_MS } = provisionerConfig(this.env);
     const old = this.#ordered(family).filter(({ at }) => at <= now - VENDOR_TIMEOUT_MS - LISTING_LAG_MS);
@@ -213,7 +223,7 @@ export class VendorGate extends DurableObject<object> {
     return 0;
   }
 
-  /** The vendor said to stay away: no permits until then. */
+  /** The vendor asked for a pause (Retry-After): no permits for `seconds`. */
   close(now: number, seconds: number): void {
     const { burst } = this.#rate();
     const known = this.ctx.storage.kv.get<Bucket>("bucket") ?? { tokens: burst, at: now, closedUntil: 0 };
@@ -222,8 +232,8 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /**
-   * The machines of one purchase (`family`: their labels without the attempt's number), or the one with an id, of that same
-   * list: what everybody asks for must not grow with what others have rented.
+   * The machines of one purchase (`family`: their labels without the attempt's number), or the machine with an id, from the
+   * shared list: the size of an answer must not grow with the machines of other purchases.
    */
   async machinesOf(
     now: number,
@@ -238,7 +248,9 @@ export class VendorGate extends DurableObject<object> {
     return { ok: true, snapshot: { machines: found ?? [], readAt: snapshot.readAt } };
   }
 
-  /** All machines, from one list that was begun at or after `notBefore` (unix ms); concurrent callers share it. */
+  /**
+   * All machines, from a list that was started at or after `notBefore` (unix milliseconds). Concurrent callers share one list.
+   */
   async machines(now: number, notBefore: number): Promise<SnapshotAnswer> {
     if (this.#snapshot !== undefined && this.#snapshot.readAt >= notBefore)
       return { ok: true, snapshot: this.#snapshot };
@@ -262,12 +274,12 @@ export class VendorGate extends DurableObject<object> {
   }
 
   /**
-   * What orders of machines with these ports need, read (or made) once for all consumers and kept for an hour: fifty
-   * purchases at once must not ask fifty times, nor make fifty firewalls.
+   * The supplies for orders with these ports, read (or made) once for all consumers and kept for an hour: fifty concurrent
+   * purchases must not ask the vendor fifty times, or make fifty firewalls.
    */
   async supplies(now: number, ports: readonly number[] = []): Promise<SuppliesAnswer> {
     const { DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS } = provisionerConfig(this.env);
-    // Under other settings they are others.
+    // Supplies depend on these settings.
     const of = [DEPLOYMENT_ID, VULTR_SSH_PORT, VULTR_OS, ...ports].join("/");
     const known = ports.length > 0 ? this.#forPorts.get(of) : this.ctx.storage.kv.get<StoredSupplies>("supplies");
     if (known?.of === of && known.readAt > now - SUPPLIES_AGE_MS) return { ok: true, supplies: known.supplies };
@@ -291,20 +303,20 @@ export class VendorGate extends DurableObject<object> {
     }
   }
 
-  /** The set that was prepared first gives way. */
+  /** Keeps supplies for a set of ports; the oldest set is dropped when there are too many. */
   #keepForPorts(of: string, stored: StoredSupplies): void {
     const [oldest] = this.#forPorts.keys();
     if (oldest !== undefined && this.#forPorts.size >= MAX_PORT_SETS) this.#forPorts.delete(oldest);
     this.#forPorts.set(of, stored);
   }
 
-  /** An order was refused as malformed: what it named may be gone. */
+  /** Drops the supplies after an order was refused as malformed: an id that it named may not exist any more. */
   forgetSupplies(): void {
     this.ctx.storage.kv.delete("supplies");
     this.#forPorts.clear();
   }
 
-  /** One call is one success or one fault, however many wait for it. */
+  /** Makes a call and reports its end once, regardless of the number of callers that wait for it. */
   async #reported<T>(now: number, call: (vendor: Vendor) => Promise<T>): Promise<T> {
     try {
       const answer = await this.#connections.run(() => call(this.#vendor()));
@@ -323,7 +335,9 @@ export class VendorGate extends DurableObject<object> {
     return { ok: false, message: error instanceof Error ? error.message : "the call failed", retryAfterSeconds };
   }
 
-  /** The vendor takes our key, or says no to calls that need nothing else: a person is called once, and called off. */
+  /**
+   * Pages when the vendor refuses calls that need nothing but our API key, and clears the page when the vendor accepts the key.
+   */
   #noteAccess(isTaken: boolean, fields: Record<string, unknown> = {}): void {
     const wasRefused = this.ctx.storage.kv.get<boolean>("accessRefused") === true;
     if (isTaken && !wasRefused) return;
@@ -337,7 +351,7 @@ export class VendorGate extends DurableObject<object> {
     this.ctx.waitUntil(sendLogs(provisionerConfig(this.env).LOG_BOOK));
   }
 
-  /** The line goes to the book at once: nothing else sends what an object logs. */
+  /** Logs a line and sends it at once: nothing else sends an object's lines. */
   #tell(event: string, fields: Record<string, unknown>, level: "error" | "page" = "error"): void {
     log(level, event, { vendor: this.#name(), ...(level === "page" ? { about: this.#name() } : {}), ...fields });
     this.ctx.waitUntil(sendLogs(provisionerConfig(this.env).LOG_BOOK));
@@ -370,11 +384,11 @@ function indexOf(machines: readonly Machine[]) {
   return { byFamily, byId };
 }
 
-/** No call of ours will do before somebody acts. */
+/** Whether an error needs a person: no further call succeeds before somebody acts. */
 const isForPerson = (error: unknown): boolean => (error as { action?: string }).action === "page";
 
 const notNow = (seconds: number): Refusal => ({
   ok: false,
-  message: "the vendor's rate is used up, or it does not answer",
+  message: "the vendor's rate limit is used up, or the vendor does not answer",
   retryAfterSeconds: seconds,
 });

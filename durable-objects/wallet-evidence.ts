@@ -1,5 +1,5 @@
-// What the chain says for an order, by two nodes: the operator wallet believes no row (hard case 34). Whoever writes the
-// database may have an order given; what leaves for it is bounded by what came in for it, which the chain alone tells.
+// An order's evidence on chain, by two nodes: the operator wallet does not trust the database (hard case 34). Write access to
+// the database is enough to place an order, but an order never pays out more than what came in for it on chain.
 import { type Address, getAddress, isAddressEqual } from "viem";
 import {
   type Authorization,
@@ -20,22 +20,23 @@ import { purchaseOf } from "../src/provisioner/machines/verify.ts";
 type Services = { chain: Chain; config: ProvisionerConfig; operator: Address };
 
 /**
- * `account`: the payment or the purchase that money came in by. `most`: what may leave for it in all, 10^-6 USDC. `sold`: the
- * token of ours that a refund is for, which has to have been handed over for that payment.
+ * `account`: the payment or the purchase that the money came in for. `most`: the most that may be paid out for it in all, in
+ * 10^-6 USDC. `sold`: for the refund of a token that we sold, the token's id; the token must have been transferred for that
+ * payment.
  */
 export type Evidence = { account: string; most: bigint; sold?: number };
-/** `unproven`: final history, or two nodes, may still show it. `not_owed`: the chain says no. */
+/** `unproven`: the chain does not show it yet, finally and by two nodes. `not_owed`: the chain shows the opposite. */
 export type NoEvidence = "unproven" | "not_owed";
 
 const NO_LIMIT = 2n ** 128n;
-/** A quote that is older than a day of Base's blocks is none. */
+/** A quote's maximum age: a day of Base's blocks. */
 const QUOTED_BLOCKS = 43_200;
 
 export async function readEvidence(services: Services, order: WalletOrder): Promise<Evidence | NoEvidence> {
   try {
     return await evidenceOf(services, order);
   } catch (error) {
-    // A purchase of another contract, or a key that is none's.
+    // The incarnation's key names another contract's purchase, or is malformed.
     if (error instanceof GiveUp) return "not_owed";
     throw error;
   }
@@ -54,7 +55,7 @@ function evidenceOf(services: Services, order: WalletOrder): Promise<Evidence | 
   }
 }
 
-/** Somebody's own payment to somebody else is nothing that we spend gas on. */
+/** The wallet spends no gas on a payment to another address. */
 async function evidenceOfCapture(
   { operator, config }: Services,
   { from, to, nonce }: WalletOrder & { kind: "capture" },
@@ -62,7 +63,7 @@ async function evidenceOfCapture(
   return isAddressEqual(to, operator) ? { account: paymentId(config.CHAIN_ID, from, nonce), most: 0n } : "not_owed";
 }
 
-/** A refund leaves on final history, to whom the chain names, and for no more than was paid. */
+/** A refund needs final history, goes to the recipient that the chain names, and is at most the amount that was paid. */
 async function evidenceOfRefund(
   services: Services,
   { to, owed }: WalletOrder & { kind: "pay" },
@@ -78,16 +79,16 @@ async function evidenceOfRefund(
   const { owner, blockNumber } = await readFinalToken(chain, purchase.tokenId);
   if (purchase.blockNumber > blockNumber) return "unproven";
   if (owner === null || !isAddressEqual(owner, to)) return "not_owed";
-  // Bought by us, for somebody who has paid us: what came in is that.
+  // The operator wallet bought the token for a payment, so the payment is the money that came in.
   if (isAddressEqual(purchase.buyer, operator)) {
     const arrived = payment === undefined ? "not_owed" : await paidFor(services, payment, "finalized");
     return typeof arrived === "string" ? arrived : { ...arrived, sold: purchase.tokenId };
   }
-  // A purchase is one, whichever deployment's row names it.
+  // Without the deployment's id: two deployments' rows of one purchase share one account.
   return { account: incarnation.slice(incarnation.indexOf("/") + 1), most: purchase.totalCost };
 }
 
-/** A token is bought for a payment that has come in, or that its payer has signed and can make. */
+/** A token is bought for a payment that has arrived, or that its payer has signed and can cover. */
 async function evidenceOfSale(
   services: Services,
   { paid, cost, tier, durationDays }: WalletOrder & { kind: "purchase" },
@@ -95,13 +96,13 @@ async function evidenceOfSale(
   const { chain, config } = services;
   const authorization = signed(paid);
   if (BigInt(cost) > authorization.value * MAX_RISE) return "not_owed";
-  // What was paid is the price of these days of this tier: a row may name others.
+  // The payment must be the price of this tier and these days: the database may name others.
   const isPrice = (pricePerDay: bigint) => pricePerDay * BigInt(durationDays) === authorization.value;
   if (!(await hadPrice(chain, tier, paid, isPrice))) return "not_owed";
   const use = await useOf(services, paid, "latest");
   if (use === null) return "not_owed";
   if (use.state !== "unused") return evidenceIn(services, paid, use);
-  // Nobody can take it any more, or not before the machine's time is over.
+  // The authorization can't be used any more, or not yet.
   const { validAfter, validBefore } = authorization;
   if (use.blockTimestamp >= validBefore || use.blockTimestamp < validAfter) return "not_owed";
   const signer = await authorizationSigner(chain, coinOf(config), authorization);
@@ -110,8 +111,8 @@ async function evidenceOfSale(
 }
 
 /**
- * Whether a tier's price is as it has to be: now, or at the block of the quote that the payment was signed for. The price may
- * rise or fall in between, and is the contract's at either time.
+ * Whether a tier's price passes a test, now or at the block of the payment's quote. The contract's price may have changed
+ * between the two; both are valid.
  */
 async function hadPrice(
   chain: Chain,
@@ -128,7 +129,7 @@ async function hadPrice(
   return isPriceAt(BigInt(quotedBlock));
 }
 
-/** A token goes to whoever has paid us for one of which as much is left. */
+/** A token goes to a payer whose payment covers the token's remaining time. */
 async function evidenceOfDelivery(
   services: Services,
   { to, tokenId, purchase: incarnation, paid }: WalletOrder & { kind: "transfer" },
@@ -142,7 +143,7 @@ async function evidenceOfDelivery(
   if (purchase.tokenId !== tokenId || !isAddressEqual(purchase.buyer, operator)) return "not_owed";
   const { blockTimestamp } = await readAgreedToken(chain, tokenId);
   const left = Math.max(0, purchase.purchaseDate + purchase.durationDays * SECONDS_PER_DAY - blockTimestamp);
-  // What a held token may last longer than was ordered is handed over with it (hard case 33).
+  // A held token may last longer than the order, within the tolerance (hard case 33).
   const isWorth = (pricePerDay: bigint) => {
     const ordered = Number((arrived.most * BigInt(SECONDS_PER_DAY)) / pricePerDay);
     return left <= ordered + heldTolerance(ordered);
@@ -150,7 +151,7 @@ async function evidenceOfDelivery(
   return (await hadPrice(chain, purchase.tier, paid, isWorth)) ? arrived : "not_owed";
 }
 
-/** That a payment has come in to us, and how much it was. */
+/** Evidence that a payment has arrived, with its amount. */
 async function paidFor(
   services: Services,
   payment: SignedPayment,
@@ -160,7 +161,7 @@ async function paidFor(
   return use === null ? "not_owed" : evidenceIn(services, payment, use);
 }
 
-/** What became of a payment; null where it is not to us. */
+/** The use of a payment's authorization; null when its recipient is not the operator wallet. */
 async function useOf(
   { chain, config, operator }: Services,
   payment: SignedPayment,

@@ -1,26 +1,26 @@
-// What the operator wallet keeps in its object's storage: orders, a transaction each, and what was signed for them.
+// The operator wallet's storage: rows of orders, one per transaction, and the transactions that were signed for them.
 import type { Address, Hex } from "viem";
 import { callsOf, identityOf, type WalletOrder } from "../src/chain/orders.ts";
 
-/** A refund that waits for room is asked for again each minute by the sweep. */
+/** A waiting refund is forgotten after this time without a request; the sweep requests it once a minute. */
 const FORGOTTEN_MS = 300_000;
 
-/** How the names of refunds begin that operators approved. */
+/** The prefix of the ids of refunds that operators approved. */
 export const APPROVED = "refund/approved/";
 const REVERTED = "/reverted/";
 
-/** One transaction. A purchase's approval is a row of its own, `<id>/approve`. */
+/** One transaction of an order. A purchase's approval has a row of its own, `<id>/approve`. */
 export type OrderRow = {
   id: string;
-  /** `fill`: nothing, at a nonce that nobody uses. */
+  /** `fill`: a transaction that does nothing, at a nonce that is free. */
   kind: WalletOrder["kind"] | "approve" | "fill";
-  /** The order, as it was given. */
+  /** The order's identity, as JSON (see `identityOf`). */
   body: string;
   to_address: Address;
   data: Hex;
-  /** What it takes from our USDC. */
+  /** The USDC that it takes from the wallet, in 10^-6 USDC. */
   amount: string;
-  /** The payment or purchase that it was given for. */
+  /** The payment or purchase that the order is for. */
   account: string;
   nonce: number;
   state: "sent" | "final" | "reverted";
@@ -36,11 +36,11 @@ export type SignedRow = {
   priority_fee: string;
   linked: number;
   signed_at: number;
-  /** 1: it does nothing, in place of what no node takes. */
+  /** 1: the transaction does nothing, and replaces one that every node refuses. */
   void: number;
 };
 
-// Orders of the time before accounts name theirs in their ids.
+// Rows from before the column `account`: their ids contain the account.
 const ACCOUNT_OF_ID = `CASE
   WHEN id LIKE 'refund/payment/%' THEN substr(id, 16)
   WHEN id LIKE 'refund/failed/%' THEN substr(id, 15 + instr(substr(id, 15), '/'))
@@ -48,7 +48,7 @@ const ACCOUNT_OF_ID = `CASE
   WHEN id LIKE 'purchase/%' THEN substr(id, 10, 32)
   WHEN id LIKE 'capture/%' THEN substr(id, 9, 32) WHEN id LIKE 'transfer/%' THEN substr(id, 10, 32) ELSE '' END`;
 
-/** The rows of an order's transactions, in their order. `account`: the payment or purchase that it was given for. */
+/** The rows of an order's transactions, in nonce order. `account`: the payment or purchase that the order is for. */
 export function rowsOf(order: WalletOrder, account: string, addresses: Parameters<typeof callsOf>[1]): NewRow[] {
   const amount = order.kind === "pay" ? order.amount : order.kind === "purchase" ? order.cost : "0";
   const calls = callsOf(order, addresses);
@@ -89,7 +89,7 @@ export class WalletLedger {
       since INTEGER NOT NULL, asked_at INTEGER NOT NULL)`);
   }
 
-  /** False where it is there. */
+  /** Adds a column. False when the column exists already. */
   #addColumn(table: string, name: string, type: string): boolean {
     const { sql } = this.#storage;
     const columns = sql.exec<{ name: string }>(`SELECT name FROM pragma_table_info('${table}')`).toArray();
@@ -98,7 +98,7 @@ export class WalletLedger {
     return true;
   }
 
-  /** An order and what was signed for it, or, of an order that is known, the next that was: at another nonce or fee. */
+  /** Stores a row and its signed transaction. For a known row, stores another transaction, at another nonce or fee. */
   store(row: NewRow & Pick<OrderRow, "nonce" | "hash" | "created_at">, signed: Omit<SignedRow, "linked">): void {
     const { sql } = this.#storage;
     this.#storage.transactionSync(() => {
@@ -119,7 +119,7 @@ export class WalletLedger {
     });
   }
 
-  /** The database knows whose purchase it is. */
+  /** Records that the database has the link from a purchase's hash to its payment. */
   markLinked(hash: Hex): void {
     this.#storage.sql.exec("UPDATE signed SET linked = 1 WHERE hash = ?", hash);
   }
@@ -131,7 +131,7 @@ export class WalletLedger {
     });
   }
 
-  /** Frees the id of an order that has reverted; its row stays, under a name with its nonce. */
+  /** Frees a reverted order's id: its row stays, under an id that ends in its nonce. */
   release({ id, nonce }: OrderRow): void {
     this.#storage.sql.exec(
       "UPDATE wallet_orders SET id = ? WHERE id = ? AND state = 'reverted'",
@@ -140,7 +140,7 @@ export class WalletLedger {
     );
   }
 
-  /** How often an order has reverted. */
+  /** The number of times that an order has reverted. */
   reverts(id: string): number {
     return this.#storage.sql
       .exec<{ count: number }>(
@@ -154,21 +154,21 @@ export class WalletLedger {
     return this.#storage.sql.exec<OrderRow>("SELECT * FROM wallet_orders WHERE id = ?", id).toArray()[0];
   }
 
-  /** Whatever final history does not show yet, in the order of nonces. */
+  /** Rows that final history does not show yet, in nonce order. */
   open(): OrderRow[] {
     return this.#storage.sql
       .exec<OrderRow>("SELECT * FROM wallet_orders WHERE state = 'sent' ORDER BY nonce")
       .toArray();
   }
 
-  /** What was signed for an order, newest first. */
+  /** The transactions that were signed for a row, newest first. */
   signed(id: string): SignedRow[] {
     return this.#storage.sql
       .exec<SignedRow>("SELECT * FROM signed WHERE id = ? ORDER BY signed_at DESC, rowid DESC", id)
       .toArray();
   }
 
-  /** The highest that was given out; -1: none was. */
+  /** The highest nonce that was assigned; -1 when none was. */
   get lastNonce(): number {
     return (
       this.#storage.sql.exec<{ nonce: number | null }>("SELECT MAX(nonce) AS nonce FROM wallet_orders").one().nonce ??
@@ -176,11 +176,11 @@ export class WalletLedger {
     );
   }
 
-  /** What orders of a kind have taken from our USDC since a time, unix milliseconds. */
+  /** The USDC (10^-6) that orders of a kind have taken since a time (unix milliseconds). */
   spentSince = (kind: OrderRow["kind"], since: number): bigint =>
     this.#sum("kind = ? AND created_at > ?", ...[kind, since]);
 
-  /** What has left as refunds since then that nobody had to approve: in all, or to a recipient. */
+  /** The USDC (10^-6) that left since a time as refunds without an approval: in all, or to one recipient (lower case). */
   refundedSince(since: number, recipient?: string): bigint {
     return this.#sum(
       `kind = 'pay' AND id NOT LIKE '${APPROVED}%' AND created_at > ? AND (? IS NULL OR lower(json_extract(body, '$.to')) = ?)`,
@@ -188,10 +188,10 @@ export class WalletLedger {
     );
   }
 
-  /** What has left as refunds that operators approved, by the names of those orders. */
+  /** The USDC (10^-6) that left since a time as refunds that operators approved. */
   approvedSince = (since: number): bigint => this.#sum(`id LIKE '${APPROVED}%' AND created_at > ?`, since);
 
-  /** What has left as refunds for a payment or a purchase, or is on its way. */
+  /** The USDC (10^-6) of all refunds for a payment or a purchase, sent or final. */
   paidFor = (account: string): bigint => this.#sum("account = ? AND kind = 'pay'", account);
 
   #sum(where: string, ...values: (string | number | null)[]): bigint {
@@ -201,7 +201,7 @@ export class WalletLedger {
       .reduce((sum, { amount }) => sum + BigInt(amount), 0n);
   }
 
-  /** Orders of a kind for a payment or a purchase that were not reverted. */
+  /** Orders of a kind for a payment or a purchase that have not reverted. */
   ordersFor(account: string, kind: OrderRow["kind"]): OrderRow[] {
     return this.#storage.sql
       .exec<OrderRow>(
@@ -212,7 +212,9 @@ export class WalletLedger {
       .toArray();
   }
 
-  /** Whether a token of ours was handed over for a payment; or, where none was for that one, to its payer for another. */
+  /**
+   * Whether a token was transferred for a payment. If the payment has no transfer, one to its payer for another payment counts.
+   */
   wasHandedOver(tokenId: number, { account, payer }: { account: string; payer: string }): boolean {
     const own = this.ordersFor(account, "transfer");
     const tokenOf = ({ body }: OrderRow) => (JSON.parse(body) as { tokenId: number }).tokenId;
@@ -226,7 +228,7 @@ export class WalletLedger {
     return others.toArray().length > 0;
   }
 
-  /** A refund for which there is no room today; it is forgotten where nobody asks for it again. */
+  /** Records a refund that waits for room in the day's limit. A refund that is not requested again is forgotten. */
   keepWaiting(id: string, recipient: string, amount: bigint, now: number): void {
     this.#storage.sql.exec(
       `INSERT INTO waiting (id, recipient, amount, since, asked_at) VALUES (?, ?, ?, ?, ?)
@@ -236,7 +238,7 @@ export class WalletLedger {
     this.#storage.sql.exec("DELETE FROM waiting WHERE asked_at < ?", now - FORGOTTEN_MS);
   }
 
-  /** For how long a refund has been asked for and has waited, milliseconds. */
+  /** The time for which a refund has waited, in milliseconds; 0 when it does not wait. */
   waitsFor(id: string, now: number): number {
     const [row] = this.#storage.sql
       .exec<{ since: number }>("SELECT since FROM waiting WHERE id = ? AND asked_at >= ?", id, now - FORGOTTEN_MS)
@@ -244,7 +246,7 @@ export class WalletLedger {
     return row === undefined ? 0 : now - row.since;
   }
 
-  /** What of the waiting refunds goes before one: the smaller ones, of the same size the older ones. */
+  /** The sum (10^-6 USDC) of the waiting refunds before one: smaller refunds, and older ones of the same amount. */
   waitingBefore(id: string, amount: bigint, now: number): bigint {
     const { total } = this.#storage.sql
       .exec<{ total: number }>(

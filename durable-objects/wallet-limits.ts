@@ -1,16 +1,16 @@
-// What may leave the operator wallet, by what has left: for each payment and purchase, and within a day.
+// The operator wallet's limits: per payment or purchase, per recipient and per day, against the amounts that its ledger has.
 import { isRefundOfPayment, type OrderKind, type WalletOrder } from "../src/chain/orders.ts";
 import type { ProvisionerConfig } from "../src/provisioner/config.ts";
 import type { Evidence, NoEvidence } from "./wallet-evidence.ts";
 import type { WalletLedger } from "./wallet-ledger.ts";
 
 export type Refusal =
-  /** An operator has stopped payouts. */
+  /** An operator has paused payouts. */
   | "paused"
   | "daily_limit"
-  /** More than may leave in a day: an operator approves it, or raises the limit of what operators approve, or pays it by hand. */
+  /** The amount exceeds a day's limit: an operator approves it, raises the limit for approvals, or pays it by hand. */
   | "above_limit"
-  /** Larger than a recipient's share of the day: the smaller refunds are heard first. */
+  /** The amount exceeds a recipient's share of the day: smaller refunds come first. */
   | "queued"
   /** The recipient has had its share of today's refunds. */
   | "recipient_limit"
@@ -20,13 +20,13 @@ export type Refusal =
   | "would_fail"
   | "other_order"
   | NoEvidence
-  /** What came in for it has been paid back, or has its token. */
+  /** The payment or purchase was refunded already, or its payer has the token. */
   | "served";
 
 const DAY_MS = 86_400_000;
-/** Of a day's refunds one recipient gets a quarter: whoever buys what is sold out must not make others wait. */
+/** A recipient gets a quarter of a day's refunds: a buyer of sold-out tiers must not delay the refunds of others. */
 const RECIPIENT_SHARE = 4n;
-/** Each refund that is due is asked for once a minute: after two, whatever waits has been heard. */
+/** Every due refund is requested once a minute: after two minutes the wallet knows all waiting refunds. */
 const HEARD_MS = 120_000;
 
 type Limits = Pick<
@@ -34,7 +34,10 @@ type Limits = Pick<
   "PURCHASE_LIMIT_USDC_PER_DAY" | "REFUND_LIMIT_USDC_PER_DAY" | "APPROVAL_LIMIT_USDC_PER_DAY"
 >;
 
-/** The limit that an order goes beyond; null where it stays within all. `undone`: earlier orders that have done nothing. */
+/**
+ * The limit that an order exceeds; null when it exceeds none. `amount` in 10^-6 USDC. `undone`: ids of earlier orders without
+ * effect.
+ */
 export function limitOf(
   ledger: WalletLedger,
   limits: Limits,
@@ -43,7 +46,7 @@ export function limitOf(
 ): Refusal | null {
   const { account, most, sold } = evidence;
   const now = Date.now();
-  // All of it again in the turn: what was looked at before it may have been signed for by another order since.
+  // Checked again within the turn: another order may have been signed for the same payment since `#undone` looked.
   const hasLeft = (kind: OrderKind) => ledger.ordersFor(account, kind).some(({ id }) => !undone.has(id));
   if (order.kind === "purchase") {
     if (hasLeft("purchase") || ledger.paidFor(account) > 0n) return "served";
@@ -53,11 +56,11 @@ export function limitOf(
   if (order.kind === "transfer") return hasLeft("transfer") || ledger.paidFor(account) > 0n ? "served" : null;
   if (order.kind !== "pay") return null;
   if (isRefundOfPayment(order) && hasLeft("transfer")) return "served";
-  // The row says which payment a token was sold for; whoever writes it must not be paid back what another has paid.
+  // The database names the payment that a token was sold for. Write access to it must not refund another payer's money.
   const { payment } = order.owed;
   if (sold !== undefined && !ledger.wasHandedOver(sold, { account, payer: payment?.from ?? "" })) return "not_owed";
   if (ledger.paidFor(account) + amount > most) return "served";
-  // What operators approve has a limit of its own, and takes nothing from the day's.
+  // Approved refunds have a limit of their own, and do not count towards the day's.
   if (order.owed.approved) {
     if (amount > limits.APPROVAL_LIMIT_USDC_PER_DAY) return "above_limit";
     const approved = ledger.approvedSince(now - DAY_MS);
@@ -68,7 +71,7 @@ export function limitOf(
   if (amount > limit) return "above_limit";
   const had = ledger.refundedSince(now - DAY_MS, recipient);
   const isLarge = amount > limit / RECIPIENT_SHARE;
-  // One that is larger than a share is paid by itself.
+  // A refund above the share is paid when it is the recipient's only one of the day.
   if (had > 0n && had + amount > limit / RECIPIENT_SHARE) return "recipient_limit";
   const before = ledger.refundedSince(now - DAY_MS) + ledger.waitingBefore(order.id, amount, now);
   const hasRoom = before + amount <= limit;
