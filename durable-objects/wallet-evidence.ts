@@ -1,5 +1,5 @@
 // An order's evidence on chain, by two nodes: the operator wallet does not trust the database (hard case 34). Write access to
-// the database is enough to place an order, but an order never pays out more than what came in for it on chain.
+// the database is enough to place an order, but the money that came in on chain limits how much leaves for it.
 import { type Address, getAddress, isAddressEqual } from "viem";
 import {
   type Authorization,

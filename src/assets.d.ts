@@ -1,4 +1,4 @@
-// Files that the bundler carries as text (`rules` in wrangler.toml).
+// Files that the bundler includes as text (`rules` in wrangler.toml).
 declare module "*.txt" {
   const text: string;
   export default text;

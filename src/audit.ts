@@ -1,6 +1,6 @@
-// How much one client may write into the audit: what an isolate writes of a client and an event within a minute. Further lines
-// are counted, and the counts told of, so that nobody washes away what others did (hard case 44). An IPv6 client has as many
-// names as its /48 has blocks: those share an allowance of their own.
+// Limits of the audit: the lines that an isolate writes per minute about one event of one client. Further lines are counted and
+// the counts are logged, so that a client can't push the lines about others out of the log (hard case 44). An IPv6 client can
+// use every /64 of its /48, so all clients of a /48 share another limit.
 
 import { blockOf } from "./model/client-name.ts";
 import { Tally } from "./tally.ts";
@@ -8,25 +8,25 @@ import { Tally } from "./tally.ts";
 const MINUTE_MS = 60_000;
 const MAX_LINES_PER_MINUTE = 10;
 const MAX_LINES_OF_BLOCK = 30;
-/** Of an event that names nobody, as what nodes say: requests may cause it, while one of them lies. */
+/** Lines of an event without a client, such as a disagreement of nodes: requests can cause it while a node lies. */
 const MAX_LINES_OF_NOBODY = 60;
-/** Clients of one minute; what further ones cause is counted. */
+/** The most clients per minute; the lines of further clients are counted. */
 const MAX_CLIENTS = 10_000;
-/** What operators do is written, however much it is. */
+/** Events without a limit: operators' calls are always written. */
 const ALWAYS_WRITTEN: ReadonlySet<string> = new Set(["admin_call"]);
 
-// State of the isolate, by event and address.
+// State of the isolate: lines of this minute by event and client, or by event and /48.
 const written = new Map<string, number>();
 let minute = 0;
 let counted = new Tally<string>();
 
-/** For an application that begins: nothing is written yet. */
+/** Resets the counts, for a new application. */
 export function countAnew(): void {
   written.clear();
   counted = new Tally();
 }
 
-/** Whether a line of this event is written; if not, it is counted. `now`: unix milliseconds. */
+/** Whether a line of this event may be written. A line that may not is counted. `now`: unix milliseconds. */
 export function isWritten(event: string, address: unknown, now: number): boolean {
   if (ALWAYS_WRITTEN.has(event)) return true;
   const current = Math.floor(now / MINUTE_MS);
@@ -51,7 +51,7 @@ export function isWritten(event: string, address: unknown, now: number): boolean
   return true;
 }
 
-/** What was counted since: once a minute the ten most frequent by event and client, and the rest as a sum. */
+/** The counts, once a minute: the ten highest by event and client, and the sum of the rest. */
 export const takeCounted = (now: number): Record<string, unknown>[] =>
   counted.take(now).map((one) => {
     if (!("name" in one)) return { clients: one.names, count: one.count };

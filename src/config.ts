@@ -1,5 +1,5 @@
-// What both Workers' environments have alike. Each has its own beside it (edge/config.ts, provisioner/config.ts), parsed once per
-// isolate, bindings included: a bad one names the variable, and nothing runs.
+// The variables and bindings that both Workers have; edge/config.ts and provisioner/config.ts add their own. An environment is
+// parsed once per isolate. With a bad variable the Worker refuses to run, and the error names the variable.
 import { secp256k1 } from "@noble/curves/secp256k1.js";
 import { hexToBytes } from "@noble/hashes/utils.js";
 import { type AbiEvent, getAddress, isAddress, parseUnits } from "viem";
@@ -10,7 +10,7 @@ import { ConfigError } from "./errors.ts";
 import { LOG_LEVELS } from "./log.ts";
 import "./plain-issues.ts";
 
-/** Of the public API. */
+/** The version of the public API. */
 export const VERSION = "1.3.0";
 const DEFAULT_PURCHASE_EVENT =
   "VMPurchased(uint256 tokenId, address buyer, uint8 tier, uint16 durationDays, uint256 purchaseDate, uint256 totalCost)";
@@ -24,7 +24,7 @@ export const binding = <T>(method: string) =>
   );
 export const address = z
   .string()
-  .refine((value) => isAddress(value), "is no address")
+  .refine((value) => isAddress(value), "is not an address")
   .transform((value) => getAddress(value));
 const list = z
   .string()
@@ -45,7 +45,7 @@ export const items = z
       .filter((item) => item !== ""),
   );
 
-/** A sum in USDC, as 10^-6 USDC. */
+/** An amount in USDC, parsed to 10^-6 USDC. */
 export const usdc = z
   .string()
   .regex(/^\d{1,12}(\.\d{1,6})?$/, "must be an amount of USDC, like 2000 or 0.5")
@@ -53,34 +53,34 @@ export const usdc = z
 
 export const chainFields = {
   DB: binding<D1Database>("prepare"),
-  /** Keeps deployments that share a vendor account apart; part of every machine's label. */
+  /** Separates deployments that share a vendor account. It is part of every machine's label. */
   DEPLOYMENT_ID: z.string().regex(/^[a-z0-9-]{1,16}$/, "must match [a-z0-9-]{1,16}"),
   CHAIN_ID: integer(1).prefault("8453"),
   CONTRACT_ADDRESS: address.default("0xF708741D37C420518852c6A15aB658066951c852"),
-  /** Comma-separated; of different providers in production, since two of them have to agree. */
+  /** Comma-separated. Two nodes have to agree, so production needs URLs of different providers. */
   RPC_URLS: list,
   RPC_TIMEOUT_MS: integer(100).prefault("4000"),
-  /** Blocks that one request for logs spans at most. */
+  /** The most blocks that one eth_getLogs may span. */
   SCAN_MAX_RANGE: integer(1).prefault("2000"),
-  /** How far a node's block may be ahead of our clock. */
+  /** How far a block's time may be ahead of our clock (hard case 29). */
   CHAIN_MAX_AHEAD_SECONDS: integer(1).prefault("60"),
-  /** Blocks on top before a purchase or a payment counts. */
+  /** Blocks on top of a purchase's or payment's block before it counts. */
   CONFIRMATIONS: integer(0, 1_000).prefault("1"),
   USDC_ADDRESS: address.default("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913"),
-  /** The coin's name in its EIP-712 domain, where it is not the one that it has on Base or Base Sepolia. */
+  /** The coin's name in its EIP-712 domain, if it differs from USDC's on Base or Base Sepolia. */
   USDC_NAME: z
     .string()
     .regex(/^[A-Za-z][A-Za-z0-9 .]{0,40}$/, "must be a coin's name")
     .optional(),
-  /** How long a price that was quoted is kept. */
+  /** How long a quoted price is honoured. */
   QUOTE_SECONDS: integer(1).prefault("300"),
-  /** Above this base fee nothing is sold over x402. */
+  /** The base fee above which nothing is sold over x402. */
   MAX_BASE_FEE_GWEI: z
     .string()
     .regex(/^\d{1,6}(\.\d{1,9})?$/, "must be an amount of gwei, like 5 or 0.5")
     .transform((value) => parseUnits(value, 9))
     .prefault("5"),
-  /** Tiers whose payment is taken before there is a machine, and given back where there is none. */
+  /** Tiers whose payment is captured before a machine is ordered, and refunded if no machine can be had. */
   CAPTURE_FIRST_TIERS: items.pipe(
     z.array(
       z
@@ -89,9 +89,9 @@ export const chainFields = {
         .transform(Number),
     ),
   ),
-  /** The most that leaves the operator wallet for tokens that x402 has sold; refunds have their own limit. */
+  /** The operator wallet's daily limit for the purchase of tokens that x402 has sold. Refunds have a limit of their own. */
   PURCHASE_LIMIT_USDC_PER_DAY: usdc.default(2_000_000_000n),
-  /** Where clients reach the API; the first one is what answers and machines' notes name. */
+  /** The URLs at which clients reach the API. Responses and the notes on machines name the first. */
   PUBLIC_URLS: list,
   PURCHASE_EVENT: z.string().default(DEFAULT_PURCHASE_EVENT).transform(purchaseEvent),
   EXPIRY_GRACE_SECONDS: integer(0).prefault("0"),
@@ -99,11 +99,13 @@ export const chainFields = {
   LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(", ")}`).default("info"),
 };
 
-/** What both Workers need to read the chain. */
+/** The schema of the shared variables alone: enough for reads of the chain. */
 const chainSchema = z.object(chainFields);
 export type ChainConfig = z.output<typeof chainSchema>;
 
-/** Reads an environment, once for each. Throws `ConfigError` that names every variable which is missing or wrong. */
+/**
+ * A parser of environments, which parses each one once. It throws a `ConfigError` that names every missing or wrong variable.
+ */
 export function parser<Schema extends z.ZodType>(worker: string, schema: Schema) {
   const parsed = new WeakMap<object, z.output<Schema>>();
   return (env: object): z.output<Schema> => {

@@ -1,6 +1,6 @@
-// `AppError` is what a client reads: a code, its HTTP status, one sentence. Background work throws `GiveUp` when a person
-// has to look (not retryable); everything else that it throws is a fault, and the queue tries again. Of the faults, those
-// that pass by themselves are `isTransient`.
+// An `AppError` becomes the client's error response: a code with its HTTP status, and one sentence. Background work throws
+// `GiveUp` when no retry can help and an operator has to decide; every other error is a fault, and the queue retries the
+// message. A fault that passes by itself is `isTransient`.
 
 export const STATUS_OF = {
   invalid_request: 400,
@@ -76,20 +76,20 @@ export const STATUS_OF = {
 
 type ErrorCode = keyof typeof STATUS_OF;
 
-/** Whether the payment of a refused request has moved money. `unknown`: it may have; the same payment again says more. */
+/** Whether the payment of a refused request has moved money. `unknown`: perhaps; the same payment, sent again, shows it. */
 export const CHARGED = ["none", "unknown", "yes"] as const;
 export type Charged = (typeof CHARGED)[number];
 
-/** An answer that is an error: `code` decides the status, `message` is the sentence the client reads. */
+/** An error response: `code` decides the HTTP status (see `STATUS_OF`), `message` is the sentence that the client reads. */
 export class AppError extends Error {
   override readonly name: string = "AppError";
   readonly code: ErrorCode;
   readonly details: readonly unknown[] | undefined;
   readonly retryAfterSeconds: number | undefined;
   readonly headers: Readonly<Record<string, string>>;
-  /** Beside the fields that every error's body has. */
+  /** Fields of the response body beside those of every error. */
   readonly body: Readonly<Record<string, unknown>>;
-  /** On a paid route, where it is known. */
+  /** On a paid route: whether the payment was charged, if known. */
   charged: Charged | undefined;
 
   constructor(
@@ -113,10 +113,10 @@ export class AppError extends Error {
   }
 }
 
-/** Background work that no repetition can mend: the row is set aside for an operator, with this cause. */
+/** Background work that no retry can complete: the row is set aside for an operator, with this cause. */
 export class GiveUp extends Error {
   override readonly name = "GiveUp";
-  /** What `failed_provisionings.cause` says. */
+  /** The value of `failed_provisionings.cause`. */
   readonly code: string;
 
   constructor(code: string, message: string, options?: ErrorOptions) {
@@ -125,20 +125,23 @@ export class GiveUp extends Error {
   }
 }
 
-/** D1 gave no answer, or none in time. A write may have happened all the same, or may happen yet. */
+/** D1 did not answer, or not in time. A write may have happened nevertheless, or may happen later. */
 export class DatabaseUnavailable extends Error {
   override readonly name = "DatabaseUnavailable";
   readonly safeToLog = true;
 }
 
 /**
- * What D1 (developers.cloudflare.com/d1/observability/debug-d1) and the runtime say of failures that pass by themselves: an
- * export and an import as well. Not of a query that took too much memory or CPU time: it would do so again.
+ * Messages of D1 (developers.cloudflare.com/d1/observability/debug-d1) and the runtime for failures that pass by themselves,
+ * including an export or import that runs. The failure of a query that took too much memory or CPU time is not transient.
  */
 const TRANSIENT =
   /^(?:D1_\w*ERROR: |\w+: )?(?:network connection lost|internal error|cannot resolve D1|D1 DB (?:is overloaded|reset because|storage operation exceeded)|failed to parse body as json|too many api requests|currently processing a long-running|database (?:table )?is locked|D1 did not answer)/i;
 
-/** Whether it is worth trying again for as long as it lasts. An object's errors say so themselves, and lose their class. */
+/**
+ * Whether a failure passes by itself, so that retries make sense for as long as it lasts. The errors of a Durable Object call
+ * carry flags for that, since they lose their class.
+ */
 export const isTransient = (error: unknown): boolean =>
   someCause(
     error,
@@ -149,11 +152,14 @@ export const isTransient = (error: unknown): boolean =>
       TRANSIENT.test(one.message),
   );
 
-/** D1 itself did not answer. */
+/** Whether the cause of an error is that D1 did not answer. */
 export const isDatabaseUnavailable = (error: unknown): boolean =>
   someCause(error, (one) => one instanceof DatabaseUnavailable);
 
-/** For work whose error leaves an object, which takes its class and its cause from it: what passes by itself says so in words. */
+/**
+ * Runs work of a Durable Object whose error goes to the object's caller. The error loses its class and cause on the way, so a
+ * `DatabaseUnavailable` gets a message that `isTransient` recognizes.
+ */
 export async function inItsOwnWords<T>(work: Promise<T>): Promise<T> {
   try {
     return await work;
@@ -162,20 +168,20 @@ export async function inItsOwnWords<T>(work: Promise<T>): Promise<T> {
   }
 }
 
-/** D1 answered that it can't: no repetition mends that. A constraint that failed is no such refusal, since rows change. */
+/** Whether D1 refused a statement, which no retry changes. A failed constraint does not count, since rows change. */
 export const isDatabaseRefusal = (error: unknown): boolean =>
   !isTransient(error) &&
   someCause(error, ({ message }) => /^D1_\w*ERROR/.test(message) && !message.includes("constraint failed"));
 
 function someCause(error: unknown, test: (error: Error) => boolean): boolean {
-  // What has a code is classified by that, whatever its cause is.
+  // An `AppError` is classified by its code, regardless of its cause.
   for (let one = error; one instanceof Error && !(one instanceof AppError); one = one.cause) if (test(one)) return true;
   return false;
 }
 
-/** A variable or binding that is missing or wrong. The text names it and never shows its value. */
+/** An environment with missing or wrong variables or bindings. The message names them and never shows a value. */
 export class ConfigError extends AppError {
-  /** `NAME: why`, one for each variable. */
+  /** One `NAME: problem` for each variable. */
   readonly problems: readonly string[];
 
   constructor(worker: string, problems: readonly string[]) {

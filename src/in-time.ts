@@ -1,4 +1,4 @@
-/** The answer, or `late()` as a rejection where it takes longer. The work itself goes on, and nobody waits for it. */
+/** The result of `work`, or a rejection with `late()` after `ms` milliseconds. The work itself continues after that. */
 export async function inTime<T>(work: Promise<T>, ms: number, late: () => Error): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const lateness = new Promise<never>((_resolve, reject) => {

@@ -1,6 +1,7 @@
-// One JSON line per event: to the console (`wrangler tail`) and to the log book, in batches, a second after the first of
-// them; what wants attention (warnings, errors, audit, pages) goes to the console at once. Errors of other people's code are
-// logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or whole requests.
+// Logging: one JSON line per event, to the console (`wrangler tail`) and to the log book. Lines are sent to the book in
+// batches, a second after a batch's first line; warnings, errors, audit lines and pages are printed to the console at once.
+// Errors of third-party code are logged by an allow-list of fields: their messages may carry RPC keys, signed transactions or
+// whole requests.
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { LogBatch, LogBook } from "../durable-objects/log-book.ts";
 import { isWritten, takeCounted } from "./audit.ts";
@@ -8,20 +9,21 @@ import { AppError, GiveUp, isDatabaseRefusal } from "./errors.ts";
 import { redactFields } from "./redact.ts";
 
 /**
- * `security`: for the audit. `page`: a person should look now. A page is about our own state, never about what a request
- * asks for (hard case 40). Its cause is the event and the field `about`, one of few (a vendor, a tier, a node): it is
- * told once, and again each hour while it is said again. Where what it tells of can end, `allClear` is said on each good look.
+ * `security`: a line of the audit. `page`: an operator should look now. A page is about our own state, never about a request's
+ * content (hard case 40). A page's cause is its event and the field `about`, one of a few values (a vendor, a tier, a node). A
+ * cause alerts once, and again each hour while it is logged. Where a cause can end, each check without a fault calls
+ * `allClear`.
  */
 export type Level = "debug" | "info" | "warn" | "error" | "security" | "page";
 export const LOG_LEVELS = ["debug", "info", "warn", "error"] as const;
 
 const RANK: Record<Level, number> = { debug: 0, info: 1, warn: 2, error: 3, security: 4, page: 4 };
 const SHIP_AFTER_MS = 1_000;
-/** A request that had taken the lines on itself and died: the next one does it. */
+/** After this time the request that was to send the lines is taken for dead, and the next one sends them. */
 const SHIP_LOST_MS = 15_000;
-/** While the book can't be reached. What is dropped is still in the console. */
+/** The most characters kept while the book can't be reached. Dropped lines are still in the console. */
 const MAX_PENDING_CHARS = 2_000_000;
-/** The console cuts what is longer than 256 KB. */
+/** The console truncates output beyond 256 KB. */
 const MAX_UNPRINTED_CHARS = 50_000;
 
 type Scope = { shared: Record<string, unknown>; noted: Record<string, unknown> };
@@ -30,16 +32,16 @@ type Scope = { shared: Record<string, unknown>; noted: Record<string, unknown> }
 const scopes = new AsyncLocalStorage<Scope>();
 let threshold = RANK.info;
 let pending: LogBatch = emptyBatch();
-/** Lines of the batch that the console has not had yet. A call for each would cost as much as a small request. */
+/** Lines that are not printed yet. A console call per line would cost as much as a small request. */
 let unprinted = "";
 let shippingSince = 0;
 
-/** Below it nothing is written; audit and pages always are. */
+/** Sets the level below which nothing is written. Audit lines and pages are always written. */
 export function setLogLevel(level: (typeof LOG_LEVELS)[number]): void {
   threshold = RANK[level];
 }
 
-/** Writes one event. */
+/** Writes one event. Fields are redacted (see redact.ts). */
 export function log(level: Level, event: string, fields: Record<string, unknown> = {}): void {
   if (RANK[level] < threshold) return;
   if (level === "security" && !isWritten(event, fields["address"], Date.now())) return;
@@ -54,7 +56,7 @@ function write(level: Level, event: string, fields: Record<string, unknown>): vo
   else if (level === "warn" || level === "security") console.warn(line);
   else unprinted += unprinted === "" ? line : `\n${line}`;
   if (unprinted.length >= MAX_UNPRINTED_CHARS) print();
-  // A page is never dropped: there are as many as causes.
+  // Pages are never dropped: a batch has one per cause.
   if (level === "page") {
     const cause = causeOf(event, fields["about"]);
     pending.pages[cause] ??= line;
@@ -66,10 +68,10 @@ function write(level: Level, event: string, fields: Record<string, unknown>): vo
   if (level === "security") pending.security += `${line}\n`;
 }
 
-/** Of a fault in background work: it is tried again, and a person is called where that mends nothing. */
+/** The level of a fault in background work: a refusal by D1 pages, since the queue's retries do not mend it. */
 export const levelOfFault = (error: unknown): "page" | "error" => (isDatabaseRefusal(error) ? "page" : "error");
 
-/** What a page of that cause tells of is over; where there was none, nothing follows. */
+/** Ends a cause of pages. Without a page of that cause this does nothing. */
 export const allClear = (event: string, about?: Cause): void => void pending.cleared.add(causeOf(event, about));
 
 type Cause = string | number;
@@ -80,21 +82,21 @@ function print(): void {
   unprinted = "";
 }
 
-/** Runs work whose lines all carry `shared`: a request's id, a job's. */
+/** Runs work whose log lines all carry the fields `shared`, like the id of a request or a job. */
 export const withLogScope = <T>(shared: Record<string, unknown>, work: () => T): T =>
   scopes.run({ shared, noted: {} }, work);
 
-/** Adds to the one wide event that ends the scope. */
+/** Adds fields to the summary event of the current scope. */
 export function note(fields: Record<string, unknown>): void {
   Object.assign(scopes.getStore()?.noted ?? {}, fields);
 }
 
-/** What was noted in this scope. */
+/** The fields that `note` has added in the current scope. */
 export const noted = (): Record<string, unknown> => scopes.getStore()?.noted ?? {};
 
 /**
- * Sends what is waiting to the book, a second from now and behind the response; one such batch at a time. `last` may add
- * lines to it.
+ * Sends the pending lines to the book a second from now, after the response, one batch at a time. `last` runs before and may
+ * add lines.
  */
 export function shipLogs(
   book: DurableObjectNamespace<LogBook>,
@@ -113,12 +115,12 @@ export function shipLogs(
   );
 }
 
-/** Sends what is waiting now. Never rejects: a book that can't be reached must not fail what it tells of. */
+/** Sends the pending lines to the book now. Never rejects: an unreachable book must not fail the logged work. */
 export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<void> {
   for (const counted of takeCounted(Date.now())) write("security", "lines_counted", counted);
   print();
   shippingSince = 0;
-  // An all-clear writes no line: at LOG_LEVEL warn there may be none beside it.
+  // An all-clear writes no line, so a batch may have no line and still be sent.
   if (pending.combined === "" && pending.cleared.size === 0) return;
   const batch = pending;
   pending = emptyBatch();
@@ -133,7 +135,7 @@ export async function sendLogs(book: DurableObjectNamespace<LogBook>): Promise<v
   }
 }
 
-/** For the next batch: all of it while there is room, pages before anything else. */
+/** Puts an unsent batch back for the next send: its pages always, its lines while there is room. */
 function keep(batch: LogBatch): void {
   for (const cause of batch.cleared) if (!(cause in pending.pages)) pending.cleared.add(cause);
   pending.pages = { ...pending.pages, ...batch.pages };
@@ -145,7 +147,9 @@ function emptyBatch(): LogBatch {
   return { combined: "", error: "", security: "", pages: {}, cleared: new Set() };
 }
 
-/** What may be told of an error: everything of our own; name, numbers and place of any other; causes included. */
+/**
+ * The loggable fields of an error and its causes: name, code and status; the message of our own errors, the place of others.
+ */
 export function errorFields(error: unknown): Record<string, unknown> {
   if (!(error instanceof Error)) return { error: typeof error };
   const known = error instanceof AppError || error instanceof GiveUp || "safeToLog" in error;
@@ -167,5 +171,5 @@ export function errorFields(error: unknown): Record<string, unknown> {
   };
 }
 
-// D1 names the failing constraint or table, never a bound value.
+// D1's messages name the failed constraint or table, never a bound value.
 const isDatabaseError = (error: Error): boolean => error.message.startsWith("D1_ERROR");

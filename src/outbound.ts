@@ -1,18 +1,18 @@
-// All that leaves passes here and starts its clock in its turn. Cloudflare lets an invocation have six connections that wait
-// for their answer, sockets among them, and queues the seventh: a clock that began before may run out for a request that was
-// never sent, and a node or a vendor gets the blame (hard case 52).
+// Turns for all outgoing requests. A request's time limit starts when its turn comes. Cloudflare allows an invocation six
+// connections that wait for an answer, sockets included, and queues the seventh: with a time limit that starts earlier, a
+// request can time out before it is sent, and the node or vendor gets the blame (hard case 52).
 //
-// Turns are an invocation's, as the limit is. Those of an isolate would let strangers' requests wait for each other, and
-// hang them: what one invocation waits for must not be left to another that may end first. An object has one I/O context
-// for all of its calls, and so one `Connections`. Beside these, an invocation has the queue's `send`, which has no clock,
-// and the log book its webhook, one call at a time. The command line has no limit, and passes straight through.
+// Turns are per invocation, like Cloudflare's limit. With turns per isolate, requests of different clients would wait for each
+// other and hang: an invocation may end before it passes its turn on. A Durable Object has one I/O context for all its calls,
+// and therefore one `Connections`. Two kinds of requests take no turn: the queue's `send`, which has no time limit, and the log
+// book's webhook, which is one call at a time. The command line has no limit on connections, so its requests start at once.
 import { AsyncLocalStorage } from "node:async_hooks";
 
 const MAX_CONNECTIONS = 6;
-/** The others are left to requests: a socket that nobody accepts is open for some 21 seconds more than anybody waits for it. */
+/** The other connections are for requests: a socket that nobody accepts stays open for about 21 s after its time limit. */
 const MAX_SOCKETS = 3;
 
-/** So many at a time, in the order of asking. */
+/** A semaphore: up to `most` turns at a time, in the order of the calls. */
 class Turns {
   #free: number;
   readonly #waiting: (() => void)[] = [];
@@ -21,7 +21,7 @@ class Turns {
     this.#free = most;
   }
 
-  /** Undefined where it is free at once. */
+  /** Takes a turn; undefined when one is free at once. */
   take(): Promise<void> | undefined {
     if (this.#free === 0) return new Promise((resolve) => this.#waiting.push(resolve));
     this.#free -= 1;
@@ -37,20 +37,20 @@ class Turns {
 
 const invocations = new AsyncLocalStorage<Connections | undefined>();
 
-/** The connections of an invocation, or of an object. */
+/** The connections of one invocation, or of one Durable Object. */
 export class Connections {
   readonly all = new Turns(MAX_CONNECTIONS);
   readonly sockets = new Turns(MAX_SOCKETS);
 
-  /** Runs work whose requests share these. */
+  /** Runs work whose requests share these turns. */
   run<T>(work: () => T): T {
     return invocations.run(this, work);
   }
 }
 
 /**
- * Sends a request and takes its answer in, once it has its turn. A time limit belongs into `send`. What `send` itself sends
- * by this is in the same turn, and goes one after the other.
+ * Waits for a turn, then sends a request and reads its answer. `send` sets the time limit. Requests that `send` makes by
+ * `inTurn` run within the same turn, so they have to be sequential.
  */
 export async function inTurn<T>(send: () => Promise<T>): Promise<T> {
   const turns = invocations.getStore()?.all;
@@ -63,7 +63,7 @@ export async function inTurn<T>(send: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Waits for a socket's turn. Call what it resolves with once the socket is closed. */
+/** Waits for a socket's turn. Resolves with a function to call once the socket is closed. */
 export async function takeSocket(): Promise<() => void> {
   const connections = invocations.getStore();
   await connections?.sockets.take();

@@ -1,4 +1,4 @@
-// What is wrong with a value, in plain words, wherever a schema has none of its own: zod's text reaches nobody.
+// The default messages of schemas, in place of zod's: a client or operator reads them.
 import { z } from "zod";
 
 const NOUNS: Readonly<Record<string, string>> = {
@@ -18,7 +18,7 @@ const FORMATS: Readonly<Record<string, string>> = {
 
 type Issue = Parameters<z.core.$ZodErrorMap>[0];
 
-/** Reads after the name of the value: "must be a number". */
+/** A predicate that follows the value's name: "must be a number". */
 function sentenceOf(issue: Issue): string {
   switch (issue.code) {
     case "invalid_type":
@@ -32,7 +32,7 @@ function sentenceOf(issue: Issue): string {
     case "too_big":
       return `must ${amountOf(issue.origin, "at most", issue.maximum)}`;
     case "invalid_format":
-      return FORMATS[issue.format] === undefined ? "has a wrong form" : `must be ${FORMATS[issue.format]}`;
+      return FORMATS[issue.format] === undefined ? "has the wrong format" : `must be ${FORMATS[issue.format]}`;
     default:
       return "is not valid";
   }

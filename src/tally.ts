@@ -1,8 +1,8 @@
-// Counts of what is not worth a line each, by the name of who did it, told of once a minute.
+// Counts by name, for events that are too frequent for a log line each. The counts are logged once a minute.
 
 const TELL_EVERY_MS = 60_000;
 const TOLD_BY_NAME = 10;
-/** Further names are counted under none. */
+/** Further names are counted together. */
 const MAX_NAMES = 50_000;
 
 export type Told<Name> = { name: Name; count: number } | { names: number; count: number };
@@ -18,7 +18,7 @@ export class Tally<Name> {
     else this.#counts.set(name, (count ?? 0) + 1);
   }
 
-  /** Once a minute the ten names that were counted most, and the sum of all others. `now`: unix milliseconds. */
+  /** Once a minute: the ten names with the highest counts, and the sum of all others. `now`: unix milliseconds. */
   take(now: number): Told<Name>[] {
     if (this.#counts.size === 0 || now - this.#toldAt < TELL_EVERY_MS) return [];
     this.#toldAt = now;
