@@ -33,7 +33,10 @@ beforeEach(async () => {
 });
 
 const charged = async () => had.usdc - (await usdcOf(payer.address));
-const closed = (id: string) => async () => (await world.payment(id))["step"] === "idle";
+const closed = (id: string) => async () => {
+  const { step, state } = await world.payment(id);
+  return step === "idle" && state !== "refund_due";
+};
 
 /** Two of the three know the newest state, and the logs and receipts of their newest blocks later. */
 const keepLogsBack = (blocks: number) => addRpcFaults({ kind: "logs_behind", blocks });
