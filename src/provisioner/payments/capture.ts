@@ -89,7 +89,8 @@ async function followCapture(context: Context, row: store.Payment, taken: OrderS
   const { db, now } = context;
   if (taken.state !== "waiting") {
     if (row.state !== "authorized") return { waitSeconds: BLOCK_SECONDS / 2 };
-    return store.movePayment(db, row, { state: "settling", settleTx: taken.hash, wakeAt: now() + WATCH_MS });
+    const settling = { state: "settling", settleTx: taken.hash, failingSince: null, wakeAt: now() + WATCH_MS } as const;
+    return store.movePayment(db, row, settling);
   }
   const isShut = taken.why === "would_fail" && (await isCoinShut(context));
   if (taken.why !== "would_fail" || isShut) {
@@ -113,37 +114,35 @@ async function refuseCapture(context: Context, row: store.Payment, failedAt: num
   if (use.blockNumber < (failedAt ?? 0)) return { waitSeconds: BLOCK_SECONDS };
   const refuse = async () => giveUp(context, row, (await isCoinShut(context)) ? "coin_shut" : "capture_refused");
   if (use.state === "cancelled") return refuse();
+  // Ours came too late, and so would any other.
+  if (use.blockTimestamp >= row.validBefore) return giveUp(context, row, "too_late");
   // The payer has moved its money; or its contract says no, or burns gas: a minute of that is enough (hard cases 35 and 36).
   const isShort = use.balance < BigInt(row.amount);
   const isOver = row.failingSince !== null && now() - row.failingSince >= REFUSED_MS;
   if (failedAt !== null || isShort) {
-    const lackedAt = failedAt === null ? use.blockNumber : failedAt - 1;
-    const isUndone = await areFundsUndone(context, row, lackedAt, use.blockNumber);
+    const isUndone = await areFundsUndone(context, row, isShort || failedAt === null ? use.blockNumber : failedAt - 1);
     if (isUndone === false) return refuse();
     if (isUndone && !isShort) return "again";
-    if (isUndone && isOver) return giveUp(context, row, "funds_undone");
-  }
-  if (isOver) return refuse();
+    if (isOver) return giveUp(context, row, isUndone ? "funds_undone" : "funds_unclear");
+  } else if (isOver) return refuse();
   if (row.failingSince === null) return store.movePayment(db, row, { failingSince: now() });
   return { waitSeconds: WALLET_WAIT_SECONDS };
 }
 
 /**
- * Whether the payer had not the money at a block, and by the newest one has spent none since its quote: a reorg has taken it
- * back, or put it behind our capture. Null where no two nodes tell.
+ * Whether the payer had not the money at a block, nor would have without what has gone elsewhere since its quote: a reorg has
+ * taken it back, or put it behind our capture. Null where no two nodes tell.
  */
-async function areFundsUndone(
-  { chain, config }: Context,
-  row: store.Payment,
-  at: number,
-  newest: number,
-): Promise<boolean | null> {
-  const { from, value } = authorizationOf(row);
+async function areFundsUndone({ chain, config }: Context, row: store.Payment, at: number): Promise<boolean | null> {
+  const { from, to, value } = authorizationOf(row);
   const coin = config.USDC_ADDRESS;
   try {
-    if ((await readBalanceAt(chain, coin, from, at)) >= value) return false;
-    const moved = await readCoinTransfers(chain, coin, from, row.quotedBlock ?? row.fromBlock, newest);
-    return moved.every((one) => one.from !== from);
+    const has = await readBalanceAt(chain, coin, from, at);
+    if (has >= value) return false;
+    const moved = await readCoinTransfers(chain, coin, from, row.quotedBlock ?? row.fromBlock, at);
+    // Anybody may move nothing in its name.
+    const spent = moved.filter((one) => one.from === from && one.to !== from && one.to !== to);
+    return spent.reduce((sum, { amount }) => sum + amount, has) < value;
   } catch (error) {
     log("warn", "funds_unclear", { payment: row.id, ...errorFields(error) });
     return null;

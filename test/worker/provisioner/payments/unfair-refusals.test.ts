@@ -1,16 +1,28 @@
 // Captures that fail through no fault of the payer's: one node is wrong, the coin takes nothing from anybody, our own gas
 // money has run out. No honest payer is barred for that, and none loses money (hard cases 28 and 36).
 import { runDurableObjectAlarm } from "cloudflare:test";
+import { type Hex, parseAbi, toEventSelector } from "viem";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { agent, chain, operator } from "../../chain.ts";
 import { type Deployment, deploy } from "../../deployment.ts";
-import { accepted, give, machineRuns, orderMachine, playOn, setBlocked, usdcOf } from "../../edge/routes/x402/till.ts";
+import {
+  accepted,
+  give,
+  machineRuns,
+  mined,
+  orderMachine,
+  playOn,
+  setBlocked,
+  usdcOf,
+} from "../../edge/routes/x402/till.ts";
 import { addRpcFault, addRpcFaults, clearRpcFaults } from "../../faults.ts";
 import { reachOnlyProxies, signedAMinuteEarlier } from "../../wallet-object.ts";
 
 const PRICE = 500_000n;
 const TRANSFER_WITH_AUTHORIZATION = "e3ee160e";
+const TRANSFER = toEventSelector("event Transfer(address indexed from, address indexed to, uint256 value)");
 const payer = agent(1);
 const giver = agent(4);
 let world: Deployment;
@@ -147,4 +159,86 @@ test("a payer who spends the money before a capture that a reorg has taken back 
   await chain.mine(20);
   await playOn(world, async () => isOver(id));
   expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "capture_refused" });
+});
+
+/** Moves nothing, and anybody may: the account that it names as the sender has not to be asked. */
+const moveNothing = (from: Hex) =>
+  mined(
+    chain.wallet(agent(3)).writeContract({
+      address: USDC_ADDRESS,
+      abi: parseAbi(["function transferFrom(address from, address to, uint256 amount) returns (bool)"]),
+      functionName: "transferFrom",
+      args: [from, agent(3).address, 0n],
+    }),
+  );
+
+test("a transfer of nothing in a payer's name is no spending of his: strangers could have him barred after a reorg", async () => {
+  const { id, poor, before } = await beforeCapture();
+  await reorgTo(before);
+  await moveNothing(poor.address);
+  await captureComes();
+  await give(giver, poor.address, PRICE);
+  await chain.mine(20);
+  await playOn(world, async () => isOver(id));
+  expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
+});
+
+test("a payer who spends some of the rest is not barred for what a reorg has taken back", async () => {
+  const { id, poor, before } = await beforeCapture();
+  await reorgTo(before);
+  await chain.node.setBalance({ address: poor.address, value: 10n ** 18n });
+  await give(giver, poor.address, 1_000n);
+  await give(poor, giver.address, 1_000n);
+  await captureComes();
+  await chain.mine(20);
+  await twoMinutes(id);
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
+  await give(giver, poor.address, PRICE);
+  await expectWelcome(poor);
+});
+
+test("what a payer has paid us for its other order is no spending either", async () => {
+  const first = { CAPTURE_FIRST_TIERS: "0" };
+  world = await deploy({ edge: first, provisioner: first });
+  const poor = privateKeyToAccount(generatePrivateKey());
+  await give(giver, poor.address, 2n * PRICE);
+  // Who has paid once may have several orders open.
+  const { id: paid } = await accepted(world, poor);
+  await playOn(world, async () => (await world.payment(paid))["step"] === "idle");
+  const before = await chain.reader.getBlockNumber();
+  await give(giver, poor.address, PRICE);
+  const orders = [await accepted(world, poor, { region: "asia" }), await accepted(world, poor, { region: "europe" })];
+  await chain.node.setAutomine(false);
+  const states = async () => Promise.all(orders.map(async ({ id }) => (await world.payment(id))["state"]));
+  await world.drain(async () => (await states()).every((state) => state === "settling"));
+  await reorgTo(before);
+  await captureComes();
+  await give(giver, poor.address, PRICE);
+  await chain.mine(20);
+  for (const { id } of orders) {
+    await playOn(world, async () => isOver(id));
+    expect(await world.payment(id)).toMatchObject({ state: "settled", reason: null });
+  }
+});
+
+test("while no two nodes tell what a payer has spent, nothing is held against him", async () => {
+  const { id, before } = await beforeCapture();
+  await reorgTo(before);
+  await captureComes();
+  await chain.mine(20);
+  await addRpcFaults({ kind: "refuse", method: "eth_getLogs", includes: TRANSFER, message: "internal error" });
+  await twoMinutes(id);
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "funds_unclear" });
+});
+
+test("a capture that is mined when its authorization is over bars nobody: one node had not got that block yet", async () => {
+  const { id } = await beforeCapture();
+  const { valid_before: validBefore } = await world.payment(id);
+  await chain.node.setNextBlockTimestamp({ timestamp: BigInt(String(validBefore)) });
+  await chain.mine(1);
+  await chain.node.setAutomine(true);
+  await addRpcFault({ kind: "lag", blocks: 1 }, "third");
+  await addRpcFault({ kind: "delay", ms: 300 }, "first");
+  await playOn(world, async () => isOver(id), 1);
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "too_late" });
 });
