@@ -68,6 +68,13 @@ type Page = { status: number; text: string };
 const isPage = (answer: Answer | Page): answer is Page => "text" in answer;
 
 const HANG_MS = 30_000;
+/** Which parameter names the block that is asked about. */
+const TAG_AT: Readonly<Record<string, number>> = {
+  eth_getBlockByNumber: 0,
+  eth_call: 1,
+  eth_estimateGas: 1,
+  eth_simulateV1: 1,
+};
 const LOG_METHODS: ReadonlySet<string> = new Set(["eth_getLogs", "eth_getTransactionReceipt"]);
 
 /** As Alchemy has it. */
@@ -233,12 +240,13 @@ export async function startRpcProxy(target: string, atPort = 0) {
     const cap = (tag: unknown) =>
       tag === "latest" || Number(tag) > head ? `0x${Math.max(0, head).toString(16)}` : tag;
     if (call.method === "eth_blockNumber") return { jsonrpc: "2.0", id: call.id, result: cap("latest") };
-    if (call.method === "eth_getBlockByNumber" || call.method === "eth_call") {
-      const tagAt = call.method === "eth_call" ? 1 : 0;
+    const tagAt = TAG_AT[call.method];
+    if (tagAt !== undefined) {
       const tag = call.params[tagAt] ?? "latest";
       if (call.method === "eth_getBlockByNumber" && Number(tag) > head)
         return { jsonrpc: "2.0", id: call.id, result: null };
-      const params = call.params.map((param, i) => (i === tagAt ? cap(tag) : param));
+      const params = [...call.params];
+      params[tagAt] = cap(tag);
       return forward({ ...call, params });
     }
     if (call.method === "eth_getLogs") {

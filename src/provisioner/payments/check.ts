@@ -22,6 +22,9 @@ export async function check(context: Context, row: store.Payment): Promise<Turn>
   const { db, config, now } = context;
   const use = await useOf(context, row);
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
+  // Two nodes that are behind its quote don't show yet what its payer had spent by then, or got.
+  const isBehind = use.state === "unused" && use.blockNumber < (row.quotedBlock ?? 0);
+  if (isBehind && row.state !== "settled" && !(await isLate(context, row))) return { waitSeconds: BLOCK_SECONDS };
   const problem = await problemOf(context, row, use);
   if (problem !== null) {
     // Somebody's transaction with it may be what a node has seen already that said no.
@@ -50,7 +53,7 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   if (row.sshPublicKey !== null && !isLine(row.sshPublicKey)) return "ssh_public_key";
   const signer = await authorizationSigner(chain, coinOf(config), authorization);
   if (signer === null) return "signature";
-  if ((await chainTime(db)) > captureDeadline(row) && row.state !== "settled") return "too_late";
+  if (row.state !== "settled" && (await isLate(context, row))) return "too_late";
   const { pricePerDay, active } = await agreedTier(context, tier);
   if (!active) return "tier_inactive";
   if (authorization.value !== pricePerDay * BigInt(durationDays) && !(await wasQuoted(context, row))) return "price";
@@ -68,6 +71,9 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   const places = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator };
   return (await canDeliver(chain, trial, authorization.from, places)) ? null : "cannot_deliver";
 }
+
+const isLate = async ({ db }: Context, row: store.Payment): Promise<boolean> =>
+  (await chainTime(db)) > captureDeadline(row);
 
 /** As the edge stores a key that it has parsed, and nothing else. */
 function isLine(publicKey: string): boolean {

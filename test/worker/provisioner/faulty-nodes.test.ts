@@ -247,6 +247,26 @@ test("one node that says of every transaction that it would fail gives up no ord
   await expectDelivered(id);
 });
 
+test("what a payer has spent before its quote counts, though two nodes are behind: a token was bought for an empty account, and nobody was barred for it", async () => {
+  const poor = privateKeyToAccount(generatePrivateKey());
+  await chain.node.setBalance({ address: poor.address, value: 10n ** 18n });
+  await give(payer, poor.address, PRICE);
+  const { id } = await accepted(world, poor);
+  await give(poor, payer.address, PRICE);
+  await chain.mine(1);
+  // As if the edge's node had quoted here, and told of the balance before.
+  const quoted = Number(await chain.reader.getBlockNumber());
+  await world.sql.prepare("UPDATE payments SET quoted_block = ?").bind(quoted).run();
+  await addRpcFaults({ kind: "lag", blocks: 2 });
+  let looks = 0;
+  await world.drain(async () => ++looks > 4);
+  expect(await world.payment(id)).toMatchObject({ step: "check", cost: null });
+  await clearRpcFaults();
+  await playOn(world, async () => (await world.payment(id))["reason"] !== null);
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "balance" });
+  expect(await sold()).toBe(had.sold);
+});
+
 test("one node that puts a purchase's receipt into an old block makes it final for nobody (hard case 29)", async () => {
   const { payment: paid } = await signedTo(payer, PRICE);
   const purchase = {
