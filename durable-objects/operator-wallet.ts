@@ -31,7 +31,7 @@ import {
 } from "../src/chain/account.ts";
 import { type Chain, connectChain } from "../src/chain/client.ts";
 import { estimateGas, identityOf, isRefundOfPayment, readL1Fee, type WalletOrder } from "../src/chain/orders.ts";
-import { askTwo, isUnknown, readFinalNumber, readReceipt } from "../src/chain/witness.ts";
+import { askTwo, isUnknown, readFinalNumber, readFinalReceipt, readReceipt } from "../src/chain/witness.ts";
 import { openDatabase } from "../src/db/client.ts";
 import { isPaused } from "../src/db/pauses.ts";
 import { linkTransaction } from "../src/db/payments.ts";
@@ -292,7 +292,8 @@ export class OperatorWallet extends DurableObject<object> {
     let taken: number | undefined;
     for await (const [row, mined] of this.#receiptsOf(open)) {
       if (mined !== null) {
-        if (mined.blockNumber <= final) this.#close(row, mined);
+        const last = mined.blockNumber <= final ? await this.#receiptOf(row, readFinalReceipt) : null;
+        if (last !== null) this.#close(row, last);
         continue;
       }
       taken ??= await askTwo(chain, ({ client }) =>
@@ -393,10 +394,10 @@ export class OperatorWallet extends DurableObject<object> {
   }
 
   /** The receipt of the row's transaction that was mined, by two nodes; null when none was. */
-  async #receiptOf(row: Pick<OrderRow, "id">): Promise<Mined | null> {
+  async #receiptOf(row: Pick<OrderRow, "id">, read = readReceipt): Promise<Mined | null> {
     const { chain } = this.#services();
     for (const { hash, void: isVoid } of this.#ledger.signed(row.id)) {
-      const receipt = await readReceipt(chain, hash);
+      const receipt = await read(chain, hash);
       if (receipt === null) continue;
       return { hash, status: isVoid === 1 ? "reverted" : receipt.status, blockNumber: receipt.blockNumber };
     }

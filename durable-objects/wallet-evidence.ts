@@ -11,7 +11,7 @@ import { type Chain, readTier } from "../src/chain/client.ts";
 import { coinOf } from "../src/chain/coin.ts";
 import { SECONDS_PER_DAY } from "../src/chain/contract.ts";
 import type { SignedPayment, WalletOrder } from "../src/chain/orders.ts";
-import { askTwo, readAgreedToken, readFinalNumber, readFinalToken } from "../src/chain/witness.ts";
+import { askTwo, readAgreedToken, readFinalNumber, readFinalReceipt, readFinalToken } from "../src/chain/witness.ts";
 import { GiveUp } from "../src/errors.ts";
 import { heldTolerance, MAX_RISE, paymentId } from "../src/model/payment.ts";
 import type { ProvisionerConfig } from "../src/provisioner/config.ts";
@@ -74,7 +74,7 @@ async function evidenceOfRefund(
     const isPayers = payment !== undefined && isAddressEqual(to, payment.from);
     return isPayers ? paidFor(services, payment, "finalized") : "not_owed";
   }
-  const purchase = await purchaseOf(chain, config, incarnation);
+  const purchase = await purchaseOf(chain, config, incarnation, readFinalReceipt);
   if (purchase === null) return "unproven";
   const { owner, blockNumber } = await readFinalToken(chain, purchase.tokenId);
   if (purchase.blockNumber > blockNumber) return "unproven";

@@ -20,7 +20,15 @@ import { coinAbi } from "./contract.ts";
 import { isContractSignature } from "./contract-signature.ts";
 import { readLogs } from "./logs.ts";
 import { isOtherTwin, PLAIN_SIGNATURE_CHARS } from "./plain-signature.ts";
-import { type AgreedBlock, askFirst, type Receipt, readAgreedView, readReceipt, shownByTwo } from "./witness.ts";
+import {
+  type AgreedBlock,
+  askFirst,
+  type Receipt,
+  readAgreedView,
+  readFinalReceipt,
+  readReceipt,
+  shownByTwo,
+} from "./witness.ts";
 
 /** A signed `TransferWithAuthorization`. Times are chain time in unix seconds; `value` is in 10^-6 USDC. */
 export type Authorization = {
@@ -141,7 +149,7 @@ export async function readAuthorizationUse(
     const before = fromBlock === 0 ? null : await readState(chain, coin, sought, fromBlock - 1).catch(() => null);
     return before?.used === true ? { state: "cancelled", ...block } : { state: "unclear" };
   }
-  const receipt = await readReceipt(chain, found.txHash);
+  const receipt = await (blockTag === "finalized" ? readFinalReceipt : readReceipt)(chain, found.txHash);
   const outcome = receipt === null ? null : outcomeIn(receipt, coin, sought);
   if (receipt === null || outcome === null) return { state: "unclear" };
   if (outcome === "cancelled") return { state: "cancelled", ...block };

@@ -280,6 +280,19 @@ export async function readReceipt(chain: Chain, hash: Hex): Promise<Receipt | nu
   return receipt;
 }
 
+/**
+ * A transaction's receipt, by two nodes that each call its block final; null where two have none there. A node on a fork does not
+ * call it final, and a liar beside that node would make two.
+ */
+export async function readFinalReceipt(chain: Chain, hash: Hex): Promise<Receipt | null> {
+  const { receipt } = await askTwo(chain, async (node) => {
+    const final = await readFinalOf(node);
+    const receipt = await readReceiptAt(node, hash);
+    return { receipt: receipt !== null && receipt.blockNumber <= final ? receipt : null };
+  });
+  return receipt;
+}
+
 /** A transaction's receipt from one node; null when the node has none. */
 export async function readReceiptAt({ client }: Node, hash: Hex): Promise<Receipt | null> {
   try {

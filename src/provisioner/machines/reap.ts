@@ -13,7 +13,7 @@ import type { VendorName } from "../../model/stock.ts";
 import { ask, type Context } from "../context.ts";
 import { type Machine, reachPorts, VendorError } from "../vendors/vendor.ts";
 import { tellDeleteRefused } from "./clear.ts";
-import { readPurchase } from "./verify.ts";
+import { readFinalPurchase } from "./verify.ts";
 
 const SNAPSHOT_AGE_MS = 2_000;
 const MACHINES_PER_TURN = 1_000;
@@ -124,7 +124,7 @@ async function isNobodys({ chain, config, db }: Context, { label, createdAt }: M
     return grace === 0 || (holder !== null && view.blockTimestamp >= holder.expiresAt + grace);
   }
   if (holder === null || label.startsWith(labelFamily(holder.incarnation))) return false;
-  const purchase = await readPurchase(chain, config, holder);
+  const purchase = await readFinalPurchase(chain, config, holder);
   return purchase !== null && purchase.blockNumber <= view.blockNumber;
 }
 

@@ -8,6 +8,7 @@ import {
   type Receipt,
   readAgreedToken,
   readFinalOf,
+  readFinalReceipt,
   readReceipt,
   readReceiptAt,
   shownByTwo,
@@ -25,22 +26,28 @@ export async function readPurchase(
   chain: Chain,
   config: ProvisionerConfig,
   { incarnation }: Pick<Vm, "incarnation">,
+  read: typeof readReceipt = readReceipt,
 ): Promise<Purchase | null> {
   if (parseIncarnation(incarnation).deploymentId !== config.DEPLOYMENT_ID)
     throw new GiveUp("purchase_mismatch", "the row is of another deployment");
-  return purchaseOf(chain, config, incarnation);
+  return purchaseOf(chain, config, incarnation, read);
 }
+
+/** The same in final history. */
+export const readFinalPurchase = (chain: Chain, config: ProvisionerConfig, vm: Pick<Vm, "incarnation">) =>
+  readPurchase(chain, config, vm, readFinalReceipt);
 
 /** The same, of whichever deployment. */
 export async function purchaseOf(
   chain: Chain,
   config: ProvisionerConfig,
   incarnation: string,
+  read: typeof readReceipt = readReceipt,
 ): Promise<Purchase | null> {
   const { txHash, tokenId, ordinal, contract } = parseIncarnation(incarnation);
   if (contract !== config.CONTRACT_ADDRESS.toLowerCase())
     throw new GiveUp("purchase_mismatch", "the row is of another contract");
-  const receipt = await readReceipt(chain, txHash);
+  const receipt = await read(chain, txHash);
   return receipt === null ? null : findPurchase(receipt, config, tokenId, ordinal);
 }
 

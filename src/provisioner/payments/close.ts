@@ -7,7 +7,7 @@ import { bookRefund, loadRefund } from "../../db/refunds.ts";
 import type { Vm } from "../../db/schema.ts";
 import { log } from "../../log.ts";
 import type { Context } from "../context.ts";
-import { readPurchase } from "../machines/verify.ts";
+import { readFinalPurchase } from "../machines/verify.ts";
 import { refundOf } from "../refunds/owe.ts";
 import { walletOf } from "../wallet.ts";
 import { transferOf } from "./deliver.ts";
@@ -65,7 +65,7 @@ async function isFinallyTheirs({ chain, config }: Context, row: store.Payment, v
   if (!isTheirs(row, vm)) return false;
   const { owner, blockNumber } = await readFinalToken(chain, vm.tokenId);
   if (owner !== getAddress(row.payer)) return false;
-  const purchase = await readPurchase(chain, config, vm);
+  const purchase = await readFinalPurchase(chain, config, vm);
   return purchase !== null && purchase.blockNumber <= blockNumber;
 }
 

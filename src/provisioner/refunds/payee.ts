@@ -9,7 +9,7 @@ import * as store from "../../db/refunds.ts";
 import type { Vm } from "../../db/schema.ts";
 import { GiveUp } from "../../errors.ts";
 import { type Context, operatorOf } from "../context.ts";
-import { readPurchase } from "../machines/verify.ts";
+import { isGone, readFinalPurchase } from "../machines/verify.ts";
 import { useOf } from "../payments/turn.ts";
 
 /** `renewed`: somebody has paid for more time of a token that nobody is served with. */
@@ -19,14 +19,14 @@ type Payee = { to: Address; amount: bigint; renewed: boolean };
 export async function findPayee(context: Context, vm: Vm, row: store.Refund): Promise<Payee | string> {
   const { chain, config } = context;
   const view = await readFinalToken(chain, vm.tokenId);
-  let purchase: Awaited<ReturnType<typeof readPurchase>>;
+  let purchase: Awaited<ReturnType<typeof readFinalPurchase>>;
   try {
-    purchase = await readPurchase(chain, config, vm);
+    purchase = await readFinalPurchase(chain, config, vm);
   } catch (error) {
     if (error instanceof GiveUp) return error.code;
     throw error;
   }
-  if (purchase === null) return view.blockNumber > vm.blockNumber ? "purchase_gone" : "wait";
+  if (purchase === null) return (await isGone(chain, config, vm, null)) ? "purchase_gone" : "wait";
   if (purchase.blockNumber > view.blockNumber) return "wait";
   if (view.owner === null) return "burned";
   // A renewal was another payment, and not by the buyer perhaps: it does not change what the purchase is owed.

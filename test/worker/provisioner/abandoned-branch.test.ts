@@ -1,11 +1,15 @@
 // A branch that the chain gives up again: nodes that are still on it show other purchases of the same tokens, and final
 // history alone says whose machine ends.
+import { runDurableObjectAlarm } from "cloudflare:test";
 import { encodeFunctionResult, type Hex, multicall3Abi, numberToHex } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { readFinalToken } from "../../../src/chain/witness.ts";
+import { USDC_ADDRESS } from "../../world/addresses.ts";
+import { cancel } from "../../world/payer.ts";
 import { agent, chain, signPurchase } from "../chain.ts";
-import { buyAndRun, type Deployment, deploy } from "../deployment.ts";
-import { addRpcFault } from "../faults.ts";
+import { buyAndFail, buyAndRun, type Deployment, deploy } from "../deployment.ts";
+import { paidUs, signedTo, usdcOf } from "../edge/routes/x402/till.ts";
+import { addRpcFault, clearRpcFaults } from "../faults.ts";
 
 let world: Deployment;
 let before: Hex;
@@ -138,4 +142,86 @@ test("what a fork's node shows of a block is no final history, though two others
   for (const node of ["first", "third"] as const)
     await addRpcFault({ kind: "rewrite", method: "eth_call", result: encodeFunctionResult(answer) }, node);
   await expect(readFinalToken(world.context.chain, tokenId)).rejects.toMatchObject({ code: "chain_unavailable" });
+});
+
+/** What nodes on a fork say of a transaction. */
+const forge = async (hash: Hex, result: unknown) => {
+  const fault = { kind: "rewrite", method: "eth_getTransactionReceipt", includes: hash, result } as const;
+  for (const node of ["first", "third"] as const) await addRpcFault(fault, node);
+};
+const receiptOf = async (hash: Hex) =>
+  JSON.stringify(await chain.reader.request({ method: "eth_getTransactionReceipt", params: [hash] }));
+const inWord = (amount: bigint) => numberToHex(amount, { size: 32 }).slice(2);
+
+test("what a purchase is owed is its price in final history: by a fork's node, and one that calls its head final, it was ten times that", async () => {
+  const tokenId = await buyAndFail(world, 2);
+  const had = await usdcOf(agent(2).address);
+  await chain.mine(4);
+  const hash = (await world.vm(tokenId))?.["tx_hash"];
+  await forkTwo();
+  await forge(hash, JSON.parse((await receiptOf(hash)).replaceAll(inWord(500_000n), inWord(5_000_000n))));
+  const payOut = async () => {
+    await world.sql.prepare("UPDATE refunds SET wake_at = 0 WHERE wake_at IS NOT NULL").run();
+    await world.sweep();
+    await world.drain().catch(() => world.sent.splice(0));
+    await runDurableObjectAlarm(world.wallet);
+    await chain.mine(4);
+  };
+  await payOut();
+  expect((await usdcOf(agent(2).address)) - had).toBe(0n);
+  await clearRpcFaults();
+  await payOut();
+  expect((await usdcOf(agent(2).address)) - had).toBe(500_000n);
+});
+
+test("what its payer took back is not paid back, though a fork's node, and one that calls its head final, show that it came in", async () => {
+  const value = 1_000_000n;
+  const paid = await paidUs(agent(2), value);
+  const uses = await chain.reader.getLogs({ address: USDC_ADDRESS, fromBlock: BigInt(paid.fromBlock) });
+  const came = uses.at(-1)?.transactionHash ?? "0x";
+  const { signed, payment } = await signedTo(agent(2), value);
+  const cancelled = await cancel(chain, agent(2), signed, USDC_ADDRESS);
+  await chain.mine(4);
+  const had = await usdcOf(agent(2).address);
+  const [own, other] = [await receiptOf(cancelled), await receiptOf(came)];
+  let text = other.replaceAll(paid.nonce.slice(2), payment.nonce.slice(2));
+  for (const field of ["transactionHash", "blockNumber", "blockHash"])
+    text = text.replaceAll(`"${JSON.parse(other)[field]}"`, `"${JSON.parse(own)[field]}"`);
+  await forkTwo();
+  await forge(cancelled, JSON.parse(text));
+  const order = {
+    kind: "pay",
+    id: `refund/payment/${payment.nonce}`,
+    to: agent(2).address,
+    amount: String(value),
+  } as const;
+  await world.wallet.order({ ...order, owed: { payment } }).catch(() => undefined);
+  await chain.mine(1);
+  expect((await usdcOf(agent(2).address)) - had).toBe(0n);
+});
+
+test("a payment of ours is closed by final history, and not where a fork's node, and one that calls its head final, have it", async () => {
+  const payment = await paidUs(agent(2), 500_000n);
+  const had = await usdcOf(agent(2).address);
+  const order = { kind: "pay", id: `refund/payment/${payment.nonce}`, to: agent(2).address, amount: "500000" } as const;
+  before = await chain.node.snapshot();
+  const sent = await world.wallet.order({ ...order, owed: { payment } });
+  const hash = (sent as { hash: Hex }).hash;
+  await chain.settled();
+  const receipt = JSON.parse(await receiptOf(hash));
+  await chain.node.revert({ id: before });
+  await chain.dropAll();
+  await chain.mine(6);
+  await chain.node.setAutomine(false);
+  await forkTwo();
+  await forge(hash, receipt);
+  await runDurableObjectAlarm(world.wallet);
+  expect((await usdcOf(agent(2).address)) - had).toBe(0n);
+  await clearRpcFaults();
+  await chain.node.setAutomine(true);
+  await runDurableObjectAlarm(world.wallet);
+  await chain.mine(4);
+  await runDurableObjectAlarm(world.wallet);
+  expect(await world.wallet.order({ ...order, owed: { payment } })).toMatchObject({ state: "final" });
+  expect((await usdcOf(agent(2).address)) - had).toBe(500_000n);
 });
