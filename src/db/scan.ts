@@ -1,6 +1,6 @@
 // Writes of the scan. Rows and cursor are written in one batch, fenced by the lease: the first statement sets the lease to NULL
 // when another invocation holds it, the NOT NULL constraint fails, and D1 rolls the whole batch back (hard case 9).
-import { and, desc, eq, lt, lte, or, sql } from "drizzle-orm";
+import { and, desc, eq, lt, lte, or, type SQL, sql } from "drizzle-orm";
 import type { Checkpoint } from "../chain/checkpoints.ts";
 import type { Head } from "../chain/client.ts";
 import { SECONDS_PER_DAY } from "../chain/contract.ts";
@@ -374,11 +374,16 @@ const retireOthers = (rows: object[], now: number) =>
       AND incarnation NOT IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
 
-/** An incarnation that a reorg brings back before its machine has ended keeps the machine, once two nodes show the purchase. */
+/** An incarnation whose token has gone to another one, and whose machine still runs. */
+const isRetiring = sql`(vms.current = 0 AND ${isAt(["running/retire", "expired/retire"])})`;
+
+/**
+ * An incarnation that a reorg brings back before its machine has ended keeps the machine, once two nodes show the purchase: by the
+ * word of one node, the present owner of the token would get the machine's key.
+ */
 const takeBack = (rows: object[], now: number) =>
-  sql`UPDATE vms SET current = 1, generation = generation + 1, wake_at = ${now + WAKE_AFTER_MS}
-    WHERE current = 0 AND ${isAt(["running/retire", "expired/retire"])}
-      AND incarnation IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
+  sql`UPDATE vms SET owner = ${ownerOf(sql`vms.token_id`)}, wake_at = ${now + WAKE_AFTER_MS}
+    WHERE ${isRetiring} AND incarnation IN (SELECT value->>'incarnation' FROM json_each(${JSON.stringify(rows)}))
     RETURNING incarnation, generation`;
 
 /** A new row starts at the first step. Any other incarnation that a reorg brings back starts over, with new keys. */
@@ -390,7 +395,7 @@ const upsertVms = (rows: object[], now: number) =>
       wake_at = excluded.wake_at, deadline = excluded.deadline, put_off = 0, created_at = excluded.created_at, expires_at = excluded.expires_at, check_at = excluded.check_at,
       ssh_host = NULL, ssh_port = NULL, ssh_private_key = NULL, running_at = NULL,
       expired_at = NULL, late_seconds = NULL, delivered_at = NULL, delivered_to = NULL, known_to_former = 0, acknowledged_at = NULL, fresh_owner = NULL, failure = NULL
-    WHERE current = 0
+    WHERE current = 0 AND NOT ${isRetiring}
     RETURNING incarnation, generation`;
 
 /** A transaction that a reorg moves to another block has another time: the row keeps its stage and takes the new times. */
@@ -401,13 +406,21 @@ const moveToBlock = (rows: object[], graceSeconds: number) =>
       FROM json_each(${JSON.stringify(rows)})) AS moved
     WHERE vms.incarnation = moved.incarnation AND (vms.block_number <> moved.block_number OR vms.created_at <> moved.created_at)`;
 
+/** The owner of a token by its last transfer, lower case. */
+function ownerOf(tokenId: SQL): SQL {
+  return sql`COALESCE((SELECT recipient FROM transfers WHERE token_id = ${tokenId} ORDER BY block_number DESC, log_index DESC LIMIT 1),
+    (SELECT buyer FROM purchases WHERE token_id = ${tokenId} AND orphaned = 0 ORDER BY block_number DESC LIMIT 1), '')`;
+}
+
+/** A purchase that a reorg has taken has no owner: the token's present owner may have it by a sale that no log has shown yet. */
+const ownerNow = sql`(CASE WHEN EXISTS (SELECT 1 FROM purchases WHERE purchases.incarnation = vms.incarnation AND orphaned = 1)
+  THEN '' ELSE latest.recipient END)`;
+
 export const refreshOwners = (tokenIds: number[]) =>
-  sql`UPDATE vms SET owner = latest.recipient FROM (
-      SELECT ids.value AS token_id, COALESCE(
-          (SELECT recipient FROM transfers WHERE token_id = ids.value ORDER BY block_number DESC, log_index DESC LIMIT 1),
-          (SELECT buyer FROM purchases WHERE token_id = ids.value AND orphaned = 0 ORDER BY block_number DESC LIMIT 1), '') AS recipient
+  sql`UPDATE vms SET owner = ${ownerNow} FROM (
+      SELECT ids.value AS token_id, ${ownerOf(sql`ids.value`)} AS recipient
       FROM json_each(${JSON.stringify(tokenIds)}) AS ids) AS latest
-    WHERE vms.current = 1 AND vms.token_id = latest.token_id AND vms.owner <> latest.recipient`;
+    WHERE vms.current = 1 AND vms.token_id = latest.token_id AND vms.owner <> ${ownerNow}`;
 
 const upsertRenewals = (rows: object[]) =>
   sql`INSERT INTO renewals (block_number, log_index, token_id, new_expiry)

@@ -1,10 +1,11 @@
 // A branch that the chain gives up again: nodes that are still on it show other purchases of the same tokens, and final
 // history alone says whose machine ends.
 import { runDurableObjectAlarm } from "cloudflare:test";
-import { encodeFunctionResult, type Hex, multicall3Abi, numberToHex } from "viem";
+import { encodeFunctionResult, type Hex, multicall3Abi, numberToHex, toEventSelector } from "viem";
 import { beforeEach, expect, test } from "vitest";
 import { readFinalToken } from "../../../src/chain/witness.ts";
-import { USDC_ADDRESS } from "../../world/addresses.ts";
+import { CONTRACT_ADDRESS, USDC_ADDRESS } from "../../world/addresses.ts";
+import { fixedHeaders } from "../../world/agent.ts";
 import { cancel } from "../../world/payer.ts";
 import { agent, chain, signPurchase } from "../chain.ts";
 import { buyAndFail, buyAndRun, type Deployment, deploy } from "../deployment.ts";
@@ -144,6 +145,13 @@ test("what a fork's node shows of a block is no final history, though two others
   await expect(readFinalToken(world.context.chain, tokenId)).rejects.toMatchObject({ code: "chain_unavailable" });
 });
 
+const TRANSFER = toEventSelector("event Transfer(address indexed from, address indexed to, uint256 indexed tokenId)");
+async function credentialsFor(owner: number, tokenId: unknown) {
+  const headers = await fixedHeaders(agent(owner), Number(tokenId));
+  const answer = await world.request(`/credentials/${tokenId}`, { headers });
+  return { status: answer.status, body: (await answer.json()) as Record<string, unknown> };
+}
+
 /** What nodes on a fork say of a transaction. */
 const forge = async (hash: Hex, result: unknown) => {
   const fault = { kind: "rewrite", method: "eth_getTransactionReceipt", includes: hash, result } as const;
@@ -151,6 +159,12 @@ const forge = async (hash: Hex, result: unknown) => {
 };
 const receiptOf = async (hash: Hex) =>
   JSON.stringify(await chain.reader.request({ method: "eth_getTransactionReceipt", params: [hash] }));
+/** A transaction's logs of the contract. */
+async function ofContract(hash: Hex, isMeant = (_topic: string) => true) {
+  const { logs } = JSON.parse(await receiptOf(hash)) as { logs: { address: string; topics: string[] }[] };
+  const isOf = ({ address }: { address: string }) => address.toLowerCase() === CONTRACT_ADDRESS.toLowerCase();
+  return logs.filter((one) => isOf(one) && isMeant(one.topics[0] ?? ""));
+}
 const inWord = (amount: bigint) => numberToHex(amount, { size: 32 }).slice(2);
 
 test("what a purchase is owed is its price in final history: by a fork's node, and one that calls its head final, it was ten times that", async () => {
@@ -224,4 +238,34 @@ test("a payment of ours is closed by final history, and not where a fork's node,
   await runDurableObjectAlarm(world.wallet);
   expect(await world.wallet.order({ ...order, owed: { payment } })).toMatchObject({ state: "final" });
   expect((await usdcOf(agent(2).address)) - had).toBe(500_000n);
+});
+
+test("one node on an abandoned branch gives nobody the machine of whoever had the token there: its key went to the token's buyer", async () => {
+  const first = await runFirst();
+  const { tx_hash: hash, token_id: tokenId } = first;
+  const seen = await ofContract(hash as Hex);
+  await takeToken();
+  await world.drain(isRunning(1));
+  world.sent.splice(0);
+  await chain.mine(2);
+  await addRpcFault({ kind: "rewrite", method: "eth_getLogs", includes: TRANSFER, result: seen });
+  await world.scan();
+  await clearRpcFaults();
+  const { status, body } = await credentialsFor(1, tokenId);
+  expect([status, body["host"], body["privateKey"]]).toEqual([202, undefined, undefined]);
+});
+
+test("a token that a reorg has given to somebody else, whose sale no log has shown yet, lets him in to no machine of before: he got its key", async () => {
+  const first = await runFirst();
+  const { token_id: tokenId } = first;
+  await chain.node.revert({ id: before });
+  await chain.mine(2);
+  const { txHash } = await world.buy(1);
+  const moved = await ofContract(txHash, (topic) => topic === TRANSFER);
+  await chain.mine(2);
+  await addRpcFault({ kind: "rewrite", method: "eth_getLogs", includes: TRANSFER, result: moved });
+  await world.scan();
+  const { status, body } = await credentialsFor(1, tokenId);
+  expect([status, body["host"], body["privateKey"]]).toEqual([503, undefined, undefined]);
+  await clearRpcFaults();
 });
