@@ -4,9 +4,7 @@ import { createRoute, z } from "@hono/zod-openapi";
 import { hexToBytes, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { Context } from "hono";
 import { getAddress } from "viem";
-import { readHead } from "../../../chain/client.ts";
 import { formatUsdc } from "../../../chain/contract.ts";
-import { askFirst } from "../../../chain/witness.ts";
 import { encrypt } from "../../../credentials/ecies.ts";
 import { giveSealed } from "../../../db/delivery.ts";
 import { loadPayment, movePayment, type Payment } from "../../../db/payments.ts";
@@ -36,10 +34,8 @@ import {
   findClaim,
   isStale,
   markSettled,
-  namesOf,
   PENDING_RETRY_AFTER,
   pending,
-  refuseStray,
   requestHash,
   requireSameRequest,
   requireWindow,
@@ -47,16 +43,7 @@ import {
   takeUp,
   verify,
 } from "../../payments/gate.ts";
-import { chargedOf, type Head, lookForUse, refusal } from "../../payments/use.ts";
-import {
-  type Demand,
-  paymentRequired,
-  readPayment,
-  receiptHeaders,
-  type Payment as Shown,
-  type Till,
-  tillOf,
-} from "../../payments/wire.ts";
+import { type Demand, paymentRequired, readPayment, receiptHeaders, type Till, tillOf } from "../../payments/wire.ts";
 import { pollAgainAfter } from "../../waits.ts";
 import {
   beganAt,
@@ -69,6 +56,7 @@ import {
 } from "../credentials.ts";
 import { paidErrorsOf, tokenIdSchema } from "../schemas.ts";
 import { discoveryOf, PAYMENT_HEADERS, paidRoute, settlingSchema } from "./shared.ts";
+import { misfit, type PaidFor, tellCharged, used } from "./turned-away.ts";
 
 const paidSchema = credentialsSchema
   .extend({ payment: z.object({ purchaseId: z.string(), amount: z.string(), transaction: z.string() }) })
@@ -131,16 +119,18 @@ export function mountPaidCredentials(app: Router): void {
     const checked = await checkPayment(c.var, till, payment, [demand]).catch(async (error: unknown) => {
       throw await misfit(c.var, till, payment, demand, error, now);
     });
-    const admission = await admit(c, tokenId, checked, now).catch(async (error: unknown) => {
-      throw await withCharged(c.var, till, checked, error);
-    });
+    const request = requestHash(`credentials/${tokenId}`);
+    const what = { request, tokenId: Number(tokenId) };
+    const turnAway = async (error: unknown) => {
+      throw await tellCharged(c.var, till, checked, what, error, now);
+    };
+    const admission = await admit(c, tokenId, checked, now).catch(turnAway);
     const { vm, door, view } = admission.sight;
     if (door === null || vm === null || vm.status === "provisioning" || vm.sshHost === null) {
       const age = vm === null ? null : view.blockTimestamp - beganAt(vm, config);
       c.header("Retry-After", String(pollAgainAfter(age, c.var.budget)));
       return c.json(await waitingBody(c.var, tokenId, vm, now), 202);
     }
-    const request = requestHash(`credentials/${tokenId}`);
     const known = await findClaim(c.var, checked);
     if (known !== null) requireSameRequest(known, checked, request);
     const answer = (row: Payment, key: GivenKey) => {
@@ -158,9 +148,8 @@ export function mountPaidCredentials(app: Router): void {
     }
     // Throws where there is no address to tell.
     credentialsBody(tokenId, door, NO_KEY, admission.owner);
-    const offer = await prepare(c.var, door, checked, admission, now);
+    const offer = await prepare(c.var, door, checked, admission, now).catch(turnAway);
     if (isServed) return answer(known, await handOver(c.var, door, offer, admission, { served: known }, now));
-    const what = { request, tokenId: Number(tokenId) };
     const paid = await takePayment(c.var, till, checked, what, { known, sight: admission.sight }, now);
     if ("pending" in paid) {
       c.header("Retry-After", PENDING_RETRY_AFTER);
@@ -172,44 +161,6 @@ export function mountPaidCredentials(app: Router): void {
     log("info", "credentials_paid", { tokenId, payment: row.id, sealed: key.privateKey === null });
     return answer(row, key);
   });
-}
-
-/** What is said to a payment that does not pay what is asked: its row's word, or the chain's. */
-async function misfit(
-  services: App["Variables"],
-  till: Till,
-  payment: Shown,
-  demand: Demand,
-  error: unknown,
-  now: number,
-): Promise<unknown> {
-  if (!(error instanceof AppError) || error.code !== "payment_required") return error;
-  const known = await loadPayment(services.db, namesOf(services.config, payment).id);
-  // A demand tells its payer to sign another one.
-  if (known !== null) return chargedOf(known) === "none" ? refusal(error, "none") : used(known);
-  return refuseStray(services, till, payment, demand, () => headOf(services), error, now);
-}
-
-async function headOf({ chain }: App["Variables"]): Promise<Head> {
-  const { number: blockNumber, timestamp: blockTimestamp } = await askFirst(chain, (node) => readHead(node));
-  return { blockNumber, blockTimestamp };
-}
-
-/** Whoever is turned away has to know whether another payment may be signed: its row says so, or the chain. */
-async function withCharged(services: App["Variables"], till: Till, checked: Checked, error: unknown): Promise<unknown> {
-  if (!(error instanceof AppError) || error.charged !== undefined) return error;
-  const known = await findClaim(services, checked);
-  if (known !== null) {
-    error.charged = chargedOf(known);
-    return error;
-  }
-  const look = async () => {
-    await requireRoom(services, "looks");
-    return lookForUse(services, till, checked, await headOf(services));
-  };
-  // Without a look it stays unknown.
-  if ((await look().catch(() => "unknown")) === "none") error.charged = "none";
-  return error;
 }
 
 type Admitted = {
@@ -298,7 +249,7 @@ async function takePayment(
   services: App["Variables"],
   till: Till,
   checked: Checked,
-  what: { request: string; tokenId: number },
+  what: PaidFor,
   { known, sight }: { known: Payment | null; sight: Sight },
   now: number,
 ): Promise<{ row: Payment } | { pending: Payment }> {
@@ -331,16 +282,6 @@ async function takePayment(
         : await settle(services, till, row, checked, now);
   return settled === null ? { pending: row } : { row: settled };
 }
-
-const used = (row: Payment): AppError =>
-  new AppError(
-    "payment_used",
-    "This payment was used before. GET /x402/purchases/{id} says what became of it; for the key again, send the owner's signature beside it.",
-    {
-      details: [{ purchaseId: row.id, state: row.state, transaction: row.settleTx }],
-      charged: chargedOf(row),
-    },
-  );
 
 /**
  * Hands out what was offered, in one write with the note that the payment was served. A sealed answer is not counted as the

@@ -7,10 +7,10 @@ import { buy } from "../../../../world/agent.ts";
 import { paymentHeaderV2, submit } from "../../../../world/payer.ts";
 import { parts } from "../../../bindings.ts";
 import { agent, chain } from "../../../chain.ts";
-import { type Deployment, deploy } from "../../../deployment.ts";
+import { buyAndRun, type Deployment, deploy } from "../../../deployment.ts";
 import { addFacilitatorFault } from "../../../faults.ts";
-import { ask, prepare } from "./paid-credentials.ts";
-import { computeBody, give, orderMachine, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
+import { ask, prepare, quote, v2 } from "./paid-credentials.ts";
+import { computeBody, give, orderMachine, playOn, post, quoteOf, signFor, signPurchaseOf, usdcOf } from "./till.ts";
 
 const PATH = "/x402/purchase-compute";
 let world: Deployment;
@@ -150,9 +150,47 @@ test("a payment for a token that nobody has, or somebody else, has moved nothing
   const { tokenId } = await buy(chain, agent(2), 0, 1);
   const others = await prepare(world, tokenId, 1);
   expect(await ask(world, tokenId, others.headers)).toMatchObject({ status: 403, body: { charged: "none" } });
-  // Somebody may have submitted it.
+  // Somebody has submitted it: it goes back.
+  const had = await usdcOf(agent(0).address);
   await submit(chain, agent(3), signed, USDC_ADDRESS);
-  expect(await ask(world, 999, headers)).toMatchObject({ status: 404, body: { charged: "unknown" } });
+  expect(await ask(world, 999, headers)).toMatchObject({ status: 404, body: { charged: "yes" } });
+  expect(await ask(world, 999, headers)).toMatchObject({ status: 404, body: { charged: "yes" } });
+  const [row] = await world.rows("SELECT * FROM payments");
+  expect(row).toMatchObject({ kind: "credentials", token_id: 999, state: "settled", step: "settle" });
+  world.passTime(601);
+  await chain.mine(4);
+  await playOn(world, async () => (await world.payment(String(row?.["id"])))["state"] === "refunded");
+  expect(await usdcOf(agent(0).address)).toBe(had);
+});
+
+test("a payment for a key that is not sold has moved nothing: it said unknown; one that somebody has submitted gets the key once it is", async () => {
+  const tokenId = await buyAndRun(world, 0);
+  const key = (await world.vm(tokenId))?.["ssh_private_key"];
+  await world.sql.prepare("UPDATE vms SET ssh_private_key = NULL").run();
+  const { headers, signed } = await prepare(world, tokenId);
+  expect(await ask(world, tokenId, headers)).toMatchObject({ status: 409, body: { charged: "none" } });
+  await submit(chain, agent(3), signed, USDC_ADDRESS);
+  expect(await ask(world, tokenId, headers)).toMatchObject({ status: 409, body: { charged: "yes" } });
+  await world.sql.prepare("UPDATE vms SET ssh_private_key = ?").bind(key).run();
+  await world.sql.prepare("UPDATE payments SET settled_at = settled_at - 30000").run();
+  expect(await ask(world, tokenId, headers)).toMatchObject({ status: 200 });
+});
+
+test("a payment under the identifier of one that was paid back is looked up itself: it said that nothing was charged", async () => {
+  const requirement = await quote(world, 999);
+  const identifier = `agent-${crypto.randomUUID()}`;
+  const sign = () => signFor(agent(0), requirement);
+  const [first, second] = [await sign(), await sign()];
+  for (const signed of [first, second]) {
+    await submit(chain, agent(3), signed, USDC_ADDRESS);
+    const answer = await ask(world, 999, v2(requirement, signed, identifier));
+    expect(answer).toMatchObject({ status: 404, body: { charged: "yes" } });
+    if (signed === second) break;
+    await world.sql
+      .prepare("UPDATE payments SET identifier = ?, state = 'refunded', step = 'idle'")
+      .bind(identifier)
+      .run();
+  }
 });
 
 test.each([
