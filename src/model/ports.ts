@@ -2,6 +2,7 @@
 // nothing.
 import { z } from "zod";
 import { log } from "../log.ts";
+import { parseJson } from "../parse-json.ts";
 import type { Status } from "./machine-life.ts";
 
 /**
@@ -66,12 +67,4 @@ function read<T>(text: string | null, schema: z.ZodType<T[]>, numbersOf: (ports:
   if (result.success && portsProblem(numbersOf(result.data)) === null) return result.data;
   log("error", "ports_unreadable");
   return [];
-}
-
-function parseJson(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }

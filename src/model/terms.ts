@@ -2,6 +2,7 @@
 // linked, and read whenever a machine is made for it, the first or a later one.
 import { z } from "zod";
 import { log } from "../log.ts";
+import { parseJson } from "../parse-json.ts";
 
 const schema = z.object({
   /** The payment's id. */
@@ -42,12 +43,9 @@ export const formatTerms = (terms: Terms): string => JSON.stringify(terms);
 /** Null for a purchase on the contract, and where the row can't be read: then it is made as for one. */
 export function readTerms({ incarnation, terms }: { incarnation: string; terms: string | null }): Terms | null {
   if (terms === null) return null;
-  try {
-    return schema.parse(JSON.parse(terms));
-  } catch {
-    log("error", "terms_unreadable", { incarnation });
-    return null;
-  }
+  const { data } = schema.safeParse(parseJson(terms));
+  if (data === undefined) log("error", "terms_unreadable", { incarnation });
+  return data ?? null;
 }
 
 /** What stands behind a machine whose token is ours. */

@@ -3,6 +3,7 @@ import type { z } from "zod";
 import { log } from "../../log.ts";
 import type { VendorName } from "../../model/stock.ts";
 import { inTurn } from "../../outbound.ts";
+import { parseJson } from "../../parse-json.ts";
 import { VendorError } from "./vendor.ts";
 
 const MAX_ANSWER_BYTES = 8_000_000;
@@ -142,13 +143,4 @@ export function quote(text: string, apiKey: string): string {
       .replace(/("?(?:default_password|password|user_data|env)"?\s*[:=]\s*)("[^"]*"|\{[^}]*\}|\S+)/gi, "$1[removed]")
       .slice(0, DETAIL_CHARS)
   );
-}
-
-function parseJson(text: string): unknown {
-  if (text === "") return null;
-  try {
-    return JSON.parse(text);
-  } catch {
-    return null;
-  }
 }
