@@ -23,6 +23,10 @@ export const HELD_DEADLINE_SECONDS = CAPTURE_SECONDS * 10;
 /** By which time of the chain the machine has to run, so that the payment can still be taken. */
 export const captureDeadline = (row: Pick<Payment, "validBefore">): number => row.validBefore - CAPTURE_SECONDS;
 
+/** The order's payment can't be taken any more, once a machine is there. `chainTime`: unix seconds of the chain. */
+export const isPastCapture = (row: Pick<Payment, "state" | "validBefore">, chainTime: number): boolean =>
+  row.state !== "settled" && chainTime > captureDeadline(row);
+
 /** What a token may cost us of what it was sold for, where the price has risen since its quote: the loss that we take. */
 export const MAX_RISE = 2n;
 

@@ -8,6 +8,7 @@ import {
   captureDeadline,
   HELD_DEADLINE_SECONDS,
   heldTokenEnds,
+  isPastCapture,
   MAX_RISE,
   orderSeconds,
   SIGNING_SECONDS,
@@ -30,10 +31,6 @@ import {
   WATCH_MS,
 } from "./turn.ts";
 
-/** The order's payment can't be taken any more, once a machine is there. */
-const isLate = (row: store.Order, chainTime: number): boolean =>
-  row.state !== "settled" && chainTime > captureDeadline(row);
-
 /** What was charged first goes back where no token can be had for it: its payer waits for no funds of ours, and no pause. */
 const isOwed = ({ now }: Context, { state, settledAt }: store.Order): boolean =>
   state === "settled" && now() > (settledAt ?? now()) + DELIVER_MS;
@@ -43,7 +40,7 @@ export async function chooseToken(context: Context, row: store.Order): Promise<T
   const { db, config, now } = context;
   const { tier, durationDays } = row;
   const head = await chainTime(db);
-  if (isLate(row, head) || isOwed(context, row)) return giveUp(context, row, "too_late");
+  if (isPastCapture(row, head) || isOwed(context, row)) return giveUp(context, row, "too_late");
   if (await isPaused(db, "provisioning")) return { waitSeconds: WALLET_WAIT_SECONDS };
   // What was used of a longer one is reckoned by the payment's time: an order whose payment is of another gets a new one.
   const inTime = row.validBefore - head;
@@ -70,7 +67,7 @@ export async function chooseToken(context: Context, row: store.Order): Promise<T
 export async function buy(context: Context, row: store.CostedOrder): Promise<Turn> {
   const { db, now } = context;
   const { tier, durationDays } = row;
-  const late = isLate(row, await chainTime(db));
+  const late = isPastCapture(row, await chainTime(db));
   const order = {
     kind: "purchase",
     // Each try is an order of its own.

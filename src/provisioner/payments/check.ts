@@ -6,7 +6,7 @@ import { canDeliver } from "../../chain/orders.ts";
 import { parsePublicKey } from "../../credentials/ssh-keys.ts";
 import * as store from "../../db/payments.ts";
 import { chainTime } from "../../db/vms.ts";
-import { authorizationOf, captureDeadline } from "../../model/payment.ts";
+import { authorizationOf, isPastCapture } from "../../model/payment.ts";
 import { TIERS } from "../../model/tiers.ts";
 import { type Context, operatorOf } from "../context.ts";
 import { walletOf } from "../wallet.ts";
@@ -24,7 +24,8 @@ export async function check(context: Context, row: store.Payment): Promise<Turn>
   if (use.state === "unclear") return { waitSeconds: BLOCK_SECONDS };
   // Two nodes that are behind its quote don't show yet what its payer had spent by then, or got.
   const isBehind = use.state === "unused" && use.blockNumber < (row.quotedBlock ?? 0);
-  if (isBehind && row.state !== "settled" && !(await isLate(context, row))) return { waitSeconds: BLOCK_SECONDS };
+  if (isBehind && row.state !== "settled" && !isPastCapture(row, await chainTime(db)))
+    return { waitSeconds: BLOCK_SECONDS };
   const problem = await problemOf(context, row, use);
   if (problem !== null) {
     // Somebody's transaction with it may be what a node has seen already that said no.
@@ -53,7 +54,7 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   if (row.sshPublicKey !== null && !isLine(row.sshPublicKey)) return "ssh_public_key";
   const signer = await authorizationSigner(chain, coinOf(config), authorization);
   if (signer === null) return "signature";
-  if (row.state !== "settled" && (await isLate(context, row))) return "too_late";
+  if (row.state !== "settled" && isPastCapture(row, await chainTime(db))) return "too_late";
   const { pricePerDay, active } = await agreedTier(context, tier);
   if (!active) return "tier_inactive";
   if (authorization.value !== pricePerDay * BigInt(durationDays) && !(await wasQuoted(context, row))) return "price";
@@ -71,9 +72,6 @@ async function problemOf(context: Context, row: store.Payment, use: Authorizatio
   const places = { contract: config.CONTRACT_ADDRESS, coin: config.USDC_ADDRESS, operator };
   return (await canDeliver(chain, trial, authorization.from, places)) ? null : "cannot_deliver";
 }
-
-const isLate = async ({ db }: Context, row: store.Payment): Promise<boolean> =>
-  (await chainTime(db)) > captureDeadline(row);
 
 /** As the edge stores a key that it has parsed, and nothing else. */
 function isLine(publicKey: string): boolean {
