@@ -21,7 +21,7 @@ export type Driven<Row> = {
 export async function runSteps<Row extends object>(
   context: Context,
   { load, step, send, tell }: Driven<Row>,
-  { generation: first, seen }: { generation: number; seen: boolean },
+  { generation: first, seen = false }: { generation: number; seen?: boolean | undefined },
 ): Promise<void> {
   let generation = first;
   let row: Row | null = await load(generation);

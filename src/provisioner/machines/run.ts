@@ -50,7 +50,7 @@ export const followMachine = (context: Context, { incarnation, generation, seen 
         fields: { status, attempt },
       }),
     },
-    { generation, seen: seen === true },
+    { generation, seen },
   );
 
 async function takeStep(context: Context, vm: TimedVm, wasSeen: boolean): Promise<Next> {

@@ -72,7 +72,7 @@ export const followPayment = (context: Context, job: { payment: string; generati
         context.config.JOBS.send({ kind: "payment", payment: job.payment, generation }, { delaySeconds }),
       tell: ({ id, step, state }) => ({ event: "payment_step", shared: { payment: id, step }, fields: { state } }),
     },
-    { generation: job.generation, seen: false },
+    job,
   );
 
 /** A row that its stage's columns contradict was written by somebody else: nothing is bought, taken or paid by it. */

@@ -17,7 +17,8 @@ import { findCharge, findPayee } from "./payee.ts";
 import { isNotOurs, levelOfWait, MAX_REVERTED_REFUNDS, REVERTED_WAIT_MS } from "./waits.ts";
 
 /** Refunds have no generation: each move is a compare-and-set on the state that it leaves. */
-export const GO_ON = { kind: "continue", generation: 0, seen: false } as const;
+export const GENERATION = 0;
+const GO_ON = { kind: "continue", generation: GENERATION } as const;
 
 /** What logs call it. */
 export const namesOf = ({ subject, kind, tokenId }: store.Refund) =>

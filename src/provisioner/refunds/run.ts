@@ -3,7 +3,7 @@ import { loadRefund, type Refund, type RefundKey } from "../../db/refunds.ts";
 import type { RefundState } from "../../model/refund-life.ts";
 import { type Context, DONE, type Next } from "../context.ts";
 import { runSteps } from "../run-steps.ts";
-import { begin, GO_ON, namesOf, pay } from "./pay.ts";
+import { begin, GENERATION, namesOf, pay } from "./pay.ts";
 
 const rest = async () => DONE;
 
@@ -30,5 +30,5 @@ export const followRefund = (context: Context, key: RefundKey): Promise<void> =>
         return { event: "refund_step", shared: { ...names, refund: kind }, fields: { state: row.state } };
       },
     },
-    GO_ON,
+    { generation: GENERATION },
   );
