@@ -103,8 +103,15 @@ export const notePaidByHand = (db: Database, payment: Payment, txHash: string, n
     payment,
     { state: "refunded", step: "idle", refundTx: txHash, endedAt: now },
     {
-      ...{ subject: payment.id, kind: "payment", tokenId: payment.tokenId, amount: payment.amount },
-      ...{ state: "paid", reason: "by_hand", txHash, createdAt: now, settledAt: now },
+      subject: payment.id,
+      kind: "payment",
+      tokenId: payment.tokenId,
+      amount: payment.amount,
+      state: "paid",
+      reason: "by_hand",
+      txHash,
+      createdAt: now,
+      settledAt: now,
     },
   );
 

@@ -1,5 +1,6 @@
 // The life of a payment by x402. A stage is `state/step`, and a phase where the columns of one pair tell two or three stages
 // apart: the state is where the money is, the step is what is done next. src/README.md draws this table.
+import type { Charged } from "../errors.ts";
 import { ForbiddenMove, type Life, requireMove } from "./lives.ts";
 
 /**
@@ -27,7 +28,6 @@ const STATES = {
 export type PaymentState = keyof typeof STATES;
 type StateFlag = "open" | "wanted" | "moved";
 export type WireState = (typeof STATES)[PaymentState]["wire"];
-export type Charged = (typeof STATES)[PaymentState]["charged"];
 
 export const paymentStates: Readonly<
   Record<PaymentState, { wire: WireState; charged: Charged } & { [F in StateFlag]?: true }>

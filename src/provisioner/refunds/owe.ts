@@ -74,10 +74,14 @@ export async function owePayment(context: Context, row: Payment): Promise<Turn> 
   // The wallet may have signed for it already.
   const begun = { state: "paying", reason: approved, recipient: getAddress(row.payer), txHash: row.refundTx } as const;
   const owing = row.state === "refunding" ? begun : byState;
-  const refund = {
-    ...({ subject: row.id, kind: "payment", tokenId: row.tokenId, amount: row.amount } as const),
+  const refund: NewRefund = {
+    subject: row.id,
+    kind: "payment",
+    tokenId: row.tokenId,
+    amount: row.amount,
     ...owing,
-    ...{ wakeAt: owing.state === "waiting" ? null : now(), createdAt: now() },
+    wakeAt: owing.state === "waiting" ? null : now(),
+    createdAt: now(),
   };
   const booked = await bookForPayment(db, row, { state: "refund_due", step: "idle", wakeAt: null }, refund);
   if (booked !== null || (await loadPayment(db, row.id))?.generation !== row.generation) return booked;
