@@ -2,7 +2,7 @@
 // money has run out. No honest payer is barred for that, and none loses money (hard cases 28 and 36).
 import { runDurableObjectAlarm } from "cloudflare:test";
 import { type Hex, parseAbi, toEventSelector } from "viem";
-import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
+import { generatePrivateKey, type PrivateKeyAccount, privateKeyToAccount } from "viem/accounts";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { USDC_ADDRESS } from "../../../world/addresses.ts";
 import { agent, chain, operator } from "../../chain.ts";
@@ -124,6 +124,14 @@ async function reorgTo(before: bigint): Promise<void> {
   await chain.dropAll();
   await chain.node.setAutomine(true);
 }
+/** The order ends after a minute, and its payer is not barred: with new money it is welcome. */
+async function expectFundsUndone(id: string, poor: PrivateKeyAccount): Promise<void> {
+  await chain.mine(20);
+  await twoMinutes(id);
+  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
+  await give(giver, poor.address, PRICE);
+  await expectWelcome(poor);
+}
 const captureComes = () => runDurableObjectAlarm(world.wallet);
 
 test("a capture that a reorg has put before its payer's own money is sent again: an honest payer was barred (seed 1568)", async () => {
@@ -141,11 +149,7 @@ test("a payer whose money a reorg has taken back gets no machine after a minute,
   const { id, poor, before } = await beforeCapture();
   await reorgTo(before);
   await captureComes();
-  await chain.mine(20);
-  await twoMinutes(id);
-  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
-  await give(giver, poor.address, PRICE);
-  await expectWelcome(poor);
+  await expectFundsUndone(id, poor);
 });
 
 test("a payer who spends the money before a capture that a reorg has taken back is barred at once, and stays so with new money", async () => {
@@ -190,11 +194,7 @@ test("a payer who spends some of the rest is not barred for what a reorg has tak
   await give(giver, poor.address, 1_000n);
   await give(poor, giver.address, 1_000n);
   await captureComes();
-  await chain.mine(20);
-  await twoMinutes(id);
-  expect(await world.payment(id)).toMatchObject({ state: "releasing", reason: "funds_undone" });
-  await give(giver, poor.address, PRICE);
-  await expectWelcome(poor);
+  await expectFundsUndone(id, poor);
 });
 
 test("what a payer has paid us for its other order is no spending either", async () => {
